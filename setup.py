@@ -139,6 +139,7 @@ class BuildKernels(build_ext):
             objects.append(static_cudart(nvcc))
             libraries += [] if msvc else ["rt", "pthread"]
             link_flags += ["-Wl,--exclude-libs,ALL"] if sys.platform.startswith("linux") else []
+        self.compiler.force = True  # the linker's own freshness check misses an object that left the list
         target = self.get_ext_fullpath(ext.name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self.compiler.link_shared_object(

@@ -1,0 +1,55 @@
+"""Backend cuda: hand-written CUDA C++ through zfkernels._C. This release has no kernels in it.
+
+What is here proves the ground they will stand on: the module is built by nvcc when there is one, loads without a driver,
+finds the devices, runs a kernel of its own on them, and says why it cannot serve.
+"""
+
+import torch
+
+DEVICES = ("cuda",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, and what would change that; None when it can."""
+    reason = device_problem()
+    if reason is not None:
+        return reason
+    return "zfkernels 0.1.0 has no CUDA kernels yet; use backend='cpu' on tensors in host memory"
+
+
+def device_problem() -> str | None:
+    """Why no CUDA device can run code of zfkernels._C: not built, no driver, no device; None when device 0 can."""
+    try:
+        from zfkernels import _C
+    except ImportError as error:
+        return f"the compiled module zfkernels._C cannot be imported ({error}); run: pip install -e ."
+    if not _C.built_with_cuda:
+        return (
+            "built without CUDA: nvcc was not found (or ZFKERNELS_CUDA=0) when zfkernels was installed; "
+            "install the CUDA toolkit and run: ZFKERNELS_CUDA=1 pip install --force-reinstall --no-deps ."
+        )
+    driver, runtime = _C.cuda_driver_version(), _C.cuda_runtime_version()
+    if driver == 0:
+        return "no CUDA device: no NVIDIA driver is loaded; install one, or use backend='cpu'"
+    try:
+        if _C.cuda_device_count() == 0:
+            return "no CUDA device: the driver lists none (CUDA_VISIBLE_DEVICES hides them?)"
+        _C.cuda_self_test(0)
+    except RuntimeError as error:
+        return f"no CUDA device: {error}; the driver supports CUDA {version(driver)}, zfkernels was built with {version(runtime)}"
+    return None
+
+
+def devices() -> list[dict[str, object]]:
+    """Each device that the driver shows: name, capability (major, minor), memory in bytes; [] where none can be used."""
+    if device_problem() is not None:
+        return []
+    from zfkernels import _C
+
+    return [_C.cuda_device(i) for i in range(_C.cuda_device_count())]
+
+
+def version(number: int) -> str:
+    """CUDA's 1000 * major + 10 * minor as "major.minor"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
