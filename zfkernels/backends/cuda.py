@@ -1,7 +1,7 @@
 """Backend cuda: hand-written CUDA C++ through zfkernels._C. This release has no kernels in it.
 
-What is here proves the ground they will stand on: the module is built by nvcc when there is one, loads without a driver,
-finds the devices, runs a kernel of its own on them, and says why it cannot serve.
+What is here proves the ground they will stand on: the module is built by nvcc when there is one, loads without a
+driver, finds the devices, and says why it cannot serve; `zfkernels info` runs a small kernel of the module on each.
 """
 
 import torch
@@ -19,7 +19,7 @@ def unavailable() -> str | None:
 
 
 def device_problem() -> str | None:
-    """Why no CUDA device can run code of zfkernels._C: not built, no driver, no device; None when device 0 can."""
+    """Why zfkernels._C cannot use a CUDA device: not built for it, no driver, no device; None when it can."""
     try:
         from zfkernels import _C
     except ImportError as error:
@@ -35,14 +35,14 @@ def device_problem() -> str | None:
     try:
         if _C.cuda_device_count() == 0:
             return "no CUDA device: the driver lists none (CUDA_VISIBLE_DEVICES hides them?)"
-        _C.cuda_self_test(0)
     except RuntimeError as error:
-        return f"no CUDA device: {error}; the driver supports CUDA {version(driver)}, zfkernels was built with {version(runtime)}"
+        built = f"the driver supports CUDA {version(driver)}, zfkernels was built with {version(runtime)}"
+        return f"no CUDA device: {error}; {built}"
     return None
 
 
 def devices() -> list[dict[str, object]]:
-    """Each device that the driver shows: name, capability (major, minor), memory in bytes; [] where none can be used."""
+    """The devices that can be used: name, capability (major, minor), memory in bytes of each."""
     if device_problem() is not None:
         return []
     from zfkernels import _C
