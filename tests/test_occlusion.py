@@ -1,0 +1,165 @@
+"""Occlusion maps against a naive loop, closed forms and hand-worked grids."""
+
+import pytest
+import torch
+from torch import nn
+
+from zfkernels.occlusion import occlusion_map
+
+
+def small_net(channels=3, classes=4):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, classes)
+    ).double()
+
+
+def picture(height, width, channels=3):
+    return torch.randn(channels, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def cover(image, box, fill):
+    top, left, bottom, right = box
+    covered = image.clone()
+    for channel in range(len(image)):
+        covered[channel, top:bottom, left:right] = fill[channel]
+    return covered
+
+
+@pytest.mark.parametrize("size", [(17, 29), (29, 17)])
+@pytest.mark.parametrize(
+    "patch, stride, batch_size", [(5, 3, 1), ((4, 7), (2, 7), 7), (6, 6, 1000), ((17, 17), 4, 3), (2, 1, 64)]
+)
+def test_equals_a_naive_loop(size, patch, stride, batch_size):
+    model, image, fill = small_net(), picture(*size), [0.5, -1.0, 2.0]
+    result = occlusion_map(
+        model, image, 2, patch=patch, stride=stride, fill=fill, layer="1", channel=3, batch_size=batch_size
+    )
+    (patch_h, patch_w), (stride_h, stride_w) = (v if isinstance(v, tuple) else (v, v) for v in (patch, stride))
+    height, width = size
+    tops, lefts = [0], [0]
+    while tops[-1] + patch_h < height:
+        tops.append(tops[-1] + stride_h)
+    while lefts[-1] + patch_w < width:
+        lefts.append(lefts[-1] + stride_w)
+    assert result.probability.shape == (len(tops), len(lefts))
+    for r, top in enumerate(tops):
+        for c, left in enumerate(lefts):
+            box = (top, left, min(top + patch_h, height), min(left + patch_w, width))
+            assert tuple(result.boxes[r, c].tolist()) == box
+            covered = cover(image, box, fill)[None]
+            logits = model(covered)[0]
+            torch.testing.assert_close(result.logit[r, c], logits[2], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(result.probability[r, c], logits.softmax(0)[2], rtol=1e-12, atol=1e-12)
+            assert result.label[r, c] == logits.argmax()
+            activity = model[:2](covered)[0, 3].sum()
+            torch.testing.assert_close(result.activity[r, c], activity, rtol=1e-12, atol=1e-12)
+
+
+def test_the_logit_of_a_linear_model_drops_by_the_sum_of_w_times_x_minus_fill():
+    height, width = 11, 19
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, 2)).double()
+    image, fill = picture(height, width), 0.25
+    result = occlusion_map(model, image, 1, patch=(4, 6), stride=(3, 5), fill=fill)
+    terms = model[1].weight[1].detach().reshape(3, height, width) * (image - fill)
+    for r, c in [(r, c) for r in range(result.logit.shape[0]) for c in range(result.logit.shape[1])]:
+        top, left, bottom, right = result.boxes[r, c].tolist()
+        drop = terms[:, top:bottom, left:right].sum()
+        torch.testing.assert_close(result.clear_logit - result.logit[r, c], drop, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("patch, stride", [(5, 5), (5, 2), ((3, 8), (3, 5)), (4, 4)])
+def test_every_pixel_is_covered_and_no_window_leaves_the_image(patch, stride):
+    boxes = occlusion_map(small_net(), picture(13, 22), 0, patch=patch, stride=stride).boxes
+    covered = torch.zeros(13, 22, dtype=torch.bool)
+    for top, left, bottom, right in boxes.reshape(-1, 4).tolist():
+        assert 0 <= top < bottom <= 13 and 0 <= left < right <= 22
+        covered[top:bottom, left:right] = True
+    assert covered.all()
+
+
+def test_height_and_width_are_not_swapped():
+    class CornerOnly(nn.Module):
+        def forward(self, images):
+            corner = images[:, :, 0, -1].sum(1)  # the top right pixel
+            return torch.stack([corner, -corner], dim=1)
+
+    image = torch.ones(3, 8, 20)
+    result = occlusion_map(CornerOnly(), image, 0, patch=4, stride=4, fill=0.0)
+    assert result.logit.shape == (2, 5)
+    expected = torch.full((2, 5), 3.0)
+    expected[0, 4] = 0.0
+    assert torch.equal(result.logit, expected)
+
+
+def test_by_default_the_target_is_the_clear_label_and_the_fill_the_mean_colour():
+    model, image = small_net(), picture(16, 24)
+    result = occlusion_map(model, image)
+    mean = image.mean(dim=(1, 2))
+    assert result.target == result.clear_label == int(model(image[None]).argmax())
+    again = occlusion_map(model, image, result.target, patch=3, stride=1, fill=mean)
+    assert torch.equal(result.logit, again.logit)
+    assert result.clear_probability == pytest.approx(model(image[None]).softmax(1)[0, result.target].item(), rel=1e-12)
+
+
+def test_an_image_as_fill_is_pasted_in_place():
+    model, image = small_net(), picture(9, 12)
+    assert torch.all(occlusion_map(model, image, 1, patch=3, fill=image).logit - model(image[None])[0, 1] == 0)
+
+
+def test_the_strongest_map_of_the_clear_image_is_summed():
+    model, image = small_net(), picture(9, 12)
+    maps = model[:2](image[None])[0]
+    result = occlusion_map(model, image, 0, patch=3, layer="1")
+    assert result.channel == int(maps.amax(dim=(1, 2)).argmax())
+    assert result.clear_activity == pytest.approx(maps[result.channel].sum().item(), rel=1e-12)
+    assert occlusion_map(model, image, 0, patch=3).activity is None
+
+
+def test_dropout_is_off_during_the_run_and_each_training_flag_is_put_back():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 6 * 6, 2), nn.Identity()).double()
+    model[3].eval()
+    image = picture(6, 6)
+    first, second = occlusion_map(model, image, 0, patch=2), occlusion_map(model, image, 0, patch=2)
+    assert torch.equal(first.logit, second.logit)
+    assert [module.training for module in model] == [True, True, True, False]
+    assert not model[0]._forward_hooks
+
+
+def test_the_image_is_left_as_it_was():
+    image = picture(6, 8)
+    before = image.clone()
+    occlusion_map(small_net(), image, 0, patch=2, fill=9.0)
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"image": [[1.0]]}, TypeError, "image must be a torch.Tensor"),
+        ({"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}, TypeError, "image must be of a floating dtype"),
+        ({"image": torch.zeros(2, 3, 8, 8)}, ValueError, "image must be one image"),
+        ({"image": torch.zeros(3, 0, 8)}, ValueError, "image must be one image"),
+        ({"target": 4}, ValueError, r"target must be a class in 0..3, got 4"),
+        ({"target": -1}, ValueError, "target must be a class"),
+        ({"target": True}, ValueError, "target must be a class"),
+        ({"patch": 0}, ValueError, "patch must be a positive int or a pair"),
+        ({"patch": (2, 2, 2)}, ValueError, "patch must be"),
+        ({"patch": 2.0}, ValueError, "patch must be"),
+        ({"patch": (9, 4)}, ValueError, r"patch \(9, 4\) is larger than the image \(8, 8\)"),
+        ({"stride": 3}, ValueError, "stride .* is larger than the patch"),
+        ({"stride": 0}, ValueError, "stride must be"),
+        ({"fill": "grey"}, TypeError, "fill must be a number"),
+        ({"fill": [1.0, 2.0]}, ValueError, "fill must be a number, 3 numbers"),
+        ({"layer": "conv9"}, ValueError, "layer 'conv9' is no submodule of the model; choose one of: 0, 1"),
+        ({"layer": "3"}, ValueError, "layer '3' must give maps"),
+        ({"layer": "1", "channel": 6}, ValueError, r"channel must be a map of 1 in 0..5, got 6"),
+        ({"channel": 1}, ValueError, "channel 1 needs a layer"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a positive int"),
+        ({"model": nn.Conv2d(3, 2, 3)}, ValueError, "model must give logits"),
+    ],
+)
+def test_wrong_calls_name_the_argument(change, error, words):
+    call = {"model": small_net().float(), "image": torch.zeros(3, 8, 8), "target": 0, "patch": 2} | change
+    with pytest.raises(error, match=words):
+        occlusion_map(**call)

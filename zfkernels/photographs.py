@@ -1,0 +1,140 @@
+"""A small data set of photographs that needs no network: the ones scikit-image carries inside its wheel.
+
+One photograph is one class. Crops are square, drawn at random places and scales, and resized to the side a network wants.
+A photograph is divided into square cells, a third of its shorter side each, and every fifth cell is held out:
+
+    . . H .        training crops touch no pixel of a held-out cell;
+    H . . .        held-out crops lie wholly inside one.
+    . . . H
+
+A crop is cut from the original pixels before it is resized, so no filter carries a pixel across a cell's border.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+CLASSES = {
+    "astronaut": "astronaut.png",
+    "brick": "brick.png",
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "coins": "coins.png",
+    "galaxies": "hubble_deep_field.jpg",
+    "grass": "grass.png",
+    "gravel": "gravel.png",
+    "motorcycle": "motorcycle_left.png",
+    "page": "page.png",
+    "retina": "retina.jpg",
+    "tissue": "ihc.png",
+}
+CELLS_ACROSS = 3  # the shorter side of a photograph, in cells
+SMALLEST_CROP = 0.75  # the smallest crop's side, in cells; the largest is one cell
+
+
+def load_photograph(name: str) -> np.ndarray:
+    """The photograph of class `name` as uint8 (height, width, 3), read from scikit-image's installed files."""
+    from PIL import Image
+
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the photographs come with scikit-image; pip install 'zfkernels[demo]'", name="skimage"
+        )
+    path = Path(spec.submodule_search_locations[0]) / "data" / CLASSES[name]
+    if not path.exists():
+        raise FileNotFoundError(f"this scikit-image does not carry {path.name}; pip install -U 'zfkernels[demo]'")
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def held_out_cells(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Boxes (top, left, bottom, right; half-open) of the cells that training never sees."""
+    side = min(height, width) // CELLS_ACROSS
+    rows, columns = height // side, width // side
+    return [
+        (row * side, column * side, (row + 1) * side, (column + 1) * side)
+        for row in range(rows)
+        for column in range(columns)
+        if (column + 2 * row) % 5 == 2
+    ]
+
+
+def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    """Whether two half-open boxes share a pixel."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@dataclass
+class Crops:
+    """Crops and where they come from. Crop i is photographs[labels[i]][top:bottom, left:right] with boxes[i] the corners."""
+
+    images: torch.Tensor  # uint8 (N, 3, side, side)
+    labels: torch.Tensor  # int64 (N,)
+    boxes: torch.Tensor  # int64 (N, 4): top, left, bottom, right in the photograph's pixels, half-open
+
+
+class Photographs:
+    """The photographs of `classes`, and random crops of `side` pixels from their training or held-out cells."""
+
+    def __init__(self, side: int, classes: tuple[str, ...] = tuple(CLASSES)):
+        self.side = side
+        self.classes = tuple(classes)
+        self.pixels = [load_photograph(name) for name in self.classes]
+        self.cells = [held_out_cells(*pixels.shape[:2]) for pixels in self.pixels]
+
+    def training_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
+        """`per_class` crops a class that touch no held-out cell, in random order."""
+        crops = self._crops(per_class, generator, held_out=False)
+        order = torch.from_numpy(generator.permutation(len(crops.labels)))
+        return Crops(crops.images[order], crops.labels[order], crops.boxes[order])
+
+    def held_out_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
+        """`per_class` crops a class, each wholly inside a held-out cell, in the order of the classes."""
+        return self._crops(per_class, generator, held_out=True)
+
+    def resize(self, pixels: np.ndarray) -> torch.Tensor:
+        """(height, width, 3) to a uint8 (3, side, side) tensor, antialiased."""
+        from PIL import Image
+
+        resized = Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+    def _crops(self, per_class: int, generator: np.random.Generator, held_out: bool) -> Crops:
+        images, labels, boxes = [], [], []
+        for label, (pixels, cells) in enumerate(zip(self.pixels, self.cells, strict=True)):
+            for _ in range(per_class):
+                draw = _box_in_a_cell if held_out else _box_outside_the_cells
+                top, left, bottom, right = box = draw(pixels.shape[:2], cells, generator)
+                images.append(self.resize(pixels[top:bottom, left:right]))
+                labels.append(label)
+                boxes.append(box)
+        return Crops(torch.stack(images), torch.tensor(labels), torch.tensor(boxes))
+
+
+def _side(shape: tuple[int, int], generator: np.random.Generator) -> int:
+    cell = min(shape) // CELLS_ACROSS
+    return int(generator.integers(round(SMALLEST_CROP * cell), cell + 1))
+
+
+def _box_in_a_cell(shape, cells, generator) -> tuple[int, int, int, int]:
+    cell_top, cell_left, cell_bottom, cell_right = cells[generator.integers(len(cells))]
+    side = _side(shape, generator)
+    top = int(generator.integers(cell_top, cell_bottom - side + 1))
+    left = int(generator.integers(cell_left, cell_right - side + 1))
+    return top, left, top + side, left + side
+
+
+def _box_outside_the_cells(shape, cells, generator) -> tuple[int, int, int, int]:
+    while True:
+        side = _side(shape, generator)
+        top = int(generator.integers(0, shape[0] - side + 1))
+        left = int(generator.integers(0, shape[1] - side + 1))
+        box = (top, left, top + side, left + side)
+        if not any(overlap(box, cell) for cell in cells):
+            return box
