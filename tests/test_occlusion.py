@@ -28,7 +28,7 @@ def cover(image, box, fill):
 
 @pytest.mark.parametrize("size", [(17, 29), (29, 17)])
 @pytest.mark.parametrize(
-    "patch, stride, batch_size", [(5, 3, 1), ((4, 7), (2, 7), 7), (6, 6, 1000), ((17, 17), 4, 3), (2, 1, 64)]
+    ("patch", "stride", "batch_size"), [(5, 3, 1), ((4, 7), (2, 7), 7), (6, 6, 1000), ((17, 17), 4, 3), (2, 1, 64)]
 )
 def test_equals_a_naive_loop(size, patch, stride, batch_size):
     model, image, fill = small_net(), picture(*size), [0.5, -1.0, 2.0]
@@ -68,12 +68,13 @@ def test_the_logit_of_a_linear_model_drops_by_the_sum_of_w_times_x_minus_fill():
         torch.testing.assert_close(result.clear_logit - result.logit[r, c], drop, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("patch, stride", [(5, 5), (5, 2), ((3, 8), (3, 5)), (4, 4)])
+@pytest.mark.parametrize(("patch", "stride"), [(5, 5), (5, 2), ((3, 8), (3, 5)), (4, 4)])
 def test_every_pixel_is_covered_and_no_window_leaves_the_image(patch, stride):
     boxes = occlusion_map(small_net(), picture(13, 22), 0, patch=patch, stride=stride).boxes
     covered = torch.zeros(13, 22, dtype=torch.bool)
     for top, left, bottom, right in boxes.reshape(-1, 4).tolist():
-        assert 0 <= top < bottom <= 13 and 0 <= left < right <= 22
+        assert 0 <= top < bottom <= 13
+        assert 0 <= left < right <= 22
         covered[top:bottom, left:right] = True
     assert covered.all()
 
@@ -134,7 +135,7 @@ def test_the_image_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "change, error, words",
+    ("change", "error", "words"),
     [
         ({"image": [[1.0]]}, TypeError, "image must be a torch.Tensor"),
         ({"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}, TypeError, "image must be of a floating dtype"),

@@ -47,11 +47,11 @@ def occlusion_map(
     """Slide a covering window over `image` and record what `model` says at each position.
 
     Window (r, c) covers rows [r*stride, r*stride + patch) and columns likewise, height before width. There are
-    ceil((size - patch) / stride) + 1 positions along each side: the last window reaches the image's edge and is cut there,
-    so every pixel is covered at least once and no window lies outside.
+    ceil((size - patch) / stride) + 1 positions along each side: the last window reaches the image's edge and is cut
+    there, so every pixel is covered at least once and no window lies outside.
 
     Args:
-        model: any module from images (N, C, H, W) to logits (N, classes). It runs in evaluation mode and is put back after.
+        model: any module from images (N, C, H, W) to logits (N, classes); run in evaluation mode and then put back.
         image: (C, H, W) or (1, C, H, W), as the model takes it (normalised), on the model's device.
         target: the class whose probability is recorded; the most probable one of the clear image when None.
         patch: the window, int or (height, width); a fifth of the image's shorter side when None.
@@ -67,7 +67,7 @@ def occlusion_map(
         TypeError: for an image or fill of the wrong type.
     """
     image = _check_image(image)
-    channels, height, width = image.shape
+    height, width = image.shape[1:]
     patch_h, patch_w = _pair("patch", patch, max(1, min(height, width) // 5))
     if patch_h > height or patch_w > width:
         raise ValueError(f"patch {(patch_h, patch_w)} is larger than the image {(height, width)}")
@@ -175,7 +175,8 @@ def _check_fill(fill: float | Sequence[float] | torch.Tensor | None, image: torc
         cover = cover[:, None, None]
     if cover.dim() != 0 and tuple(cover.shape) not in ((channels, 1, 1), tuple(image.shape)):
         raise ValueError(
-            f"fill must be a number, {channels} numbers or of shape {tuple(image.shape)}, got shape {tuple(cover.shape)}"
+            f"fill must be a number, {channels} numbers or of shape {tuple(image.shape)}, "
+            f"got shape {tuple(cover.shape)}"
         )
     return cover.expand(image.shape)
 

@@ -1,7 +1,7 @@
 """A small data set of photographs that needs no network: the ones scikit-image carries inside its wheel.
 
-One photograph is one class. Crops are square, drawn at random places and scales, and resized to the side a network wants.
-A photograph is divided into square cells, a third of its shorter side each, and every fifth cell is held out:
+One photograph is one class. Crops are square, drawn at random places and scales, and resized to the side a network
+wants. A photograph is divided into square cells, a third of its shorter side each, and every fifth cell is held out:
 
     . . H .        training crops touch no pixel of a held-out cell;
     H . . .        held-out crops lie wholly inside one.
@@ -72,11 +72,11 @@ def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
 
 @dataclass
 class Crops:
-    """Crops and where they come from. Crop i is photographs[labels[i]][top:bottom, left:right] with boxes[i] the corners."""
+    """Crops, and the places they were cut from."""
 
     images: torch.Tensor  # uint8 (N, 3, side, side)
     labels: torch.Tensor  # int64 (N,)
-    boxes: torch.Tensor  # int64 (N, 4): top, left, bottom, right in the photograph's pixels, half-open
+    boxes: torch.Tensor  # int64 (N, 4): top, left, bottom, right in pixels of photograph labels[i]; half-open
 
 
 class Photographs:
