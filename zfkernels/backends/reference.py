@@ -1,0 +1,234 @@
+"""The reference: NumPy, float64, plain loops over a window's taps and slices of a map.
+
+It is the text that a reader checks the formulas against, and the oracle of every test. Inputs are converted to float64,
+results rounded once to the input's dtype. Where a value is compared after rounding (the fused layer's pooling) or an
+op is a composition, the parts are literally composed.
+
+Names: n image, c or i input channel, o output channel; (kh, kw) a tap, the offset inside a window; s stride; p padding.
+Tap (kh, kw) of window (i, j) is the padded map's pixel (i*s + kh, j*s + kw).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here; None, for it always can."""
+    return None
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+def _bytes(switches: Tensor) -> np.ndarray:
+    return switches.detach().to("cpu").numpy()
+
+
+def _tensor(
+    array: np.ndarray, like: Tensor, dtype: torch.dtype | None = None, memory_format=torch.channels_last
+) -> Tensor:
+    """`array` rounded to `like`'s dtype (or `dtype`) on `like`'s device."""
+    out = torch.empty(array.shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    return out.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _pad(x: np.ndarray, padding, size, value) -> np.ndarray:
+    """x with `padding` above and on the left, on a canvas of at least `size`, filled with `value`."""
+    height, width = max(size[0], x.shape[2] + 2 * padding[0]), max(size[1], x.shape[3] + 2 * padding[1])
+    canvas = np.full((*x.shape[:2], height, width), value, x.dtype)
+    canvas[:, :, padding[0] : padding[0] + x.shape[2], padding[1] : padding[1] + x.shape[3]] = x
+    return canvas
+
+
+def _crop(canvas: np.ndarray, padding, size) -> np.ndarray:
+    return canvas[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+
+
+def _tap(canvas: np.ndarray, kh, kw, stride, windows) -> np.ndarray:
+    """The pixels under tap (kh, kw) of every window, as a view of shape (n, c, *windows)."""
+    rows = slice(kh, kh + (windows[0] - 1) * stride[0] + 1, stride[0])
+    columns = slice(kw, kw + (windows[1] - 1) * stride[1] + 1, stride[1])
+    return canvas[:, :, rows, columns]
+
+
+def _extent(windows, kernel, stride) -> tuple[int, int]:
+    """The size of the canvas that `windows` windows cover."""
+    return (windows[0] - 1) * stride[0] + kernel[0], (windows[1] - 1) * stride[1] + kernel[1]
+
+
+# Convolution
+
+
+def conv2d(x, weight, bias, stride, padding, relu):
+    """y[n,o,i,j] = bias[o] + sum over c,kh,kw of w[o,c,kh,kw] x[n,c, i*s+kh-p, j*s+kw-p]; then max(0, y) if relu."""
+    a, w = _array(x), _array(weight)
+    kernel = w.shape[2:]
+    windows = tuple((a.shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1))
+    canvas = _pad(a, padding, (0, 0), 0.0)
+    y = np.zeros((a.shape[0], w.shape[0], *windows))
+    for kh in range(kernel[0]):
+        for kw in range(kernel[1]):
+            y += np.einsum("oc,ncij->noij", w[:, :, kh, kw], _tap(canvas, kh, kw, stride, windows), optimize=True)
+    if bias is not None:
+        y += _array(bias)[:, None, None]
+    return _tensor(np.maximum(y, 0) if relu else y, x)
+
+
+def conv_transpose2d(y, weight, stride, padding, output_size, rectify):
+    """x[n,c, i*s+kh-p, j*s+kw-p] += sum over o of w[o,c,kh,kw] max(0, y[n,o,i,j]), for every window (i,j) and tap."""
+    b, w = _array(y), _array(weight)
+    if rectify:
+        b = np.maximum(b, 0)
+    windows, kernel = b.shape[2:], w.shape[2:]
+    canvas = np.zeros((b.shape[0], w.shape[1], output_size[0] + 2 * padding[0], output_size[1] + 2 * padding[1]))
+    for kh in range(kernel[0]):
+        for kw in range(kernel[1]):
+            tap = _tap(canvas, kh, kw, stride, windows)
+            tap += np.einsum("oc,noij->ncij", w[:, :, kh, kw], b, optimize=True)
+    return _tensor(_crop(canvas, padding, output_size), y)
+
+
+def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias):
+    """gw[o,c,kh,kw] = sum over n,i,j of g[n,o,i,j] x[n,c, i*s+kh-p, j*s+kw-p]; gb[o] = sum over n,i,j of g[n,o,i,j]."""
+    a, b = _array(x), _array(g)
+    canvas = _pad(a, padding, (0, 0), 0.0)
+    gw = np.zeros((b.shape[1], a.shape[1], *kernel_size))
+    for kh in range(kernel_size[0]):
+        for kw in range(kernel_size[1]):
+            tap = _tap(canvas, kh, kw, stride, b.shape[2:])
+            gw[:, :, kh, kw] = np.einsum("noij,ncij->oc", b, tap, optimize=True)
+    gb = _tensor(b.sum((0, 2, 3)), x, memory_format=torch.contiguous_format) if with_bias else None
+    return _tensor(gw, x, memory_format=torch.contiguous_format), gb
+
+
+# Pooling
+
+
+def max_pool2d(x, kernel_size, stride, padding, output_size):
+    """The first maximum of each window in row-major order; NaN is the maximum, and the first NaN wins."""
+    a = _array(x)
+    size = _extent(output_size, kernel_size, stride)
+    canvas = _pad(a, padding, size, 0.0)
+    on_map = _pad(np.ones(a.shape, bool), padding, size, False)
+    best = np.zeros((*a.shape[:2], *output_size))
+    switches = np.zeros(best.shape, np.uint8)
+    empty = np.ones(best.shape, bool)
+    for kh in range(kernel_size[0]):
+        for kw in range(kernel_size[1]):
+            value = _tap(canvas, kh, kw, stride, output_size)
+            greater = (value > best) | (np.isnan(value) & ~np.isnan(best))
+            wins = _tap(on_map, kh, kw, stride, output_size) & (empty | greater)
+            best[wins] = value[wins]
+            switches[wins] = kh * kernel_size[1] + kw
+            empty &= ~wins
+    return _tensor(best, x), _tensor(switches, x, torch.uint8)
+
+
+def _check_switches(switches, kernel_size, stride, padding, size) -> None:
+    """Every switch must point into its own window (below KH*KW) and onto the map of (height, width) `size`."""
+    s = switches.astype(np.int64)
+    i, j = np.indices(s.shape)[2:]
+    row = i * stride[0] + s // kernel_size[1] - padding[0]
+    column = j * stride[1] + s % kernel_size[1] - padding[1]
+    wrong = (s >= kernel_size[0] * kernel_size[1]) | (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
+    if wrong.any():
+        place = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"switches must point into their own {kernel_size} window and onto the {tuple(size)} map, "
+            f"got {int(s[place])} at {place}"
+        )
+
+
+def max_unpool2d(y, switches, kernel_size, stride, padding, output_size):
+    """x[n,c, i*s+kh-p, j*s+kw-p] += y[n,c,i,j] for every window (i,j), (kh,kw) being its switch."""
+    b, s = _array(y), _bytes(switches)
+    _check_switches(s, kernel_size, stride, padding, output_size)
+    windows = b.shape[2:]
+    extent = _extent(windows, kernel_size, stride)
+    canvas = np.zeros((*b.shape[:2], *(max(extent[d], output_size[d] + 2 * padding[d]) for d in (0, 1))))
+    for kh in range(kernel_size[0]):
+        for kw in range(kernel_size[1]):
+            tap = _tap(canvas, kh, kw, stride, windows)
+            tap += np.where(s == kh * kernel_size[1] + kw, b, 0.0)
+    return _tensor(_crop(canvas, padding, output_size), y)
+
+
+def max_unpool2d_backward(g, switches, kernel_size, stride, padding):
+    """gy[n,c,i,j] = g[n,c, i*s+kh-p, j*s+kw-p], (kh,kw) being window (i,j)'s switch."""
+    a, s = _array(g), _bytes(switches)
+    _check_switches(s, kernel_size, stride, padding, a.shape[2:])
+    windows = s.shape[2:]
+    canvas = _pad(a, padding, _extent(windows, kernel_size, stride), 0.0)
+    gy = np.zeros(s.shape)
+    for kh in range(kernel_size[0]):
+        for kw in range(kernel_size[1]):
+            here = s == kh * kernel_size[1] + kw
+            gy[here] = _tap(canvas, kh, kw, stride, windows)[here]
+    return _tensor(gy, g)
+
+
+# Contrast normalisation
+
+
+def _windows(channels: int, size: int) -> list[slice]:
+    """W(c) = {c - size//2, ..., c - size//2 + size - 1}, cut to the maps that exist, for every c."""
+    return [slice(max(0, c - size // 2), min(channels, c - size // 2 + size)) for c in range(channels)]
+
+
+def _difference_and_scale(x, size, alpha, k, center):
+    """d (x, less its window's mean if `center`) and s_c = k + alpha/size * sum over j in W(c) of d_j^2."""
+    d, s = x.copy(), np.empty_like(x)
+    for c, window in enumerate(_windows(x.shape[1], size)):
+        if center:
+            d[:, c] -= x[:, window].mean(1)
+    for c, window in enumerate(_windows(x.shape[1], size)):
+        s[:, c] = k + alpha / size * np.square(d[:, window]).sum(1)
+    return d, s
+
+
+def contrast_norm(x, size, alpha, beta, k, center):
+    """y_c = d_c s_c^(-beta)."""
+    d, s = _difference_and_scale(_array(x), size, alpha, k, center)
+    return _tensor(d * s**-beta, x)
+
+
+def contrast_norm_backward(g, x, size, alpha, beta, k, center):
+    """gd_j = g_j s_j^(-beta) - 2 alpha beta / size * d_j * sum over {c : j in W(c)} of g_c d_c s_c^(-beta-1).
+
+    gx is gd, less, if `center`, the sum over {c : j in W(c)} of gd_c / |W(c)|.
+    """
+    b = _array(g)
+    d, s = _difference_and_scale(_array(x), size, alpha, k, center)
+    t = b * d * s ** (-beta - 1)
+    sums = np.zeros_like(t)
+    for c, window in enumerate(_windows(d.shape[1], size)):
+        sums[:, window] += t[:, c, None]
+    gd = b * s**-beta - 2 * alpha * beta / size * d * sums
+    gx = gd.copy()
+    if center:
+        for c, window in enumerate(_windows(d.shape[1], size)):
+            gx[:, window] -= gd[:, c, None] / (window.stop - window.start)
+    return _tensor(gx, x)
+
+
+# Whole layers: the parts, composed
+
+
+def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size):
+    """max_pool2d(conv2d(x)); the convolution's result is rounded to x's dtype before a window compares it."""
+    y = conv2d(x, weight, bias, stride, padding, True)
+    return max_pool2d(y, pool_kernel, pool_stride, pool_padding, output_size)
+
+
+def max_unpool2d_relu_conv_transpose2d(
+    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify
+):
+    """conv_transpose2d(max_unpool2d(y, switches))."""
+    size = tuple((output_size[d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in (0, 1))
+    unpooled = max_unpool2d(y, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv_transpose2d(unpooled, weight, stride, padding, output_size, rectify)

@@ -1,0 +1,127 @@
+"""The checks that the public functions share: each raises before any kernel runs, naming the argument, the value
+given and what was expected.
+
+Types and dtypes raise TypeError, shapes, values and devices ValueError, a backend that cannot do it RuntimeError.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import window
+
+FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+LARGEST_WINDOW = 256  # a switch is one byte
+
+
+def tensor(name: str, value: object, axes: str) -> None:
+    """`value` must be a dense floating-point tensor with one dimension a letter of `axes`, none of them empty but N."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16, got {value.dtype}")
+    dense(name, value)
+    shape(name, value, axes)
+
+
+def dense(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}; use {name}.to_dense()")
+
+
+def shape(name: str, value: Tensor, axes: str) -> None:
+    axis_names = axes.split()
+    if value.ndim != len(axis_names):
+        hint = f"; add a batch dimension with {name}[None]" if axis_names[0] == "N" and value.ndim == 3 else ""
+        raise ValueError(
+            f"{name} must have {len(axis_names)} dimensions ({', '.join(axis_names)}), "
+            f"got shape {tuple(value.shape)}{hint}"
+        )
+    for axis, size in zip(axis_names, value.shape, strict=True):
+        if size == 0 and axis != "N":
+            raise ValueError(f"{name} must have {axis} >= 1, got shape {tuple(value.shape)}; only N may be 0")
+
+
+def alike(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    """`value` must have `first`'s dtype and device."""
+    if value.dtype != first.dtype:
+        raise TypeError(f"{name} must have {first_name}'s dtype, {first.dtype}, got {value.dtype}")
+    same_device(name, value, first_name, first)
+
+
+def same_device(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    if value.device != first.device:
+        raise ValueError(f"{name} must be on {first_name}'s device, {first.device}, got {value.device}")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def number(name: str, value: object) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def pool_window(kernel_size, stride, padding, prefix: str = "") -> tuple:
+    """A pooling's kernel, stride (default: the kernel) and padding as pairs; at most 256 pixels, half of it padding."""
+    names = (
+        (f"{prefix}kernel", f"{prefix}stride", f"{prefix}padding") if prefix else ("kernel_size", "stride", "padding")
+    )
+    kernel = window.pair(names[0], kernel_size, 1)
+    stride = kernel if stride is None else window.pair(names[1], stride, 1)
+    padding = window.pair(names[2], padding, 0)
+    if kernel[0] * kernel[1] > LARGEST_WINDOW:
+        raise ValueError(
+            f"{names[0]} must cover at most {LARGEST_WINDOW} pixels, for a switch is one byte; got {kernel}"
+        )
+    if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
+        raise ValueError(f"{names[2]} must be at most half of {names[0]}, {kernel}, got {padding}")
+    return kernel, stride, padding
+
+
+def switches(value: object, y: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"switches must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not torch.uint8:
+        raise TypeError(f"switches must have dtype uint8, as max_pool2d_with_switches returns them, got {value.dtype}")
+    dense("switches", value)
+    if value.shape != y.shape:
+        raise ValueError(f"switches must have y's shape, {tuple(y.shape)}, got {tuple(value.shape)}")
+    same_device("switches", value, "y", y)
+
+
+def backend(name: str | None, value: Tensor) -> str:
+    """The name of the backend to use, which serves `value`'s device and dtype."""
+    device = value.device.type
+    name = backends.choose(name, device)
+    chosen = backends.module(name)
+    if device not in chosen.DEVICES and device != "meta":
+        raise RuntimeError(
+            f"backend {name!r} does not serve device {device!r}, only {', '.join(chosen.DEVICES)}; "
+            "move the tensors or choose another backend"
+        )
+    if value.dtype not in chosen.DTYPES:
+        served = ", ".join(str(dtype).removeprefix("torch.") for dtype in chosen.DTYPES)
+        raise RuntimeError(f"backend {name!r} does not serve dtype {value.dtype}, only {served}")
+    return name
+
+
+def autocast(*values: Tensor | None) -> tuple[Tensor | None, ...]:
+    """`values` as torch's own convolution takes them under autocast: in the autocast dtype, but float64 stays."""
+    kind = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return values
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in FLOATS - {torch.float64} else value
+        for value in values
+    )

@@ -1,0 +1,281 @@
+"""Convolution, transposed convolution and weight gradient: one triple, each the others' derivative.
+
+    conv2d               y[n,o,i,j] = bias[o] + sum over c,h,w of weight[o,c,h,w] x[n,c, i*s+h-p, j*s+w-p]
+    conv_transpose2d     its adjoint in x:       <conv2d(x, weight), y> = <x, conv_transpose2d(y, weight)>
+    conv2d_weight_grad   its adjoint in weight:  <conv2d(x, weight), g> = <weight, conv2d_weight_grad(x, g)>
+
+All three are linear in each of their two tensors, so these identities are all the derivatives there are, of any order.
+`weight` has the forward convolution's shape (C_out, C_in, KH, KW) everywhere.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import checks, window
+from .door import door, empty
+
+
+def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
+    """g where y > 0 or y is NaN, else 0: the backward of y = max(0, .), from its result or its argument."""
+    return torch.ops.aten.threshold_backward(g, y.detach(), 0)
+
+
+# conv2d
+
+
+def _conv2d_forward(x, weight, bias, stride, padding, relu, backend):
+    return backends.module(backend).conv2d(x, weight, bias, tuple(stride), tuple(padding), relu)
+
+
+def _conv2d_fake(x, weight, bias, stride, padding, relu, backend):
+    return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
+
+
+def _conv2d_setup(ctx, inputs, output):
+    x, weight, _, ctx.stride, ctx.padding, ctx.relu, ctx.backend = inputs
+    ctx.input_size = x.shape[2:]
+    ctx.kernel_size = weight.shape[2:]
+    ctx.save_for_backward(x, weight, output if ctx.relu else None)
+
+
+def _conv2d_backward(ctx, g):
+    x, weight, y = ctx.saved_tensors
+    if ctx.relu:
+        g = rectifier_grad(g, y)
+    return (*conv2d_grads(ctx, g, x, weight), None, None, None, None)
+
+
+def conv2d_grads(ctx, g, x, weight):
+    """The gradients that are needed of x, weight and bias, given that of the convolution's (unrectified) result."""
+    gx = gw = gb = None
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if needs_x:
+        gx = conv_transpose2d(g, weight, ctx.stride, ctx.padding, ctx.input_size, False, ctx.backend)
+    if needs_weight:
+        gw, gb = conv2d_weight_grad(x, g, ctx.kernel_size, ctx.stride, ctx.padding, needs_bias, ctx.backend)
+    elif needs_bias:
+        gb = g.sum((0, 2, 3))
+    return gx, gw, gb if needs_bias else None
+
+
+conv2d = door(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, str backend) -> Tensor",
+    3,
+    _conv2d_forward,
+    _conv2d_fake,
+    _conv2d_setup,
+    _conv2d_backward,
+)
+
+
+# conv_transpose2d
+
+
+def _conv_transpose2d_forward(y, weight, stride, padding, output_size, rectify, backend):
+    module = backends.module(backend)
+    return module.conv_transpose2d(y, weight, tuple(stride), tuple(padding), tuple(output_size), rectify)
+
+
+def _conv_transpose2d_fake(y, weight, stride, padding, output_size, rectify, backend):
+    return empty(y, y.shape[0], weight.shape[1], *output_size)
+
+
+def _conv_transpose2d_setup(ctx, inputs, output):
+    y, weight, ctx.stride, ctx.padding, _, ctx.rectify, ctx.backend = inputs
+    ctx.kernel_size = weight.shape[2:]
+    ctx.save_for_backward(y, weight)
+
+
+def _conv_transpose2d_backward(ctx, g):
+    y, weight = ctx.saved_tensors
+    gy = gw = None
+    if ctx.needs_input_grad[0]:
+        gy = conv2d(g, weight, None, ctx.stride, ctx.padding, False, ctx.backend)
+        if ctx.rectify:
+            gy = rectifier_grad(gy, y)
+    if ctx.needs_input_grad[1]:
+        y = torch.relu(y) if ctx.rectify else y
+        gw, _ = conv2d_weight_grad(g, y, ctx.kernel_size, ctx.stride, ctx.padding, False, ctx.backend)
+    return gy, gw, None, None, None, None, None
+
+
+conv_transpose2d = door(
+    "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
+    "str backend) -> Tensor",
+    2,
+    _conv_transpose2d_forward,
+    _conv_transpose2d_fake,
+    _conv_transpose2d_setup,
+    _conv_transpose2d_backward,
+)
+
+
+# conv2d_weight_grad; without a bias the second result is an empty tensor, for an op cannot return None
+
+
+def _conv2d_weight_grad_forward(x, g, kernel_size, stride, padding, with_bias, backend):
+    module = backends.module(backend)
+    gw, gb = module.conv2d_weight_grad(x, g, tuple(kernel_size), tuple(stride), tuple(padding), with_bias)
+    return gw, gb if with_bias else x.new_empty(0)
+
+
+def _conv2d_weight_grad_fake(x, g, kernel_size, stride, padding, with_bias, backend):
+    gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
+    return gw, x.new_empty(g.shape[1] if with_bias else 0)
+
+
+def _conv2d_weight_grad_setup(ctx, inputs, output):
+    x, g, _, ctx.stride, ctx.padding, ctx.with_bias, ctx.backend = inputs
+    ctx.input_size = x.shape[2:]
+    ctx.save_for_backward(x, g)
+
+
+def _conv2d_weight_grad_backward(ctx, ggw, ggb):
+    x, g = ctx.saved_tensors
+    gx = gg = None
+    if ctx.needs_input_grad[0]:
+        gx = conv_transpose2d(g, ggw, ctx.stride, ctx.padding, ctx.input_size, False, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        gg = conv2d(x, ggw, ggb if ctx.with_bias else None, ctx.stride, ctx.padding, False, ctx.backend)
+    return gx, gg, None, None, None, None, None
+
+
+conv2d_weight_grad = door(
+    "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
+    "str backend) -> (Tensor, Tensor)",
+    2,
+    _conv2d_weight_grad_forward,
+    _conv2d_weight_grad_fake,
+    _conv2d_weight_grad_setup,
+    _conv2d_weight_grad_backward,
+)
+
+
+# The public functions
+
+
+def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pair, window.Pair]:
+    """Check a convolution's arguments; stride, padding and the result's size as pairs."""
+    checks.tensor("x", x, "N C_in H W")
+    checks.tensor("weight", weight, "C_out C_in KH KW")
+    checks.alike("weight", weight, "x", x)
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"weight must have x's {x.shape[1]} channels as its second dimension (C_out, C_in, KH, KW), "
+            f"got shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}"
+        )
+    if bias is not None:
+        checks.tensor("bias", bias, "C_out")
+        checks.alike("bias", bias, "x", x)
+        if bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias must have shape ({weight.shape[0]},), one value a filter, got {tuple(bias.shape)}")
+    stride = window.pair("stride", stride, 1)
+    padding = window.pair("padding", padding, 0)
+    size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(
+            f"weight's window {tuple(weight.shape[2:])} must fit into x's height and width {tuple(x.shape[2:])} "
+            f"with padding {padding}"
+        )
+    return stride, padding, size
+
+
+def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pair, ...]:
+    """Check a transposed convolution's weight and window; stride, padding, output_size and the map's size as pairs."""
+    checks.tensor("weight", weight, "C_out C_in KH KW")
+    checks.alike("weight", weight, "y", y)
+    if weight.shape[0] != y.shape[1]:
+        raise ValueError(
+            f"weight must have y's {y.shape[1]} channels as its first dimension (C_out, C_in, KH, KW: the forward "
+            f"convolution's shape), got shape {tuple(weight.shape)} for y of shape {tuple(y.shape)}"
+        )
+    stride = window.pair("stride", stride, 1)
+    padding = window.pair("padding", padding, 0)
+    output_size = window.pair("output_size", output_size, 1)
+    return stride, padding, output_size, window.conv_map(output_size, weight.shape[2:], stride, padding)
+
+
+def conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """y = max(0, corr(x, weight) + bias): a convolution layer and its rectifier in one pass.
+
+    y[n,o,i,j] = max(0, bias[o] + sum over c,h,w of weight[o,c,h,w] x[n,c, i*s+h-p, j*s+w-p]), x being 0 outside.
+    Backward: with g masked to y > 0, the input's gradient is the transposed convolution of g, the weight's the
+    correlation of x with g, the bias's the sum of g; one that is not needed is not computed.
+
+    Args:
+        x: (N, C_in, H, W), float32, float64, bfloat16 or float16, of any strides; N may be 0.
+        weight: (C_out, C_in, KH, KW). bias: (C_out,) or None. Both of x's dtype and device.
+        stride, padding: int or (vertical, horizontal) pair.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        (N, C_out, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1), channels-last. NaN stays NaN. Half types accumulate
+        in float32. Under autocast the tensors are cast to the autocast dtype, as torch's conv2d does (never float64).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
+        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, section 3; torch.nn.functional.conv2d for the sizes.
+    """
+    x, weight, bias = checks.autocast(x, weight, bias)
+    stride, padding, _ = check_conv(x, weight, bias, stride, padding)
+    return conv2d(x, weight, bias, stride, padding, True, checks.backend(backend, x))
+
+
+def relu_conv_transpose2d(
+    y: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    *,
+    output_size: int | tuple[int, int],
+    rectify: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """x = conv_transpose2d(max(0, y), weight): one layer of the deconvnet, rectify then filter with the same filters.
+
+    x[n,c,h,w] = sum over o and over the windows (i,j) that cover (h,w) of
+    max(0, y[n,o,i,j]) weight[o,c, h-i*s+p, w-j*s+p]: filtering with every filter flipped. No bias.
+    With rectify=False it is the plain adjoint of the convolution: <conv(x), y> = <x, relu_conv_transpose2d(y)>.
+
+    Args:
+        y: (N, C_out, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
+        weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
+        stride, padding: the forward convolution's; int or (vertical, horizontal) pair.
+        output_size: (H, W) of the forward convolution's input, from which it makes y's (OH, OW).
+        rectify: whether to rectify y first.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        (N, C_in, H, W), channels-last. NaN stays NaN. Half types accumulate in float32. Under autocast the tensors are
+        cast to the autocast dtype, as torch's conv_transpose2d does (never float64).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
+        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (rectification, filtering).
+    """
+    y, weight = checks.autocast(y, weight)
+    checks.tensor("y", y, "N C_out OH OW")
+    checks.flag("rectify", rectify)
+    stride, padding, output_size, size = check_transposed(y, weight, stride, padding, output_size)
+    if size != tuple(y.shape[2:]):
+        least = tuple(
+            window.transposed_size(y.shape[2 + a], weight.shape[2 + a], stride[a], padding[a]) for a in (0, 1)
+        )
+        raise ValueError(
+            f"output_size must be the size of an input from which the convolution makes y's {tuple(y.shape[2:])}: from "
+            f"{least} to {(least[0] + stride[0] - 1, least[1] + stride[1] - 1)}, got {output_size}"
+        )
+    return conv_transpose2d(y, weight, stride, padding, output_size, rectify, checks.backend(backend, y))

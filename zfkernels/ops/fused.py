@@ -1,0 +1,252 @@
+"""The whole-layer fusions: convolution, rectifier and pooling in one, and the same layer run backwards.
+
+Each gives the result of its parts composed on the same backend. The map between the parts is never kept: the forward
+saves the pooled map and the switches, for the rectifier's mask at a window's winner is the pooled value's own sign.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import checks, window
+from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
+from .door import door, empty
+from .max_pool import check_unpooled, max_unpool2d, max_unpool2d_backward, pool_setup, pooled_size
+
+# conv2d_relu_max_pool2d
+
+
+def _layer_forward(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
+    return backends.module(backend).conv2d_relu_max_pool2d(
+        x,
+        weight,
+        bias,
+        tuple(stride),
+        tuple(padding),
+        tuple(pool_kernel),
+        tuple(pool_stride),
+        tuple(pool_padding),
+        tuple(output_size),
+    )
+
+
+def _layer_fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
+    y = empty(x, x.shape[0], weight.shape[0], *output_size)
+    return y, empty(y, *y.shape, dtype=torch.uint8)
+
+
+def _layer_setup(ctx, inputs, output):
+    x, weight, _, ctx.stride, ctx.padding, *ctx.pool, _, ctx.backend = inputs
+    y, switches = output
+    ctx.input_size = x.shape[2:]
+    ctx.kernel_size = weight.shape[2:]
+    ctx.conv_size = window.conv_map(ctx.input_size, ctx.kernel_size, ctx.stride, ctx.padding)
+    pool_setup(ctx, switches)
+    ctx.save_for_backward(x, weight, y, switches)
+
+
+def _layer_backward(ctx, g, _):
+    x, weight, y, switches = ctx.saved_tensors
+    if g is None:
+        return (None,) * 10
+    g = rectifier_grad(g, y)
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if needs_weight or not needs_x:
+        g = max_unpool2d(g, switches, *ctx.pool, ctx.conv_size, ctx.backend)
+        gx, gw, gb = conv2d_grads(ctx, g, x, weight)
+    else:
+        gw = None
+        gb = g.sum((0, 2, 3)) if needs_bias else None
+        gx = layer_reversed(g, switches, weight, ctx.stride, ctx.padding, *ctx.pool, ctx.input_size, False, ctx.backend)
+    return gx, gw, gb, None, None, None, None, None, None, None
+
+
+layer = door(
+    "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
+    "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) "
+    "-> (Tensor, Tensor)",
+    3,
+    _layer_forward,
+    _layer_fake,
+    _layer_setup,
+    _layer_backward,
+)
+
+
+# max_unpool2d_relu_conv_transpose2d
+
+
+def _layer_reversed_forward(
+    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
+):
+    return backends.module(backend).max_unpool2d_relu_conv_transpose2d(
+        y,
+        switches,
+        weight,
+        tuple(stride),
+        tuple(padding),
+        tuple(pool_kernel),
+        tuple(pool_stride),
+        tuple(pool_padding),
+        tuple(output_size),
+        rectify,
+    )
+
+
+def _layer_reversed_fake(
+    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
+):
+    return empty(y, y.shape[0], weight.shape[1], *output_size)
+
+
+def _layer_reversed_setup(ctx, inputs, output):
+    y, switches, weight, ctx.stride, ctx.padding, *ctx.pool, output_size, ctx.rectify, ctx.backend = inputs
+    ctx.kernel_size = weight.shape[2:]
+    ctx.conv_size = window.conv_map(output_size, ctx.kernel_size, ctx.stride, ctx.padding)
+    ctx.save_for_backward(y, switches, weight)
+
+
+def _layer_reversed_backward(ctx, g):
+    y, switches, weight = ctx.saved_tensors
+    needs_y, _, needs_weight = ctx.needs_input_grad[:3]
+    gy = gw = unpooled = None
+    if needs_weight or ctx.rectify:
+        unpooled = max_unpool2d(y, switches, *ctx.pool, ctx.conv_size, ctx.backend)
+    if needs_y:
+        gy = conv2d(g, weight, None, ctx.stride, ctx.padding, False, ctx.backend)
+        if ctx.rectify:
+            gy = rectifier_grad(gy, unpooled)
+        gy = max_unpool2d_backward(gy, switches, *ctx.pool, ctx.backend)
+    if needs_weight:
+        unpooled = torch.relu(unpooled) if ctx.rectify else unpooled
+        gw, _ = conv2d_weight_grad(g, unpooled, ctx.kernel_size, ctx.stride, ctx.padding, False, ctx.backend)
+    return gy, None, gw, None, None, None, None, None, None, None, None
+
+
+layer_reversed = door(
+    "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
+    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, "
+    "bool rectify, str backend) -> Tensor",
+    3,
+    _layer_reversed_forward,
+    _layer_reversed_fake,
+    _layer_reversed_setup,
+    _layer_reversed_backward,
+)
+
+
+# The public functions
+
+
+def conv2d_relu_max_pool2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    pool_kernel: int | tuple[int, int],
+    pool_stride: int | tuple[int, int] | None,
+    pool_padding: int | tuple[int, int],
+    ceil_mode: bool,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y, switches = max_pool2d_with_switches(conv2d_relu(x, weight, bias, stride, padding), pool_...): a whole layer.
+
+    The same result as the two parts on the same backend, without the convolution's map in memory: values are rounded
+    to the dtype before a window compares them, so ties fall alike. Backward: g masked to y > 0, unpooled by the
+    switches, then the convolution's gradients; one that is not needed is not computed.
+
+    Args:
+        x, weight, bias, stride, padding: as `conv2d_relu`'s.
+        pool_kernel, pool_stride, pool_padding, ceil_mode: as `max_pool2d_with_switches`'s; pool_stride None for
+            pool_kernel.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        y (N, C_out, PH, PW) of x's dtype and switches of dtype uint8, channels-last. Under autocast x, weight and bias
+        are cast to the autocast dtype, as torch's conv2d does (never float64). The switches carry no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
+        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1, 2 and 5).
+    """
+    x, weight, bias = checks.autocast(x, weight, bias)
+    stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
+    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, "pool_")
+    checks.flag("ceil_mode", ceil_mode)
+    size = pooled_size(
+        "the convolution's map", conv_size, pool_kernel, pool_stride, pool_padding, ceil_mode, "pool_kernel"
+    )
+    name = checks.backend(backend, x)
+    return layer(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, size, name)
+
+
+def max_unpool2d_relu_conv_transpose2d(
+    y: Tensor,
+    switches: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    pool_kernel: int | tuple[int, int],
+    pool_stride: int | tuple[int, int] | None,
+    pool_padding: int | tuple[int, int],
+    *,
+    output_size: int | tuple[int, int],
+    rectify: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """x = relu_conv_transpose2d(max_unpool2d_with_switches(y, switches, ...), weight, ...): a layer run backwards.
+
+    Unpool y by its switches, rectify, filter with the transposed filters: one whole layer of the deconvnet, without the
+    unpooled map in memory. rectify=False gives the plain adjoint of the layer at fixed switches.
+
+    Args:
+        y: (N, C_out, PH, PW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
+        switches: y's shape, dtype uint8, as the forward layer returned them.
+        weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
+        stride, padding, pool_kernel, pool_stride, pool_padding: the forward layer's.
+        output_size: (H, W) of the forward layer's input.
+        rectify: whether to rectify the unpooled map.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        (N, C_in, H, W) of y's dtype, channels-last. Under autocast y and weight are cast to the autocast dtype (never
+        float64).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message; a
+            switch that points outside its window or the map (on a GPU such a switch is passed over).
+        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1.
+    """
+    y, weight = checks.autocast(y, weight)
+    checks.tensor("y", y, "N C_out PH PW")
+    checks.switches(switches, y)
+    checks.flag("rectify", rectify)
+    stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
+    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, "pool_")
+    if conv_size[0] < 1 or conv_size[1] < 1:
+        raise ValueError(
+            f"output_size must be at least weight's window {tuple(weight.shape[2:])} less twice padding {padding}, "
+            f"got {output_size}"
+        )
+    text = f"{output_size}, whose map of {conv_size}"
+    check_unpooled(y, conv_size, pool_kernel, pool_stride, pool_padding, text)
+    name = checks.backend(backend, y)
+    return layer_reversed(
+        y,
+        switches,
+        weight,
+        stride,
+        padding,
+        pool_kernel,
+        pool_stride,
+        pool_padding,
+        output_size,
+        rectify,
+        name,
+    )

@@ -1,0 +1,230 @@
+"""Max-pooling with switches, unpooling by them, and the gather at them: each is linear once the switches are fixed.
+
+    max_unpool2d            the adjoint of pooling at fixed switches, and so max-pooling's backward
+    max_unpool2d_backward   the adjoint of that: the gather at the switches
+
+A switch is the winner's offset kh*KW + kw inside its own window, one byte.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import checks, window
+from .door import door, empty
+
+# max_pool2d
+
+
+def _max_pool2d_forward(x, kernel_size, stride, padding, output_size, backend):
+    module = backends.module(backend)
+    return module.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
+
+
+def _max_pool2d_fake(x, kernel_size, stride, padding, output_size, backend):
+    y = empty(x, *x.shape[:2], *output_size)
+    return y, empty(y, *y.shape, dtype=torch.uint8)
+
+
+def _max_pool2d_setup(ctx, inputs, output):
+    x, ctx.kernel_size, ctx.stride, ctx.padding, _, ctx.backend = inputs
+    ctx.input_size = x.shape[2:]
+    pool_setup(ctx, output[1])
+    ctx.save_for_backward(output[1])
+
+
+def pool_setup(ctx, switches):
+    ctx.mark_non_differentiable(switches)
+    ctx.set_materialize_grads(False)  # no map of zeros as the gradient of the switches
+
+
+def _max_pool2d_backward(ctx, g, _):
+    (switches,) = ctx.saved_tensors
+    if g is None:
+        return (None,) * 6
+    gx = max_unpool2d(g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.input_size, ctx.backend)
+    return gx, None, None, None, None, None
+
+
+max_pool2d = door(
+    "max_pool2d(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, str backend) "
+    "-> (Tensor, Tensor)",
+    1,
+    _max_pool2d_forward,
+    _max_pool2d_fake,
+    _max_pool2d_setup,
+    _max_pool2d_backward,
+)
+
+
+# max_unpool2d
+
+
+def _max_unpool2d_forward(y, switches, kernel_size, stride, padding, output_size, backend):
+    module = backends.module(backend)
+    return module.max_unpool2d(y, switches, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
+
+
+def _max_unpool2d_fake(y, switches, kernel_size, stride, padding, output_size, backend):
+    return empty(y, *y.shape[:2], *output_size)
+
+
+def _max_unpool2d_setup(ctx, inputs, output):
+    _, switches, ctx.kernel_size, ctx.stride, ctx.padding, _, ctx.backend = inputs
+    ctx.save_for_backward(switches)
+
+
+def _max_unpool2d_backward(ctx, g):
+    (switches,) = ctx.saved_tensors
+    gy = max_unpool2d_backward(g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.backend)
+    return gy, None, None, None, None, None, None
+
+
+max_unpool2d = door(
+    "max_unpool2d(Tensor y, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "SymInt[2] output_size, str backend) -> Tensor",
+    2,
+    _max_unpool2d_forward,
+    _max_unpool2d_fake,
+    _max_unpool2d_setup,
+    _max_unpool2d_backward,
+)
+
+
+# max_unpool2d_backward
+
+
+def _max_unpool2d_backward_forward(g, switches, kernel_size, stride, padding, backend):
+    module = backends.module(backend)
+    return module.max_unpool2d_backward(g, switches, tuple(kernel_size), tuple(stride), tuple(padding))
+
+
+def _max_unpool2d_backward_fake(g, switches, kernel_size, stride, padding, backend):
+    return empty(g, *switches.shape)
+
+
+def _max_unpool2d_backward_setup(ctx, inputs, output):
+    g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.backend = inputs
+    ctx.input_size = g.shape[2:]
+    ctx.save_for_backward(switches)
+
+
+def _max_unpool2d_backward_backward(ctx, gg):
+    (switches,) = ctx.saved_tensors
+    g = max_unpool2d(gg, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.input_size, ctx.backend)
+    return g, None, None, None, None, None
+
+
+max_unpool2d_backward = door(
+    "max_unpool2d_backward(Tensor g, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, str backend) "
+    "-> Tensor",
+    2,
+    _max_unpool2d_backward_forward,
+    _max_unpool2d_backward_fake,
+    _max_unpool2d_backward_setup,
+    _max_unpool2d_backward_backward,
+)
+
+
+# The public functions
+
+
+def pooled_size(name, size, kernel, stride, padding, ceil_mode, window_name) -> window.Pair:
+    """The size that pooling a map of `size` gives; ValueError when no window fits."""
+    pooled = window.pool_map(size, kernel, stride, padding, ceil_mode)
+    if pooled[0] < 1 or pooled[1] < 1:
+        raise ValueError(
+            f"{window_name} {kernel} must fit into {name} {tuple(size)} with padding {padding}; no window does"
+        )
+    return pooled
+
+
+def check_unpooled(y, size, kernel, stride, padding, size_text) -> None:
+    """Pooling a map of `size` must give y's size, with ceil_mode or without it."""
+    floor = window.pool_map(size, kernel, stride, padding, False)
+    ceil = window.pool_map(size, kernel, stride, padding, True)
+    height, width = y.shape[2:]
+    if height not in (floor[0], ceil[0]) or width not in (floor[1], ceil[1]):
+        raise ValueError(
+            f"output_size must be the size of a map that pools to y's {(height, width)}, got {size_text}, which pools to "
+            f"{floor}, with ceil_mode to {ceil}"
+        )
+
+
+def max_pool2d_with_switches(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y[n,c,i,j] = max of x over the window (i,j); switches[n,c,i,j] = kh*KW + kw, the winner's place inside it.
+
+    The first maximum in row-major order wins, NaN is the maximum and the first NaN wins; padding never wins.
+    Backward: each gradient goes to its window's winner, and those that meet on one pixel add up (max_unpool2d).
+
+    Args:
+        x: (N, C, H, W), float32, float64, bfloat16 or float16, of any strides; N may be 0.
+        kernel_size: int or (KH, KW), at most 256 pixels. stride: likewise, None for kernel_size.
+        padding: int or pair, at most half of kernel_size.
+        ceil_mode: whether pixels left over at the end get a window, under torch's rule.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        y of x's dtype and switches of dtype uint8, (N, C, OH, OW) as torch's max_pool2d, channels-last. Under autocast
+        x is pooled in its own dtype. The switches carry no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value, named in the message.
+        RuntimeError: the backend cannot run here, or does not serve x's device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
+    """
+    checks.tensor("x", x, "N C H W")
+    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
+    checks.flag("ceil_mode", ceil_mode)
+    size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
+    return max_pool2d(x, kernel, stride, padding, size, checks.backend(backend, x))
+
+
+def max_unpool2d_with_switches(
+    y: Tensor,
+    switches: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    *,
+    output_size: int | tuple[int, int],
+    backend: str | None = None,
+) -> Tensor:
+    """x = the exact adjoint of max-pooling with these switches: every y goes back to the pixel its window chose.
+
+    x[n,c,h,w] = the SUM of y[n,c,i,j] over the windows (i,j) whose switch points at (h,w); 0 where none does. (torch's
+    MaxUnpool2d keeps one arbitrary write of those that meet, and loses the others.)
+    Backward: gy[n,c,i,j] = g at the pixel the switch points at.
+
+    Args:
+        y: (N, C, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
+        switches: y's shape, dtype uint8, as `max_pool2d_with_switches` returned them.
+        kernel_size, stride, padding: the pooling's.
+        output_size: (H, W) of the pooling's input.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        (N, C, H, W) of y's dtype, channels-last. Under autocast y's dtype stays.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message; a
+            switch that points outside its window or the map (on a GPU such a switch is passed over).
+        RuntimeError: the backend cannot run here, or does not serve y's device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
+    """
+    checks.tensor("y", y, "N C OH OW")
+    checks.switches(switches, y)
+    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
+    output_size = window.pair("output_size", output_size, 1)
+    check_unpooled(y, output_size, kernel, stride, padding, output_size)
+    return max_unpool2d(y, switches, kernel, stride, padding, output_size, checks.backend(backend, y))

@@ -1,0 +1,97 @@
+"""Window arithmetic: kernel, stride, padding, ceil -> sizes, and the receptive field of a stack of windows.
+
+Every function here works on one axis unless it says otherwise, and every part of the package that needs a size asks
+this file.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+LARGEST = 2**31 - 1
+Pair = tuple[int, int]
+
+
+def whole(value: object) -> bool:
+    """Is `value` an integer (a traced one included), and no bool?"""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def pair(name: str, value: object, least: int) -> Pair:
+    """`value` as a (vertical, horizontal) pair of integers >= `least`; TypeError or ValueError naming `name`."""
+    if type(value) is int:
+        value = (value, value)
+    elif whole(value):
+        value = (value, value)
+    elif not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    elif len(value) != 2:
+        raise ValueError(f"{name} must be an int or a pair of ints (vertical, horizontal), got {value!r}")
+    elif not (whole(value[0]) and whole(value[1])):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if value[0] < least or value[1] < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if value[0] > LARGEST or value[1] > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value!r}")
+    return (value[0], value[1])
+
+
+def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """How many windows fit into `size` pixels padded on both sides: floor((size + 2 padding - kernel) / stride) + 1."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """`conv_size`, or with `ceil_mode` one window more when pixels are left over.
+
+    torch's rule: a window that would start beyond the pixels and the left padding is dropped.
+    """
+    if not ceil_mode:
+        return conv_size(size, kernel, stride, padding)
+    windows = (size + 2 * padding - kernel + stride - 1) // stride + 1
+    return windows - 1 if (windows - 1) * stride >= size + padding else windows
+
+
+def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    """The (height, width) of a convolution's map over an input of (height, width) `size`."""
+    return (
+        conv_size(size[0], kernel[0], stride[0], padding[0]),
+        conv_size(size[1], kernel[1], stride[1], padding[1]),
+    )
+
+
+def pool_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:
+    """The (height, width) of a map of (height, width) `size` after pooling."""
+    return (
+        pool_size(size[0], kernel[0], stride[0], padding[0], ceil_mode),
+        pool_size(size[1], kernel[1], stride[1], padding[1], ceil_mode),
+    )
+
+
+def transposed_size(windows: int, kernel: int, stride: int, padding: int) -> int:
+    """The smallest size into which exactly `windows` windows fit; `conv_size` undone."""
+    return (windows - 1) * stride + kernel - 2 * padding
+
+
+class Field(NamedTuple):
+    """Unit i of a stack sees the input's pixels start + i * stride ... start + i * stride + size - 1."""
+
+    size: int
+    stride: int
+    start: int
+
+
+def receptive_field(windows: Iterable[tuple[int, int, int]]) -> Field:
+    """The receptive field of a stack of (kernel, stride, padding), the layer nearest the input first."""
+    field = Field(1, 1, 0)
+    for kernel, stride, padding in windows:
+        field = Field(
+            field.size + (kernel - 1) * field.stride, field.stride * stride, field.start - padding * field.stride
+        )
+    return field
+
+
+def covered(first: int, last: int, kernel: int, stride: int, padding: int) -> Pair:
+    """The half-open range of pixels, not clipped to the map, that windows `first` ... `last - 1` look at."""
+    return first * stride - padding, (last - 1) * stride - padding + kernel
