@@ -1,0 +1,202 @@
+"""The ops as modules, for use beside torch.nn's: ConvReLU, MaxPoolSwitches, ConvReLUMaxPool, ContrastNorm.
+
+Arguments are those of the function each module calls, and checked there. Outputs are channels-last tensors.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .ops.contrast_norm import contrast_norm
+from .ops.conv import conv2d_relu
+from .ops.fused import conv2d_relu_max_pool2d
+from .ops.max_pool import max_pool2d_with_switches
+from .ops.window import pair
+
+Size = int | tuple[int, int]
+
+
+class ConvReLU(nn.Module):
+    """y = max(0, corr(x, weight) + bias): `zfkernels.conv2d_relu` with its filters.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: as torch.nn.Conv2d's (no groups,
+            no dilation, padding with zeros).
+        backend: as the function's.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1).
+    `weight` is (out_channels, in_channels, KH, KW), `bias` (out_channels,) or None, initialised as torch.nn.Conv2d's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        bias: bool = True,
+        *,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.stride = pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        self.backend = backend
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels, *self.kernel_size, device=device, dtype=dtype)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d_relu(x, self.weight, self.bias, self.stride, self.padding, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{text}, padding={self.padding}" + ("" if self.bias is not None else ", bias=False")
+
+
+class MaxPoolSwitches(nn.Module):
+    """Max-pooling that can tell which pixel won: `zfkernels.max_pool2d_with_switches`.
+
+    Args:
+        kernel_size, stride, padding, ceil_mode, backend: as the function's.
+        return_switches: return (y, switches) instead of y.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        ceil_mode: bool = False,
+        *,
+        return_switches: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        self.ceil_mode = ceil_mode
+        self.return_switches = return_switches
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y, switches = max_pool2d_with_switches(
+            x, self.kernel_size, self.stride, self.padding, self.ceil_mode, backend=self.backend
+        )
+        return (y, switches) if self.return_switches else y
+
+    def extra_repr(self) -> str:
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{text}, ceil_mode={self.ceil_mode}" + (", return_switches=True" if self.return_switches else "")
+
+
+class ConvReLUMaxPool(ConvReLU):
+    """A whole layer in one kernel, the map between never written: `zfkernels.conv2d_relu_max_pool2d`.
+
+    Args:
+        in_channels ... dtype: as ConvReLU's.
+        pool_kernel, pool_stride, pool_padding, ceil_mode, backend: as the function's.
+        return_switches: return (y, switches) instead of y.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        bias: bool = True,
+        *,
+        pool_kernel: Size,
+        pool_stride: Size | None = None,
+        pool_padding: Size = 0,
+        ceil_mode: bool = False,
+        return_switches: bool = False,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, bias, backend=backend, device=device, dtype=dtype
+        )
+        self.pool_kernel = pair("pool_kernel", pool_kernel, 1)
+        self.pool_stride = self.pool_kernel if pool_stride is None else pair("pool_stride", pool_stride, 1)
+        self.pool_padding = pair("pool_padding", pool_padding, 0)
+        self.ceil_mode = ceil_mode
+        self.return_switches = return_switches
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y, switches = conv2d_relu_max_pool2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.pool_kernel,
+            self.pool_stride,
+            self.pool_padding,
+            self.ceil_mode,
+            backend=self.backend,
+        )
+        return (y, switches) if self.return_switches else y
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, pool_kernel={self.pool_kernel}, pool_stride={self.pool_stride}"
+        text = f"{text}, pool_padding={self.pool_padding}, ceil_mode={self.ceil_mode}"
+        return text + (", return_switches=True" if self.return_switches else "")
+
+
+class ContrastNorm(nn.Module):
+    """Cross-map contrast normalisation: `zfkernels.contrast_norm`. Arguments as the function's."""
+
+    def __init__(
+        self,
+        size: int = 5,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 2.0,
+        *,
+        center: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.alpha = alpha
+        self.beta = beta
+        self.k = k
+        self.center = center
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return contrast_norm(x, self.size, self.alpha, self.beta, self.k, center=self.center, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, center={self.center}"
