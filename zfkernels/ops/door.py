@@ -8,9 +8,10 @@ An op is written once, as four functions:
     backward(ctx, *gradients)                              one gradient an argument
 
 `door` gives them two ways in. In eager mode: the backend itself when nothing needs a gradient, else an
-autograd.Function. Under torch.compile, export, a dispatch mode, a function transform or with tensors that are not
-plain ones: the `torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see. (The library door costs
-some 90 microseconds a call with gradients, the eager one about 10.)
+autograd.Function. Under torch.compile, export, a dispatch mode, or with tensors that are not plain ones: the
+`torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see. (The library door costs some 90
+microseconds a call with gradients, the eager one about 10.) torch.func's transforms take the eager door in the slower
+form that they require; vmap runs its batch one by one. Forward-mode differentiation raises.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("zfkernels", "DEF")
-PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def door(
@@ -51,26 +52,55 @@ def door(
     )
 
     def call(*arguments):
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._get_tracing_state() is not None
-            or forward_ad._current_level >= 0
-        ):
+        if torch.compiler.is_compiling():
+            return library_op(*arguments)
+        if forward_ad._current_level >= 0:
+            refuse_tangents(name, arguments[:tensors])
+        if torch._C._are_functorch_transforms_active():
+            return transformed.apply(*arguments)
+        if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
             return library_op(*arguments)
         needs_gradient = False
         for tensor in arguments[:tensors]:
+            if tensor is None:
+                continue
             # A view with a pending negation (from `z.conj().imag`) holds the wrong sign in memory.
-            if type(tensor) not in PLAIN or (tensor is not None and (tensor.is_meta or tensor.is_neg())):
+            if type(tensor) not in PLAIN or tensor.is_meta or tensor.is_neg():
                 return library_op(*arguments)
-            needs_gradient = needs_gradient or (tensor is not None and tensor.requires_grad)
+            needs_gradient = needs_gradient or tensor.requires_grad
         if needs_gradient and torch.is_grad_enabled():
             return eager.apply(*arguments)
         return forward(*arguments)
 
+    def one_by_one(info, in_dims, *arguments):
+        def item(i):
+            pairs = zip(arguments, in_dims, strict=True)
+            return call(*(value.select(dim, i) if isinstance(dim, int) else value for value, dim in pairs))
+
+        items = [item(i) for i in range(info.batch_size)]
+        if isinstance(items[0], Tensor):
+            return torch.stack(items), 0
+        return tuple(torch.stack(output) for output in zip(*items, strict=True)), (0,) * len(items[0])
+
+    transformed = type(
+        name,
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(call),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+            "vmap": staticmethod(one_by_one),
+        },
+    )
+
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def refuse_tangents(name: str, tensors: tuple[Tensor | None, ...]) -> None:
+    """Forward-mode differentiation would find no derivative, and take it for 0."""
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(f"{name} has no forward-mode derivative; use reverse mode (backward, grad, vjp)")
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
