@@ -1,0 +1,126 @@
+// zfkernels._C: the compiled kernels, taking addresses, sizes and a thread count. Nothing here knows torch: one build
+// serves every version of it. Sizes come as tuples in the order of kernels.h's structs; `f64` chooses the element type,
+// float or double; an address of 0 is a null pointer.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+
+#ifdef ZF_WITH_CUDA
+void bind_cuda(py::module_& m);
+#endif
+
+namespace {
+
+using Address = std::uintptr_t;
+using ConvSizes = std::array<int64_t, 17>;
+using PoolSizes = std::array<int64_t, 12>;
+
+zf::Conv conv(const ConvSizes& s) {
+    return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16]};
+}
+
+zf::Pool pool(const PoolSizes& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]}; }
+
+// An address that becomes whatever pointer a kernel's parameter is.
+struct Pointer {
+    Address address;
+    template <typename T>
+    operator T*() const {
+        return reinterpret_cast<T*>(address);
+    }
+};
+
+// Calls kernel(table) with the table of the element type, without the interpreter's lock.
+template <typename Kernel>
+auto with_table(bool f64, const Kernel& kernel) {
+    const py::gil_scoped_release unlocked;
+    return f64 ? kernel(zf::active_kernels().f64) : kernel(zf::active_kernels().f32);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address bias, Address y, bool relu, int threads) {
+        with_table(f64, [&](auto& k) {
+            k.conv2d(conv(s), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y}, relu, threads);
+        });
+    });
+    m.def("conv_transpose2d", [](bool f64, ConvSizes s, Address y, Address w, Address x, bool rectify, int threads) {
+        with_table(f64, [&](auto& k) {
+            k.conv_transpose2d(conv(s), Pointer{y}, Pointer{w}, Pointer{x}, rectify, threads);
+        });
+    });
+    m.def("conv2d_weight_grad", [](bool f64, ConvSizes s, Address x, Address g, Address gw, Address gb, int threads) {
+        with_table(f64, [&](auto& k) {
+            k.conv2d_weight_grad(conv(s), Pointer{x}, Pointer{g}, Pointer{gw}, Pointer{gb}, threads);
+        });
+    });
+    m.def("max_pool2d", [](bool f64, PoolSizes s, Address x, Address y, Address switches, int threads) {
+        with_table(f64, [&](auto& k) { k.max_pool2d(pool(s), Pointer{x}, Pointer{y}, Pointer{switches}, threads); });
+    });
+    m.def("max_unpool2d", [](bool f64, PoolSizes s, Address y, Address switches, Address x, int threads) {
+        return with_table(f64, [&](auto& k) {
+            return k.max_unpool2d(pool(s), Pointer{y}, Pointer{switches}, Pointer{x}, threads);
+        });
+    });
+    m.def("max_unpool2d_backward", [](bool f64, PoolSizes s, Address g, Address switches, Address gy, int threads) {
+        return with_table(f64, [&](auto& k) {
+            return k.max_unpool2d_backward(pool(s), Pointer{g}, Pointer{switches}, Pointer{gy}, threads);
+        });
+    });
+    m.def("contrast_norm", [](bool f64, int64_t pixels, int64_t channels, int64_t size, double alpha, double beta,
+                              double k, bool center, Address x, Address y, int threads) {
+        const zf::Norm s{pixels, channels, size, alpha, beta, k, center};
+        with_table(f64, [&](auto& table) { table.contrast_norm(s, Pointer{x}, Pointer{y}, threads); });
+    });
+    m.def("contrast_norm_backward", [](bool f64, int64_t pixels, int64_t channels, int64_t size, double alpha,
+                                       double beta, double k, bool center, Address g, Address x, Address gx,
+                                       int threads) {
+        const zf::Norm s{pixels, channels, size, alpha, beta, k, center};
+        with_table(f64, [&](auto& table) {
+            table.contrast_norm_backward(s, Pointer{g}, Pointer{x}, Pointer{gx}, threads);
+        });
+    });
+    m.def("conv2d_relu_max_pool2d", [](bool f64, ConvSizes s, PoolSizes p, Address x, Address w, Address bias,
+                                       Address y, Address switches, int rounding, int threads) {
+        with_table(f64, [&](auto& k) {
+            k.conv2d_relu_max_pool2d(conv(s), pool(p), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y},
+                                     Pointer{switches}, static_cast<zf::Rounding>(rounding), threads);
+        });
+    });
+    m.def("max_unpool2d_relu_conv_transpose2d", [](bool f64, ConvSizes s, PoolSizes p, Address y, Address switches,
+                                                   Address w, Address x, bool rectify, int rounding, int threads) {
+        return with_table(f64, [&](auto& k) {
+            return k.max_unpool2d_relu_conv_transpose2d(conv(s), pool(p), Pointer{y}, Pointer{switches}, Pointer{w},
+                                                        Pointer{x}, rectify, static_cast<zf::Rounding>(rounding),
+                                                        threads);
+        });
+    });
+
+    m.def("isa", [] { return zf::active_kernels().name; });
+    m.def("isas", [] {
+        py::list names;
+        for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names.append((*k)->name);
+        return names;
+    });
+    m.def("set_isa", [](const char* name) {
+        if (zf::use_kernels(name)) return;
+        std::string names;
+        for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
+        throw py::value_error("instruction set '" + std::string(name) + "' cannot run here; those that can:" + names);
+    });
+    m.def("pool", &zf::pool_name);
+
+#ifdef ZF_WITH_CUDA
+    m.attr("built_with_cuda") = true;
+    bind_cuda(m);
+#else
+    m.attr("built_with_cuda") = false;
+#endif
+}

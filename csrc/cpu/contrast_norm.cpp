@@ -1,0 +1,158 @@
+// Cross-map contrast normalization. A pixel's C maps are one contiguous row; a unit of work is one pixel.
+//
+// W(c) = {c - size/2, ..., c - size/2 + size - 1}, cut to the maps that exist. d = x, or x - mean of x over W(c) where
+// centred; s_c = k + alpha/size * sum_{j in W(c)} d_j^2; y_c = d_c * s_c^-beta.
+// Backward: gd_j = g_j s_j^-beta - 2 alpha beta/size d_j sum_{c: j in W(c)} g_c d_c s_c^(-beta-1), where c runs over the
+// mirrored window; centred, gx_j = gd_j - sum_{c: j in W(c)} gd_c / |W(c)|.
+//
+// Rows that a window slides over are copied between zeros, so that no loop over maps has a condition and the compiler's
+// vectorizer takes them all.
+#include "simd.h"
+#include "table.h"
+#include "threads.h"
+#include "../window.h"
+
+namespace zf {
+namespace ZF_ISA {
+namespace {
+
+ZF_INLINE float root(float v) { return __builtin_sqrtf(v); }
+ZF_INLINE double root(double v) { return __builtin_sqrt(v); }
+ZF_INLINE float power(float v, float e) { return __builtin_powf(v, e); }
+ZF_INLINE double power(double v, double e) { return __builtin_pow(v, e); }
+
+// p[c] = s[c]^-beta. The usual betas need only roots, which vectorize and are right to an ulp or two; pow does not.
+template <typename T>
+void negative_power(const T* s, T* p, int64_t count, double beta) {
+    if (beta == 0.75) {
+        for (int64_t c = 0; c < count; ++c) {
+            const T half = root(s[c]);
+            p[c] = 1 / (half * root(half));
+        }
+    } else if (beta == 0.5) {
+        for (int64_t c = 0; c < count; ++c) p[c] = 1 / root(s[c]);
+    } else if (beta == 1) {
+        for (int64_t c = 0; c < count; ++c) p[c] = 1 / s[c];
+    } else {
+        for (int64_t c = 0; c < count; ++c) p[c] = power(s[c], static_cast<T>(-beta));
+    }
+}
+
+// The maps [c - before, c + after]. A side longer than C covers no more maps than C does.
+struct Window {
+    int64_t before, after;
+    explicit Window(const Norm& s) : before(smaller(s.size / 2, s.C)), after(smaller(s.size - 1 - s.size / 2, s.C)) {}
+    Window(int64_t b, int64_t a) : before(b), after(a) {}
+    Window mirrored() const { return {after, before}; }
+};
+
+// out[c] = sum of in over the window; `in` has zeros on both sides.
+template <typename T>
+void window_sums(const T* in, T* out, int64_t count, Window window) {
+    in -= window.before;
+    const int64_t size = window.before + 1 + window.after;
+    if (size == 5) {
+        for (int64_t c = 0; c < count; ++c) out[c] = in[c] + in[c + 1] + in[c + 2] + in[c + 3] + in[c + 4];
+        return;
+    }
+    for (int64_t c = 0; c < count; ++c) out[c] = in[c];
+    for (int64_t j = 1; j < size; ++j)
+        for (int64_t c = 0; c < count; ++c) out[c] += in[c + j];
+}
+
+// One thread's rows of C maps: `slid` lies between zeros.
+template <typename T>
+struct Rows {
+    T *slid, *centred, *power, *sums, *scale, *share;  // share: 1 / |W(c)|
+
+    static int64_t pitch(const Norm& s) { return round_up(s.C, 16); }
+    static int64_t side(const Norm& s) {
+        const Window w(s);
+        return round_up(larger(w.before, w.after), 16);
+    }
+    static int64_t elements(const Norm& s) { return 6 * pitch(s) + 2 * side(s); }
+
+    Rows(const Norm& s, T* memory) {
+        const int64_t p = pitch(s);
+        for (int64_t i = 0; i < elements(s); ++i) memory[i] = 0;
+        slid = memory + side(s);
+        centred = slid + p + side(s);
+        power = centred + p;
+        sums = power + p;
+        scale = sums + p;
+        share = scale + p;
+        const Window w(s);
+        for (int64_t c = 0; c < s.C; ++c)
+            share[c] = 1 / static_cast<T>(smaller(s.C - 1, c + w.after) - larger(0, c - w.before) + 1);
+    }
+
+    // d, the row that is normalized: x itself or `centred`.
+    const T* normalized(const Norm& s, const T* x) {
+        if (!s.center) return x;
+        for (int64_t c = 0; c < s.C; ++c) slid[c] = x[c];
+        window_sums(slid, sums, s.C, Window(s));
+        for (int64_t c = 0; c < s.C; ++c) centred[c] = x[c] - sums[c] * share[c];
+        return centred;
+    }
+
+    // scale = s_c, power = s_c^-beta.
+    void denominators(const Norm& s, const T* d) {
+        for (int64_t c = 0; c < s.C; ++c) slid[c] = d[c] * d[c];
+        window_sums(slid, sums, s.C, Window(s));
+        const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
+        for (int64_t c = 0; c < s.C; ++c) scale[c] = k + factor * sums[c];
+        negative_power(scale, power, s.C, s.beta);
+    }
+};
+
+template <typename T>
+void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
+    const int64_t size = Rows<T>::elements(s);
+    const Scratch memory(static_cast<std::size_t>(threads * size) * sizeof(T));
+    parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
+        Rows<T> rows(s, memory.as<T>() + thread * size);
+        for (int64_t p = begin; p < end; ++p) {
+            const T* d = rows.normalized(s, x + p * s.C);
+            rows.denominators(s, d);
+            T* const out = y + p * s.C;
+            for (int64_t c = 0; c < s.C; ++c) out[c] = d[c] * rows.power[c];
+        }
+    });
+}
+
+template <typename T>
+void contrast_norm_backward(const Norm& s, const T* g, const T* x, T* gx, int threads) {
+    const int64_t size = Rows<T>::elements(s);
+    const Scratch memory(static_cast<std::size_t>(threads * size) * sizeof(T));
+    const Window mirrored = Window(s).mirrored();
+    const T factor = static_cast<T>(2 * s.alpha * s.beta / static_cast<double>(s.size));
+    parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
+        Rows<T> rows(s, memory.as<T>() + thread * size);
+        for (int64_t p = begin; p < end; ++p) {
+            const T* d = rows.normalized(s, x + p * s.C);
+            rows.denominators(s, d);
+            const T* const from = g + p * s.C;
+            T* const out = gx + p * s.C;
+            for (int64_t c = 0; c < s.C; ++c) rows.slid[c] = from[c] * d[c] * rows.power[c] / rows.scale[c];
+            window_sums(rows.slid, rows.sums, s.C, mirrored);
+            for (int64_t c = 0; c < s.C; ++c) out[c] = from[c] * rows.power[c] - factor * d[c] * rows.sums[c];
+            if (!s.center) continue;
+            for (int64_t c = 0; c < s.C; ++c) rows.slid[c] = out[c] * rows.share[c];
+            window_sums(rows.slid, rows.sums, s.C, mirrored);
+            for (int64_t c = 0; c < s.C; ++c) out[c] -= rows.sums[c];
+        }
+    });
+}
+
+}  // namespace
+
+template <typename T>
+void add_contrast_norm(KernelsOf<T>& kernels) {
+    kernels.contrast_norm = contrast_norm<T>;
+    kernels.contrast_norm_backward = contrast_norm_backward<T>;
+}
+template void add_contrast_norm(KernelsOf<float>&);
+template void add_contrast_norm(KernelsOf<double>&);
+
+}  // namespace ZF_ISA
+}  // namespace zf

@@ -1,0 +1,298 @@
+// Convolution with bias and ReLU, the same followed by max-pooling, and the weight gradient.
+#include "conv_block.h"
+#include "max_pool_row.h"
+#include "table.h"
+
+namespace zf {
+namespace ZF_ISA {
+namespace {
+
+// All blocks of a forward convolution's weights, packed in parallel: [block][KH][KW * channels][width].
+template <typename T>
+void pack_all(const Conv& s, const Packing<T>& p, const T* w, const T* bias, T* packed, T* packed_bias, int threads) {
+    const int64_t elements = p.elements(s.KH * s.KW);
+    parallel_for(p.blocks, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t from = b * p.width, outputs = smaller(p.width, s.K - from);
+            pack_weights(p, packed + b * elements, w + from * s.wk, outputs, s.wk, s.C, s.wc, s.KH, s.wi, s.KW, s.wj);
+            for (int64_t o = 0; o < p.width; ++o) packed_bias[from + o] = bias && o < outputs ? bias[from + o] : 0;
+        }
+    });
+}
+
+// Into how many groups the blocks of output channels are cut, so that every thread has some four units of work;
+// `others` is the number of units that a single group makes.
+int64_t groups_for(int64_t blocks, int64_t others, int threads) {
+    return smaller(blocks, ceil_div(4 * threads, larger(others, 1)));
+}
+
+// The input of output rows [from, to) as a Block's origin and steps: the map itself where the window needs no padding,
+// else the thread's band, filled here.
+template <typename T>
+Block<T> input_block(const Conv& s, const Packing<T>& p, const T* x, Band<T>& band, int64_t n, int64_t from,
+                     int64_t to) {
+    const T* image = x + n * s.H * s.W * s.C;
+    if (s.PH == 0 && s.PW == 0 && p.channels == s.C)
+        return {image + from * s.SH * s.W * s.C, s.SH * s.W * s.C, s.SW * s.C, to - from, s.OW, s.W * s.C, s.KH,
+                s.KW * s.C};
+    band.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH, [&](int64_t, int64_t h, T* row) {
+        copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, band.channels, false);
+    });
+    return {band.data,    s.SH * band.pitch(), s.SW * band.channels, to - from, s.OW,
+            band.pitch(), s.KH,                s.KW * band.channels};
+}
+
+template <typename T>
+int64_t band_elements(const Conv& s, const Packing<T>& p, int64_t rows) {
+    return ((rows - 1) * s.SH + s.KH) * ((s.OW - 1) * s.SW + s.KW) * p.channels;
+}
+
+// y[n][oh][ow][k] = max(0, bias[k] + sum_{i,j,c} x[n][oh*SH - PH + i][ow*SW - PW + j][c] * w[k][c][i][j]), rectified if
+// asked. A unit of work is (image, band of output rows, group of channel blocks); its thread pads the band once and
+// passes every block of the group over it.
+template <typename T>
+void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
+    const Packing<T> p(s.K, s.C);
+    const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+    const int64_t groups = groups_for(p.blocks, s.N * bands, threads);
+    const int64_t weights = p.elements(s.KH * s.KW);
+    const Scratch packed((p.blocks * weights + p.blocks * p.width) * sizeof(T));
+    T* const packed_bias = packed.as<T>() + p.blocks * weights;
+    pack_all(s, p, w, bias, packed.as<T>(), packed_bias, threads);
+
+    const int64_t band_size = round_up(band_elements(s, p, rows), 16), acc_size = round_up(rows * s.OW * p.width, 16);
+    const Scratch memory(threads * (band_size + acc_size) * sizeof(T));
+    parallel_for(s.N * bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
+        T* const acc = memory.as<T>() + thread * (band_size + acc_size);
+        Band<T> band{acc + acc_size, (s.OW - 1) * s.SW + s.KW, p.channels};
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t group = unit % groups, b = unit / groups % bands, n = unit / groups / bands;
+            const int64_t from = s.OH * b / bands, to = s.OH * (b + 1) / bands;
+            const Block<T> block = input_block(s, p, x, band, n, from, to);
+            for (int64_t k = p.blocks * group / groups; k < p.blocks * (group + 1) / groups; ++k) {
+                convolve_block(p, block, packed.as<T>() + k * weights, packed_bias + k * p.width, relu, acc);
+                const int64_t outputs = smaller(p.width, s.K - k * p.width);
+                T* out = y + (n * s.OH + from) * s.OW * s.K + k * p.width;
+                for (int64_t i = 0; i < (to - from) * s.OW; ++i) copy(out + i * s.K, acc + i * p.width, outputs);
+            }
+        }
+    });
+}
+
+// conv2d (rectified) and max_pool2d without the map between them. A unit of work is (image, span of pooled rows, group
+// of channel blocks). It walks down its span: each step makes the convolution's rows that the next pooled rows need and
+// nobody has made yet, into a buffer a block that keeps the overlap, and pools them. Only a span's first step makes
+// rows that another unit makes too.
+template <typename T>
+void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
+                            uint8_t* switches, Rounding rounding, int threads) {
+    const Packing<T> p(s.K, s.C);
+    const int64_t groups = groups_for(p.blocks, s.N, threads);
+    const int64_t spans = smaller(pool.OH, ceil_div(threads, larger(s.N * groups, 1)));
+    const int64_t step = smaller(pool.OH, larger(1, kBlockPixels / (s.OW * pool.SH)));  // pooled rows at a time
+    const int64_t most_rows = smaller(s.OH, (step - 1) * pool.SH + larger(pool.KH, pool.SH));
+    const int64_t weights = p.elements(s.KH * s.KW);
+    const Scratch packed((p.blocks * weights + p.blocks * p.width) * sizeof(T));
+    T* const packed_bias = packed.as<T>() + p.blocks * weights;
+    pack_all(s, p, w, bias, packed.as<T>(), packed_bias, threads);
+
+    const int64_t most_blocks = ceil_div(p.blocks, groups);
+    const int64_t pitch = s.OW * p.width, buffer = round_up(most_rows * pitch, 16);
+    const int64_t band_size = round_up(band_elements(s, p, most_rows), 16);
+    const Scratch memory(threads * (band_size + most_blocks * buffer) * sizeof(T));
+    parallel_for(s.N * spans * groups, threads, [&](int64_t begin, int64_t end, int thread) {
+        T* const buffers = memory.as<T>() + thread * (band_size + most_blocks * buffer);
+        Band<T> band{buffers + most_blocks * buffer, (s.OW - 1) * s.SW + s.KW, p.channels};
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t group = unit % groups, span = unit / groups % spans, n = unit / groups / spans;
+            const int64_t first_block = p.blocks * group / groups, end_block = p.blocks * (group + 1) / groups;
+            int64_t kept_from = 0, kept_to = 0;  // the convolution's rows that the buffers hold
+            const int64_t span_end = pool.OH * (span + 1) / spans;
+            for (int64_t row = pool.OH * span / spans; row < span_end; row += step) {
+                const int64_t row_end = smaller(row + step, span_end);
+                const int64_t from = larger(0, row * pool.SH - pool.PH);
+                const int64_t to = smaller(s.OH, (row_end - 1) * pool.SH - pool.PH + pool.KH);
+                const int64_t kept = larger(0, kept_to - from), fresh = from + kept;
+                Block<T> block{};
+                if (fresh < to) block = input_block(s, p, x, band, n, fresh, to);
+                for (int64_t k = first_block; k < end_block; ++k) {
+                    T* const rows = buffers + (k - first_block) * buffer;
+                    if (kept > 0)
+                        __builtin_memmove(rows, rows + (from - kept_from) * pitch,
+                                          static_cast<std::size_t>(kept * pitch) * sizeof(T));
+                    if (fresh < to) {
+                        T* const acc = rows + kept * pitch;
+                        convolve_block(p, block, packed.as<T>() + k * weights, packed_bias + k * p.width, true, acc);
+                        round_all(acc, (to - fresh) * pitch, rounding);
+                    }
+                    const int64_t outputs = smaller(p.width, s.K - k * p.width);
+                    for (int64_t r = row; r < row_end; ++r) {
+                        const int64_t at = (n * pool.OH + r) * pool.OW * s.K + k * p.width;
+                        pool_row(pool, r, rows, from, pitch, p.width, outputs, y + at, switches + at);
+                    }
+                }
+                kept_from = from, kept_to = to;
+            }
+        }
+    });
+}
+
+// The weight gradient's tile: acc[kCount][2 * lanes] += sum over pixels of kCount successive elements of the pixel's run
+// (broadcast) times the pixel's 2 * lanes gradients. x advances by row_step and col_step, g by 2 * lanes a pixel.
+template <typename T, int kCount>
+void gradient_tile(const T* x, int64_t row_step, int64_t col_step, const T* g, int64_t rows, int64_t cols, T* acc) {
+    constexpr int kLanes = Lanes<T>::count;
+    Vec<T> a[kCount][2] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        const T* at = x + r * row_step;
+#pragma GCC unroll 2
+        for (int64_t c = 0; c < cols; ++c) {
+            const Vec<T> g0 = load<Vec<T>>(g), g1 = load<Vec<T>>(g + kLanes);
+            g += 2 * kLanes;
+#pragma GCC unroll 16
+            for (int i = 0; i < kCount; ++i) {
+                const Vec<T> b = broadcast<T>(at[i]);
+                multiply_add(a[i][0], b, g0);
+                multiply_add(a[i][1], b, g1);
+            }
+            at += col_step;
+        }
+    }
+    // Added at the end, not carried in: sums of blocks lose less to rounding than one long sum.
+    for (int i = 0; i < kCount; ++i)
+        for (int v = 0; v < 2; ++v) {
+            T* to = acc + (i * 2 + v) * kLanes;
+            store(to, load<Vec<T>>(to) + a[i][v]);
+        }
+}
+
+template <typename T, int kCount = kPixels>
+ZF_INLINE void gradient_tile_of(int64_t count, const T* x, int64_t row_step, int64_t col_step, const T* g,
+                                int64_t rows, int64_t cols, T* acc) {
+    if (count == kCount)
+        gradient_tile<T, kCount>(x, row_step, col_step, g, rows, cols, acc);
+    else if constexpr (kCount > 1)
+        gradient_tile_of<T, kCount - 1>(count, x, row_step, col_step, g, rows, cols, acc);
+}
+
+// gw[k][c][i][j] = sum_{n,oh,ow} g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c], gb[k] = sum g (if not null).
+//
+// A group of images is repacked so that what a tile reads is dense: g as [image][block of 2*lanes maps][OH][OW][2*lanes],
+// x, padded, as [image][slice of kSlice channels][Hp][Wp][slice], where the taps of a kernel row are one run again.
+// A unit of work is (slice, block of maps, range of tap rows). It keeps its sums, KW*kSlice x 2*lanes a tap row (9 KiB for
+// 3x3 at AVX2), while it passes over the group's images in blocks of rows whose gradients stay in L1.
+template <typename T>
+void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
+    constexpr int64_t kWidth = 2 * Lanes<T>::count;
+    constexpr int64_t kSlice = 12;                 // two tiles of 6 or one of 12
+    constexpr int64_t kGroupBytes = 16 << 20;      // of repacked images: half of a desktop's L3
+    const int64_t blocks = ceil_div(s.K, kWidth), slices = ceil_div(s.C, kSlice);
+    const int64_t Hp = (s.OH - 1) * s.SH + s.KH, Wp = (s.OW - 1) * s.SW + s.KW, pixels = s.OH * s.OW;
+    const int64_t g_image = blocks * pixels * kWidth, x_image = round_up(Hp * Wp * s.C, 16);
+    const int64_t image_bytes = (g_image + x_image) * static_cast<int64_t>(sizeof(T));
+    const int64_t group = larger(1, smaller(s.N, kGroupBytes / larger(1, image_bytes)));
+    const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, slices * blocks));  // of the tap rows
+    const int64_t row_sums = s.KW * kSlice * kWidth, sums_size = s.KH * row_sums;
+    const int64_t units = slices * blocks * cuts;
+
+    const Scratch memory((group * (g_image + x_image) + slices * blocks * sums_size + blocks * kWidth) * sizeof(T));
+    T* const g_packed = memory.as<T>();
+    T* const x_packed = g_packed + group * g_image;
+    T* const sums = x_packed + group * x_image;
+    T* const bias_sums = sums + slices * blocks * sums_size;
+    zero(sums, slices * blocks * sums_size + blocks * kWidth);
+
+    for (int64_t first = 0; first < s.N; first += group) {
+        const int64_t count = smaller(group, s.N - first);
+        parallel_for(count * (Hp + s.OH), threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t unit = begin; unit < end; ++unit) {
+                const int64_t i = unit / (Hp + s.OH), row = unit % (Hp + s.OH), n = first + i;
+                if (row < Hp) {
+                    const int64_t h = row - s.PH;
+                    for (int64_t slice = 0; slice < slices; ++slice) {
+                        const int64_t from = slice * kSlice, width = smaller(kSlice, s.C - from);
+                        T* to = x_packed + i * x_image + Hp * Wp * from + row * Wp * width;
+                        const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.C + from;
+                        for (int64_t c = 0; c < Wp; ++c, to += width) {
+                            const bool inside = h >= 0 && h < s.H && c >= s.PW && c - s.PW < s.W;
+                            for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.C + k] : 0;
+                        }
+                    }
+                } else {
+                    const int64_t oh = row - Hp;
+                    for (int64_t b = 0; b < blocks; ++b) {
+                        const int64_t maps = smaller(kWidth, s.K - b * kWidth);
+                        T* to = g_packed + i * g_image + (b * pixels + oh * s.OW) * kWidth;
+                        const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth;
+                        for (int64_t c = 0; c < s.OW; ++c, to += kWidth, from += s.K) {
+                            copy(to, from, maps);
+                            zero(to + maps, kWidth - maps);
+                        }
+                    }
+                }
+            }
+        });
+        const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+        parallel_for(units, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t unit = begin; unit < end; ++unit) {
+                const int64_t cut = unit % cuts, b = unit / cuts % blocks, slice = unit / cuts / blocks;
+                const int64_t width = smaller(kSlice, s.C - slice * kSlice), run = s.KW * width;
+                const int64_t tap_begin = s.KH * cut / cuts, tap_end = s.KH * (cut + 1) / cuts;
+                T* const own = sums + (slice * blocks + b) * sums_size;
+                const int64_t tiles = ceil_div(run, kPixels);
+                for (int64_t i = 0; i < count; ++i)
+                    for (int64_t band = 0; band < bands; ++band) {
+                        const int64_t from = s.OH * band / bands, to = s.OH * (band + 1) / bands;
+                        const T* gradients = g_packed + i * g_image + (b * pixels + from * s.OW) * kWidth;
+                        for (int64_t tap = tap_begin; tap < tap_end; ++tap) {
+                            const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice +
+                                           (from * s.SH + tap) * Wp * width;
+                            for (int64_t tile = 0; tile < tiles; ++tile) {
+                                const int64_t e = run * tile / tiles, e_end = run * (tile + 1) / tiles;
+                                gradient_tile_of<T>(e_end - e, row + e, s.SH * Wp * width, s.SW * width, gradients,
+                                                    to - from, s.OW, own + tap * row_sums + e * kWidth);
+                            }
+                        }
+                        if (gb && slice == 0 && cut == 0) {
+                            Vec<T> sum[2] = {};
+                            for (int64_t q = 0; q < (to - from) * s.OW; ++q)
+                                for (int v = 0; v < 2; ++v)
+                                    sum[v] += load<Vec<T>>(gradients + q * kWidth + v * Lanes<T>::count);
+                            T* const total = bias_sums + b * kWidth;
+                            for (int v = 0; v < 2; ++v) {
+                                T* const at = total + v * Lanes<T>::count;
+                                store(at, load<Vec<T>>(at) + sum[v]);
+                            }
+                        }
+                    }
+            }
+        });
+    }
+    parallel_for(s.K, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t k = begin; k < end; ++k) {
+            if (gb) gb[k] = bias_sums[k];
+            for (int64_t c = 0; c < s.C; ++c) {
+                const int64_t slice = c / kSlice, width = smaller(kSlice, s.C - slice * kSlice);
+                const T* own = sums + (slice * blocks + k / kWidth) * sums_size + k % kWidth;
+                for (int64_t i = 0; i < s.KH; ++i)
+                    for (int64_t j = 0; j < s.KW; ++j)
+                        gw[k * s.wk + c * s.wc + i * s.wi + j * s.wj] =
+                            own[i * row_sums + (j * width + c % kSlice) * kWidth];
+            }
+        }
+    });
+}
+
+}  // namespace
+
+template <typename T>
+void add_conv(KernelsOf<T>& kernels) {
+    kernels.conv2d = conv2d<T>;
+    kernels.conv2d_weight_grad = conv2d_weight_grad<T>;
+    kernels.conv2d_relu_max_pool2d = conv2d_relu_max_pool2d<T>;
+}
+template void add_conv(KernelsOf<float>&);
+template void add_conv(KernelsOf<double>&);
+
+}  // namespace ZF_ISA
+}  // namespace zf

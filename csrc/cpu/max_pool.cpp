@@ -1,0 +1,65 @@
+// Max-pooling with switches, its adjoint (unpooling) and the adjoint's gradient. A unit of work is one row of one image.
+#include "max_pool_row.h"
+#include "table.h"
+
+namespace zf {
+namespace ZF_ISA {
+namespace {
+
+// y[n][oh][ow][c] = the largest x in window (oh, ow); switches: its tap kh*KW + kw.
+template <typename T>
+void max_pool2d(const Pool& s, const T* x, T* y, uint8_t* switches, int threads) {
+    parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t at = r * s.OW * s.C;
+            pool_row(s, r % s.OH, x + r / s.OH * s.H * s.W * s.C, 0, s.W * s.C, s.C, s.C, y + at, switches + at);
+        }
+    });
+}
+
+// x[n][h][w][c] = sum of y over the windows that cover (h, w) and whose switch points at it.
+template <typename T>
+int64_t max_unpool2d(const Pool& s, const T* y, const uint8_t* switches, T* x, int threads) {
+    const int64_t bad = first_bad_switch(s, switches, threads);
+    if (bad >= 0) return bad;
+    parallel_for(s.N * s.H, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t image = r / s.H * s.OH * s.OW * s.C;
+            unpool_row(s, r % s.H, 0, s.W, y + image, switches + image, x + r * s.W * s.C, s.C);
+        }
+    });
+    return -1;
+}
+
+// gy[n][oh][ow][c] = g at the pixel that the switch of window (oh, ow) points at.
+template <typename T>
+int64_t max_unpool2d_backward(const Pool& s, const T* g, const uint8_t* switches, T* gy, int threads) {
+    const int64_t bad = first_bad_switch(s, switches, threads);
+    if (bad >= 0) return bad;
+    int64_t offset[256];  // of a tap from its window's first element
+    for (int64_t tap = 0; tap < s.KH * s.KW; ++tap) offset[tap] = (tap / s.KW * s.W + tap % s.KW) * s.C;
+    parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t row = r / s.OH * s.H + r % s.OH * s.SH - s.PH;
+            for (int64_t ow = 0; ow < s.OW; ++ow) {
+                const int64_t window = (row * s.W + ow * s.SW - s.PW) * s.C, at = (r * s.OW + ow) * s.C;
+                for (int64_t c = 0; c < s.C; ++c) gy[at + c] = g[window + c + offset[switches[at + c]]];
+            }
+        }
+    });
+    return -1;
+}
+
+}  // namespace
+
+template <typename T>
+void add_max_pool(KernelsOf<T>& kernels) {
+    kernels.max_pool2d = max_pool2d<T>;
+    kernels.max_unpool2d = max_unpool2d<T>;
+    kernels.max_unpool2d_backward = max_unpool2d_backward<T>;
+}
+template void add_max_pool(KernelsOf<float>&);
+template void add_max_pool(KernelsOf<double>&);
+
+}  // namespace ZF_ISA
+}  // namespace zf

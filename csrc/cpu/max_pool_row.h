@@ -1,0 +1,190 @@
+// One row of max-pooling, and of its adjoint, for standalone and fused kernels.
+//
+// Pooling: the first maximum in row-major order wins, NaN is the maximum, and the first NaN wins. A switch is the winner's
+// tap kh*KW + kw in its own, uncut window. Unpooling is a gather: a pixel adds, in row-major order of windows, the values
+// of the windows whose switch points at it.
+#pragma once
+#include "kernels.h"
+#include "simd.h"
+#include "threads.h"
+#include "../window.h"
+
+namespace zf {
+namespace {
+
+// The largest of the taps [h0, h1) x [w0, w1) of kVectors vectors of channels; `window` is tap (0, 0)'s address.
+template <typename T, int kVectors>
+ZF_INLINE void pool_window(const T* window, int64_t pitch, int64_t pixel, int64_t h0, int64_t h1, int64_t w0,
+                           int64_t w1, int64_t KW, T* y, uint8_t* switches) {
+    constexpr int kLanes = Lanes<T>::count;
+    using Index = Mask<T>;
+    using Scalar = decltype(Index{}[0] + 0);
+    Vec<T> best[kVectors];
+    Index winner[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+        best[v] = load<Vec<T>>(window + h0 * pitch + w0 * pixel + v * kLanes);
+        winner[v] = Index{} + static_cast<Scalar>(h0 * KW + w0);
+    }
+    for (int64_t h = h0; h < h1; ++h)
+        for (int64_t w = w0; w < w1; ++w) {
+            const Index tap = Index{} + static_cast<Scalar>(h * KW + w);
+            for (int v = 0; v < kVectors; ++v) {
+                const Vec<T> x = load<Vec<T>>(window + h * pitch + w * pixel + v * kLanes);
+                // Not (x <= best): greater, or one of them NaN; a NaN that already won stays.
+                const Index wins = ~(x <= best[v]) & (best[v] == best[v]);
+                best[v] = wins ? x : best[v];
+                winner[v] = wins ? tap : winner[v];
+            }
+        }
+    for (int v = 0; v < kVectors; ++v) {
+        store(y + v * kLanes, best[v]);
+        store(switches + v * kLanes, __builtin_convertvector(winner[v], Bytes<T>));
+    }
+}
+
+template <typename T>
+ZF_INLINE void pool_window_one(const T* window, int64_t pitch, int64_t pixel, int64_t h0, int64_t h1, int64_t w0,
+                               int64_t w1, int64_t KW, T* y, uint8_t* switches) {
+    T best = window[h0 * pitch + w0 * pixel];
+    int64_t winner = h0 * KW + w0;
+    for (int64_t h = h0; h < h1; ++h)
+        for (int64_t w = w0; w < w1; ++w) {
+            const T x = window[h * pitch + w * pixel];
+            if (!(x <= best) && best == best) best = x, winner = h * KW + w;
+        }
+    *y = best;
+    *switches = static_cast<uint8_t>(winner);
+}
+
+// Row `oh` of the pooled map for `channels` channels. Row h of the map lies at map + (h - first_row) * pitch, its pixels
+// `pixel` elements apart; the results' pixels are s.C elements apart.
+template <typename T>
+void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_t pitch, int64_t pixel,
+              int64_t channels, T* y, uint8_t* switches) {
+    constexpr int kLanes = Lanes<T>::count;
+    const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
+    for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C, switches += s.C) {
+        const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+        const int64_t row = oh * s.SH - s.PH - first_row, col = ow * s.SW - s.PW;
+        const T* window = map + row * pitch + col * pixel;
+        int64_t c = 0;
+        for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
+            pool_window<T, 4>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+        for (; c + kLanes <= channels; c += kLanes)
+            pool_window<T, 1>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+        for (; c < channels; ++c)
+            pool_window_one(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+    }
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+ZF_INLINE float to_bfloat16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+    bits = value == value ? rounded : bits;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// To the nearest float16, ties to even, past 65504 to infinity; NaN stays NaN.
+ZF_INLINE float to_float16(float value) {
+    const float size = __builtin_fabsf(value);
+    if (!(size >= 6.103515625e-05f)) {                        // below 2^-14 float16 has the fixed step 2^-24,
+        const float fixed = (size + 0.5f) - 0.5f;             // which is float32's step from 0.5 to 1
+        return value == value ? __builtin_copysignf(fixed, value) : value;
+    }
+    if (size >= 65520.0f) return __builtin_copysignf(__builtin_inff(), value);
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+ZF_INLINE void round_all(float* values, int64_t count, Rounding rounding) {
+    if (rounding == kBfloat16)
+        for (int64_t i = 0; i < count; ++i) values[i] = to_bfloat16(values[i]);
+    else if (rounding == kFloat16)
+        for (int64_t i = 0; i < count; ++i) values[i] = to_float16(values[i]);
+}
+ZF_INLINE void round_all(double*, int64_t, Rounding) {}
+
+// The windows [oh0, oh1] x [ow0, ow1] that cover one pixel, and the tap at which window (0, 0) would see it.
+struct Cover {
+    int64_t oh0, oh1, ow0, ow1, tap;
+};
+
+// kVectors vectors of channels of one unpooled pixel; y and switches are at its first channel of window (0, 0).
+template <typename T, int kVectors>
+ZF_INLINE void unpool_pixel(const Pool& s, const Cover& over, const T* y, const uint8_t* switches, T* pixel) {
+    constexpr int kLanes = Lanes<T>::count;
+    using Index = Mask<T>;
+    using Scalar = decltype(Index{}[0] + 0);
+    Vec<T> sum[kVectors] = {};
+    for (int64_t oh = over.oh0; oh <= over.oh1; ++oh)
+        for (int64_t ow = over.ow0; ow <= over.ow1; ++ow) {
+            const Index tap = Index{} + static_cast<Scalar>(over.tap - oh * s.SH * s.KW - ow * s.SW);
+            const int64_t at = (oh * s.OW + ow) * s.C;
+            for (int v = 0; v < kVectors; ++v) {
+                const Index winner = __builtin_convertvector(load<Bytes<T>>(switches + at + v * kLanes), Index);
+                sum[v] += winner == tap ? load<Vec<T>>(y + at + v * kLanes) : Vec<T>{};
+            }
+        }
+    for (int v = 0; v < kVectors; ++v) store(pixel + v * kLanes, sum[v]);
+}
+
+// Row h of the unpooled map, columns [begin, end), `pixel` elements apart from `row` on. y and switches are one image's.
+template <typename T>
+void unpool_row(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y, const uint8_t* switches, T* row,
+                int64_t pixel) {
+    constexpr int kLanes = Lanes<T>::count;
+    Cover over{first_window(h, s.KH, s.SH, s.PH), last_window(h, s.SH, s.PH, s.OH), 0, 0, 0};
+    for (int64_t w = begin; w < end; ++w, row += pixel) {
+        over.ow0 = first_window(w, s.KW, s.SW, s.PW), over.ow1 = last_window(w, s.SW, s.PW, s.OW);
+        over.tap = (h + s.PH) * s.KW + w + s.PW;
+        int64_t c = 0;
+        for (; c + 4 * kLanes <= s.C; c += 4 * kLanes) unpool_pixel<T, 4>(s, over, y + c, switches + c, row + c);
+        for (; c + kLanes <= s.C; c += kLanes) unpool_pixel<T, 1>(s, over, y + c, switches + c, row + c);
+        for (; c < s.C; ++c) {
+            T sum = 0;
+            for (int64_t oh = over.oh0; oh <= over.oh1; ++oh)
+                for (int64_t ow = over.ow0; ow <= over.ow1; ++ow) {
+                    const int64_t at = (oh * s.OW + ow) * s.C + c;
+                    if (switches[at] == over.tap - oh * s.SH * s.KW - ow * s.SW) sum += y[at];
+                }
+            row[c] = sum;
+        }
+    }
+}
+
+// The flat index of the first switch that points outside its window or outside the map, or -1.
+inline int64_t first_bad_switch(const Pool& s, const uint8_t* switches, int threads) {
+    int64_t first = INT64_MAX;
+    parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t oh = r % s.OH;
+            const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
+            for (int64_t ow = 0; ow < s.OW; ++ow) {
+                const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+                const int64_t at = (r * s.OW + ow) * s.C;
+                int largest = 0;
+                for (int64_t c = 0; c < s.C; ++c) largest = switches[at + c] > largest ? switches[at + c] : largest;
+                if (h0 == 0 && w0 == 0 && h1 == s.KH && w1 == s.KW && largest < s.KH * s.KW) continue;
+                for (int64_t c = 0; c < s.C; ++c) {
+                    const int64_t h = switches[at + c] / s.KW, w = switches[at + c] % s.KW;
+                    if (h >= h0 && h < h1 && w >= w0 && w < w1) continue;
+                    int64_t seen = __atomic_load_n(&first, __ATOMIC_RELAXED);
+                    while (at + c < seen && !__atomic_compare_exchange_n(&first, &seen, at + c, true, __ATOMIC_RELAXED,
+                                                                         __ATOMIC_RELAXED)) {
+                    }
+                    return;
+                }
+            }
+        }
+    });
+    return first == INT64_MAX ? -1 : first;
+}
+
+}  // namespace
+}  // namespace zf

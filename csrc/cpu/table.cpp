@@ -1,0 +1,29 @@
+// The table of one instruction set.
+#include "table.h"
+
+#define ZF_QUOTE(name) #name
+#define ZF_NAME(name) ZF_QUOTE(name)
+
+namespace zf {
+namespace ZF_ISA {
+namespace {
+
+template <typename T>
+KernelsOf<T> all() {
+    KernelsOf<T> kernels{};
+    add_conv(kernels);
+    add_conv_transpose(kernels);
+    add_max_pool(kernels);
+    add_contrast_norm(kernels);
+    return kernels;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+    static const Kernels table{ZF_NAME(ZF_ISA), all<float>(), all<double>()};
+    return table;
+}
+
+}  // namespace ZF_ISA
+}  // namespace zf

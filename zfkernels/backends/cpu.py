@@ -1,0 +1,227 @@
+"""The compiled kernels of csrc/cpu: float32 and float64 on the CPU, as fast as its instruction set allows.
+
+bfloat16 and float16 are computed in float32 and rounded once at the end. Inputs of any strides are taken; what is not
+dense channels-last memory is copied into it first. The instruction set is the best that the CPU has, or
+the one that the environment variable ZFKERNELS_ISA names ("baseline", "avx2", "avx512").
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from .. import _C
+
+DEVICES = ("cpu",)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, enum Rounding
+
+if os.environ.get("ZFKERNELS_ISA"):
+    try:
+        _C.set_isa(os.environ["ZFKERNELS_ISA"])
+    except ValueError as error:
+        raise ValueError(f"ZFKERNELS_ISA: {error}") from None
+
+
+def unavailable() -> str | None:
+    """None: the module could not have been imported without its kernels."""
+    return None
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
+    n, _, h, w = x.shape
+    k, _, kh, kw = weight.shape
+    output_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
+    y = _empty(x, n, k, output_size)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(bias), _computed_empty(y)
+    sizes = _conv_sizes(xs, ws, output_size, stride, padding)
+    _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), _address(bs), ys.data_ptr(), relu, _threads())
+    return _rounded(ys, y)
+
+
+def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
+    x = _empty(y, y.shape[0], weight.shape[1], output_size)
+    ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
+    sizes = _conv_sizes(xs, ws, y.shape[2:], stride, padding)
+    _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), xs.data_ptr(), rectify, _threads())
+    return _rounded(xs, x)
+
+
+def conv2d_weight_grad(
+    x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
+    gb = x.new_empty(g.shape[1]) if with_bias else None
+    xs, gs, gws, gbs = _dense(x), _dense(g), _computed(gw), _computed(gb)
+    sizes = _conv_sizes(xs, gws, g.shape[2:], stride, padding)
+    args = xs.data_ptr(), gs.data_ptr(), gws.data_ptr(), _address(gbs)
+    _C.conv2d_weight_grad(_f64(x), sizes, *args, _threads())
+    return gws.to(x.dtype), None if gbs is None else gbs.to(x.dtype)
+
+
+def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
+    y = _empty(x, *x.shape[:2], output_size)
+    switches = _empty(x, *x.shape[:2], output_size, torch.uint8)
+    xs, ys = _dense(x), _computed_empty(y)
+    sizes = _pool_sizes(xs, output_size, kernel_size, stride, padding)
+    _C.max_pool2d(_f64(x), sizes, xs.data_ptr(), ys.data_ptr(), switches.data_ptr(), _threads())
+    return _rounded(ys, y), switches
+
+
+def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
+    x = _empty(y, *y.shape[:2], output_size)
+    ys, s, xs = _dense(y), _dense(switches), _computed_empty(x)
+    sizes = _pool_sizes(xs, y.shape[2:], kernel_size, stride, padding)
+    bad = _C.max_unpool2d(_f64(y), sizes, ys.data_ptr(), s.data_ptr(), xs.data_ptr(), _threads())
+    _check_switches(bad, s, kernel_size, stride, padding, output_size)
+    return _rounded(xs, x)
+
+
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size, stride, padding) -> Tensor:
+    gy = _empty(g, *switches.shape[:2], switches.shape[2:])
+    gs, s, gys = _dense(g), _dense(switches), _computed_empty(gy)
+    sizes = _pool_sizes(gs, switches.shape[2:], kernel_size, stride, padding)
+    bad = _C.max_unpool2d_backward(_f64(g), sizes, gs.data_ptr(), s.data_ptr(), gys.data_ptr(), _threads())
+    _check_switches(bad, s, kernel_size, stride, padding, g.shape[2:])
+    return _rounded(gys, gy)
+
+
+def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+    y = _empty(x, *x.shape[:2], x.shape[2:])
+    xs, ys = _dense(x), _computed_empty(y)
+    sizes = _pixels(xs), xs.shape[1], size, alpha, beta, k, center
+    _C.contrast_norm(_f64(x), *sizes, xs.data_ptr(), ys.data_ptr(), _threads())
+    return _rounded(ys, y)
+
+
+def contrast_norm_backward(
+    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
+) -> Tensor:
+    gx = _empty(x, *x.shape[:2], x.shape[2:])
+    gs, xs, gxs = _dense(g), _dense(x), _computed_empty(gx)
+    sizes = _pixels(xs), xs.shape[1], size, alpha, beta, k, center
+    _C.contrast_norm_backward(_f64(x), *sizes, gs.data_ptr(), xs.data_ptr(), gxs.data_ptr(), _threads())
+    return _rounded(gxs, gx)
+
+
+def conv2d_relu_max_pool2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, pool_kernel, pool_stride, pool_padding, output_size
+) -> tuple[Tensor, Tensor]:
+    n, _, h, w = x.shape
+    k, _, kh, kw = weight.shape
+    conv_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
+    y, switches = _empty(x, n, k, output_size), _empty(x, n, k, output_size, torch.uint8)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(bias), _computed_empty(y)
+    _C.conv2d_relu_max_pool2d(
+        _f64(x),
+        _conv_sizes(xs, ws, conv_size, stride, padding),
+        (n, k, *conv_size, *output_size, *pool_kernel, *pool_stride, *pool_padding),
+        xs.data_ptr(),
+        ws.data_ptr(),
+        _address(bs),
+        ys.data_ptr(),
+        switches.data_ptr(),
+        _ROUNDING.get(x.dtype, 0),
+        _threads(),
+    )
+    return _rounded(ys, y), switches
+
+
+def max_unpool2d_relu_conv_transpose2d(
+    y: Tensor,
+    switches: Tensor,
+    weight: Tensor,
+    stride,
+    padding,
+    pool_kernel,
+    pool_stride,
+    pool_padding,
+    output_size,
+    rectify: bool,
+) -> Tensor:
+    n, k = y.shape[:2]
+    kh, kw = weight.shape[2:]
+    conv_size = (
+        (output_size[0] + 2 * padding[0] - kh) // stride[0] + 1,
+        (output_size[1] + 2 * padding[1] - kw) // stride[1] + 1,
+    )
+    x = _empty(y, n, weight.shape[1], output_size)
+    ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
+    bad = _C.max_unpool2d_relu_conv_transpose2d(
+        _f64(y),
+        _conv_sizes(xs, ws, conv_size, stride, padding),
+        (n, k, *conv_size, *y.shape[2:], *pool_kernel, *pool_stride, *pool_padding),
+        ys.data_ptr(),
+        s.data_ptr(),
+        ws.data_ptr(),
+        xs.data_ptr(),
+        rectify,
+        _ROUNDING.get(y.dtype, 0),
+        _threads(),
+    )
+    _check_switches(bad, s, pool_kernel, pool_stride, pool_padding, conv_size)
+    return _rounded(xs, x)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _f64(x: Tensor) -> bool:
+    return x.dtype == torch.float64
+
+
+def _empty(like: Tensor, n: int, channels: int, size, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        (n, channels, *size), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def _computed(x: Tensor | None) -> Tensor | None:
+    """x in the type that the kernels compute in."""
+    return x.float() if x is not None and x.dtype in _ROUNDING else x
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in the type that the kernels compute in (switches as they are), in dense channels-last memory."""
+    return _computed(x).contiguous(memory_format=torch.channels_last)
+
+
+def _computed_empty(y: Tensor) -> Tensor:
+    """Where a kernel writes what becomes y: y itself, or memory of the type that the kernels compute in."""
+    return torch.empty_like(y, dtype=torch.float32) if y.dtype in _ROUNDING else y
+
+
+def _rounded(computed: Tensor, y: Tensor) -> Tensor:
+    return y if computed is y else y.copy_(computed)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _conv_sizes(x: Tensor, weight: Tensor, output_size, stride, padding) -> tuple[int, ...]:
+    """csrc/cpu/kernels.h, struct Conv."""
+    return *x.shape, weight.shape[0], *output_size, *weight.shape[2:], *stride, *padding, *weight.stride()
+
+
+def _pool_sizes(x: Tensor, output_size, kernel_size, stride, padding) -> tuple[int, ...]:
+    """csrc/cpu/kernels.h, struct Pool."""
+    return *x.shape, *output_size, *kernel_size, *stride, *padding
+
+
+def _check_switches(bad: int, switches: Tensor, kernel_size, stride, padding, size) -> None:
+    """Raises for the switch at the flat channels-last index that a kernel refused (-1: none)."""
+    if bad >= 0:
+        n, c, h, w = switches.shape
+        place = bad // (w * h * c), bad % c, bad // (w * c) % h, bad // c % w
+        raise ValueError(
+            f"switches: the value {int(switches[place])} at {place} points outside its {kernel_size[0]}x{kernel_size[1]} "
+            f"window (stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; expected "
+            "the switches that max_pool2d_with_switches returned for a map of that size"
+        )
