@@ -1,4 +1,4 @@
-"""Every op on the real layers under pytest-benchmark: pytest benchmarks/bench_ops.py --benchmark-group-by=param:name."""
+"""Every op on the real layers, under pytest-benchmark: pytest benchmarks/bench_ops.py -k "conv3 and zfkernels"."""
 
 import compare
 import peers
