@@ -30,9 +30,8 @@ def environment() -> dict:
     """Versions, backends, instruction sets, threads and devices, as plain values that JSON can hold."""
     return {
         "zfkernels": zfkernels.__version__,
-        "path": str(Path(zfkernels.__file__).parent),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "numpy": installed("numpy"),
         "triton": installed("triton"),
@@ -92,7 +91,7 @@ def cpu_name() -> str:
 def text(report: dict) -> str:
     """The report for a reader."""
     lines = [
-        f"zfkernels {report['zfkernels']} in {report['path']}",
+        f"zfkernels {report['zfkernels']} in {Path(zfkernels.__file__).parent}",
         f"python {report['python']}, torch {report['torch']}, numpy {report['numpy']}, "
         + (f"triton {report['triton']}" if report["triton"] else "triton not installed"),
         report["platform"],

@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> int:
     """Prints the table; 0 when every check passed, 1 when one failed, 2 when the request cannot be met."""
     try:
         ops = args.ops.split(",") if args.ops else None
+        print(heading())
         rows = run(args.backend, args.seed, args.cases, ops, report=lambda rows: print(line(rows), flush=True))
     except (RuntimeError, ValueError) as error:
         print(f"zfkernels verify: {error}", file=sys.stderr)
@@ -258,7 +259,7 @@ class Draw:
         return self.choice.randint(low, high), self.choice.randint(low, high)
 
     def tensor(self, *shape: int, fill: str = "normal") -> Tensor:
-        """float64 values: normal; small integers, so with ties; normal with some NaN and infinities; zeros; positive."""
+        """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive."""
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         if fill == "ties":
             return x.round()
@@ -459,12 +460,21 @@ def placed(x: Tensor, layout: str) -> Tensor:
     return wide[::2, 1::2, ::2, 1::2]
 
 
+def heading() -> str:
+    """The head of the table: each dtype with the bound of its column."""
+    cells = (f"{str(dtype).removeprefix('torch.')} {bound:.0e}" for dtype, bound in BOUNDS.items())
+    return f"{'op':<35}{'backend':<10}{'cases':>5}  " + "".join(f"{cell:<16}" for cell in cells).rstrip()
+
+
 def line(rows: list[Row]) -> str:
-    """One line of the table: an op of a backend in every dtype, worst error (bound)."""
+    """One line of the table: an op of a backend, and in each dtype the worst error ("exact": it must be, and is, 0)."""
+    found = {row.dtype: row for row in rows}
     cells = []
-    for row in rows:
-        value = "exact" if row.error == 0 and row.bound == 0 else f"{row.error:.1e}"
-        bound = "0" if row.bound == 0 else f"{row.bound:.0e}"
-        cells.append(f"{row.dtype} {'FAIL ' if row.failure else ''}{value} ({bound})")
-    head = f"{rows[0].op:<36}{rows[0].backend:<10}{rows[0].cases:>4} cases  "
-    return head + "  ".join(f"{cell:<26}" for cell in cells).rstrip()
+    for dtype in BOUNDS:
+        row = found.get(str(dtype).removeprefix("torch."))
+        if row is None:
+            cells.append("-")
+        else:
+            cells.append("exact" if row.bound == 0 == row.error else f"{row.error:.1e}")
+            cells[-1] += " FAILED" if row.failure else ""
+    return f"{rows[0].op:<35}{rows[0].backend:<10}{rows[0].cases:>5}  " + "".join(f"{c:<16}" for c in cells).rstrip()
