@@ -16,33 +16,27 @@ FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LARGEST_WINDOW = 256  # a switch is one byte
 
 
-def tensor(name: str, value: object, axes: str) -> None:
-    """`value` must be a dense floating-point tensor with one dimension a letter of `axes`, none of them empty but N."""
+def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
+    """`value` must be a dense floating-point tensor with these dimensions, none of which but N may be empty."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16, got {value.dtype}")
     dense(name, value)
-    shape(name, value, axes)
+    shape = value.shape
+    if len(shape) != len(axes):
+        hint = f"; add a batch dimension with {name}[None]" if axes[0] == "N" and len(shape) == 3 else ""
+        raise ValueError(
+            f"{name} must have {len(axes)} dimensions ({', '.join(axes)}), got shape {tuple(shape)}{hint}"
+        )
+    if 0 in (shape[1:] if axes[0] == "N" else shape):
+        raise ValueError(f"{name} must not have an empty dimension other than N, got shape {tuple(shape)}")
 
 
 def dense(name: str, value: Tensor) -> None:
     if value.layout is not torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else value.layout
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}; use {name}.to_dense()")
-
-
-def shape(name: str, value: Tensor, axes: str) -> None:
-    axis_names = axes.split()
-    if value.ndim != len(axis_names):
-        hint = f"; add a batch dimension with {name}[None]" if axis_names[0] == "N" and value.ndim == 3 else ""
-        raise ValueError(
-            f"{name} must have {len(axis_names)} dimensions ({', '.join(axis_names)}), "
-            f"got shape {tuple(value.shape)}{hint}"
-        )
-    for axis, size in zip(axis_names, value.shape, strict=True):
-        if size == 0 and axis != "N":
-            raise ValueError(f"{name} must have {axis} >= 1, got shape {tuple(value.shape)}; only N may be 0")
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
 
 
 def alike(name: str, value: Tensor, first_name: str, first: Tensor) -> None:

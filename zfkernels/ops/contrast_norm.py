@@ -36,13 +36,13 @@ def _contrast_norm_fake(x, size, alpha, beta, k, center, backend):
 
 
 def _contrast_norm_setup(ctx, inputs, output):
-    x, *ctx.parameters = inputs
+    x, *ctx.settings = inputs
     ctx.save_for_backward(x)
 
 
 def _contrast_norm_backward(ctx, g):
     (x,) = ctx.saved_tensors
-    return contrast_norm_backward(g, x, *ctx.parameters), None, None, None, None, None, None
+    return (contrast_norm_backward(g, x, *ctx.settings),)
 
 
 contrast_norm_op = door(
@@ -121,7 +121,7 @@ def contrast_norm(
 
     Source: Krizhevsky et al. 2012, section 3.3; cuda-convnet's convContrastNormCrossMap; torch's local_response_norm.
     """
-    checks.tensor("x", x, "N C H W")
+    checks.tensor("x", x, ("N", "C", "H", "W"))
     if not window.whole(size):
         raise TypeError(f"size must be an int, got {size!r}")
     if size < 1 or size > window.LARGEST:

@@ -33,27 +33,26 @@ def _conv2d_fake(x, weight, bias, stride, padding, relu, backend):
 
 
 def _conv2d_setup(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.padding, ctx.relu, ctx.backend = inputs
-    ctx.input_size = x.shape[2:]
-    ctx.kernel_size = weight.shape[2:]
-    ctx.save_for_backward(x, weight, output if ctx.relu else None)
+    x, weight, _, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
 
 
 def _conv2d_backward(ctx, g):
     x, weight, y = ctx.saved_tensors
-    if ctx.relu:
+    stride, padding, relu, backend = ctx.settings
+    if relu:
         g = rectifier_grad(g, y)
-    return (*conv2d_grads(ctx, g, x, weight), None, None, None, None)
+    return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
 
 
-def conv2d_grads(ctx, g, x, weight):
-    """The gradients that are needed of x, weight and bias, given that of the convolution's (unrectified) result."""
+def conv2d_grads(g, x, weight, stride, padding, backend, needs):
+    """Those gradients of x, weight and bias that are needed, given that of the convolution's (unrectified) result."""
     gx = gw = gb = None
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if needs_x:
-        gx = conv_transpose2d(g, weight, ctx.stride, ctx.padding, ctx.input_size, False, ctx.backend)
-    if needs_weight:
-        gw, gb = conv2d_weight_grad(x, g, ctx.kernel_size, ctx.stride, ctx.padding, needs_bias, ctx.backend)
+    needs_bias = needs[2]
+    if needs[0]:
+        gx = conv_transpose2d(g, weight, stride, padding, x.shape[2:], False, backend)
+    if needs[1]:
+        gw, gb = conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, needs_bias, backend)
     elif needs_bias:
         gb = g.sum((0, 2, 3))
     return gx, gw, gb if needs_bias else None
@@ -82,22 +81,22 @@ def _conv_transpose2d_fake(y, weight, stride, padding, output_size, rectify, bac
 
 
 def _conv_transpose2d_setup(ctx, inputs, output):
-    y, weight, ctx.stride, ctx.padding, _, ctx.rectify, ctx.backend = inputs
-    ctx.kernel_size = weight.shape[2:]
+    y, weight, *ctx.settings = inputs
     ctx.save_for_backward(y, weight)
 
 
 def _conv_transpose2d_backward(ctx, g):
     y, weight = ctx.saved_tensors
+    stride, padding, _, rectify, backend = ctx.settings
     gy = gw = None
     if ctx.needs_input_grad[0]:
-        gy = conv2d(g, weight, None, ctx.stride, ctx.padding, False, ctx.backend)
-        if ctx.rectify:
+        gy = conv2d(g, weight, None, stride, padding, False, backend)
+        if rectify:
             gy = rectifier_grad(gy, y)
     if ctx.needs_input_grad[1]:
-        y = torch.relu(y) if ctx.rectify else y
-        gw, _ = conv2d_weight_grad(g, y, ctx.kernel_size, ctx.stride, ctx.padding, False, ctx.backend)
-    return gy, gw, None, None, None, None, None
+        y = torch.relu(y) if rectify else y
+        gw, _ = conv2d_weight_grad(g, y, weight.shape[2:], stride, padding, False, backend)
+    return gy, gw
 
 
 conv_transpose2d = door(
@@ -126,19 +125,19 @@ def _conv2d_weight_grad_fake(x, g, kernel_size, stride, padding, with_bias, back
 
 
 def _conv2d_weight_grad_setup(ctx, inputs, output):
-    x, g, _, ctx.stride, ctx.padding, ctx.with_bias, ctx.backend = inputs
-    ctx.input_size = x.shape[2:]
+    x, g, *ctx.settings = inputs
     ctx.save_for_backward(x, g)
 
 
 def _conv2d_weight_grad_backward(ctx, ggw, ggb):
     x, g = ctx.saved_tensors
+    _, stride, padding, with_bias, backend = ctx.settings
     gx = gg = None
     if ctx.needs_input_grad[0]:
-        gx = conv_transpose2d(g, ggw, ctx.stride, ctx.padding, ctx.input_size, False, ctx.backend)
+        gx = conv_transpose2d(g, ggw, stride, padding, x.shape[2:], False, backend)
     if ctx.needs_input_grad[1]:
-        gg = conv2d(x, ggw, ggb if ctx.with_bias else None, ctx.stride, ctx.padding, False, ctx.backend)
-    return gx, gg, None, None, None, None, None
+        gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
+    return gx, gg
 
 
 conv2d_weight_grad = door(
@@ -157,8 +156,8 @@ conv2d_weight_grad = door(
 
 def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pair, window.Pair]:
     """Check a convolution's arguments; stride, padding and the result's size as pairs."""
-    checks.tensor("x", x, "N C_in H W")
-    checks.tensor("weight", weight, "C_out C_in KH KW")
+    checks.tensor("x", x, ("N", "C_in", "H", "W"))
+    checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
     checks.alike("weight", weight, "x", x)
     if weight.shape[1] != x.shape[1]:
         raise ValueError(
@@ -166,7 +165,7 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
             f"got shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}"
         )
     if bias is not None:
-        checks.tensor("bias", bias, "C_out")
+        checks.tensor("bias", bias, ("C_out",))
         checks.alike("bias", bias, "x", x)
         if bias.shape[0] != weight.shape[0]:
             raise ValueError(f"bias must have shape ({weight.shape[0]},), one value a filter, got {tuple(bias.shape)}")
@@ -183,7 +182,7 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
 
 def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pair, ...]:
     """Check a transposed convolution's weight and window; stride, padding, output_size and the map's size as pairs."""
-    checks.tensor("weight", weight, "C_out C_in KH KW")
+    checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
     checks.alike("weight", weight, "y", y)
     if weight.shape[0] != y.shape[1]:
         raise ValueError(
@@ -267,7 +266,7 @@ def relu_conv_transpose2d(
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (rectification, filtering).
     """
     y, weight = checks.autocast(y, weight)
-    checks.tensor("y", y, "N C_out OH OW")
+    checks.tensor("y", y, ("N", "C_out", "OH", "OW"))
     checks.flag("rectify", rectify)
     stride, padding, output_size, size = check_transposed(y, weight, stride, padding, output_size)
     if size != tuple(y.shape[2:]):

@@ -11,7 +11,7 @@ from .. import backends
 from . import checks, window
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
 from .door import door, empty
-from .max_pool import check_unpooled, max_unpool2d, max_unpool2d_backward, pool_setup, pooled_size
+from .max_pool import check_unpooled, max_unpool2d, max_unpool2d_backward, mark_switches, pooled_size
 
 # conv2d_relu_max_pool2d
 
@@ -36,29 +36,28 @@ def _layer_fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool
 
 
 def _layer_setup(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.padding, *ctx.pool, _, ctx.backend = inputs
-    y, switches = output
-    ctx.input_size = x.shape[2:]
-    ctx.kernel_size = weight.shape[2:]
-    ctx.conv_size = window.conv_map(ctx.input_size, ctx.kernel_size, ctx.stride, ctx.padding)
-    pool_setup(ctx, switches)
-    ctx.save_for_backward(x, weight, y, switches)
+    x, weight, _, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight, *output)
+    mark_switches(ctx, output[1])
 
 
 def _layer_backward(ctx, g, _):
     x, weight, y, switches = ctx.saved_tensors
+    stride, padding, *pool, _, backend = ctx.settings
     if g is None:
-        return (None,) * 10
+        return None, None, None
     g = rectifier_grad(g, y)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if needs_weight or not needs_x:
-        g = max_unpool2d(g, switches, *ctx.pool, ctx.conv_size, ctx.backend)
-        gx, gw, gb = conv2d_grads(ctx, g, x, weight)
-    else:
-        gw = None
-        gb = g.sum((0, 2, 3)) if needs_bias else None
-        gx = layer_reversed(g, switches, weight, ctx.stride, ctx.padding, *ctx.pool, ctx.input_size, False, ctx.backend)
-    return gx, gw, gb, None, None, None, None, None, None, None
+    if needs_weight:
+        size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+        g = max_unpool2d(g, switches, *pool, size, backend)
+        return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
+    gx = gb = None
+    if needs_x:
+        gx = layer_reversed(g, switches, weight, stride, padding, *pool, x.shape[2:], False, backend)
+    if needs_bias:
+        gb = g.sum((0, 2, 3))
+    return gx, None, gb
 
 
 layer = door(
@@ -100,27 +99,27 @@ def _layer_reversed_fake(
 
 
 def _layer_reversed_setup(ctx, inputs, output):
-    y, switches, weight, ctx.stride, ctx.padding, *ctx.pool, output_size, ctx.rectify, ctx.backend = inputs
-    ctx.kernel_size = weight.shape[2:]
-    ctx.conv_size = window.conv_map(output_size, ctx.kernel_size, ctx.stride, ctx.padding)
-    ctx.save_for_backward(y, switches, weight)
+    ctx.settings = inputs[3:]
+    ctx.save_for_backward(*inputs[:3])
 
 
 def _layer_reversed_backward(ctx, g):
     y, switches, weight = ctx.saved_tensors
+    stride, padding, *pool, output_size, rectify, backend = ctx.settings
     needs_y, _, needs_weight = ctx.needs_input_grad[:3]
     gy = gw = unpooled = None
-    if needs_weight or ctx.rectify:
-        unpooled = max_unpool2d(y, switches, *ctx.pool, ctx.conv_size, ctx.backend)
+    if needs_weight or rectify:
+        size = window.conv_map(output_size, weight.shape[2:], stride, padding)
+        unpooled = max_unpool2d(y, switches, *pool, size, backend)
     if needs_y:
-        gy = conv2d(g, weight, None, ctx.stride, ctx.padding, False, ctx.backend)
-        if ctx.rectify:
+        gy = conv2d(g, weight, None, stride, padding, False, backend)
+        if rectify:
             gy = rectifier_grad(gy, unpooled)
-        gy = max_unpool2d_backward(gy, switches, *ctx.pool, ctx.backend)
+        gy = max_unpool2d_backward(gy, switches, *pool, backend)
     if needs_weight:
-        unpooled = torch.relu(unpooled) if ctx.rectify else unpooled
-        gw, _ = conv2d_weight_grad(g, unpooled, ctx.kernel_size, ctx.stride, ctx.padding, False, ctx.backend)
-    return gy, None, gw, None, None, None, None, None, None, None, None
+        unpooled = torch.relu(unpooled) if rectify else unpooled
+        gw, _ = conv2d_weight_grad(g, unpooled, weight.shape[2:], stride, padding, False, backend)
+    return gy, None, gw
 
 
 layer_reversed = door(
@@ -224,7 +223,7 @@ def max_unpool2d_relu_conv_transpose2d(
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1.
     """
     y, weight = checks.autocast(y, weight)
-    checks.tensor("y", y, "N C_out PH PW")
+    checks.tensor("y", y, ("N", "C_out", "PH", "PW"))
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
     stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)

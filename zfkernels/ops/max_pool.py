@@ -27,23 +27,23 @@ def _max_pool2d_fake(x, kernel_size, stride, padding, output_size, backend):
 
 
 def _max_pool2d_setup(ctx, inputs, output):
-    x, ctx.kernel_size, ctx.stride, ctx.padding, _, ctx.backend = inputs
-    ctx.input_size = x.shape[2:]
-    pool_setup(ctx, output[1])
+    x, *ctx.settings = inputs
+    ctx.input_shape = x.shape
     ctx.save_for_backward(output[1])
+    mark_switches(ctx, output[1])
 
 
-def pool_setup(ctx, switches):
+def mark_switches(ctx, switches):
     ctx.mark_non_differentiable(switches)
     ctx.set_materialize_grads(False)  # no map of zeros as the gradient of the switches
 
 
 def _max_pool2d_backward(ctx, g, _):
     (switches,) = ctx.saved_tensors
+    kernel_size, stride, padding, _, backend = ctx.settings
     if g is None:
-        return (None,) * 6
-    gx = max_unpool2d(g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.input_size, ctx.backend)
-    return gx, None, None, None, None, None
+        return (None,)
+    return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
 
 
 max_pool2d = door(
@@ -70,14 +70,14 @@ def _max_unpool2d_fake(y, switches, kernel_size, stride, padding, output_size, b
 
 
 def _max_unpool2d_setup(ctx, inputs, output):
-    _, switches, ctx.kernel_size, ctx.stride, ctx.padding, _, ctx.backend = inputs
+    _, switches, *ctx.settings = inputs
     ctx.save_for_backward(switches)
 
 
 def _max_unpool2d_backward(ctx, g):
     (switches,) = ctx.saved_tensors
-    gy = max_unpool2d_backward(g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.backend)
-    return gy, None, None, None, None, None, None
+    kernel_size, stride, padding, _, backend = ctx.settings
+    return max_unpool2d_backward(g, switches, kernel_size, stride, padding, backend), None
 
 
 max_unpool2d = door(
@@ -104,15 +104,15 @@ def _max_unpool2d_backward_fake(g, switches, kernel_size, stride, padding, backe
 
 
 def _max_unpool2d_backward_setup(ctx, inputs, output):
-    g, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.backend = inputs
-    ctx.input_size = g.shape[2:]
+    g, switches, *ctx.settings = inputs
+    ctx.input_shape = g.shape
     ctx.save_for_backward(switches)
 
 
 def _max_unpool2d_backward_backward(ctx, gg):
     (switches,) = ctx.saved_tensors
-    g = max_unpool2d(gg, switches, ctx.kernel_size, ctx.stride, ctx.padding, ctx.input_size, ctx.backend)
-    return g, None, None, None, None, None
+    kernel_size, stride, padding, backend = ctx.settings
+    return max_unpool2d(gg, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend), None
 
 
 max_unpool2d_backward = door(
@@ -182,7 +182,7 @@ def max_pool2d_with_switches(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
     """
-    checks.tensor("x", x, "N C H W")
+    checks.tensor("x", x, ("N", "C", "H", "W"))
     kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
@@ -222,7 +222,7 @@ def max_unpool2d_with_switches(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
     """
-    checks.tensor("y", y, "N C OH OW")
+    checks.tensor("y", y, ("N", "C", "OH", "OW"))
     checks.switches(switches, y)
     kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
     output_size = window.pair("output_size", output_size, 1)
