@@ -35,7 +35,7 @@ FIXED_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
     (2, 4, 8, (11, 12), (3, 3), (3, 3), (0, 1)),  # pixels at the edge that no window covers
     (1, 8, 16, (1, 37), (1, 5), (1, 2), (0, 2)),  # one row
     (1, 33, 17, (6, 7), (3, 3), (1, 1), (1, 1)),  # channels just past a vector's width
-    (3, 64, 48, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
+    (2, 32, 40, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
     (0, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1)),  # no images
 )
 FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
