@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .ops.window import pair
+
 
 @dataclass(frozen=True)
 class OcclusionMap:
@@ -68,10 +70,10 @@ def occlusion_map(
     """
     image = _check_image(image)
     height, width = image.shape[1:]
-    patch_h, patch_w = _pair("patch", patch, max(1, min(height, width) // 5))
+    patch_h, patch_w = pair("patch", max(1, min(height, width) // 5) if patch is None else patch, 1)
     if patch_h > height or patch_w > width:
         raise ValueError(f"patch {(patch_h, patch_w)} is larger than the image {(height, width)}")
-    stride_h, stride_w = _pair("stride", stride, (max(1, patch_h // 4), max(1, patch_w // 4)))
+    stride_h, stride_w = pair("stride", (max(1, patch_h // 4), max(1, patch_w // 4)) if stride is None else stride, 1)
     if stride_h > patch_h or stride_w > patch_w:
         raise ValueError(
             f"stride {(stride_h, stride_w)} is larger than the patch {(patch_h, patch_w)}: pixels would stay uncovered"
@@ -152,15 +154,6 @@ def _check_image(image: torch.Tensor) -> torch.Tensor:
     if image.dim() != 3 or 0 in image.shape:
         raise ValueError(f"image must be one image of shape (C, H, W) or (1, C, H, W), got {tuple(image.shape)}")
     return image
-
-
-def _pair(name: str, value: int | tuple[int, int] | None, default: int | tuple[int, int]) -> tuple[int, int]:
-    if value is None:
-        value = default
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or any(type(v) is not int or v < 1 for v in pair):
-        raise ValueError(f"{name} must be a positive int or a pair (height, width) of them, got {value!r}")
-    return tuple(pair)
 
 
 def _check_fill(fill: float | Sequence[float] | torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
