@@ -111,7 +111,9 @@ def backend(name: str | None, value: Tensor) -> str:
 
 def autocast(*values: Tensor | None) -> tuple[Tensor | None, ...]:
     """`values` as torch's own convolution takes them under autocast: in the autocast dtype, but float64 stays."""
-    kind = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
+    if not torch._C._is_any_autocast_enabled() or not isinstance(values[0], Tensor):
+        return values
+    kind = values[0].device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return values
     dtype = torch.get_autocast_dtype(kind)

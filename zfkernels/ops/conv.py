@@ -159,23 +159,25 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
     checks.tensor("x", x, ("N", "C_in", "H", "W"))
     checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
     checks.alike("weight", weight, "x", x)
-    if weight.shape[1] != x.shape[1]:
+    _, channels, *input_size = x.shape
+    filters, depth, *kernel_size = weight.shape
+    if depth != channels:
         raise ValueError(
-            f"weight must have x's {x.shape[1]} channels as its second dimension (C_out, C_in, KH, KW), "
+            f"weight must have x's {channels} channels as its second dimension (C_out, C_in, KH, KW), "
             f"got shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}"
         )
     if bias is not None:
         checks.tensor("bias", bias, ("C_out",))
         checks.alike("bias", bias, "x", x)
-        if bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must have shape ({weight.shape[0]},), one value a filter, got {tuple(bias.shape)}")
+        if bias.shape[0] != filters:
+            raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
     stride = window.pair("stride", stride, 1)
     padding = window.pair("padding", padding, 0)
-    size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+    size = window.conv_map(input_size, kernel_size, stride, padding)
     if size[0] < 1 or size[1] < 1:
         raise ValueError(
-            f"weight's window {tuple(weight.shape[2:])} must fit into x's height and width {tuple(x.shape[2:])} "
-            f"with padding {padding}"
+            f"weight's window {tuple(kernel_size)} must fit into x's height and width {tuple(input_size)} with padding "
+            f"{padding}"
         )
     return stride, padding, size
 

@@ -60,6 +60,8 @@ def door(
         (torch.autograd.Function,),
         {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
     )
+    # What Function.apply ends in; what it does before is for function transforms, and costs 2 microseconds.
+    apply = super(torch.autograd.Function, eager).apply
 
     def call(*arguments):
         if torch.compiler.is_compiling():
@@ -79,7 +81,7 @@ def door(
                 return library_op(*arguments)
             needs_gradient = needs_gradient or tensor.requires_grad
         if needs_gradient and torch.is_grad_enabled():
-            return eager.apply(*arguments[:tensors], arguments[tensors:])
+            return apply(*arguments[:tensors], arguments[tensors:])
         return forward(*arguments)
 
     def one_by_one(info, in_dims, *arguments):
