@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .nn import ContrastNorm, ConvReLU, MaxPoolSwitches
 from .ops.fused import conv2d_relu_max_pool2d
@@ -144,7 +144,7 @@ class ZFNet(nn.Module):
                 break
             module = getattr(self, layer.name)
             pool = getattr(self, above.name) if above is not None else None
-            if _fusible(module, pool):
+            if _fusible(module, pool) and not isinstance(x, fx.Proxy):
                 x, _ = conv2d_relu_max_pool2d(
                     x,
                     module.weight,
@@ -163,7 +163,8 @@ class ZFNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.in_channels, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        traced = isinstance(images, fx.Proxy)
+        if not traced and (images.ndim != 4 or tuple(images.shape[1:]) != expected):
             raise ValueError(f"images must have shape (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
         x = self.features(images).flatten(1)
         for row in self.table:

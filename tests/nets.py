@@ -1,0 +1,213 @@
+"""Networks in plain torch, and what a projection must be, computed in another way: autograd with other rules.
+
+`Rules` is a mode in which plain torch calls get another backward: a ReLU's is a ReLU of the gradient, and a response
+norm's one of the three that project offers. It sees modules, functions and methods, in-place or not, as torch runs
+them, and knows nothing of chains, switches or boxes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class RectifiedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, in_place):
+        if in_place:
+            ctx.mark_dirty(x)
+            return x.clamp_(min=0)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(min=0), None
+
+
+class ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, scale):
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.scale, None, None
+
+
+class Rules(TorchFunctionMode):
+    PLAIN = (F.relu, torch.relu, torch.Tensor.relu)
+    IN_PLACE = (F.relu_, torch.relu_, torch.Tensor.relu_)
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.PLAIN or function in self.IN_PLACE:
+            in_place = function in self.IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
+            return RectifiedGradient.apply(args[0] if args else kwargs["input"], in_place)
+        y = function(*args, **kwargs)
+        if function is F.local_response_norm and self.norm != "gradient":
+            x = args[0]
+            rescale = torch.where(x == 0, 0, y.detach() / x) if self.norm == "rescale" else torch.ones_like(y)
+            return ScaledGradient.apply(x, y.detach(), rescale)
+        return y
+
+
+def modified_gradient(model, images, top, channel, position=None, norm="identity"):
+    """The projection of one activation of each image, its value and its place.
+
+    `top` cuts the model: called as top(model, images) it gives the layer's value. `channel` and `position` hold for
+    all images; position None is the strongest place, the first in row-major order.
+    """
+    images = images.detach().clone().requires_grad_()
+    with Rules(norm):
+        value = top(model, images + 0)
+    maps = value[:, channel].flatten(1) if value.ndim == 4 else value[:, channel, None]
+    if position is None:
+        places = torch.tensor([next(i for i, v in enumerate(row.tolist()) if v == row.max()) for row in maps.detach()])
+    else:
+        places = torch.full((len(images),), position[0] * value.shape[3] + position[1])
+    chosen = maps[torch.arange(len(images)), places]
+    (pixels,) = torch.autograd.grad(chosen, images, chosen.detach())
+    width = value.shape[3] if value.ndim == 4 else 1
+    return pixels, chosen.detach(), torch.stack([places // width, places % width], 1)
+
+
+# Each net's `features` is what projections start from at its end, in the tests that go through the whole chain.
+
+
+def alexnet(width=8, classes=7):
+    """torchvision's AlexNet, narrower: overlapping pools, in-place ReLUs, adaptive pooling to 6x6."""
+    w = width
+    features = nn.Sequential(
+        nn.Conv2d(3, w, 11, stride=4, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(w, 3 * w, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(3 * w, 6 * w, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6 * w, 4 * w, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4 * w, 4 * w, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+    )
+    classifier = nn.Sequential(
+        nn.Dropout(),
+        nn.Linear(4 * w * 36, 64),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(64, 64),
+        nn.ReLU(inplace=True),
+        nn.Linear(64, classes),
+    )
+    return Torchvision(features, nn.AdaptiveAvgPool2d((6, 6)), classifier)
+
+
+def vgg11(width=4, classes=5, batch_norm=False):
+    """torchvision's VGG-11, narrower, with batch norms or without."""
+    layers, before = [], 3
+    for maps in (1, "pool", 2, "pool", 4, 4, "pool", 8, 8, "pool", 8, 8, "pool"):
+        if maps == "pool":
+            layers.append(nn.MaxPool2d(2, 2))
+        else:
+            layers.append(nn.Conv2d(before, maps * width, 3, padding=1))
+            before = maps * width
+            layers += [nn.BatchNorm2d(before)] * batch_norm + [nn.ReLU(inplace=True)]
+    classifier = nn.Sequential(
+        nn.Linear(before * 4, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 32), nn.ReLU(True), nn.Linear(32, classes)
+    )
+    return Torchvision(nn.Sequential(*layers), nn.AdaptiveAvgPool2d((2, 2)), classifier)
+
+
+class Torchvision(nn.Module):
+    def __init__(self, features, avgpool, classifier):
+        super().__init__()
+        self.features, self.avgpool, self.classifier = features, avgpool, classifier
+
+    def forward(self, x):
+        x = self.features(x)
+        x = self.avgpool(x)
+        x = torch.flatten(x, 1)
+        return self.classifier(x)
+
+
+class Functional(nn.Module):
+    """Every spelling of a ReLU, pools and norms as functions, a pool module used three times, odd sizes throughout."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.conv_a = nn.Conv2d(3, 6, (5, 3), stride=(2, 1), padding=(0, 2))
+        self.conv_b = nn.Conv2d(6, 9, 3, padding=1)
+        self.conv_c = nn.Conv2d(9, 8, 2, bias=False)
+        self.conv_d = nn.Conv2d(8, 7, 3, padding=2)
+        self.pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
+        self.drop = nn.Dropout2d(0.3)
+        self.fc = nn.Linear(7 * 3 * 3, classes)
+
+    def features(self, x):
+        x = self.pool(F.relu(self.conv_a(x)))
+        x = F.local_response_norm(x, 3, alpha=0.3, beta=0.6, k=1.5)
+        x = self.conv_b(x)
+        F.relu_(x)
+        x = F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
+        x = self.drop(F.local_response_norm(x, 4, 0.2))
+        x = self.conv_c(x).relu_()
+        x = self.pool(x)
+        x = F.dropout(torch.relu(self.conv_d(x)), training=self.training)
+        return self.pool(x)
+
+    def forward(self, x, scale=False):
+        if scale:
+            x = x / 255
+        n = x.size(0)
+        x = self.features(x)
+        x = x.view(n, x.shape[1] * x.shape[2] * x.shape[3])
+        return self.fc(F.relu(x, inplace=True))
+
+
+def odd(classes=3):
+    """Groups, dilation, "same" padding of an even filter, pool before ReLU, batch norms in every place, no ReLU last."""
+    return nn.Sequential(
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 6, 4, padding="same", bias=False),
+        nn.BatchNorm2d(6),
+        nn.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 1)),
+        nn.ReLU(),
+        nn.BatchNorm2d(6),
+        nn.Sequential(nn.Conv2d(6, 8, 3, dilation=2, groups=2, padding="valid"), nn.Identity(), nn.ReLU()),
+        nn.BatchNorm2d(8),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, (1, 3), padding=(1, 0), dilation=(1, 2)),
+        nn.Flatten(),
+        nn.LazyLinear(classes),
+        nn.BatchNorm1d(classes),
+        nn.ReLU(),
+        nn.Linear(classes, classes),
+    )
+
+
+def randomised(model, seed=0):
+    """`model` in float64 evaluation mode with weights, biases and batch norms that leave a good part of each map alive."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1, generator=generator)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for tensor, low, high in (
+                (module.weight, -1.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.3, 2.0),
+            ):
+                nn.init.uniform_(tensor, low, high, generator=generator)
+    return model

@@ -1,0 +1,519 @@
+"""Project one activation of a network back to pixels (Zeiler & Fergus, arXiv 1311.2901v3, section 2.1).
+
+All activations of a layer but one are set to 0; then, layer for layer downwards, the norm is undone, the maxima go back
+to the places that the switches of the forward pass name, the maps are rectified and filtered with the layer's own
+filters, transposed. No biases, and no rectification at the pixels.
+
+One unit depends on a cone that widens towards the image, and its projection touches nothing else. The units of a batch
+are of one layer, so at each step below their cones are boxes (N, C, height, width) of one size, each with an origin of
+its own; the switches, or whatever else was recorded, are cut out at the boxes, and a step is then the ordinary op on
+small maps without padding. Boxes never leave their map: what a padded window put outside is cut off. A box that has
+grown to the whole map is the dense computation.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ops import checks
+from .ops.contrast_norm import contrast_norm, contrast_norm_backward
+from .ops.conv import conv2d, conv2d_relu, relu_conv_transpose2d
+from .ops.fused import conv2d_relu_max_pool2d, max_unpool2d_relu_conv_transpose2d
+from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+from .ops.window import covered
+from .tracing import Affine, Conv, Flatten, Linear, Norm, Pair, Pool, ReLU, Step, scale_and_shift, trace
+
+NORMS = ("identity", "gradient", "rescale")
+# The largest map, in elements, that one pass makes: more images or units are taken in several passes.
+PASS_ELEMENTS = 2**24
+
+
+class Projection(NamedTuple):
+    """N projections."""
+
+    pixels: Tensor  # (N, C, H, W), in the images' units; exactly 0 outside the box
+    values: Tensor  # (N,) the activations projected
+    positions: Tensor  # (N, 2) int64: where in the layer's map, (vertical, horizontal)
+    boxes: Tensor  # (N, 4) int64: top, left, bottom, right of the receptive field; half-open, clipped to the image
+
+
+class Deconvnet:
+    """The deconvnet of a model: of a ZFNet, or of any torch CNN that is a chain of layers it can reverse.
+
+    These are Conv2d (any stride, dilation, groups, zero padding), ReLU, MaxPool2d, LocalResponseNorm, BatchNorm (as in
+    evaluation), Dropout (which it passes over), AdaptiveAvgPool2d where it changes nothing, flattening to vectors,
+    Linear, and what zfkernels offers; as modules or function calls, in-place or not. The model is traced with torch.fx
+    once, here. Its weights are read anew at each use, so a deconvnet follows a model that is being trained.
+
+    Attributes:
+        layers: the names of the layers that make maps, in order. A conv layer's name is its module's; its value is that
+            after the batch norm and the ReLU that follow it (whose names are accepted for it, too).
+        vector_layers: likewise the Linear layers, above the flattening.
+
+    Raises:
+        NotImplementedError: the model has a layer that has no reverse here, named in the message; or it is no chain
+            of layers; or torch.fx cannot trace it.
+        TypeError: it is no torch.nn.Module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._chain = trace(model)
+        self.layers = tuple(self._chain.layers)
+        self.vector_layers = tuple(self._chain.vector_layers)
+
+    def __repr__(self) -> str:
+        return f"Deconvnet({type(self.model).__name__}: {', '.join(self.layers + self.vector_layers)})"
+
+    @torch.no_grad()
+    def activations(self, images: Tensor, layer: str) -> Tensor:
+        """The value of `layer`: images (N, C, H, W) -> (N, channels, height, width), for a vector layer (N, features).
+
+        Nothing above the layer is run. Dropout is passed over, whatever the model's mode.
+        """
+        stop = self._chain.stop(layer)
+        shapes = self._shapes(images, stop)
+        steps = self._chain.steps[:stop]
+        passes = [_run(steps, shapes, some).value for some in images.split(_per_pass(shapes))]
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
+
+    def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
+        """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
+
+        (N, 4) int64: top, left, bottom, right; half-open. A vector layer's units see the whole image.
+        """
+        stop = self._chain.stop(layer)
+        start = torch.as_tensor(positions, dtype=torch.int64).cpu().reshape(-1, 2)
+        if any(isinstance(step, (Flatten, Linear)) for step in self._chain.steps[:stop]):
+            return torch.tensor([0, 0, *image_size]).repeat(len(start), 1)
+        end = start + 1
+        for step in reversed(self._chain.steps[:stop]):
+            if isinstance(step, Conv):
+                windows = zip(step.reach, step.stride, step.before, strict=True)
+            elif isinstance(step, Pool):
+                windows = zip(step.kernel, step.stride, step.padding, strict=True)
+            else:
+                continue
+            sides = [covered(start[:, a], end[:, a], *window) for a, window in enumerate(windows)]
+            start, end = (torch.stack([side[i] for side in sides], 1) for i in (0, 1))
+        size = torch.tensor(image_size)
+        return torch.cat([start.clamp(min=0).minimum(size), end.clamp(min=0).minimum(size)], 1)
+
+    @torch.no_grad()
+    def project(
+        self,
+        images: Tensor,
+        layer: str,
+        channel: int | Sequence[int] | Tensor,
+        position: tuple[int, int] | Sequence[tuple[int, int]] | Tensor | None = None,
+        norm: str = "identity",
+        *,
+        image_index: int | Sequence[int] | Tensor | None = None,
+    ) -> Projection:
+        """Project single activations of `layer` back to pixels.
+
+        One projection an image, or any number: `image_index`, `channel` and `position` name image, map and place of
+        each of N units, and those that name only one hold for all. Many units of a few images cost one forward pass of
+        the images named: `project(images, "conv5", channel=[3, 3, 8], image_index=[0, 1, 1])`.
+
+        Args:
+            images: (M, C, H, W), of the model's dtype and on its device.
+            layer: one of `layers` or `vector_layers`.
+            channel: the map (of a vector layer: the feature), or one a unit.
+            position: the place (vertical, horizontal) in the layer's map, or (N, 2) of them; None for the map's
+                strongest activation, the first in row-major order if several are equal. None for a vector layer.
+            norm: how a contrast norm is undone: "identity" passes over it (the paper gives no reverse for it),
+                "gradient" is its true vector-Jacobian product at what was its input, "rescale" multiplies by what was
+                its factor, denominator^(-beta).
+            image_index: the image, or one a unit; None for one unit of each image in turn (or, of one image, as many
+                units as `channel` or `position` name).
+
+        Returns:
+            A `Projection`. Without norms it equals the backward pass from the unit, with its value as the gradient, in
+            which each ReLU's backward is replaced by a ReLU of the gradient. Batch norms run as in evaluation.
+
+        Raises:
+            ValueError, TypeError: an argument that does not fit, named; an activation that is not finite.
+            RuntimeError: a batch norm in training mode.
+            NotImplementedError: a layer on the way that cannot be reversed for images of this size.
+        """
+        stop = self._chain.stop(layer)
+        shapes = self._shapes(images, stop)
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        index, channels, places = _units(shapes[-1], layer, image_index, channel, position, len(images))
+        count = len(index)
+        kind = {"dtype": images.dtype, "device": images.device}
+        pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
+        values = images.new_empty(count)
+        places = torch.zeros(count, 2, dtype=torch.int64) if places is None else places.clone()
+        steps = self._chain.steps[:stop]
+        needed, index = index.unique(return_inverse=True)
+        for first in range(0, len(needed), _per_pass(shapes)):
+            some = needed[first : first + _per_pass(shapes)]
+            run = _run(steps, shapes, images if len(some) == len(images) else images[some.to(images.device)])
+            for units in (
+                ((index >= first) & (index < first + len(some))).nonzero()[:, 0].split(_units_per_pass(steps, shapes))
+            ):
+                of, maps = index[units] - first, channels[units]
+                if position is None and run.value.ndim == 4:
+                    places[units] = _strongest(run.value, of, maps)
+                values[units] = _at(run.value, of, maps, places[units])
+                _check_finite(values[units], layer, units, channels, places)
+                boxes, origins = _reverse(run, values[units], of, maps, places[units], norm)
+                height, width = boxes.shape[2:]
+                for unit, box, (top, left) in zip(units.tolist(), boxes, origins.tolist(), strict=True):
+                    pixels[unit, :, top : top + height, left : left + width] = box
+        boxes = self.boxes(layer, places, images.shape[2:])
+        return Projection(pixels, values, places.to(images.device), boxes.to(images.device))
+
+    def _shapes(self, images: Tensor, stop: int) -> list[torch.Size]:
+        """Check `images`; the shape of the value after each step."""
+        checks.tensor("images", images, ("N", "C", "H", "W"))
+        weight = next(self.model.parameters(), images)
+        checks.alike("images", images, "the model", weight)
+        return self._chain.shapes(images.shape, stop)
+
+
+# What is asked for
+
+
+def _integers(name: str, value: object, axes: int) -> Tensor:
+    """`value` as an int64 CPU tensor with at most `axes` dimensions."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an int or a sequence or tensor of them, got {value!r}") from error
+    if tensor.numel() == 0:
+        tensor = tensor.to(torch.int64)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+        raise TypeError(f"{name} must be an int or a sequence or tensor of them, got {value!r}")
+    if tensor.ndim > axes:
+        raise ValueError(f"{name} must have at most {axes} dimension(s), got shape {tuple(tensor.shape)}")
+    return tensor.to("cpu", torch.int64)
+
+
+def _check_range(name: str, values: Tensor, count: int, text: str) -> None:
+    wrong = values[(values < 0) | (values >= count)]
+    if len(wrong):
+        raise ValueError(f"{name} must be from 0 to {count - 1}, {text}, got {wrong[0].item()}")
+
+
+def _units(
+    shape: torch.Size, layer: str, image_index: object, channel: object, position: object, images: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Image, channel and (vertical, horizontal) place, or None, of each unit; `shape` is that of the layer's value."""
+    index = torch.arange(images) if image_index is None else _integers("image_index", image_index, 1).reshape(-1)
+    channels = _integers("channel", channel, 1).reshape(-1)
+    _check_range("image_index", index, images, f"there being {images} images")
+    _check_range("channel", channels, shape[1], f"layer {layer!r} having {shape[1]}")
+    named = {"image_index" if image_index is not None else "images": len(index), "channel": len(channels)}
+    places = None
+    if position is not None:
+        if len(shape) == 2:
+            raise ValueError(f"position must be None for layer {layer!r}, which makes vectors, got {position!r}")
+        places = _integers("position", position, 2)
+        if places.ndim == 0 or (places.shape[-1] != 2 and places.numel()):
+            raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
+        places = places.reshape(-1, 2)
+        for axis, side in enumerate(("vertical", "horizontal")):
+            _check_range(
+                f"{side} position", places[:, axis], shape[2 + axis], f"the map of {layer!r} being {shape[2:]}"
+            )
+        named["position"] = len(places)
+    counts = {count for count in named.values() if count != 1} or {1}
+    if len(counts) > 1:
+        raise ValueError(
+            "images (or image_index), channel and position must name as many units each, or one for all, got "
+            + ", ".join(f"{count} by {name}" for name, count in named.items())
+        )
+    (count,) = counts
+    return index.expand(count), channels.expand(count), None if places is None else places.expand(count, 2)
+
+
+def _strongest(value: Tensor, of: Tensor, maps: Tensor) -> Tensor:
+    """Where map maps[i] of image of[i] is strongest, the first place in row-major order: (N, 2)."""
+    flat = value[of.to(value.device), maps.to(value.device)].flatten(1).argmax(1).cpu()
+    return torch.stack([flat // value.shape[3], flat % value.shape[3]], 1)
+
+
+def _at(value: Tensor, of: Tensor, maps: Tensor, places: Tensor) -> Tensor:
+    where = (of, maps, places[:, 0], places[:, 1]) if value.ndim == 4 else (of, maps)
+    return value[tuple(part.to(value.device) for part in where)]
+
+
+def _check_finite(values: Tensor, layer: str, units: Tensor, channels: Tensor, places: Tensor) -> None:
+    wrong = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
+    if wrong:
+        unit = units[wrong[0]]
+        raise ValueError(
+            f"images or weights hold values that are not finite: channel {channels[unit].item()} of layer {layer!r} is "
+            f"{values[wrong[0]].item()} at {tuple(places[unit].tolist())} (unit {unit.item()})"
+        )
+
+
+def _per_pass(shapes: list[torch.Size]) -> int:
+    """How many images to run at once."""
+    return max(1, PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes))
+
+
+def _units_per_pass(steps: list[Step], shapes: list[torch.Size]) -> int:
+    """How many units to project at once, whose cones widen from one place of the last map."""
+    size, largest = [1, 1], 1
+    for step, shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
+        if isinstance(step, (Conv, Pool)):
+            kernel = step.window if isinstance(step, Conv) else step.kernel
+            size = [min((size[a] - 1) * step.stride[a] + kernel[a], shape[2 + a]) for a in (0, 1)]
+        elif isinstance(step, Flatten):
+            size = list(shape[2:])
+        if len(shape) == 4:
+            largest = max(largest, shape[1] * size[0] * size[1])
+    return max(1, PASS_ELEMENTS // largest)
+
+
+# Up
+
+
+class Run(NamedTuple):
+    """A forward pass and what its reverse needs of it; lists and dicts go by a step's number."""
+
+    steps: list[Step]
+    shapes: list[torch.Size]  # before each step, and at the end; their N does not count
+    filters: dict[int, Tensor]  # of the convs
+    recorded: dict[int, Tensor]  # a pool's switches, a norm's input
+    value: Tensor
+
+
+def _run(steps: list[Step], shapes: list[torch.Size], images: Tensor) -> Run:
+    x, filters, recorded, k = images, {}, {}, 0
+    while k < len(steps):
+        step = steps[k]
+        if isinstance(step, Conv):
+            filters[k], bias = step.filters()
+            convolution = x, filters[k], bias, step.stride, step.padding
+            if _are(steps[k + 1 : k + 3], ReLU, Pool):
+                pool = steps[k + 2]
+                x, recorded[k + 2] = conv2d_relu_max_pool2d(
+                    *convolution, pool.kernel, pool.stride, pool.padding, pool.ceil_mode
+                )
+                k += 2
+            elif _are(steps[k + 1 : k + 2], ReLU):
+                x = conv2d_relu(*convolution)
+                k += 1
+            else:
+                x = conv2d(*convolution, False, checks.backend(None, x))
+        elif isinstance(step, Pool):
+            x, recorded[k] = max_pool2d_with_switches(x, step.kernel, step.stride, step.padding, step.ceil_mode)
+        elif isinstance(step, Norm):
+            recorded[k] = x
+            *parameters, center = step.parameters
+            x = contrast_norm(x, *parameters, center=center)
+        elif isinstance(step, ReLU):
+            x = x.relu()
+        elif isinstance(step, Affine):
+            scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in scale_and_shift(step.batch_norm))
+            x = x * scale + shift
+        elif isinstance(step, Flatten):
+            x = x.flatten(1)
+        elif isinstance(step, Linear):
+            x = F.linear(x, step.weight(), None if step.bias is None else step.bias())
+        k += 1
+    return Run(steps, shapes, filters, recorded, x)
+
+
+def _are(steps: list[Step], *kinds: type) -> bool:
+    return [type(step) for step in steps] == list(kinds)
+
+
+# Down
+
+
+def _reverse(run: Run, values: Tensor, of: Tensor, maps: Tensor, places: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Boxes (N, C, height, width) of the image, and their origins (N, 2): the projections of single activations."""
+    g, origins, k = _reverse_unit(run, values, of, maps, places, norm)
+    if g.ndim == 2:
+        g, k = _reverse_vectors(run, g, k)
+    return _reverse_boxes(run, g, origins, of, k, norm)
+
+
+def _reverse_unit(
+    run: Run, values: Tensor, of: Tensor, maps: Tensor, places: Tensor, norm: str
+) -> tuple[Tensor, Tensor, int]:
+    """Down to the first filters, a unit stays a single activation; there it becomes one filter, scaled.
+
+    The boxes or (N, features) vectors below that step, the boxes' origins and how many steps remain.
+    """
+    units = torch.arange(len(of), device=values.device)
+    for k in reversed(range(len(run.steps))):
+        step = run.steps[k]
+        if isinstance(step, Conv):
+            g = run.filters[k][maps.to(values.device)] * values[:, None, None, None]
+            origins = places * torch.tensor(step.stride) - torch.tensor(step.padding)
+            return *_clip(g, origins, run.shapes[k][2:]), k
+        if isinstance(step, Linear):
+            return step.weight()[maps.to(values.device)] * values[:, None], places, k
+        if isinstance(step, Norm) and norm == "gradient":
+            return _alone(run.shapes[k + 1], units, maps, values), places, k + 1
+        if isinstance(step, ReLU):
+            values = values.relu()
+        elif isinstance(step, Affine):
+            values = values * scale_and_shift(step.batch_norm)[0][maps.to(values.device)]
+        elif isinstance(step, Norm) and norm == "rescale":
+            factors = _factors(_cut(run.recorded[k], of, places, (1, 1)), *step.parameters)
+            values = values * factors[units, maps.to(values.device), 0, 0]
+        elif isinstance(step, Pool):
+            switches = _at(run.recorded[k], of, maps, places).cpu().long()
+            inside = torch.stack([switches // step.kernel[1], switches % step.kernel[1]], 1)
+            places = places * torch.tensor(step.stride) - torch.tensor(step.padding) + inside
+        elif isinstance(step, Flatten):
+            _, _, height, width = run.shapes[k]
+            places = torch.stack([maps // width % height, maps % width], 1)
+            maps = maps // (height * width)
+    return _alone(run.shapes[0], units, maps, values), places, 0
+
+
+def _alone(shape: torch.Size, units: Tensor, maps: Tensor, values: Tensor) -> Tensor:
+    g = values.new_zeros(len(units), shape[1], 1, 1)
+    g[units, maps.to(values.device), 0, 0] = values
+    return g
+
+
+def _reverse_vectors(run: Run, g: Tensor, k: int) -> tuple[Tensor, int]:
+    """Down to the flattening: whole maps, and how many steps remain."""
+    while True:
+        k -= 1
+        step = run.steps[k]
+        if isinstance(step, ReLU):
+            g = g.relu()
+        elif isinstance(step, Affine):
+            g = g * scale_and_shift(step.batch_norm)[0]
+        elif isinstance(step, Linear):
+            g = g @ step.weight()
+        elif isinstance(step, Flatten) and len(run.shapes[k]) == 4:
+            return g.reshape(-1, *run.shapes[k][1:]), k
+
+
+def _reverse_boxes(run: Run, g: Tensor, origins: Tensor, of: Tensor, k: int, norm: str) -> tuple[Tensor, Tensor]:
+    """Down to the image."""
+    while k > 0:
+        k -= 1
+        step, above = run.steps[k], run.shapes[k + 1][2:]
+        pool = step if isinstance(step, Pool) else None
+        below = k - 1 if pool else k
+        rectify = below >= 0 and isinstance(run.steps[below], ReLU)
+        if rectify:
+            below -= 1
+        if below >= 0 and isinstance(run.steps[below], Conv):
+            g, origins = _reverse_layer(run, g, origins, of, k, pool, rectify, below)
+            k = below
+        elif pool:
+            switches = _cut(run.recorded[k], of, origins, g.shape[2:])
+            padding, size, origins = _widen(g.shape[2:], origins, pool.kernel, pool, above, run.shapes[k][2:])
+            g = max_unpool2d_with_switches(g, switches, pool.kernel, pool.stride, padding, output_size=size)
+            g, origins = _clip(g, origins, run.shapes[k][2:])
+        elif rectify:
+            g = g.relu()
+        elif isinstance(step, Affine):
+            g = g * scale_and_shift(step.batch_norm)[0][:, None, None]
+        elif isinstance(step, Norm) and norm != "identity":
+            x = _cut(run.recorded[k], of, origins, g.shape[2:])
+            if norm == "gradient":
+                g = contrast_norm_backward(g, x, *step.parameters, checks.backend(None, g))
+            else:
+                g = g * _factors(x, *step.parameters)
+    return g, origins
+
+
+def _reverse_layer(
+    run: Run, g: Tensor, origins: Tensor, of: Tensor, k: int, pool: Pool | None, rectify: bool, below: int
+) -> tuple[Tensor, Tensor]:
+    """Steps k down to `below`: a pool or none, a ReLU or none, and a conv."""
+    conv, filters, image_size = run.steps[below], run.filters[below], run.shapes[below][2:]
+    size, map_size = g.shape[2:], run.shapes[below + 1][2:]
+    if pool:
+        switches = _cut(run.recorded[k], of, origins, size)
+        pool_padding, size, origins = _widen(size, origins, pool.kernel, pool, run.shapes[k + 1][2:], map_size)
+    padding, size, origins = _widen(size, origins, conv.window, conv, map_size, image_size)
+    if pool:
+        g = max_unpool2d_relu_conv_transpose2d(
+            g,
+            switches,
+            filters,
+            conv.stride,
+            padding,
+            pool.kernel,
+            pool.stride,
+            pool_padding,
+            output_size=size,
+            rectify=rectify,
+        )
+    else:
+        g = relu_conv_transpose2d(g, filters, conv.stride, padding, output_size=size, rectify=rectify)
+    return _clip(g, origins, image_size)
+
+
+def _widen(
+    size: Pair, origins: Tensor, window: Pair, step: Conv | Pool, above: Pair, below: Pair
+) -> tuple[Pair, Pair, Tensor]:
+    """Boxes of `size` in maps of size `above`, one step lower, where the maps' size is `below`.
+
+    The padding with which to run the step on the boxes, and the new boxes' size and origins: along an axis that they
+    cover, those of the maps; else no padding, so that the new box is all that the windows see, the padding included.
+    """
+    padding, new, corner = [], [], []
+    for a in (0, 1):
+        whole = size[a] == above[a] and not origins[:, a].any()
+        padding.append(step.padding[a] if whole else 0)
+        new.append(below[a] if whole else (size[a] - 1) * step.stride[a] + window[a])
+        corner.append(torch.zeros_like(origins[:, a]) if whole else origins[:, a] * step.stride[a] - step.padding[a])
+    return tuple(padding), tuple(new), torch.stack(corner, 1)
+
+
+def _clip(g: Tensor, origins: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
+    """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0."""
+    box, limit = torch.tensor(g.shape[2:]), torch.tensor(size)
+    if not ((origins < 0) | (origins + box > limit)).any():
+        return g, origins
+    start, end = (-origins[0]).clamp(min=0), (limit - origins[0]).minimum(box)
+    if (origins == origins[0]).all() and (start < end).all():
+        (top, left), (bottom, right) = start.tolist(), end.tolist()
+        return g[:, :, top:bottom, left:right], origins + start
+    box = box.minimum(limit)
+    inside = origins.clamp(min=0).minimum(limit - box)
+    return _cut(g, torch.arange(len(g)), inside - origins, box.tolist()), inside
+
+
+def _cut(maps: Tensor, of: Tensor, origins: Tensor, size: Pair) -> Tensor:
+    """Boxes of this size, box i from maps[of[i]] at origins[i], 0 outside them: (N, C, height, width)."""
+    count, channels, height, width = maps.shape
+    if len(of) and (origins == origins[0]).all():
+        top, left = origins[0].tolist()
+        if top >= 0 and left >= 0 and top + size[0] <= height and left + size[1] <= width:
+            boxes = maps[:, :, top : top + size[0], left : left + size[1]]
+            return boxes if torch.equal(of, torch.arange(count)) else boxes[of.to(maps.device)]
+    rows, columns = (origins[:, a, None] + torch.arange(size[a]) for a in (0, 1))
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    pixels = (of[:, None] * height + rows.clamp(0, height - 1))[:, :, None] * width + columns.clamp(0, width - 1)[
+        :, None
+    ]
+    boxes = maps.permute(0, 2, 3, 1).reshape(-1, channels)[pixels.flatten().to(maps.device)]
+    if not inside.all():
+        boxes[~inside.flatten().to(maps.device)] = 0
+    return boxes.view(len(of), *size, channels).permute(0, 3, 1, 2)
+
+
+def _factors(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+    """Of contrast_norm(x), the factor denominator^(-beta) at each place."""
+    d = x
+    if center:
+        d = x - _window_sum(x, size) / _window_sum(torch.ones_like(x[:1, :, :1, :1]), size)
+    return (k + alpha / size * _window_sum(d * d, size)) ** -beta
+
+
+def _window_sum(x: Tensor, size: int) -> Tensor:
+    """Over the maps c - size//2 ... c - size//2 + size - 1 that exist."""
+    padded = F.pad(x, (0, 0, 0, 0, size // 2, size - 1 - size // 2))
+    return sum(padded[:, j : j + x.shape[1]] for j in range(size))
