@@ -34,7 +34,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     k, _, kh, kw = weight.shape
     output_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
     y = _empty(x, n, k, output_size)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(bias), _computed_empty(y)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(None if bias is None else bias.contiguous()), _computed_empty(y)
     sizes = _conv_sizes(xs, ws, output_size, stride, padding)
     _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), _address(bs), ys.data_ptr(), relu, _threads())
     return _rounded(ys, y)
@@ -112,7 +112,7 @@ def conv2d_relu_max_pool2d(
     k, _, kh, kw = weight.shape
     conv_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
     y, switches = _empty(x, n, k, output_size), _empty(x, n, k, output_size, torch.uint8)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(bias), _computed_empty(y)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(None if bias is None else bias.contiguous()), _computed_empty(y)
     _C.conv2d_relu_max_pool2d(
         _f64(x),
         _conv_sizes(xs, ws, conv_size, stride, padding),
