@@ -7,18 +7,27 @@ namespace zf {
 namespace ZF_ISA {
 namespace {
 
-// All blocks of a forward convolution's weights, packed in parallel: [block][KH][KW * channels][width].
+// A forward convolution's weights, [block][KH][KW * C][kWidth], and bias, both with zeros for absent maps.
 template <typename T>
-void pack_all(const Conv& s, const Packing<T>& p, const T* w, const T* bias, T* packed, T* packed_bias, int threads) {
-    const int64_t elements = p.elements(s.KH * s.KW);
-    parallel_for(p.blocks, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t b = begin; b < end; ++b) {
-            const int64_t from = b * p.width, outputs = smaller(p.width, s.K - from);
-            pack_weights(p, packed + b * elements, w + from * s.wk, outputs, s.wk, s.C, s.wc, s.KH, s.wi, s.KW, s.wj);
-            for (int64_t o = 0; o < p.width; ++o) packed_bias[from + o] = bias && o < outputs ? bias[from + o] : 0;
-        }
-    });
-}
+struct Packed {
+    int64_t blocks, weights;  // of output channels; elements of one block's weights
+    Scratch memory;
+
+    Packed(const Conv& s, const T* w, const T* bias, int threads)
+        : blocks(ceil_div(s.K, kWidth<T>)),
+          weights(s.KH * s.KW * s.C * kWidth<T>),
+          memory(static_cast<std::size_t>(blocks * (weights + kWidth<T>)) * sizeof(T)) {
+        parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t b = begin; b < end; ++b) {
+                const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
+                pack_weights(of(b), w + from * s.wk, outputs, s.wk, s.C, s.wc, s.KH, s.wi, s.KW, s.wj);
+                for (int64_t o = 0; o < kWidth<T>; ++o) bias_of(b)[o] = bias && o < outputs ? bias[from + o] : 0;
+            }
+        });
+    }
+    T* of(int64_t block) const { return memory.template as<T>() + block * weights; }
+    T* bias_of(int64_t block) const { return of(blocks) + block * kWidth<T>; }
+};
 
 // Into how many groups the blocks of output channels are cut, so that every thread has some four units of work;
 // `others` is the number of units that a single group makes.
@@ -26,54 +35,50 @@ int64_t groups_for(int64_t blocks, int64_t others, int threads) {
     return smaller(blocks, ceil_div(4 * threads, larger(others, 1)));
 }
 
-// The input of output rows [from, to) as a Block's origin and steps: the map itself where the window needs no padding,
-// else the thread's band, filled here.
+// Output rows [from, to) of image n as a Block that reads the map itself where no window needs padding, else the
+// thread's band, which is filled here.
 template <typename T>
-Block<T> input_block(const Conv& s, const Packing<T>& p, const T* x, Band<T>& band, int64_t n, int64_t from,
-                     int64_t to) {
+Block<T> input_block(const Conv& s, const T* x, Band<T>& band, int64_t n, int64_t from, int64_t to) {
     const T* image = x + n * s.H * s.W * s.C;
-    if (s.PH == 0 && s.PW == 0 && p.channels == s.C)
-        return {image + from * s.SH * s.W * s.C, s.SH * s.W * s.C, s.SW * s.C, to - from, s.OW, s.W * s.C, s.KH,
-                s.KW * s.C};
+    const int64_t rows = to - from, run = s.KW * s.C;
+    if (s.PH == 0 && s.PW == 0) {
+        const int64_t pitch = s.W * s.C;
+        return {image + from * s.SH * pitch, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
+    }
     band.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH, [&](int64_t, int64_t h, T* row) {
-        copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, band.channels, false);
+        copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, false);
     });
-    return {band.data,    s.SH * band.pitch(), s.SW * band.channels, to - from, s.OW,
-            band.pitch(), s.KH,                s.KW * band.channels};
+    return {band.data, s.SH * band.pitch(), s.SW * s.C, rows, s.OW, band.pitch(), s.KH, run};
 }
 
-template <typename T>
-int64_t band_elements(const Conv& s, const Packing<T>& p, int64_t rows) {
-    return ((rows - 1) * s.SH + s.KH) * ((s.OW - 1) * s.SW + s.KW) * p.channels;
-}
+int64_t band_cols(const Conv& s) { return (s.OW - 1) * s.SW + s.KW; }
+
+// Elements of the band under `rows` output rows.
+int64_t band_elements(const Conv& s, int64_t rows) { return ((rows - 1) * s.SH + s.KH) * band_cols(s) * s.C; }
 
 // y[n][oh][ow][k] = max(0, bias[k] + sum_{i,j,c} x[n][oh*SH - PH + i][ow*SW - PW + j][c] * w[k][c][i][j]), rectified if
 // asked. A unit of work is (image, band of output rows, group of channel blocks); its thread pads the band once and
 // passes every block of the group over it.
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    const Packing<T> p(s.K, s.C);
+    const Packed<T> packed(s, w, bias, threads);
     const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
-    const int64_t groups = groups_for(p.blocks, s.N * bands, threads);
-    const int64_t weights = p.elements(s.KH * s.KW);
-    const Scratch packed((p.blocks * weights + p.blocks * p.width) * sizeof(T));
-    T* const packed_bias = packed.as<T>() + p.blocks * weights;
-    pack_all(s, p, w, bias, packed.as<T>(), packed_bias, threads);
-
-    const int64_t band_size = round_up(band_elements(s, p, rows), 16), acc_size = round_up(rows * s.OW * p.width, 16);
-    const Scratch memory(threads * (band_size + acc_size) * sizeof(T));
+    const int64_t groups = groups_for(packed.blocks, s.N * bands, threads);
+    const int64_t acc_size = round_up(rows * s.OW * kWidth<T>, 16), band_size = round_up(band_elements(s, rows), 16);
+    const Scratch memory(static_cast<std::size_t>(threads * (acc_size + band_size)) * sizeof(T));
     parallel_for(s.N * bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const acc = memory.as<T>() + thread * (band_size + acc_size);
-        Band<T> band{acc + acc_size, (s.OW - 1) * s.SW + s.KW, p.channels};
+        T* const acc = memory.as<T>() + thread * (acc_size + band_size);
+        Band<T> band{acc + acc_size, band_cols(s), s.C};
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t group = unit % groups, b = unit / groups % bands, n = unit / groups / bands;
             const int64_t from = s.OH * b / bands, to = s.OH * (b + 1) / bands;
-            const Block<T> block = input_block(s, p, x, band, n, from, to);
-            for (int64_t k = p.blocks * group / groups; k < p.blocks * (group + 1) / groups; ++k) {
-                convolve_block(p, block, packed.as<T>() + k * weights, packed_bias + k * p.width, relu, acc);
-                const int64_t outputs = smaller(p.width, s.K - k * p.width);
-                T* out = y + (n * s.OH + from) * s.OW * s.K + k * p.width;
-                for (int64_t i = 0; i < (to - from) * s.OW; ++i) copy(out + i * s.K, acc + i * p.width, outputs);
+            const Block<T> block = input_block(s, x, band, n, from, to);
+            for (int64_t k = packed.blocks * group / groups; k < packed.blocks * (group + 1) / groups; ++k) {
+                convolve_block(block, packed.of(k), packed.bias_of(k), acc);
+                if (relu) rectify_all(acc, (to - from) * s.OW * kWidth<T>);
+                const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
+                T* out = y + (n * s.OH + from) * s.OW * s.K + k * kWidth<T>;
+                copy_pixels(out, s.K, acc, (to - from) * s.OW, outputs);
             }
         }
     });
@@ -86,26 +91,22 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool rel
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                             uint8_t* switches, Rounding rounding, int threads) {
-    const Packing<T> p(s.K, s.C);
-    const int64_t groups = groups_for(p.blocks, s.N, threads);
+    const Packed<T> packed(s, w, bias, threads);
+    const int64_t groups = groups_for(packed.blocks, s.N, threads);
     const int64_t spans = smaller(pool.OH, ceil_div(threads, larger(s.N * groups, 1)));
     const int64_t step = smaller(pool.OH, larger(1, kBlockPixels / (s.OW * pool.SH)));  // pooled rows at a time
-    const int64_t most_rows = smaller(s.OH, (step - 1) * pool.SH + larger(pool.KH, pool.SH));
-    const int64_t weights = p.elements(s.KH * s.KW);
-    const Scratch packed((p.blocks * weights + p.blocks * p.width) * sizeof(T));
-    T* const packed_bias = packed.as<T>() + p.blocks * weights;
-    pack_all(s, p, w, bias, packed.as<T>(), packed_bias, threads);
-
-    const int64_t most_blocks = ceil_div(p.blocks, groups);
-    const int64_t pitch = s.OW * p.width, buffer = round_up(most_rows * pitch, 16);
-    const int64_t band_size = round_up(band_elements(s, p, most_rows), 16);
-    const Scratch memory(threads * (band_size + most_blocks * buffer) * sizeof(T));
+    const int64_t most_rows = smaller(s.OH, (step - 1) * pool.SH + pool.KH);
+    const int64_t most_blocks = ceil_div(packed.blocks, groups);
+    const int64_t pitch = s.OW * kWidth<T>, buffer = round_up(most_rows * pitch, 16);
+    const int64_t own_size = most_blocks * buffer + round_up(band_elements(s, most_rows), 16);
+    const Scratch memory(static_cast<std::size_t>(threads * own_size) * sizeof(T));
     parallel_for(s.N * spans * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const buffers = memory.as<T>() + thread * (band_size + most_blocks * buffer);
-        Band<T> band{buffers + most_blocks * buffer, (s.OW - 1) * s.SW + s.KW, p.channels};
+        T* const buffers = memory.as<T>() + thread * own_size;
+        Band<T> band{buffers + most_blocks * buffer, band_cols(s), s.C};
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t group = unit % groups, span = unit / groups % spans, n = unit / groups / spans;
-            const int64_t first_block = p.blocks * group / groups, end_block = p.blocks * (group + 1) / groups;
+            const int64_t first_block = packed.blocks * group / groups;
+            const int64_t end_block = packed.blocks * (group + 1) / groups;
             int64_t kept_from = 0, kept_to = 0;  // the convolution's rows that the buffers hold
             const int64_t span_end = pool.OH * (span + 1) / spans;
             for (int64_t row = pool.OH * span / spans; row < span_end; row += step) {
@@ -114,7 +115,7 @@ void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T
                 const int64_t to = smaller(s.OH, (row_end - 1) * pool.SH - pool.PH + pool.KH);
                 const int64_t kept = larger(0, kept_to - from), fresh = from + kept;
                 Block<T> block{};
-                if (fresh < to) block = input_block(s, p, x, band, n, fresh, to);
+                if (fresh < to) block = input_block(s, x, band, n, fresh, to);
                 for (int64_t k = first_block; k < end_block; ++k) {
                     T* const rows = buffers + (k - first_block) * buffer;
                     if (kept > 0)
@@ -122,57 +123,20 @@ void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T
                                           static_cast<std::size_t>(kept * pitch) * sizeof(T));
                     if (fresh < to) {
                         T* const acc = rows + kept * pitch;
-                        convolve_block(p, block, packed.as<T>() + k * weights, packed_bias + k * p.width, true, acc);
+                        convolve_block(block, packed.of(k), packed.bias_of(k), acc);
+                        rectify_all(acc, (to - fresh) * pitch);
                         round_all(acc, (to - fresh) * pitch, rounding);
                     }
-                    const int64_t outputs = smaller(p.width, s.K - k * p.width);
+                    const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
                     for (int64_t r = row; r < row_end; ++r) {
-                        const int64_t at = (n * pool.OH + r) * pool.OW * s.K + k * p.width;
-                        pool_row(pool, r, rows, from, pitch, p.width, outputs, y + at, switches + at);
+                        const int64_t at = (n * pool.OH + r) * pool.OW * s.K + k * kWidth<T>;
+                        pool_row(pool, r, rows, from, pitch, kWidth<T>, outputs, y + at, switches + at);
                     }
                 }
                 kept_from = from, kept_to = to;
             }
         }
     });
-}
-
-// The weight gradient's tile: acc[kCount][2 * lanes] += sum over pixels of kCount successive elements of the pixel's run
-// (broadcast) times the pixel's 2 * lanes gradients. x advances by row_step and col_step, g by 2 * lanes a pixel.
-template <typename T, int kCount>
-void gradient_tile(const T* x, int64_t row_step, int64_t col_step, const T* g, int64_t rows, int64_t cols, T* acc) {
-    constexpr int kLanes = Lanes<T>::count;
-    Vec<T> a[kCount][2] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-        const T* at = x + r * row_step;
-#pragma GCC unroll 2
-        for (int64_t c = 0; c < cols; ++c) {
-            const Vec<T> g0 = load<Vec<T>>(g), g1 = load<Vec<T>>(g + kLanes);
-            g += 2 * kLanes;
-#pragma GCC unroll 16
-            for (int i = 0; i < kCount; ++i) {
-                const Vec<T> b = broadcast<T>(at[i]);
-                multiply_add(a[i][0], b, g0);
-                multiply_add(a[i][1], b, g1);
-            }
-            at += col_step;
-        }
-    }
-    // Added at the end, not carried in: sums of blocks lose less to rounding than one long sum.
-    for (int i = 0; i < kCount; ++i)
-        for (int v = 0; v < 2; ++v) {
-            T* to = acc + (i * 2 + v) * kLanes;
-            store(to, load<Vec<T>>(to) + a[i][v]);
-        }
-}
-
-template <typename T, int kCount = kPixels>
-ZF_INLINE void gradient_tile_of(int64_t count, const T* x, int64_t row_step, int64_t col_step, const T* g,
-                                int64_t rows, int64_t cols, T* acc) {
-    if (count == kCount)
-        gradient_tile<T, kCount>(x, row_step, col_step, g, rows, cols, acc);
-    else if constexpr (kCount > 1)
-        gradient_tile_of<T, kCount - 1>(count, x, row_step, col_step, g, rows, cols, acc);
 }
 
 // gw[k][c][i][j] = sum_{n,oh,ow} g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c], gb[k] = sum g (if not null).
@@ -183,24 +147,23 @@ ZF_INLINE void gradient_tile_of(int64_t count, const T* x, int64_t row_step, int
 // 3x3 at AVX2), while it passes over the group's images in blocks of rows whose gradients stay in L1.
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
-    constexpr int64_t kWidth = 2 * Lanes<T>::count;
-    constexpr int64_t kSlice = 12;                 // two tiles of 6 or one of 12
-    constexpr int64_t kGroupBytes = 16 << 20;      // of repacked images: half of a desktop's L3
-    const int64_t blocks = ceil_div(s.K, kWidth), slices = ceil_div(s.C, kSlice);
+    constexpr int64_t kSlice = 12;             // two tiles of 6
+    constexpr int64_t kGroupBytes = 16 << 20;  // of repacked images: half of a desktop's L3
+    const int64_t blocks = ceil_div(s.K, kWidth<T>), slices = ceil_div(s.C, kSlice);
     const int64_t Hp = (s.OH - 1) * s.SH + s.KH, Wp = (s.OW - 1) * s.SW + s.KW, pixels = s.OH * s.OW;
-    const int64_t g_image = blocks * pixels * kWidth, x_image = round_up(Hp * Wp * s.C, 16);
+    const int64_t g_image = blocks * pixels * kWidth<T>, x_image = round_up(Hp * Wp * s.C, 16);
     const int64_t image_bytes = (g_image + x_image) * static_cast<int64_t>(sizeof(T));
     const int64_t group = larger(1, smaller(s.N, kGroupBytes / larger(1, image_bytes)));
     const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, slices * blocks));  // of the tap rows
-    const int64_t row_sums = s.KW * kSlice * kWidth, sums_size = s.KH * row_sums;
+    const int64_t row_sums = s.KW * kSlice * kWidth<T>, sums_size = s.KH * row_sums;
     const int64_t units = slices * blocks * cuts;
 
-    const Scratch memory((group * (g_image + x_image) + slices * blocks * sums_size + blocks * kWidth) * sizeof(T));
+    const Scratch memory((group * (g_image + x_image) + slices * blocks * sums_size + blocks * kWidth<T>) * sizeof(T));
     T* const g_packed = memory.as<T>();
     T* const x_packed = g_packed + group * g_image;
     T* const sums = x_packed + group * x_image;
     T* const bias_sums = sums + slices * blocks * sums_size;
-    zero(sums, slices * blocks * sums_size + blocks * kWidth);
+    zero(sums, slices * blocks * sums_size + blocks * kWidth<T>);
 
     for (int64_t first = 0; first < s.N; first += group) {
         const int64_t count = smaller(group, s.N - first);
@@ -221,12 +184,12 @@ void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
                 } else {
                     const int64_t oh = row - Hp;
                     for (int64_t b = 0; b < blocks; ++b) {
-                        const int64_t maps = smaller(kWidth, s.K - b * kWidth);
-                        T* to = g_packed + i * g_image + (b * pixels + oh * s.OW) * kWidth;
-                        const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth;
-                        for (int64_t c = 0; c < s.OW; ++c, to += kWidth, from += s.K) {
+                        const int64_t maps = smaller(kWidth<T>, s.K - b * kWidth<T>);
+                        T* to = g_packed + i * g_image + (b * pixels + oh * s.OW) * kWidth<T>;
+                        const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth<T>;
+                        for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.K) {
                             copy(to, from, maps);
-                            zero(to + maps, kWidth - maps);
+                            zero(to + maps, kWidth<T> - maps);
                         }
                     }
                 }
@@ -234,6 +197,7 @@ void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
         });
         const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
         parallel_for(units, threads, [&](int64_t begin, int64_t end, int) {
+            alignas(64) T partial[kPixels * kWidth<T>];
             for (int64_t unit = begin; unit < end; ++unit) {
                 const int64_t cut = unit % cuts, b = unit / cuts % blocks, slice = unit / cuts / blocks;
                 const int64_t width = smaller(kSlice, s.C - slice * kSlice), run = s.KW * width;
@@ -243,22 +207,28 @@ void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
                 for (int64_t i = 0; i < count; ++i)
                     for (int64_t band = 0; band < bands; ++band) {
                         const int64_t from = s.OH * band / bands, to = s.OH * (band + 1) / bands;
-                        const T* gradients = g_packed + i * g_image + (b * pixels + from * s.OW) * kWidth;
+                        const Walk walk{to - from, s.OW, s.SH * Wp * width, s.SW * width};
+                        const T* gradients = g_packed + i * g_image + (b * pixels + from * s.OW) * kWidth<T>;
                         for (int64_t tap = tap_begin; tap < tap_end; ++tap) {
                             const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice +
                                            (from * s.SH + tap) * Wp * width;
-                            for (int64_t tile = 0; tile < tiles; ++tile) {
-                                const int64_t e = run * tile / tiles, e_end = run * (tile + 1) / tiles;
-                                gradient_tile_of<T>(e_end - e, row + e, s.SH * Wp * width, s.SW * width, gradients,
-                                                    to - from, s.OW, own + tap * row_sums + e * kWidth);
+                            for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
+                                const int64_t e = run * tile_at / tiles, count_e = run * (tile_at + 1) / tiles - e;
+                                const T* at[kPixels];
+                                for (int64_t q = 0; q < count_e; ++q) at[q] = row + e + q;
+                                // Summed apart and added: sums of blocks lose less to rounding than one long sum.
+                                zero(partial, count_e * kWidth<T>);
+                                tile(count_e, at, walk, gradients, partial);
+                                T* const total = own + tap * row_sums + e * kWidth<T>;
+                                for (int64_t q = 0; q < count_e * kWidth<T>; ++q) total[q] += partial[q];
                             }
                         }
                         if (gb && slice == 0 && cut == 0) {
                             Vec<T> sum[2] = {};
                             for (int64_t q = 0; q < (to - from) * s.OW; ++q)
                                 for (int v = 0; v < 2; ++v)
-                                    sum[v] += load<Vec<T>>(gradients + q * kWidth + v * Lanes<T>::count);
-                            T* const total = bias_sums + b * kWidth;
+                                    sum[v] += load<Vec<T>>(gradients + q * kWidth<T> + v * Lanes<T>::count);
+                            T* const total = bias_sums + b * kWidth<T>;
                             for (int v = 0; v < 2; ++v) {
                                 T* const at = total + v * Lanes<T>::count;
                                 store(at, load<Vec<T>>(at) + sum[v]);
@@ -273,11 +243,11 @@ void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
             if (gb) gb[k] = bias_sums[k];
             for (int64_t c = 0; c < s.C; ++c) {
                 const int64_t slice = c / kSlice, width = smaller(kSlice, s.C - slice * kSlice);
-                const T* own = sums + (slice * blocks + k / kWidth) * sums_size + k % kWidth;
+                const T* own = sums + (slice * blocks + k / kWidth<T>) * sums_size + k % kWidth<T>;
                 for (int64_t i = 0; i < s.KH; ++i)
                     for (int64_t j = 0; j < s.KW; ++j)
                         gw[k * s.wk + c * s.wc + i * s.wi + j * s.wj] =
-                            own[i * row_sums + (j * width + c % kSlice) * kWidth];
+                            own[i * row_sums + (j * width + c % kSlice) * kWidth<T>];
             }
         }
     });

@@ -1,5 +1,11 @@
 // The transposed convolution (filtering with every filter flipped; the convolution's input gradient), and the same fed
-// by unpooling.
+// by unpooling:
+//
+//   x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and over maps k, of
+//                   y[n][oh][ow][k] * w[k][c][i][j]
+//
+// Both kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row oh of
+// y, zeros where y has none: a copy, or a row of the unpooled map that is gathered here and never written elsewhere.
 #include "conv_block.h"
 #include "max_pool_row.h"
 #include "table.h"
@@ -10,137 +16,172 @@ namespace {
 
 // The positions h = q*S + r - P of one axis that residue class r makes: q in [begin, end).
 struct Residue {
-    int64_t r, taps, begin, end;
+    int64_t taps, begin, end;
+    Residue(int64_t r, int64_t size, int64_t kernel, int64_t stride, int64_t padding)
+        : taps(taps_of_residue(kernel, stride, r)),
+          begin(ceil_div(padding - r, stride)),
+          end(floor_div(size - 1 + padding - r, stride) + 1) {}
 };
 
-Residue residue(int64_t r, int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
-    return {r, taps_of_residue(kernel, stride, r), ceil_div(padding - r, stride),
-            floor_div(size - 1 + padding - r, stride) + 1};
-}
-
-// x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and maps k, of
-// y[n][oh][ow][k] * w[k][c][i][j].
-//
-// Each pair of residues of (h + PH, w + PW) by the strides is a stride-1 correlation of y with its own share of the
-// taps, flipped (window.h): SH*SW small convolutions that read one padded band of y and write interleaved pixels of x.
-// A unit of work is (image, band of q rows, group of channel blocks). `fill_row(n, oh, row)` writes row oh of y, padded
-// by band.cols x channels, or zeros where y has no such row.
+// Gather. Each pair of residues of (h + PH, w + PW) by the strides is a stride-1 correlation of y with its own share of
+// the taps, flipped (window.h): SH*SW small convolutions that read one padded band of y and write interleaved pixels of
+// x. A unit of work is (image, band of q rows, group of channel blocks).
 template <typename T, typename FillRow>
-void transpose(const Conv& s, const T* w, T* x, int threads, const Packing<T>& p, int64_t left, int64_t cols,
-               const FillRow& fill_row) {
+void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
     const int64_t most_taps = ceil_div(s.KH, s.SH);
     const int64_t q_begin = floor_div(s.PH, s.SH), q_end = floor_div(s.H - 1 + s.PH, s.SH) + 1;
-    const int64_t q_cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - floor_div(s.PW, s.SW);
-    const int64_t rows = smaller(q_end - q_begin, larger(1, kBlockPixels / q_cols));
-    const int64_t bands = ceil_div(q_end - q_begin, rows);
-    const int64_t groups = smaller(p.blocks, ceil_div(4 * threads, larger(1, s.N * bands)));
+    const int64_t q_left = floor_div(s.PW, s.SW), q_right = floor_div(s.W - 1 + s.PW, s.SW) + 1;
+    const int64_t left = q_left - (ceil_div(s.KW, s.SW) - 1), cols = q_right - left;  // of y
+    const int64_t rows = smaller(q_end - q_begin, larger(1, kBlockPixels / (q_right - q_left)));
+    const int64_t bands = ceil_div(q_end - q_begin, rows), blocks = ceil_div(s.C, kWidth<T>);
+    const int64_t groups = smaller(blocks, ceil_div(4 * threads, larger(1, s.N * bands)));
 
-    // Weights: [class][block][taps_h][taps_w * channels][width], classes in row-major order of residues.
-    const int64_t taps = s.KH * s.KW, weights = p.elements(taps);  // of one block, all classes together
-    const Scratch packed((p.blocks * weights + p.width) * sizeof(T));
-    T* const no_bias = packed.as<T>() + p.blocks * weights;
-    zero(no_bias, p.width);
-    parallel_for(p.blocks, threads, [&](int64_t begin, int64_t end, int) {
+    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues.
+    const int64_t weights = s.KH * s.KW * s.K * kWidth<T>;
+    const Scratch packed(static_cast<std::size_t>(blocks * weights) * sizeof(T));
+    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t b = begin; b < end; ++b) {
             T* to = packed.as<T>() + b * weights;
-            const int64_t from = b * p.width, outputs = smaller(p.width, s.C - from);
+            const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.C - from);
             for (int64_t ri = 0; ri < smaller(s.SH, s.KH); ++ri)
                 for (int64_t rj = 0; rj < smaller(s.SW, s.KW); ++rj) {
                     const int64_t th = taps_of_residue(s.KH, s.SH, ri), tw = taps_of_residue(s.KW, s.SW, rj);
                     const T* last_tap = w + from * s.wc + (ri + (th - 1) * s.SH) * s.wi + (rj + (tw - 1) * s.SW) * s.wj;
-                    pack_weights(p, to, last_tap, outputs, s.wc, s.K, s.wk, th, -s.SH * s.wi, tw, -s.SW * s.wj);
-                    to += p.elements(th * tw);
+                    pack_weights(to, last_tap, outputs, s.wc, s.K, s.wk, th, -s.SH * s.wi, tw, -s.SW * s.wj);
+                    to += th * tw * s.K * kWidth<T>;
                 }
         }
     });
 
-    const int64_t band_size = round_up((rows + most_taps - 1) * cols * p.channels, 16);
-    const int64_t acc_size = round_up(rows * q_cols * p.width, 16);
-    const Scratch memory(threads * (band_size + acc_size) * sizeof(T));
+    T no_bias[kWidth<T>] = {};
+    const int64_t acc_size = round_up(rows * (q_right - q_left) * kWidth<T>, 16);
+    const int64_t band_size = round_up((rows + most_taps - 1) * cols * s.K, 16);
+    const Scratch memory(static_cast<std::size_t>(threads * (acc_size + band_size)) * sizeof(T));
     parallel_for(s.N * bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const acc = memory.as<T>() + thread * (band_size + acc_size);
-        Band<T> band{acc + acc_size, cols, p.channels};
+        T* const acc = memory.as<T>() + thread * (acc_size + band_size);
+        Band<T> band{acc + acc_size, cols, s.K};
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t group = unit % groups, b = unit / groups % bands, n = unit / groups / bands;
             const int64_t from = q_begin + (q_end - q_begin) * b / bands;
             const int64_t to = q_begin + (q_end - q_begin) * (b + 1) / bands;
-            band.require(n, from - (most_taps - 1), to, fill_row);
-            for (int64_t k = p.blocks * group / groups; k < p.blocks * (group + 1) / groups; ++k) {
-                const T* block_weights = packed.as<T>() + k * weights;
-                const int64_t outputs = smaller(p.width, s.C - k * p.width);
+            const int64_t top = from - (most_taps - 1);  // y's row that the band begins with
+            band.require(n, top, to, [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
+            for (int64_t k = blocks * group / groups; k < blocks * (group + 1) / groups; ++k) {
+                const T* class_weights = packed.as<T>() + k * weights;
+                const int64_t outputs = smaller(kWidth<T>, s.C - k * kWidth<T>);
                 for (int64_t ri = 0; ri < s.SH; ++ri)
                     for (int64_t rj = 0; rj < s.SW; ++rj) {
-                        const Residue rh = residue(ri, s.H, s.KH, s.SH, s.PH), rw = residue(rj, s.W, s.KW, s.SW, s.PW);
+                        const Residue rh(ri, s.H, s.KH, s.SH, s.PH), rw(rj, s.W, s.KW, s.SW, s.PW);
                         const int64_t row = larger(from, rh.begin), row_end = smaller(to, rh.end);
-                        const bool tapped = rh.taps > 0 && rw.taps > 0;
-                        if (row < row_end && rw.begin < rw.end) {
-                            const int64_t pixels = rw.end - rw.begin;
-                            const Block<T> block{band.data + ((row - rh.taps - from + most_taps) * cols +
-                                                              rw.begin - (rw.taps - 1) - left) *
-                                                                 p.channels,
-                                                 band.pitch(),
-                                                 p.channels,
-                                                 row_end - row,
-                                                 pixels,
-                                                 band.pitch(),
-                                                 rh.taps,
-                                                 rw.taps * p.channels};
-                            if (tapped)
-                                convolve_block(p, block, block_weights, no_bias, false, acc);
-                            else
-                                zero(acc, (row_end - row) * pixels * p.width);
+                        const int64_t pixels = rw.end - rw.begin, taps = rh.taps * rw.taps;
+                        if (row < row_end && pixels > 0) {
+                            if (taps > 0) {
+                                const int64_t first = (row - rh.taps + 1 - top) * cols + rw.begin - rw.taps + 1 - left;
+                                convolve_block(Block<T>{band.data + first * s.K, band.pitch(), s.K, row_end - row,
+                                                        pixels, band.pitch(), rh.taps, rw.taps * s.K},
+                                               class_weights, no_bias, acc);
+                            } else {
+                                zero(acc, (row_end - row) * pixels * kWidth<T>);
+                            }
                             for (int64_t q = row; q < row_end; ++q) {
                                 const int64_t h = q * s.SH + ri - s.PH, w0 = rw.begin * s.SW + rj - s.PW;
-                                T* out = x + ((n * s.H + h) * s.W + w0) * s.C + k * p.width;
-                                const T* in = acc + (q - row) * pixels * p.width;
-                                for (int64_t i = 0; i < pixels; ++i)
-                                    copy(out + i * s.SW * s.C, in + i * p.width, outputs);
+                                copy_pixels(x + ((n * s.H + h) * s.W + w0) * s.C + k * kWidth<T>, s.SW * s.C,
+                                            acc + (q - row) * pixels * kWidth<T>, pixels, outputs);
                             }
                         }
-                        if (tapped) block_weights += p.elements(rh.taps * rw.taps);
+                        class_weights += taps * s.K * kWidth<T>;
                     }
             }
         }
     });
 }
 
-// The columns of y that a band needs: [left, left + cols).
-struct Columns {
-    int64_t left, count;
-    explicit Columns(const Conv& s)
-        : left(floor_div(s.PW, s.SW) - (ceil_div(s.KW, s.SW) - 1)),
-          count(floor_div(s.W - 1 + s.PW, s.SW) + 1 - left) {}
-};
+// Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
+// (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
+// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it multiplies
+// every row of y that touches its band and adds what falls into it, rows and pixels of y in ascending order, so that
+// the sum of a pixel does not depend on how x was cut.
+template <typename T, typename FillRow>
+void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const int64_t run = s.KW * s.C, elements = s.KH * run, blocks = ceil_div(elements, kWidth<T>);
+    const Scratch packed(static_cast<std::size_t>(blocks * s.K * kWidth<T>) * sizeof(T));
+    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+        T* to = packed.as<T>() + begin * s.K * kWidth<T>;
+        for (int64_t b = begin; b < end; ++b)
+            for (int64_t k = 0; k < s.K; ++k, to += kWidth<T>)
+                for (int64_t o = 0; o < kWidth<T>; ++o) {
+                    const int64_t e = b * kWidth<T> + o, i = e / run, j = e % run / s.C, c = e % s.C;
+                    to[o] = e < elements ? w[k * s.wk + c * s.wc + i * s.wi + j * s.wj] : 0;
+                }
+    });
 
-template <typename T>
-void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
-    const Packing<T> p(s.C, s.K);
-    const Columns c(s);
-    transpose(s, w, x, threads, p, c.left, c.count, [&](int64_t n, int64_t oh, T* row) {
-        copy_row(row, y + n * s.OH * s.OW * s.K, oh, s.OH, s.OW, s.K, c.left, c.count, p.channels, rectify);
+    T no_bias[kWidth<T>] = {};
+    const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, s.N)));
+    const int64_t acc_size = round_up(s.OW * kWidth<T>, 16), own_size = acc_size + round_up(s.OW * s.K, 16);
+    const Scratch memory(static_cast<std::size_t>(threads * own_size) * sizeof(T));
+    parallel_for(s.N * bands, threads, [&](int64_t begin, int64_t end, int thread) {
+        T* const acc = memory.as<T>() + thread * own_size;
+        T* const row = acc + acc_size;
+        const Block<T> pixels{row, s.OW * s.K, s.K, 1, s.OW, s.OW * s.K, 1, s.K};
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t b = unit % bands, n = unit / bands;
+            const int64_t from = s.H * b / bands, to = s.H * (b + 1) / bands;
+            zero(x + (n * s.H + from) * s.W * s.C, (to - from) * s.W * s.C);
+            const int64_t last = last_window(to - 1, s.SH, s.PH, s.OH);
+            for (int64_t oh = first_window(from, s.KH, s.SH, s.PH); oh <= last; ++oh) {
+                fill_row(n, oh, 0, s.OW, row);
+                for (int64_t k = 0; k < blocks; ++k) {
+                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc);
+                    const int64_t block_end = smaller((k + 1) * kWidth<T>, elements);
+                    for (int64_t e = k * kWidth<T>; e < block_end;) {
+                        const int64_t i = e / run, e_end = smaller((i + 1) * run, block_end);
+                        const int64_t h = oh * s.SH - s.PH + i;
+                        if (h >= from && h < to)
+                            for (int64_t ow = 0; ow < s.OW; ++ow) {
+                                // Element e goes to element `at` of row h; what lies beside the row is dropped.
+                                const int64_t at = (ow * s.SW - s.PW) * s.C + e - i * run;
+                                const int64_t f = larger(0, -at), f_end = smaller(e_end - e, s.W * s.C - at);
+                                T* const target = x + (n * s.H + h) * s.W * s.C + at;
+                                const T* const value = acc + ow * kWidth<T> + e - k * kWidth<T>;
+                                for (int64_t q = f; q < f_end; ++q) target[q] += value[q];
+                            }
+                        e = e_end;
+                    }
+                }
+            }
+        }
     });
 }
 
-// The same, from the pooled map and its switches: each row of the map between is gathered into the band and never
-// written.
+template <typename T, typename FillRow>
+void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    if (s.C <= kWidth<T> / 2)
+        scatter(s, w, x, threads, fill_row);
+    else
+        gather(s, w, x, threads, fill_row);
+}
+
+template <typename T>
+void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
+    transpose(s, w, x, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+        copy_row(row, y + n * s.OH * s.OW * s.K, oh, s.OH, s.OW, s.K, left, cols, rectify);
+    });
+}
+
 template <typename T>
 int64_t max_unpool2d_relu_conv_transpose2d(const Conv& s, const Pool& pool, const T* y, const uint8_t* switches,
                                            const T* w, T* x, bool rectify, Rounding rounding, int threads) {
     const int64_t bad = first_bad_switch(pool, switches, threads);
     if (bad >= 0) return bad;
-    const Packing<T> p(s.C, s.K);
-    const Columns c(s);
-    const int64_t first = larger(0, -c.left), last = smaller(c.count, s.OW - c.left);
-    transpose(s, w, x, threads, p, c.left, c.count, [&](int64_t n, int64_t oh, T* row) {
-        // The whole row is zeroed first: the gaps between K and `channels` are read as weights' zeros are.
-        zero(row, c.count * p.channels);
-        if (oh < 0 || oh >= s.OH || first >= last) return;
+    transpose(s, w, x, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+        const int64_t first = larger(0, -left), last = smaller(cols, s.OW - left);
+        if (oh < 0 || oh >= s.OH || first >= last) return zero(row, cols * s.K);
         const int64_t image = n * pool.OH * pool.OW * s.K;
-        unpool_row(pool, oh, c.left + first, c.left + last, y + image, switches + image, row + first * p.channels,
-                   p.channels);
-        round_all(row, c.count * p.channels, rounding);
-        if (rectify)
-            for (int64_t i = 0; i < c.count * p.channels; ++i) row[i] = row[i] < 0 ? 0 : row[i];
+        zero(row, first * s.K);
+        zero(row + last * s.K, (cols - last) * s.K);
+        unpool_row(pool, oh, left + first, left + last, y + image, switches + image, row + first * s.K, s.K);
+        round_all(row, cols * s.K, rounding);
+        if (rectify) rectify_all(row, cols * s.K);
     });
     return -1;
 }

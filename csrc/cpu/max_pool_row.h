@@ -17,29 +17,29 @@ template <typename T, int kVectors>
 ZF_INLINE void pool_window(const T* window, int64_t pitch, int64_t pixel, int64_t h0, int64_t h1, int64_t w0,
                            int64_t w1, int64_t KW, T* y, uint8_t* switches) {
     constexpr int kLanes = Lanes<T>::count;
-    using Index = Mask<T>;
-    using Scalar = decltype(Index{}[0] + 0);
+    using Taps = Mask<T>;
+    using Scalar = decltype(Taps{}[0] + 0);
     Vec<T> best[kVectors];
-    Index winner[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-        best[v] = load<Vec<T>>(window + h0 * pitch + w0 * pixel + v * kLanes);
-        winner[v] = Index{} + static_cast<Scalar>(h0 * KW + w0);
-    }
+    Taps winner[kVectors];
+    repeat<kVectors>([&](auto v) {
+        best[v.at] = load<Vec<T>>(window + h0 * pitch + w0 * pixel + v.at * kLanes);
+        winner[v.at] = Taps{} + static_cast<Scalar>(h0 * KW + w0);
+    });
     for (int64_t h = h0; h < h1; ++h)
         for (int64_t w = w0; w < w1; ++w) {
-            const Index tap = Index{} + static_cast<Scalar>(h * KW + w);
-            for (int v = 0; v < kVectors; ++v) {
-                const Vec<T> x = load<Vec<T>>(window + h * pitch + w * pixel + v * kLanes);
+            const Taps tap = Taps{} + static_cast<Scalar>(h * KW + w);
+            repeat<kVectors>([&](auto v) {
+                const Vec<T> x = load<Vec<T>>(window + h * pitch + w * pixel + v.at * kLanes);
                 // Not (x <= best): greater, or one of them NaN; a NaN that already won stays.
-                const Index wins = ~(x <= best[v]) & (best[v] == best[v]);
-                best[v] = wins ? x : best[v];
-                winner[v] = wins ? tap : winner[v];
-            }
+                const Taps wins = ~(x <= best[v.at]) & (best[v.at] == best[v.at]);
+                best[v.at] = wins ? x : best[v.at];
+                winner[v.at] = wins ? tap : winner[v.at];
+            });
         }
-    for (int v = 0; v < kVectors; ++v) {
-        store(y + v * kLanes, best[v]);
-        store(switches + v * kLanes, __builtin_convertvector(winner[v], Bytes<T>));
-    }
+    repeat<kVectors>([&](auto v) {
+        store(y + v.at * kLanes, best[v.at]);
+        store(switches + v.at * kLanes, __builtin_convertvector(winner[v.at], Bytes<T>));
+    });
 }
 
 template <typename T>
@@ -119,19 +119,20 @@ struct Cover {
 template <typename T, int kVectors>
 ZF_INLINE void unpool_pixel(const Pool& s, const Cover& over, const T* y, const uint8_t* switches, T* pixel) {
     constexpr int kLanes = Lanes<T>::count;
-    using Index = Mask<T>;
-    using Scalar = decltype(Index{}[0] + 0);
-    Vec<T> sum[kVectors] = {};
+    using Taps = Mask<T>;
+    using Scalar = decltype(Taps{}[0] + 0);
+    Vec<T> sum[kVectors];
+    repeat<kVectors>([&](auto v) { sum[v.at] = Vec<T>{}; });
     for (int64_t oh = over.oh0; oh <= over.oh1; ++oh)
         for (int64_t ow = over.ow0; ow <= over.ow1; ++ow) {
-            const Index tap = Index{} + static_cast<Scalar>(over.tap - oh * s.SH * s.KW - ow * s.SW);
+            const Taps tap = Taps{} + static_cast<Scalar>(over.tap - oh * s.SH * s.KW - ow * s.SW);
             const int64_t at = (oh * s.OW + ow) * s.C;
-            for (int v = 0; v < kVectors; ++v) {
-                const Index winner = __builtin_convertvector(load<Bytes<T>>(switches + at + v * kLanes), Index);
-                sum[v] += winner == tap ? load<Vec<T>>(y + at + v * kLanes) : Vec<T>{};
-            }
+            repeat<kVectors>([&](auto v) {
+                const Taps winner = __builtin_convertvector(load<Bytes<T>>(switches + at + v.at * kLanes), Taps);
+                sum[v.at] += winner == tap ? load<Vec<T>>(y + at + v.at * kLanes) : Vec<T>{};
+            });
         }
-    for (int v = 0; v < kVectors; ++v) store(pixel + v * kLanes, sum[v]);
+    repeat<kVectors>([&](auto v) { store(pixel + v.at * kLanes, sum[v.at]); });
 }
 
 // Row h of the unpooled map, columns [begin, end), `pixel` elements apart from `row` on. y and switches are one image's.

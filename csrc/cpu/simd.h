@@ -10,16 +10,10 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-constexpr int kPixels = 12;  // of a tile: 12 x 2 accumulators of 32 registers
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kPixels = 6;  // 6 x 2 accumulators of 16 registers, 2 for weights, 2 for pixels
-#elif defined(__aarch64__)
-constexpr int kVectorBytes = 16;
-constexpr int kPixels = 8;
 #else
-constexpr int kVectorBytes = 16;
-constexpr int kPixels = 6;
+constexpr int kVectorBytes = 16;  // SSE2, NEON
 #endif
 
 template <typename T>
@@ -68,44 +62,28 @@ ZF_INLINE void store(void* to, V v) {
 
 template <typename T>
 ZF_INLINE Vec<T> broadcast(T value) {
-    return Vec<T>{} + value;
+    return value - Vec<T>{};  // not 0 + value, which is an addition: -0 + 0 is not -0
 }
 
-// acc += a * b. One instruction in assembly, because GCC 12 otherwise reorders the operands of the fused form and
-// spills accumulators: 1.1x on a 3x3 convolution.
-ZF_INLINE void multiply_add(Vec<float>& acc, Vec<float> a, Vec<float> b) {
-#if defined(__AVX512F__)
-    asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-#elif defined(__FMA__)
-    asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
-#else
-    acc += a * b;
-#endif
-}
+template <int value>
+struct Index {
+    static constexpr int at = value;
+};
 
-ZF_INLINE void multiply_add(Vec<double>& acc, Vec<double> a, Vec<double> b) {
-#if defined(__AVX512F__)
-    asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-#elif defined(__FMA__)
-    asm("vfmadd231pd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
-#else
-    acc += a * b;
-#endif
+// f(Index<0>{}), ..., f(Index<kCount - 1>{}), written out: arrays that f subscripts with `at` become registers. (A loop
+// that GCC unrolls by itself is unrolled after the pass that would have made them so, and every tile spills.)
+template <int kCount, typename F>
+ZF_INLINE void repeat(const F& f) {
+    if constexpr (kCount > 0) {
+        repeat<kCount - 1>(f);
+        f(Index<kCount - 1>{});
+    }
 }
 
 // max(0, v) that lets NaN through.
 template <typename V>
 ZF_INLINE V rectified(V v) {
     return v < V{} ? V{} : v;
-}
-
-template <typename T>
-ZF_INLINE T sum_of_lanes(Vec<T> v) {
-    T lanes[Lanes<T>::count];
-    store(lanes, v);
-    for (int width = Lanes<T>::count / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
 }
 
 }  // namespace

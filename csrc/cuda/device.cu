@@ -1,8 +1,8 @@
-#include "cuda/device.h"
-
 #include <cuda_runtime.h>
 
 #include <stdexcept>
+
+#include "cuda/device.h"
 
 namespace zf::cuda {
 namespace {
@@ -10,13 +10,14 @@ namespace {
 void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) {
         (void)cudaGetLastError();  // a refused call must not be reported again by the next one
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" +
+                                 cudaGetErrorName(status) + ")");
     }
 }
 
 // Makes a device current, and the previous one again at the end of the scope: torch owns that choice.
 class Current {
-   public:
+  public:
     explicit Current(int index) {
         check(cudaGetDevice(&previous_), "cudaGetDevice");
         check(cudaSetDevice(index), "cudaSetDevice");
@@ -25,7 +26,7 @@ class Current {
     Current(const Current&) = delete;
     Current& operator=(const Current&) = delete;
 
-   private:
+  private:
     int previous_ = 0;
 };
 

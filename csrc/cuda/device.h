@@ -17,7 +17,8 @@ int device_count();
 
 Device device(int index);
 
-// CUDA versions as 1000 * major + 10 * minor: what the driver supports (0 when there is none), and the runtime linked in.
+// CUDA versions as 1000 * major + 10 * minor: what the driver supports (0 when there is none), and the runtime linked
+// in.
 int driver_version();
 int runtime_version();
 
