@@ -14,6 +14,7 @@ grown to the whole map is the dense computation.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,7 +78,8 @@ class Deconvnet:
         stop = self._chain.stop(layer)
         shapes = self._shapes(images, stop)
         steps = self._chain.steps[:stop]
-        passes = [_run(steps, shapes, some).value for some in images.split(_per_pass(shapes))]
+        most = max(1, PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes))
+        passes = [_run(steps, shapes, some).value for some in images.split(most)]
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
@@ -85,22 +87,16 @@ class Deconvnet:
 
         (N, 4) int64: top, left, bottom, right; half-open. A vector layer's units see the whole image.
         """
-        stop = self._chain.stop(layer)
-        start = torch.as_tensor(positions, dtype=torch.int64).cpu().reshape(-1, 2)
-        if any(isinstance(step, (Flatten, Linear)) for step in self._chain.steps[:stop]):
+        steps = self._chain.steps[: self._chain.stop(layer)]
+        start = _integers("positions", positions, 2).reshape(-1, 2)
+        if any(isinstance(step, (Flatten, Linear)) for step in steps):
             return torch.tensor([0, 0, *image_size]).repeat(len(start), 1)
         end = start + 1
-        for step in reversed(self._chain.steps[:stop]):
-            if isinstance(step, Conv):
-                windows = zip(step.reach, step.stride, step.before, strict=True)
-            elif isinstance(step, Pool):
-                windows = zip(step.kernel, step.stride, step.padding, strict=True)
-            else:
-                continue
-            sides = [covered(start[:, a], end[:, a], *window) for a, window in enumerate(windows)]
-            start, end = (torch.stack([side[i] for side in sides], 1) for i in (0, 1))
-        size = torch.tensor(image_size)
-        return torch.cat([start.clamp(min=0).minimum(size), end.clamp(min=0).minimum(size)], 1)
+        for step in reversed(steps):
+            if isinstance(step, (Conv, Pool)):
+                reach, padding = (step.reach, step.before) if isinstance(step, Conv) else (step.kernel, step.padding)
+                start, end = covered(start, end, np.array(reach), np.array(step.stride), np.array(padding))
+        return torch.from_numpy(np.concatenate([start.clip(0, image_size), end.clip(0, image_size)], 1))
 
     @torch.no_grad()
     def project(
@@ -145,30 +141,29 @@ class Deconvnet:
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         index, channels, places = _units(shapes[-1], layer, image_index, channel, position, len(images))
-        count = len(index)
+        places = np.zeros((len(index), 2), np.int64) if places is None else places.copy()
         kind = {"dtype": images.dtype, "device": images.device}
-        pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
-        values = images.new_empty(count)
-        places = torch.zeros(count, 2, dtype=torch.int64) if places is None else places.clone()
+        pixels = torch.empty((len(index), *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
+        values = torch.empty(len(index), **kind)
         steps = self._chain.steps[:stop]
-        needed, index = index.unique(return_inverse=True)
-        for first in range(0, len(needed), _per_pass(shapes)):
-            some = needed[first : first + _per_pass(shapes)]
-            run = _run(steps, shapes, images if len(some) == len(images) else images[some.to(images.device)])
-            for units in (
-                ((index >= first) & (index < first + len(some))).nonzero()[:, 0].split(_units_per_pass(steps, shapes))
-            ):
-                of, maps = index[units] - first, channels[units]
+        needed, index = np.unique(index, return_inverse=True)
+        for some in _passes(np.arange(len(needed)), PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes)):
+            all_of_them = len(some) == len(images)
+            run = _run(steps, shapes, images if all_of_them else images[_on(images.device, needed[some])])
+            here = np.flatnonzero((index >= some[0]) & (index <= some[-1]))
+            for units in _passes(here, PASS_ELEMENTS // _largest_box(steps, shapes)):
+                of, maps = index[units] - some[0], channels[units]
                 if position is None and run.value.ndim == 4:
                     places[units] = _strongest(run.value, of, maps)
-                values[units] = _at(run.value, of, maps, places[units])
-                _check_finite(values[units], layer, units, channels, places)
-                boxes, origins = _reverse(run, values[units], of, maps, places[units], norm)
+                found = _at(run.value, of, maps, places[units])
+                _check_finite(found, layer, maps, places[units])
+                boxes, origins = _reverse(run, found, of, maps, places[units], norm)
                 height, width = boxes.shape[2:]
-                for unit, box, (top, left) in zip(units.tolist(), boxes, origins.tolist(), strict=True):
+                for unit, box, (top, left) in zip(units, boxes, origins, strict=True):
                     pixels[unit, :, top : top + height, left : left + width] = box
-        boxes = self.boxes(layer, places, images.shape[2:])
-        return Projection(pixels, values, places.to(images.device), boxes.to(images.device))
+                values[_on(images.device, units)] = found
+        boxes = self.boxes(layer, places, tuple(images.shape[2:])).to(images.device)
+        return Projection(pixels, values, _on(images.device, places), boxes)
 
     def _shapes(self, images: Tensor, stop: int) -> list[torch.Size]:
         """Check `images`; the shape of the value after each step."""
@@ -181,97 +176,98 @@ class Deconvnet:
 # What is asked for
 
 
-def _integers(name: str, value: object, axes: int) -> Tensor:
-    """`value` as an int64 CPU tensor with at most `axes` dimensions."""
+def _integers(name: str, value: object, axes: int) -> np.ndarray:
+    """`value` as an int64 array with at most `axes` dimensions."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be an int or a sequence or tensor of them, got {value!r}") from error
-    if tensor.numel() == 0:
-        tensor = tensor.to(torch.int64)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
-        raise TypeError(f"{name} must be an int or a sequence or tensor of them, got {value!r}")
+        raise TypeError(f"{name} must be an int or a sequence or tensor of ints, got {value!r}") from error
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
+        raise TypeError(f"{name} must be an int or a sequence or tensor of ints, got {value!r}")
     if tensor.ndim > axes:
         raise ValueError(f"{name} must have at most {axes} dimension(s), got shape {tuple(tensor.shape)}")
-    return tensor.to("cpu", torch.int64)
+    return tensor.to("cpu", torch.int64).numpy()
 
 
-def _check_range(name: str, values: Tensor, count: int, text: str) -> None:
+def _check_range(name: str, values: np.ndarray, count: int, text: str) -> None:
     wrong = values[(values < 0) | (values >= count)]
     if len(wrong):
-        raise ValueError(f"{name} must be from 0 to {count - 1}, {text}, got {wrong[0].item()}")
+        raise ValueError(f"{name} must be from 0 to {count - 1}, {text}, got {wrong[0]}")
 
 
 def _units(
     shape: torch.Size, layer: str, image_index: object, channel: object, position: object, images: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Image, channel and (vertical, horizontal) place, or None, of each unit; `shape` is that of the layer's value."""
-    index = torch.arange(images) if image_index is None else _integers("image_index", image_index, 1).reshape(-1)
+    index = np.arange(images) if image_index is None else _integers("image_index", image_index, 1).reshape(-1)
     channels = _integers("channel", channel, 1).reshape(-1)
     _check_range("image_index", index, images, f"there being {images} images")
     _check_range("channel", channels, shape[1], f"layer {layer!r} having {shape[1]}")
-    named = {"image_index" if image_index is not None else "images": len(index), "channel": len(channels)}
-    places = None
+    named = {"image_index" if image_index is not None else "images": index, "channel": channels}
     if position is not None:
         if len(shape) == 2:
             raise ValueError(f"position must be None for layer {layer!r}, which makes vectors, got {position!r}")
         places = _integers("position", position, 2)
-        if places.ndim == 0 or (places.shape[-1] != 2 and places.numel()):
+        if places.ndim == 0 or (places.size and places.shape[-1] != 2):
             raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
-        places = places.reshape(-1, 2)
+        named["position"] = places = places.reshape(-1, 2)
         for axis, side in enumerate(("vertical", "horizontal")):
-            _check_range(
-                f"{side} position", places[:, axis], shape[2 + axis], f"the map of {layer!r} being {shape[2:]}"
-            )
-        named["position"] = len(places)
-    counts = {count for count in named.values() if count != 1} or {1}
+            map_size = f"the map of layer {layer!r} being {shape[2]}x{shape[3]}"
+            _check_range(f"{side} position", places[:, axis], shape[2 + axis], map_size)
+    counts = {len(units) for units in named.values()} - {1} or {1}
     if len(counts) > 1:
         raise ValueError(
             "images (or image_index), channel and position must name as many units each, or one for all, got "
-            + ", ".join(f"{count} by {name}" for name, count in named.items())
+            + ", ".join(f"{len(units)} by {name}" for name, units in named.items())
         )
     (count,) = counts
-    return index.expand(count), channels.expand(count), None if places is None else places.expand(count, 2)
+    index, channels, *places = (units if len(units) == count else units.repeat(count, 0) for units in named.values())
+    return index, channels, places[0] if places else None
 
 
-def _strongest(value: Tensor, of: Tensor, maps: Tensor) -> Tensor:
+def _strongest(value: Tensor, of: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Where map maps[i] of image of[i] is strongest, the first place in row-major order: (N, 2)."""
-    flat = value[of.to(value.device), maps.to(value.device)].flatten(1).argmax(1).cpu()
-    return torch.stack([flat // value.shape[3], flat % value.shape[3]], 1)
+    flat = value[_on(value.device, of), _on(value.device, maps)].flatten(1).argmax(1).cpu().numpy()
+    return np.stack([flat // value.shape[3], flat % value.shape[3]], 1)
 
 
-def _at(value: Tensor, of: Tensor, maps: Tensor, places: Tensor) -> Tensor:
+def _at(value: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray) -> Tensor:
     where = (of, maps, places[:, 0], places[:, 1]) if value.ndim == 4 else (of, maps)
-    return value[tuple(part.to(value.device) for part in where)]
+    return value[tuple(_on(value.device, part) for part in where)]
 
 
-def _check_finite(values: Tensor, layer: str, units: Tensor, channels: Tensor, places: Tensor) -> None:
-    wrong = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
-    if wrong:
-        unit = units[wrong[0]]
+def _check_finite(values: Tensor, layer: str, maps: np.ndarray, places: np.ndarray) -> None:
+    finite = torch.isfinite(values).tolist()
+    if not all(finite):
+        i = finite.index(False)
         raise ValueError(
-            f"images or weights hold values that are not finite: channel {channels[unit].item()} of layer {layer!r} is "
-            f"{values[wrong[0]].item()} at {tuple(places[unit].tolist())} (unit {unit.item()})"
+            f"images or weights hold values that are not finite: channel {maps[i]} of layer {layer!r} is "
+            f"{values[i].item()} at position {tuple(places[i].tolist())}"
         )
 
 
-def _per_pass(shapes: list[torch.Size]) -> int:
-    """How many images to run at once."""
-    return max(1, PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes))
-
-
-def _units_per_pass(steps: list[Step], shapes: list[torch.Size]) -> int:
-    """How many units to project at once, whose cones widen from one place of the last map."""
-    size, largest = [1, 1], 1
+def _largest_box(steps: list[Step], shapes: list[torch.Size]) -> int:
+    """The elements of the largest box on the way down from one unit."""
+    size, largest = (1, 1), 1
     for step, shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
         if isinstance(step, (Conv, Pool)):
-            kernel = step.window if isinstance(step, Conv) else step.kernel
-            size = [min((size[a] - 1) * step.stride[a] + kernel[a], shape[2 + a]) for a in (0, 1)]
+            window = step.window if isinstance(step, Conv) else step.kernel
+            size = tuple(min((size[a] - 1) * step.stride[a] + window[a], shape[2 + a]) for a in (0, 1))
         elif isinstance(step, Flatten):
-            size = list(shape[2:])
+            size = shape[2:]
         if len(shape) == 4:
             largest = max(largest, shape[1] * size[0] * size[1])
-    return max(1, PASS_ELEMENTS // largest)
+    return largest
+
+
+def _passes(numbers: np.ndarray, most: int) -> list[np.ndarray]:
+    """`numbers` in runs of at most `most`, and at least 1."""
+    most = max(1, most)
+    return [numbers[i : i + most] for i in range(0, len(numbers), most)]
+
+
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 # Up
@@ -331,7 +327,9 @@ def _are(steps: list[Step], *kinds: type) -> bool:
 # Down
 
 
-def _reverse(run: Run, values: Tensor, of: Tensor, maps: Tensor, places: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+def _reverse(
+    run: Run, values: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray, norm: str
+) -> tuple[Tensor, np.ndarray]:
     """Boxes (N, C, height, width) of the image, and their origins (N, 2): the projections of single activations."""
     g, origins, k = _reverse_unit(run, values, of, maps, places, norm)
     if g.ndim == 2:
@@ -340,44 +338,44 @@ def _reverse(run: Run, values: Tensor, of: Tensor, maps: Tensor, places: Tensor,
 
 
 def _reverse_unit(
-    run: Run, values: Tensor, of: Tensor, maps: Tensor, places: Tensor, norm: str
-) -> tuple[Tensor, Tensor, int]:
+    run: Run, values: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray, norm: str
+) -> tuple[Tensor, np.ndarray, int]:
     """Down to the first filters, a unit stays a single activation; there it becomes one filter, scaled.
 
     The boxes or (N, features) vectors below that step, the boxes' origins and how many steps remain.
     """
-    units = torch.arange(len(of), device=values.device)
+    device = values.device
+    units = torch.arange(len(of), device=device)
     for k in reversed(range(len(run.steps))):
         step = run.steps[k]
         if isinstance(step, Conv):
-            g = run.filters[k][maps.to(values.device)] * values[:, None, None, None]
-            origins = places * torch.tensor(step.stride) - torch.tensor(step.padding)
-            return *_clip(g, origins, run.shapes[k][2:]), k
+            g = run.filters[k][_on(device, maps)] * values[:, None, None, None]
+            return *_clip(g, places * step.stride - step.padding, run.shapes[k][2:]), k
         if isinstance(step, Linear):
-            return step.weight()[maps.to(values.device)] * values[:, None], places, k
+            return step.weight()[_on(device, maps)] * values[:, None], places, k
         if isinstance(step, Norm) and norm == "gradient":
-            return _alone(run.shapes[k + 1], units, maps, values), places, k + 1
+            return _alone(run.shapes[k + 1], units, _on(device, maps), values), places, k + 1
         if isinstance(step, ReLU):
             values = values.relu()
         elif isinstance(step, Affine):
-            values = values * scale_and_shift(step.batch_norm)[0][maps.to(values.device)]
+            values = values * scale_and_shift(step.batch_norm)[0][_on(device, maps)]
         elif isinstance(step, Norm) and norm == "rescale":
             factors = _factors(_cut(run.recorded[k], of, places, (1, 1)), *step.parameters)
-            values = values * factors[units, maps.to(values.device), 0, 0]
+            values = values * factors[units, _on(device, maps), 0, 0]
         elif isinstance(step, Pool):
-            switches = _at(run.recorded[k], of, maps, places).cpu().long()
-            inside = torch.stack([switches // step.kernel[1], switches % step.kernel[1]], 1)
-            places = places * torch.tensor(step.stride) - torch.tensor(step.padding) + inside
+            switches = _at(run.recorded[k], of, maps, places).cpu().numpy().astype(np.int64)
+            inside = np.stack(np.divmod(switches, step.kernel[1]), 1)
+            places = places * step.stride - step.padding + inside
         elif isinstance(step, Flatten):
-            _, _, height, width = run.shapes[k]
-            places = torch.stack([maps // width % height, maps % width], 1)
-            maps = maps // (height * width)
-    return _alone(run.shapes[0], units, maps, values), places, 0
+            maps, *places = np.unravel_index(maps, run.shapes[k][1:])
+            places = np.stack(places, 1)
+    return _alone(run.shapes[0], units, _on(device, maps), values), places, 0
 
 
 def _alone(shape: torch.Size, units: Tensor, maps: Tensor, values: Tensor) -> Tensor:
+    """Boxes of one pixel, where all maps but one are 0."""
     g = values.new_zeros(len(units), shape[1], 1, 1)
-    g[units, maps.to(values.device), 0, 0] = values
+    g[units, maps, 0, 0] = values
     return g
 
 
@@ -396,7 +394,9 @@ def _reverse_vectors(run: Run, g: Tensor, k: int) -> tuple[Tensor, int]:
             return g.reshape(-1, *run.shapes[k][1:]), k
 
 
-def _reverse_boxes(run: Run, g: Tensor, origins: Tensor, of: Tensor, k: int, norm: str) -> tuple[Tensor, Tensor]:
+def _reverse_boxes(
+    run: Run, g: Tensor, origins: np.ndarray, of: np.ndarray, k: int, norm: str
+) -> tuple[Tensor, np.ndarray]:
     """Down to the image."""
     while k > 0:
         k -= 1
@@ -428,8 +428,8 @@ def _reverse_boxes(run: Run, g: Tensor, origins: Tensor, of: Tensor, k: int, nor
 
 
 def _reverse_layer(
-    run: Run, g: Tensor, origins: Tensor, of: Tensor, k: int, pool: Pool | None, rectify: bool, below: int
-) -> tuple[Tensor, Tensor]:
+    run: Run, g: Tensor, origins: np.ndarray, of: np.ndarray, k: int, pool: Pool | None, rectify: bool, below: int
+) -> tuple[Tensor, np.ndarray]:
     """Steps k down to `below`: a pool or none, a ReLU or none, and a conv."""
     conv, filters, image_size = run.steps[below], run.filters[below], run.shapes[below][2:]
     size, map_size = g.shape[2:], run.shapes[below + 1][2:]
@@ -456,52 +456,48 @@ def _reverse_layer(
 
 
 def _widen(
-    size: Pair, origins: Tensor, window: Pair, step: Conv | Pool, above: Pair, below: Pair
-) -> tuple[Pair, Pair, Tensor]:
+    size: Pair, origins: np.ndarray, window: Pair, step: Conv | Pool, above: Pair, below: Pair
+) -> tuple[Pair, Pair, np.ndarray]:
     """Boxes of `size` in maps of size `above`, one step lower, where the maps' size is `below`.
 
     The padding with which to run the step on the boxes, and the new boxes' size and origins: along an axis that they
     cover, those of the maps; else no padding, so that the new box is all that the windows see, the padding included.
     """
-    padding, new, corner = [], [], []
-    for a in (0, 1):
-        whole = size[a] == above[a] and not origins[:, a].any()
-        padding.append(step.padding[a] if whole else 0)
-        new.append(below[a] if whole else (size[a] - 1) * step.stride[a] + window[a])
-        corner.append(torch.zeros_like(origins[:, a]) if whole else origins[:, a] * step.stride[a] - step.padding[a])
-    return tuple(padding), tuple(new), torch.stack(corner, 1)
+    whole = [size[a] == above[a] and not origins[:, a].any() for a in (0, 1)]
+    padding = tuple(step.padding[a] if whole[a] else 0 for a in (0, 1))
+    size = tuple(below[a] if whole[a] else (size[a] - 1) * step.stride[a] + window[a] for a in (0, 1))
+    return padding, size, (origins * step.stride - step.padding) * ~np.array(whole)
 
 
-def _clip(g: Tensor, origins: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
+def _clip(g: Tensor, origins: np.ndarray, size: Pair) -> tuple[Tensor, np.ndarray]:
     """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0."""
-    box, limit = torch.tensor(g.shape[2:]), torch.tensor(size)
-    if not ((origins < 0) | (origins + box > limit)).any():
+    (height, width), low, high = g.shape[2:], origins.min(0), origins.max(0)
+    if low.min() >= 0 and high[0] + height <= size[0] and high[1] + width <= size[1]:
         return g, origins
-    start, end = (-origins[0]).clamp(min=0), (limit - origins[0]).minimum(box)
-    if (origins == origins[0]).all() and (start < end).all():
-        (top, left), (bottom, right) = start.tolist(), end.tolist()
-        return g[:, :, top:bottom, left:right], origins + start
-    box = box.minimum(limit)
-    inside = origins.clamp(min=0).minimum(limit - box)
-    return _cut(g, torch.arange(len(g)), inside - origins, box.tolist()), inside
+    if (low == high).all():
+        top, left = np.maximum(-low, 0)
+        bottom, right = np.minimum(size - low, (height, width))
+        if top < bottom and left < right:
+            return g[:, :, top:bottom, left:right], origins.clip(0)
+    box = np.minimum(g.shape[2:], size)
+    inside = origins.clip(0, size - box)
+    return _cut(g, np.arange(len(g)), inside - origins, tuple(box)), inside
 
 
-def _cut(maps: Tensor, of: Tensor, origins: Tensor, size: Pair) -> Tensor:
+def _cut(maps: Tensor, of: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
     """Boxes of this size, box i from maps[of[i]] at origins[i], 0 outside them: (N, C, height, width)."""
     count, channels, height, width = maps.shape
-    if len(of) and (origins == origins[0]).all():
-        top, left = origins[0].tolist()
-        if top >= 0 and left >= 0 and top + size[0] <= height and left + size[1] <= width:
-            boxes = maps[:, :, top : top + size[0], left : left + size[1]]
-            return boxes if torch.equal(of, torch.arange(count)) else boxes[of.to(maps.device)]
-    rows, columns = (origins[:, a, None] + torch.arange(size[a]) for a in (0, 1))
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    pixels = (of[:, None] * height + rows.clamp(0, height - 1))[:, :, None] * width + columns.clamp(0, width - 1)[
-        :, None
-    ]
-    boxes = maps.permute(0, 2, 3, 1).reshape(-1, channels)[pixels.flatten().to(maps.device)]
-    if not inside.all():
-        boxes[~inside.flatten().to(maps.device)] = 0
+    low, high = origins.min(0), origins.max(0)
+    leaves = low.min() < 0 or high[0] + size[0] > height or high[1] + size[1] > width
+    if (low == high).all() and not leaves:
+        boxes = maps[:, :, low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
+        return boxes if np.array_equal(of, np.arange(count)) else boxes[_on(maps.device, of)]
+    rows, columns = (origins[:, a, None] + np.arange(size[a]) for a in (0, 1))
+    pixels = (of[:, None] * height + rows.clip(0, height - 1))[:, :, None] * width + columns.clip(0, width - 1)[:, None]
+    boxes = maps.permute(0, 2, 3, 1).reshape(-1, channels)[_on(maps.device, pixels.ravel())]
+    if leaves:
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+        boxes[_on(maps.device, ~inside.ravel())] = 0
     return boxes.view(len(of), *size, channels).permute(0, 3, 1, 2)
 
 
