@@ -185,7 +185,8 @@ def is_fresh(target: str | Path, source: str) -> bool:
     return os.path.exists(target) and os.path.getmtime(target) > max(map(os.path.getmtime, inputs))
 
 
-setup(
-    ext_modules=[Extension("zfkernels._C", PLAIN_SOURCES + KERNEL_SOURCES, language="c++")],
-    cmdclass={"build_ext": BuildKernels},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("zfkernels._C", PLAIN_SOURCES + KERNEL_SOURCES, language="c++")],
+        cmdclass={"build_ext": BuildKernels},
+    )

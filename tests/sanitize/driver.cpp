@@ -1,0 +1,367 @@
+// Runs every kernel of every instruction set that this CPU has, on awkward and on random shapes, in a program built
+// with the sanitizers (run.py builds it). Beyond what they report it checks that each output is written in full, that
+// no input changes, and that a wrong switch is found and not followed.
+//
+//     driver SEED CASES      the checks; exit code 0 when all hold
+//     driver inject FAULT    commits the fault, which must end the program: read, read-guard, write, overflow, race
+//
+// Arrays lie in memory in three ways in turn: on the heap, where AddressSanitizer watches both ends; against a page
+// without access after their last byte; and against one before their first. The pages also catch what inline assembly
+// reads, which no sanitizer sees.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+#include "window.h"
+
+namespace {
+
+using Random = std::mt19937_64;
+
+std::string now;  // what is running, for messages
+
+[[noreturn]] void fail(const std::string& what) {
+    std::fprintf(stderr, "FAILED: %s: %s\n", now.c_str(), what.c_str());
+    std::exit(1);
+}
+
+int64_t among(Random& random, int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+}
+
+enum class Place { kHeap, kBeforeGuard, kAfterGuard };
+
+// An array of exactly `count` elements whose neighbours may not be touched.
+template <typename T>
+class Array {
+  public:
+    Array(int64_t count, Place place) : count_(count), place_(place) {
+        const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+        if (place == Place::kHeap) {
+            data_ = static_cast<T*>(std::malloc(bytes ? bytes : 1));
+            return;
+        }
+        const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        size_ = (bytes + page - 1) / page * page + page;
+        pages_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (pages_ == MAP_FAILED) fail("mmap");
+        char* const guard = place == Place::kBeforeGuard ? pages_ + size_ - page : pages_;
+        if (mprotect(guard, page, PROT_NONE) != 0) fail("mprotect");
+        data_ = reinterpret_cast<T*>(place == Place::kBeforeGuard ? guard - bytes : guard + page);
+    }
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+    ~Array() {
+        if (place_ == Place::kHeap)
+            std::free(data_);
+        else
+            munmap(pages_, size_);
+    }
+
+    T* data() const { return data_; }
+    int64_t count() const { return count_; }
+
+    // An input: random values, remembered.
+    Array& random(Random& random) {
+        std::normal_distribution<double> normal;
+        for (int64_t i = 0; i < count_; ++i) data_[i] = static_cast<T>(normal(random));
+        return remember();
+    }
+    Array& remember() {
+        before_.assign(data_, data_ + count_);
+        return *this;
+    }
+    void expect_unchanged() const {
+        if (count_ && std::memcmp(before_.data(), data_, before_.size() * sizeof(T)) != 0) fail("an input was changed");
+    }
+
+    // An output: NaN, or 255, which no kernel may leave.
+    Array& unwritten() {
+        for (int64_t i = 0; i < count_; ++i)
+            data_[i] = std::is_floating_point_v<T> ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(255);
+        return *this;
+    }
+    void expect_written() const {
+        for (int64_t i = 0; i < count_; ++i)
+            if (std::is_floating_point_v<T> ? !std::isfinite(static_cast<double>(data_[i])) : data_[i] == T(255))
+                fail("element " + std::to_string(i) + " of " + std::to_string(count_) + " was not written");
+    }
+
+  private:
+    int64_t count_;
+    Place place_;
+    T* data_ = nullptr;
+    char* pages_ = nullptr;
+    size_t size_ = 0;
+    std::vector<T> before_;
+};
+
+zf::Conv conv_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, int64_t SH, int64_t SW,
+                 int64_t PH, int64_t PW, bool weights_channels_last) {
+    zf::Conv s{
+        N,  C,           H,       W,  K, (H + 2 * PH - KH) / SH + 1, (W + 2 * PW - KW) / SW + 1, KH, KW, SH, SW, PH,
+        PW, C * KH * KW, KH * KW, KW, 1};
+    if (weights_channels_last) s.wc = 1, s.wj = C, s.wi = KW * C;
+    return s;
+}
+
+// torch's rule for ceil mode: the last window starts inside the map or the padding before it.
+int64_t pooled(int64_t H, int64_t K, int64_t S, int64_t P, bool ceil) {
+    const int64_t out = (H + 2 * P - K + (ceil ? S - 1 : 0)) / S + 1;
+    return ceil && (out - 1) * S >= H + P ? out - 1 : out;
+}
+
+zf::Pool pool_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH,
+                 int64_t PW, bool ceil) {
+    return {N, C, H, W, pooled(H, KH, SH, PH, ceil), pooled(W, KW, SW, PW, ceil), KH, KW, SH, SW, PH, PW};
+}
+
+std::string text(const zf::Conv& s) {
+    std::string out = "conv";
+    for (int64_t v : {s.N, s.C, s.H, s.W, s.K, s.OH, s.OW, s.KH, s.KW, s.SH, s.SW, s.PH, s.PW, s.wk, s.wc, s.wi, s.wj})
+        out += " " + std::to_string(v);
+    return out;
+}
+
+std::string text(const zf::Pool& s) {
+    std::string out = "pool";
+    for (int64_t v : {s.N, s.C, s.H, s.W, s.OH, s.OW, s.KH, s.KW, s.SH, s.SW, s.PH, s.PW})
+        out += " " + std::to_string(v);
+    return out;
+}
+
+// The first switch that points outside its window or the map, -1 when none does.
+int64_t first_wrong(const zf::Pool& s, const uint8_t* switches) {
+    for (int64_t i = 0; i < s.N * s.OH * s.OW * s.C; ++i) {
+        const int64_t ow = i / s.C % s.OW, oh = i / s.C / s.OW % s.OH;
+        const int64_t h = oh * s.SH - s.PH + switches[i] / s.KW, w = ow * s.SW - s.PW + switches[i] % s.KW;
+        if (switches[i] >= s.KH * s.KW || h < 0 || h >= s.H || w < 0 || w >= s.W) return i;
+    }
+    return -1;
+}
+
+// One instruction set and element type.
+template <typename T>
+class Checks {
+  public:
+    Checks(const zf::KernelsOf<T>& kernels, std::string name, Random& random)
+        : k_(kernels), name_(std::move(name)), random_(random) {}
+
+    void conv(const zf::Conv& s) {
+        begin("conv2d", text(s));
+        Array<T> x(s.N * s.H * s.W * s.C, place()), w(s.K * s.C * s.KH * s.KW, place()), b(s.K, place());
+        Array<T> y(s.N * s.OH * s.OW * s.K, place());
+        x.random(random_), w.random(random_), b.random(random_);
+        y.unwritten();
+        k_.conv2d(s, x.data(), w.data(), coin() ? b.data() : nullptr, y.data(), coin(), threads());
+        y.expect_written();
+
+        begin("conv_transpose2d", text(s));
+        Array<T> g(y.count(), place()), back(x.count(), place());
+        g.random(random_), back.unwritten();
+        k_.conv_transpose2d(s, g.data(), w.data(), back.data(), coin(), threads());
+        back.expect_written();
+
+        begin("conv2d_weight_grad", text(s));
+        Array<T> gw(w.count(), place()), gb(s.K, place());
+        const bool bias = coin();
+        gw.unwritten(), gb.unwritten();
+        k_.conv2d_weight_grad(s, x.data(), g.data(), gw.data(), bias ? gb.data() : nullptr, threads());
+        gw.expect_written();
+        if (bias) gb.expect_written();
+        for (const Array<T>* input : {&x, &w, &b, &g}) input->expect_unchanged();
+    }
+
+    void pool(const zf::Pool& s) {
+        begin("max_pool2d", text(s));
+        const int64_t large = s.N * s.H * s.W * s.C, small = s.N * s.OH * s.OW * s.C;
+        Array<T> x(large, place()), y(small, place());
+        Array<uint8_t> switches(small, place());
+        x.random(random_), y.unwritten(), switches.unwritten();
+        k_.max_pool2d(s, x.data(), y.data(), switches.data(), threads());
+        y.expect_written();
+        // 255 is a switch, not a hole, in a window of 256 taps.
+        if (s.KH * s.KW < 256) switches.expect_written();
+        if (first_wrong(s, switches.data()) >= 0) fail("a switch outside its window or the map");
+        switches.remember(), y.remember();
+
+        unpool(s, y, switches);
+        begin("max_unpool2d_backward", text(s));
+        Array<T> gy(small, place());
+        gy.unwritten();
+        if (k_.max_unpool2d_backward(s, x.data(), switches.data(), gy.data(), threads()) != -1) fail("refused");
+        gy.expect_written();
+        x.expect_unchanged(), switches.expect_unchanged();
+
+        Array<uint8_t> wrong(small, place());
+        for (int64_t i = 0; i < small; ++i) wrong.data()[i] = switches.data()[i];
+        if (small) wrong.data()[among(random_, 0, small - 1)] = static_cast<uint8_t>(among(random_, 0, 255));
+        wrong.remember();
+        unpool(s, y, wrong);
+        begin("max_unpool2d_backward", text(s) + " with a wrong switch");
+        const int64_t found = k_.max_unpool2d_backward(s, x.data(), wrong.data(), gy.data(), threads());
+        if (found != first_wrong(s, wrong.data())) fail("found the wrong switch at " + std::to_string(found));
+    }
+
+    void norm(const zf::Norm& s) {
+        begin("contrast_norm",
+              "norm " + std::to_string(s.P) + " " + std::to_string(s.C) + " " + std::to_string(s.size));
+        Array<T> x(s.P * s.C, place()), g(x.count(), place()), y(x.count(), place()), gx(x.count(), place());
+        x.random(random_), g.random(random_), y.unwritten(), gx.unwritten();
+        k_.contrast_norm(s, x.data(), y.data(), threads());
+        y.expect_written();
+        k_.contrast_norm_backward(s, g.data(), x.data(), gx.data(), threads());
+        gx.expect_written();
+        x.expect_unchanged(), g.expect_unchanged();
+    }
+
+    void layer(const zf::Conv& s, const zf::Pool& p) {
+        begin("conv2d_relu_max_pool2d", text(s) + " " + text(p));
+        Array<T> x(s.N * s.H * s.W * s.C, place()), w(s.K * s.C * s.KH * s.KW, place()), b(s.K, place());
+        Array<T> y(p.N * p.OH * p.OW * p.C, place());
+        Array<uint8_t> switches(y.count(), place());
+        x.random(random_), w.random(random_), b.random(random_);
+        y.unwritten(), switches.unwritten();
+        const auto rounding = static_cast<zf::Rounding>(sizeof(T) == 4 ? among(random_, 0, 2) : 0);
+        k_.conv2d_relu_max_pool2d(s, p, x.data(), w.data(), coin() ? b.data() : nullptr, y.data(), switches.data(),
+                                  rounding, threads());
+        y.expect_written();
+        if (first_wrong(p, switches.data()) >= 0) fail("a switch outside its window or the map");
+
+        begin("max_unpool2d_relu_conv_transpose2d", text(s) + " " + text(p));
+        Array<T> back(x.count(), place());
+        back.unwritten(), y.remember(), switches.remember();
+        const int64_t none = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
+                                                                   back.data(), coin(), rounding, threads());
+        if (none != -1) fail("refused good switches");
+        back.expect_written();
+        if (switches.count()) {
+            switches.data()[among(random_, 0, switches.count() - 1)] = static_cast<uint8_t>(among(random_, 0, 255));
+            switches.remember();
+            const int64_t found = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
+                                                                        back.data(), coin(), rounding, threads());
+            if (found != first_wrong(p, switches.data())) fail("found the wrong switch at " + std::to_string(found));
+        }
+        for (const Array<T>* input : {&x, &w, &b, &y}) input->expect_unchanged();
+        switches.expect_unchanged();
+    }
+
+    void fixed() {
+        conv(conv_of(1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, false));
+        conv(conv_of(2, 3, 17, 15, 96, 7, 7, 2, 2, 1, 1, false));
+        conv(conv_of(1, 7, 13, 11, 5, 3, 3, 1, 1, 1, 1, true));
+        conv(conv_of(2, 5, 4, 6, 3, 4, 6, 1, 1, 0, 0, false));
+        conv(conv_of(1, 4, 9, 10, 6, 2, 1, 3, 4, 0, 0, false));
+        conv(conv_of(1, 2, 3, 3, 4, 3, 3, 1, 1, 2, 2, false));
+        conv(conv_of(2, 4, 11, 12, 8, 3, 3, 3, 3, 0, 1, true));
+        conv(conv_of(1, 8, 1, 37, 16, 1, 5, 1, 2, 0, 2, false));
+        conv(conv_of(1, 33, 6, 7, 17, 3, 3, 1, 1, 1, 1, false));
+        conv(conv_of(1, 300, 5, 5, 2, 3, 3, 1, 1, 1, 1, false));
+        conv(conv_of(0, 3, 8, 8, 4, 3, 3, 1, 1, 1, 1, false));
+        pool(pool_of(2, 6, 12, 14, 3, 3, 2, 2, 0, 0, true));
+        pool(pool_of(1, 33, 17, 16, 16, 16, 1, 1, 8, 8, false));
+        pool(pool_of(1, 5, 7, 5, 2, 3, 1, 2, 1, 1, true));
+        pool(pool_of(2, 3, 9, 11, 2, 2, 3, 3, 0, 0, false));
+        pool(pool_of(0, 4, 6, 6, 3, 3, 2, 2, 0, 0, false));
+        norm({0, 8, 5, 1e-4, 0.75, 2.0, true});
+        norm({1, 1, 5, 1e-4, 0.75, 2.0, false});
+        norm({7, 3, 9, 2.0, 0.5, 1.0, true});
+    }
+
+    void random_case() {
+        const int64_t KH = among(random_, 1, 5), KW = among(random_, 1, 5);
+        const int64_t SH = among(random_, 1, 3), SW = among(random_, 1, 3);
+        const int64_t PH = among(random_, 0, KH - 1), PW = among(random_, 0, KW - 1);
+        const int64_t H = among(random_, std::max<int64_t>(1, KH - 2 * PH), 24);
+        const int64_t W = among(random_, std::max<int64_t>(1, KW - 2 * PW), 24);
+        const int64_t N = among(random_, 1, 3), C = among(random_, 1, 70), K = among(random_, 1, 70);
+        const zf::Conv s = conv_of(N, C, H, W, K, KH, KW, SH, SW, PH, PW, coin());
+        conv(s);
+        const auto pool_on = [&](int64_t channels, int64_t h, int64_t w) {
+            const int64_t kh = among(random_, 1, std::min<int64_t>(h, 4)),
+                          kw = among(random_, 1, std::min<int64_t>(w, 4));
+            return pool_of(N, channels, h, w, kh, kw, among(random_, 1, 4), among(random_, 1, 4),
+                           among(random_, 0, kh / 2), among(random_, 0, kw / 2), coin());
+        };
+        pool(pool_on(C, H, W));
+        layer(s, pool_on(K, s.OH, s.OW));
+        norm({H * W, C, among(random_, 1, 11), 0.1, among(random_, 0, 1) ? 0.75 : 0.6, 1.5, coin()});
+    }
+
+  private:
+    void unpool(const zf::Pool& s, const Array<T>& y, const Array<uint8_t>& switches) {
+        begin("max_unpool2d", text(s));
+        Array<T> x(s.N * s.H * s.W * s.C, place());
+        x.unwritten();
+        const int64_t found = k_.max_unpool2d(s, y.data(), switches.data(), x.data(), threads());
+        if (found != first_wrong(s, switches.data())) fail("found the wrong switch at " + std::to_string(found));
+        if (found == -1) x.expect_written();
+        y.expect_unchanged(), switches.expect_unchanged();
+    }
+
+    void begin(const char* op, const std::string& shape) { now = name_ + " " + op + ", " + shape; }
+    bool coin() { return among(random_, 0, 1) == 1; }
+    int threads() { return static_cast<int>(among(random_, 1, 3)); }
+    Place place() { return static_cast<Place>(turn_++ % 3); }
+
+    const zf::KernelsOf<T>& k_;
+    std::string name_;
+    Random& random_;
+    int64_t turn_ = 0;
+};
+
+int run(uint64_t seed, int64_t cases) {
+    Random random(seed);
+    for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) {
+        Checks<float> f32((*k)->f32, std::string((*k)->name) + " float", random);
+        Checks<double> f64((*k)->f64, std::string((*k)->name) + " double", random);
+        f32.fixed(), f64.fixed();
+        for (int64_t i = 0; i < cases; ++i) f32.random_case(), f64.random_case();
+        std::printf("%s: %lld random cases and the fixed ones, clean\n", (*k)->name, static_cast<long long>(2 * cases));
+    }
+    return 0;
+}
+
+// Faults that a sanitizer must end, so that a silent run means something. All but the race are committed by a kernel.
+int inject(const std::string& fault) {
+    Random random(0);
+    const zf::KernelsOf<float>& k = zf::active_kernels().f32;
+    now = "inject " + fault;
+    zf::Conv s = conv_of(1, 4, 6, 6, 8, 3, 3, 1, 1, 1, 1, false);
+    const Place place = fault == "read-guard" ? Place::kBeforeGuard : Place::kHeap;
+    const bool reads = fault == "read" || fault == "read-guard";
+    Array<float> x(s.H * s.W * s.C - reads, place), w(s.K * s.C * s.KH * s.KW, Place::kHeap);
+    Array<float> y(s.OH * s.OW * s.K - (fault == "write"), Place::kHeap);
+    x.random(random), w.random(random);
+    if (fault == "overflow") s.wk = std::numeric_limits<int64_t>::max() / 4;
+    if (fault == "race") {
+        int64_t sum = 0;
+        zf::parallel_for(1 << 20, 2, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) sum += i;
+        });
+        std::printf("%lld\n", static_cast<long long>(sum));
+        return 0;
+    }
+    k.conv2d(s, x.data(), w.data(), nullptr, y.data(), true, 1);
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc == 3 && std::string(argv[1]) == "inject") return inject(argv[2]);
+    if (argc == 3) return run(std::strtoull(argv[1], nullptr, 10), std::strtoll(argv[2], nullptr, 10));
+    std::fprintf(stderr, "usage: driver SEED CASES | driver inject FAULT\n");
+    return 2;
+}
