@@ -25,7 +25,10 @@ def reason(name: str) -> str | None:
     """Why backend `name` cannot run here and what to install; None when it can."""
     if importlib.util.find_spec(MODULES[name]) is None:
         return "it is not part of zfkernels 0.1.0 yet"
-    return importlib.import_module(MODULES[name]).unavailable()
+    try:
+        return importlib.import_module(MODULES[name]).unavailable()
+    except ImportError as error:
+        return f"its module cannot be imported ({error}); build zfkernels again with: pip install --force-reinstall ."
 
 
 def available_backends() -> tuple[str, ...]:

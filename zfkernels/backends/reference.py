@@ -15,6 +15,8 @@ from torch import Tensor
 DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and inf are values like others
+
 
 def unavailable() -> str | None:
     """Why this backend cannot run here; None, for it always can."""
@@ -64,6 +66,7 @@ def _extent(windows, kernel, stride) -> tuple[int, int]:
 # Convolution
 
 
+@quiet
 def conv2d(x, weight, bias, stride, padding, relu):
     """y[n,o,i,j] = bias[o] + sum over c,kh,kw of w[o,c,kh,kw] x[n,c, i*s+kh-p, j*s+kw-p]; then max(0, y) if relu."""
     a, w = _array(x), _array(weight)
@@ -79,6 +82,7 @@ def conv2d(x, weight, bias, stride, padding, relu):
     return _tensor(np.maximum(y, 0) if relu else y, x)
 
 
+@quiet
 def conv_transpose2d(y, weight, stride, padding, output_size, rectify):
     """x[n,c, i*s+kh-p, j*s+kw-p] += sum over o of w[o,c,kh,kw] max(0, y[n,o,i,j]), for every window (i,j) and tap."""
     b, w = _array(y), _array(weight)
@@ -93,6 +97,7 @@ def conv_transpose2d(y, weight, stride, padding, output_size, rectify):
     return _tensor(_crop(canvas, padding, output_size), y)
 
 
+@quiet
 def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias):
     """gw[o,c,kh,kw] = sum over n,i,j of g[n,o,i,j] x[n,c, i*s+kh-p, j*s+kw-p]; gb[o] = sum over n,i,j of g[n,o,i,j]."""
     a, b = _array(x), _array(g)
@@ -137,13 +142,15 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
     column = j * stride[1] + s % kernel_size[1] - padding[1]
     wrong = (s >= kernel_size[0] * kernel_size[1]) | (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
     if wrong.any():
-        place = tuple(int(index) for index in np.argwhere(wrong)[0])
+        n, h, w, c = (int(index) for index in np.argwhere(wrong.transpose(0, 2, 3, 1))[0])
         raise ValueError(
-            f"switches must point into their own {kernel_size} window and onto the {tuple(size)} map, "
-            f"got {int(s[place])} at {place}"
+            f"switches: the value {s[n, c, h, w]} at {(n, c, h, w)} points outside its {kernel_size[0]}x{kernel_size[1]} "
+            f"window (stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; expected "
+            "the switches that max_pool2d_with_switches returned for a map of that size"
         )
 
 
+@quiet
 def max_unpool2d(y, switches, kernel_size, stride, padding, output_size):
     """x[n,c, i*s+kh-p, j*s+kw-p] += y[n,c,i,j] for every window (i,j), (kh,kw) being its switch."""
     b, s = _array(y), _bytes(switches)
@@ -191,12 +198,14 @@ def _difference_and_scale(x, size, alpha, k, center):
     return d, s
 
 
+@quiet
 def contrast_norm(x, size, alpha, beta, k, center):
     """y_c = d_c s_c^(-beta)."""
     d, s = _difference_and_scale(_array(x), size, alpha, k, center)
     return _tensor(d * s**-beta, x)
 
 
+@quiet
 def contrast_norm_backward(g, x, size, alpha, beta, k, center):
     """gd_j = g_j s_j^(-beta) - 2 alpha beta / size * d_j * sum over {c : j in W(c)} of g_c d_c s_c^(-beta-1).
 

@@ -18,7 +18,7 @@ from .door import door, empty
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
     """g where y > 0 or y is NaN, else 0: the backward of y = max(0, .), from its result or its argument."""
-    return torch.ops.aten.threshold_backward(g, y.detach(), 0)
+    return torch.ops.aten.threshold_backward(g, y.detach().contiguous(memory_format=torch.channels_last), 0)
 
 
 # conv2d
