@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def build(kind: str) -> str:
-    """Compiles what setup.py compiles, for the instruction sets that this CPU has, and the driver: the program's path."""
+    """Compiles what setup.py compiles, for the sets that this CPU has, and the driver; returns the program's path."""
     spec = importlib.util.spec_from_file_location("zfkernels_setup", ROOT / "setup.py")
     setup = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup)
@@ -82,7 +82,7 @@ def build(kind: str) -> str:
 
 
 def processor_flags() -> set[str]:
-    """What this CPU can do, in the words of /proc/cpuinfo, which are those of GCC's -m flags; none on other than x86."""
+    """What this CPU can do, in the words of /proc/cpuinfo, which are GCC's -m flags too; none beyond x86."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
