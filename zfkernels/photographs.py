@@ -1,7 +1,9 @@
 """A small data set of photographs that needs no network: the ones scikit-image carries inside its wheel.
 
-One photograph is one class: those whose parts resemble one another, so that a part never seen can be told. Crops are square, drawn at random places and scales, and resized to the side a network
-wants. A photograph is divided into square cells, a quarter of its shorter side each, and every fifth cell is held out:
+One photograph is one class. They are those whose parts resemble one another, so that a part never seen can be told;
+of a scene in which every part is another thing (an astronaut before a flag and a rocket) it could not. Crops are
+square, drawn at random places and scales, and resized to the side a network wants. A photograph is divided into
+square cells, a quarter of its shorter side each, and every fifth cell is held out:
 
     . . H . .      training crops touch no pixel of a held-out cell;
     H . . . .      held-out crops lie wholly inside one.
@@ -88,24 +90,24 @@ class Photographs:
         self.cells = [held_out_cells(*pixels.shape[:2]) for pixels in self.pixels]
 
     def training_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
-        """`per_class` crops a class that touch no held-out cell, in random order."""
-        crops = self._crops(per_class, generator, held_out=False)
-        order = torch.from_numpy(generator.permutation(len(crops.labels)))
-        return Crops(crops.images[order], crops.labels[order], crops.boxes[order])
+        """`per_class` crops a class that touch no held-out cell, in the order of the classes."""
+        return self._crops(per_class, generator, held_out=False)
 
     def held_out_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
-        """`per_class` crops a class, each wholly inside a held-out cell, in the order of the classes."""
+        """`per_class` crops a class, each wholly inside a held-out cell, likewise."""
         return self._crops(per_class, generator, held_out=True)
 
     def smallest_crop(self, label: int) -> int:
         """The side, in the photograph's pixels, of its smallest crops."""
         return _sides(self.pixels[label].shape[:2])[0]
 
-    def resize(self, pixels: np.ndarray) -> torch.Tensor:
-        """(height, width, 3) to a uint8 (3, side, side) tensor, antialiased."""
+    def view(self, label: int, box: tuple[int, int, int, int]) -> torch.Tensor:
+        """A square part of a photograph, resized with antialiasing to a uint8 (3, side, side) tensor."""
         from PIL import Image
 
-        resized = Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        top, left, bottom, right = box
+        part = Image.fromarray(self.pixels[label][top:bottom, left:right])
+        resized = part.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
     def _crops(self, per_class: int, generator: np.random.Generator, held_out: bool) -> Crops:
@@ -113,8 +115,8 @@ class Photographs:
         for label, (pixels, cells) in enumerate(zip(self.pixels, self.cells, strict=True)):
             for _ in range(per_class):
                 draw = _box_in_a_cell if held_out else _box_outside_the_cells
-                top, left, bottom, right = box = draw(pixels.shape[:2], cells, generator)
-                images.append(self.resize(pixels[top:bottom, left:right]))
+                box = draw(pixels.shape[:2], cells, generator)
+                images.append(self.view(label, box))
                 labels.append(label)
                 boxes.append(box)
         return Crops(torch.stack(images), torch.tensor(labels), torch.tensor(boxes))

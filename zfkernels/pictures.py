@@ -17,10 +17,10 @@ GREY = 128
 def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """The file's picture as a uint8 (3, height, width) tensor of `size` (height, width).
 
-    Any format Pillow reads. The camera's rotation (EXIF) is undone, transparent pixels are laid over mid-grey, 16-bit and
-    floating-point greys are brought to 8 bits (floating-point by their own range), and of an animation the first frame is
-    taken. The picture is resized, its proportions kept, until it just covers `size`; what sticks out on either side is
-    cut off evenly.
+    Any format Pillow reads. The camera's rotation (EXIF) is undone, transparent pixels are laid over mid-grey, 16-bit
+    and floating-point greys are brought to 8 bits (floating-point by their own range), and of an animation the first
+    frame is taken. The picture is resized, its proportions kept, until it just covers `size`; what sticks out on
+    either side is cut off evenly.
 
     Raises:
         FileNotFoundError: no such file.
@@ -78,6 +78,12 @@ def tile(pictures: list[np.ndarray], columns: int, zoom: int, gap: int = 2, back
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = picture.repeat(zoom, 0).repeat(zoom, 1)
     return sheet
+
+
+def cut(image, box: tuple[int, int, int, int]):
+    """The part of a (..., H, W) image inside a half-open box (top, left, bottom, right)."""
+    top, left, bottom, right = box
+    return image[..., top:bottom, left:right]
 
 
 def frame(box: tuple[int, int, int, int], size: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:

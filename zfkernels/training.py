@@ -1,13 +1,13 @@
 """The paper's training recipe (Zeiler & Fergus, section 3), at the size a demonstration needs.
 
-Stochastic gradient descent with momentum on mirrored crops less their mean image; after each step every convolution filter
-whose root mean square exceeds 0.1 is scaled back to 0.1; the learning rate falls in steps. (Dropout is the network's.)
+Stochastic gradient descent with momentum on mirrored crops less their mean image; after each step every convolution
+filter whose root mean square exceeds 0.1 is scaled back to 0.1; the learning rate falls in steps. (Dropout is the
+network's.)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ def normalise(images: torch.Tensor, mean: torch.Tensor, scale: float) -> torch.T
 
 def train(
     model: nn.Module,
-    draw: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    training: tuple[torch.Tensor, torch.Tensor],
     held_out: tuple[torch.Tensor, torch.Tensor],
     recipe: Recipe,
     *,
@@ -59,10 +59,10 @@ def train(
     """Train `model` in place and return what each epoch measured.
 
     Args:
-        draw: gives an epoch's (images, labels): uint8 (N, 3, H, W) and int64 (N,), already in random order.
-        held_out: (images, labels), likewise; only evaluated.
+        training: (images, labels): uint8 (N, 3, H, W) and int64 (N,); an epoch takes them in a new random order.
+        held_out: likewise; only evaluated.
         mean, scale: see `normalise`.
-        generator: decides which crops are mirrored. Dropout uses torch's global generator.
+        generator: of the order and the mirroring. Dropout uses torch's global generator.
         quiet: no progress bar.
     """
     from tqdm import tqdm
@@ -71,14 +71,13 @@ def train(
         model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     history: list[Epoch] = []
-    with tqdm(desc="training", unit=" images", disable=quiet, smoothing=0.05) as bar:
+    images, labels = training
+    with tqdm(desc="training", total=len(labels) * recipe.epochs, unit=" images", disable=quiet) as bar:
         for epoch in range(recipe.epochs):
-            images, labels = draw()
-            bar.total = len(labels) * recipe.epochs
             optimiser.param_groups[0]["lr"] = recipe.rate(epoch)
             model.train()
             start, total_loss = time.perf_counter(), 0.0
-            for pick in torch.arange(len(labels)).split(recipe.batch_size):
+            for pick in torch.randperm(len(labels), generator=generator).split(recipe.batch_size):
                 batch = normalise(images[pick], mean, scale)
                 mirrored = torch.rand(len(batch), generator=generator) < 0.5
                 batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)

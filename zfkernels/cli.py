@@ -1,0 +1,269 @@
+"""The command line: `zfkernels` and `python -m zfkernels`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import zfkernels
+
+from . import backends, demo, info, verify
+
+RAW = ("probability", "logit", "label", "activity", "boxes")
+OPTIONAL = ("PIL", "matplotlib", "skimage", "tqdm")
+
+PICTURE = """
+PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
+16-bit greys brought to 8 bits. It is resized, proportions kept, until it covers the network's
+input; what sticks out on either side is cut off.
+
+FILE is the zfnet.pt that `zfkernels demo` writes, or torch.save(model.state_dict()) of a full
+ZFNet, whose pictures are normalised as torchvision's (ImageNet's mean and standard deviation).
+Without --weights the network is a full ZFNet with random weights, which shows the machinery and
+means nothing.
+"""
+PROJECT = """examples:
+  zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
+  zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt --layer conv3 --channel 7
+  zfkernels project cat.jpg --layer conv2 --channel 0 --position 3 5 --norm gradient --out unit.png
+"""
+OCCLUDE = """examples:
+  zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt
+  zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt --target cat --patch 24 --stride 4
+  zfkernels occlude cat.jpg --patch 40 20 --fill 0 0 0 --raw cells.npz
+"""
+DEMO = """examples:
+  zfkernels demo
+  zfkernels demo --out page --seed 3
+  zfkernels demo --epochs 5 --quiet
+"""
+VERIFY = """examples:
+  zfkernels verify
+  zfkernels verify --help
+"""
+INFO = """examples:
+  zfkernels info
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="zfkernels",
+        description="The network of Zeiler & Fergus and its activations projected back to pixels.",
+        epilog="examples:\n  zfkernels demo\n  zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt\n\n"
+        "zfkernels COMMAND --help shows the options of a command, with examples.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"zfkernels {zfkernels.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name, summary, run, epilog):
+        made = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    demo.add_arguments(
+        command("demo", "train a small ZFNet on photographs and write a page of what it learned", _demo, DEMO)
+    )
+
+    project = command("project", "project one activation of a network to the pixels of your picture", _project,
+                      PROJECT + PICTURE)  # fmt: skip
+    _add_picture(project)
+    project.add_argument("--layer", help="layer of the unit (default: the last convolution)")
+    project.add_argument("--channel", type=int, help="map of the unit (default: the layer's strongest on this picture)")
+    project.add_argument(
+        "--position", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="its place in the map (default: the strongest)"
+    )
+    project.add_argument(
+        "--norm",
+        choices=("identity", "gradient", "rescale"),
+        default="identity",
+        help="how the contrast norms are undone (default: identity, i.e. skipped)",
+    )
+    project.add_argument("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
+
+    occlude = command("occlude", "cover parts of your picture and see what the network's answer depends on", _occlude,
+                      OCCLUDE + PICTURE)  # fmt: skip
+    _add_picture(occlude)
+    occlude.add_argument("--target", help="class, by name or number (default: what the clear picture is taken for)")
+    occlude.add_argument("--patch", type=int, nargs="+", metavar="PIXELS",
+                         help="side, or height and width, of the cover (default: a fifth of the input)")  # fmt: skip
+    occlude.add_argument("--stride", type=int, nargs="+", metavar="PIXELS",
+                         help="its step, one number or two (default: a quarter of the cover)")  # fmt: skip
+    occlude.add_argument("--fill", type=float, nargs="+", metavar="LEVEL",
+                         help="grey, or red green blue, 0 to 255 (default: the network's mean picture)")  # fmt: skip
+    occlude.add_argument("--layer", help="layer whose strongest map is summed (default: the last convolution)")
+    occlude.add_argument("--channel", type=int, help="sum this map instead")
+    occlude.add_argument("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
+    occlude.add_argument("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
+
+    verify.add_arguments(
+        command("verify", "check every backend that runs here against the reference", verify.main, VERIFY)
+    )
+    info.add_arguments(command("info", "versions, backends and why each can or cannot run, threads", info.main, INFO))
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 for a failed verification, 2 for a mistake in the call."""
+    args = parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL:
+            raise
+        return _mistake(args, f"this needs {package}, which is not installed: pip install 'zfkernels[demo]'")
+    except (ValueError, TypeError, OSError) as error:
+        return _mistake(args, str(error))
+    except KeyboardInterrupt:
+        print(f"zfkernels {args.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def _mistake(args: argparse.Namespace, text: str) -> int:
+    print(f"zfkernels {args.command}: error: {text}", file=sys.stderr)
+    return 2
+
+
+def _add_picture(command: argparse.ArgumentParser) -> None:
+    command.add_argument("picture", type=Path, metavar="PICTURE", help="a picture file")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
+
+
+def _require_backend() -> None:
+    try:
+        backends.resolve(None, "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"{error}; `zfkernels info` lists the backends, ZFKERNELS_BACKEND chooses one") from error
+
+
+def _demo(args: argparse.Namespace) -> int:
+    _require_backend()
+    return demo.main(args)
+
+
+def _load(args: argparse.Namespace):
+    """The network and the picture: (network, uint8 (3, H, W), float (3, H, W) as the network takes it)."""
+    from . import checkpoint
+    from .pictures import read_picture
+
+    _require_backend()
+    if args.weights is None:
+        print(
+            "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
+            "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt",
+            file=sys.stderr,
+        )
+        network = checkpoint.untrained()
+    elif not args.weights.exists():
+        raise FileNotFoundError(f"there is no weights file {args.weights}; `zfkernels demo` writes one (zfnet.pt)")
+    else:
+        network = checkpoint.load(args.weights)
+    if network.model.in_channels != 3:
+        raise ValueError(f"{args.weights} is of a network of {network.model.in_channels} channels; pictures have 3")
+    picture = read_picture(args.picture, network.model.image_size)
+    return network, picture, (picture.float() - network.mean) / network.scale
+
+
+def _last_convolution(model: zfkernels.ZFNet) -> str:
+    return [row.layer.name for row in model.table if row.layer.kind == "conv"][-1]
+
+
+def _project(args: argparse.Namespace) -> int:
+    from .report import projection_figure
+
+    network, picture, image = _load(args)
+    layer = args.layer or _last_convolution(network.model)
+    channel = args.channel
+    if channel is None:
+        channel = int(zfkernels.top_activations(network.model, [image[None]], layer, k=1).values[:, 0].argmax())
+    position = tuple(args.position) if args.position else None
+    deconv = zfkernels.Deconvnet(network.model)
+    projection = deconv.project(image[None], layer=layer, channel=channel, position=position, norm=args.norm)
+    row, column = projection.positions[0].tolist()
+    value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
+    _make_folder(args.out)
+    projection_figure(picture, projection, f"{layer}, map {channel}, place ({row}, {column})", args.out)
+    height, width = network.model.image_size
+    print(f"unit        {layer}, map {channel}, row {row}, column {column}")
+    print(f"activation  {value:.6g}")
+    print(f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input")
+    print(f"picture     {args.out}")
+    if value == 0:
+        print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
+    return 0
+
+
+def _occlude(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from .report import Occluded, occlusion_figure
+
+    network, picture, image = _load(args)
+    for name in ("patch", "stride"):
+        if getattr(args, name) and len(getattr(args, name)) > 2:
+            raise ValueError(f"--{name} takes one number or two (height width), got {len(getattr(args, name))}")
+    fill: torch.Tensor | float = 0.0
+    if args.fill:
+        if len(args.fill) not in (1, 3):
+            raise ValueError(f"--fill takes one level or three (red green blue), got {len(args.fill)}")
+        level = torch.tensor(args.fill).view(-1, 1, 1).expand(3, *network.model.image_size)
+        fill = (level - network.mean) / network.scale
+    result = zfkernels.occlusion_map(
+        network.model,
+        image,
+        _target(args.target, network.classes),
+        patch=_sides(args.patch),
+        stride=_sides(args.stride),
+        fill=fill,
+        layer=args.layer or _last_convolution(network.model),
+        channel=args.channel,
+        progress=sys.stderr.isatty(),
+    )
+    _make_folder(args.out)
+    occlusion_figure(Occluded(args.picture.stem, picture, result), network.classes, args.out)
+    lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
+    top, left, bottom, right = result.boxes[lowest].tolist()
+    print(f"clear       {network.classes[result.clear_label]}; P({network.classes[result.target]}) = "
+          f"{result.clear_probability:.4f}")  # fmt: skip
+    print(f"lowest      P = {float(result.probability[lowest]):.4f} with rows {top} to {bottom - 1}, "
+          f"columns {left} to {right - 1} covered")  # fmt: skip
+    print(f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw")
+    print(f"picture     {args.out}")
+    if args.raw:
+        _make_folder(args.raw)
+        with args.raw.open("wb") as file:
+            np.savez(
+                file,
+                **{name: getattr(result, name).numpy() for name in RAW},
+                classes=np.array(network.classes),
+            )
+        print(f"raw cells   {args.raw}")
+    return 0
+
+
+def _sides(values: list[int] | None) -> int | tuple[int, ...] | None:
+    return None if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+def _target(wanted: str | None, classes: list[str]) -> int | None:
+    if wanted is None or wanted in classes:
+        return None if wanted is None else classes.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(classes):
+        return int(wanted)
+    some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise ValueError(f"--target must be a class or a number in 0..{len(classes) - 1}, got {wanted!r}; classes: {some}")
+
+
+def _make_folder(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)

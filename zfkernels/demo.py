@@ -1,0 +1,197 @@
+"""`zfkernels demo`: train a small ZFNet on photographs, then show what it learned, on one page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import backends, checkpoint
+from .activations import TopActivations, top_activations
+from .deconvnet import Deconvnet
+from .occlusion import occlusion_map
+from .photographs import Photographs
+from .report import Findings, LayerTop, MapTop, Occluded, Photograph, write_page
+from .training import Recipe, normalise, predict, train
+from .zfnet import ZFNet
+
+SIDE = 96
+CHANNELS = (24, 48, 64, 64, 48)
+FEATURES = (128, 128)
+SCALE = 16.0
+CONV1_STD = 2e-3
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+MAPS_SHOWN = 6  # a layer
+TOP = 9
+PATCH = SIDE // 4
+OCCLUSIONS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels demo`."""
+    parser.add_argument("--out", type=Path, default=Path("zfkernels-demo"), help="folder of the page (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops, mirroring and dropout (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the crops (%(default)s)")
+    parser.add_argument("--crops", type=int, default=240, help="training crops a photograph (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the demonstration and prints what it found; 0."""
+    for name in ("epochs", "crops"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    page, findings = run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
+    for name, value in findings.facts.items():
+        print(f"{name:<28} {value}")
+    print(f"\nThe page: {page.resolve()}")
+    print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
+    return 0
+
+
+def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[Path, Findings]:
+    """Train, analyse, write; returns index.html's path and what is on it. zfnet.pt beside it holds the network."""
+    began = time.perf_counter()
+    photographs = Photographs(SIDE)
+    classes = list(photographs.classes)
+    random = np.random.default_rng(seed)
+    held_out = photographs.held_out_crops(50, random)
+    training = photographs.training_crops(crops, random)
+    mean = training.images.float().mean(0)
+    arguments = {
+        "num_classes": len(classes), "image_size": SIDE, "channels": CHANNELS, "fc": FEATURES, "weight_std": None,
+    }  # fmt: skip
+    recipe = Recipe(epochs=epochs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ZFNet(**arguments)
+        torch.nn.init.normal_(model.conv1.weight, std=CONV1_STD)
+        history = train(
+            model,
+            (training.images, training.labels),
+            (held_out.images, held_out.labels),
+            recipe,
+            mean=mean,
+            scale=SCALE,
+            generator=torch.Generator().manual_seed(seed),
+            quiet=quiet,
+        )
+    trained = time.perf_counter()
+    network = checkpoint.Network(model.eval(), classes, mean, torch.tensor(SCALE).view(1, 1, 1))
+    checkpoint.save(out / "zfnet.pt", network, arguments)
+
+    say = (lambda text: None) if quiet else print
+    say("projecting the strongest activations ...")
+    tiles, tile_labels = _tiles(photographs)
+    layers = _strongest(model, tiles, tile_labels, classes, mean)
+    say("covering parts of photographs ...")
+    occluded = _occluded(model, photographs, mean)
+    right = predict(model, held_out.images, mean=mean, scale=SCALE).argmax(1) == held_out.labels
+    seconds = time.perf_counter() - began
+    facts = {
+        "held-out accuracy": f"{history[-1].accuracy:.1%} of {len(right)} crops; chance is {1 / len(classes):.0%}",
+        "network": f"{SIDE} x {SIDE} pixels; maps {', '.join(map(str, CHANNELS))}; "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters",
+        "training": f"{epochs} epochs of {crops * len(classes)} crops in {trained - began:.0f} s, "
+        f"{np.median([epoch.images_per_second for epoch in history]):.0f} images/s",
+        "whole run": f"{seconds:.0f} s on {torch.get_num_threads()} thread(s) of {os.cpu_count()} core(s)",
+        "kernels": f"backend {backends.choose(None, 'cpu')}, torch {torch.__version__}",
+        "seed": str(seed),
+    }
+    findings = Findings(
+        classes=classes,
+        photographs=[
+            Photograph(name, pixels, cells, right[held_out.labels == label].float().mean().item())
+            for label, (name, pixels, cells) in enumerate(
+                zip(classes, photographs.pixels, photographs.cells, strict=True)
+            )
+        ],
+        history=history,
+        filters=model.conv1.weight.detach(),
+        layers=layers,
+        occluded=occluded,
+        facts=facts,
+        images_searched=len(tiles),
+    )
+    return write_page(out, findings), findings
+
+
+def _tiles(photographs: Photographs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The photographs cut into squares that do not overlap, at the scale of the smallest training crops."""
+    images, labels = [], []
+    for label, pixels in enumerate(photographs.pixels):
+        side = photographs.smallest_crop(label)
+        for top in range(0, pixels.shape[0] - side + 1, side):
+            for left in range(0, pixels.shape[1] - side + 1, side):
+                images.append(photographs.view(label, (top, left, top + side, left + side)))
+                labels.append(label)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _strongest(
+    model: ZFNet, images: torch.Tensor, labels: torch.Tensor, classes: list[str], mean: torch.Tensor
+) -> list[LayerTop]:
+    """For each layer the strongest of its maps, and the projections of their TOP strongest activations."""
+    deconv = Deconvnet(model)
+    inputs = normalise(images, mean, SCALE)
+    layers = []
+    for layer in LAYERS:
+        top = top_activations(model, inputs.split(64), layer, k=TOP)
+        chosen = _diverse(top, labels)[:MAPS_SHOWN]
+        field = model.receptive_field(layer)
+        tops = []
+        for channel in chosen:
+            index = top.images[channel]
+            found = deconv.project(inputs[index], layer=layer, channel=channel, position=top.positions[channel])
+            tops.append(
+                MapTop(
+                    channel=channel,
+                    values=found.values,
+                    images=images[index],
+                    labels=[classes[label] for label in labels[index].tolist()],
+                    pixels=found.pixels,
+                    boxes=found.boxes,
+                )
+            )
+        live = int((top.values[:, 0] > 0).sum())
+        layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops))
+    return layers
+
+
+def _diverse(top: TopActivations, labels: torch.Tensor) -> list[int]:
+    """Maps by falling strength (the last of their activations), the first of each photograph before any second one."""
+    turns: dict[int, int] = {}
+    ranked = []
+    for place, channel in enumerate(top.values[:, -1].argsort(descending=True, stable=True).tolist()):
+        favourite = int(labels[top.images[channel]].mode().values)
+        turns[favourite] = turns.get(favourite, 0) + 1
+        ranked.append((turns[favourite], place, channel))
+    return [channel for _, _, channel in sorted(ranked)]
+
+
+def _occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> list[Occluded]:
+    """Of the held-out cells those whose answer depends most on one place, one a photograph, with their maps."""
+    found = []
+    for label, (name, cells) in enumerate(zip(photographs.classes, photographs.cells, strict=True)):
+        views = [photographs.view(label, cell) for cell in cells]
+        drops = []
+        for view in views:
+            coarse = occlusion_map(model, normalise(view, mean, SCALE), label, patch=PATCH, stride=PATCH // 2, fill=0.0)
+            named = coarse.clear_label == label
+            drops.append(coarse.clear_probability - float(coarse.probability.min()) if named else -1.0)
+        best = max(range(len(views)), key=drops.__getitem__)
+        found.append((drops[best], label, name, views[best]))
+    found.sort(key=lambda item: (-item[0], item[1]))
+    return [
+        Occluded(
+            name,
+            view,
+            occlusion_map(model, normalise(view, mean, SCALE), label, patch=PATCH, stride=4, fill=0.0, layer="conv5"),
+        )
+        for _, label, name, view in found[:OCCLUSIONS]
+    ]
