@@ -17,10 +17,14 @@ struct Packed {
         : blocks(ceil_div(s.K, kWidth<T>)),
           weights(s.KH * s.KW * s.C * kWidth<T>),
           memory(static_cast<std::size_t>(blocks * (weights + kWidth<T>)) * sizeof(T)) {
+        const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
+            return ((i * s.KW + j) * s.C + c) * kWidth<T>;
+        });
         parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t b = begin; b < end; ++b) {
                 const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
-                pack_weights(of(b), w + from * s.wk, outputs, s.wk, s.C, s.wc, s.KH, s.wi, s.KW, s.wj);
+                if (outputs < kWidth<T>) zero(of(b), weights);
+                pack(table, of(b), w + from * s.wk, outputs, s.wk);
                 for (int64_t o = 0; o < kWidth<T>; ++o) bias_of(b)[o] = bias && o < outputs ? bias[from + o] : 0;
             }
         });
@@ -238,17 +242,15 @@ void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
             }
         });
     }
-    parallel_for(s.K, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t k = begin; k < end; ++k) {
-            if (gb) gb[k] = bias_sums[k];
-            for (int64_t c = 0; c < s.C; ++c) {
-                const int64_t slice = c / kSlice, width = smaller(kSlice, s.C - slice * kSlice);
-                const T* own = sums + (slice * blocks + k / kWidth<T>) * sums_size + k % kWidth<T>;
-                for (int64_t i = 0; i < s.KH; ++i)
-                    for (int64_t j = 0; j < s.KW; ++j)
-                        gw[k * s.wk + c * s.wc + i * s.wi + j * s.wj] =
-                            own[i * row_sums + (j * width + c % kSlice) * kWidth<T>];
-            }
+    const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
+        const int64_t slice = c / kSlice, width = smaller(kSlice, s.C - slice * kSlice);
+        return slice * blocks * sums_size + i * row_sums + (j * width + c % kSlice) * kWidth<T>;
+    });
+    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
+            unpack(table, sums + b * sums_size, gw + from * s.wk, outputs, s.wk);
+            if (gb) copy(gb + from, bias_sums + from, outputs);
         }
     });
 }

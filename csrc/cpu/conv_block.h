@@ -10,6 +10,7 @@
 #pragma once
 #include "../window.h"
 #include "kernels.h"
+#include "pack.h"
 #include "simd.h"
 #include "threads.h"
 #include "tile.h"
@@ -20,10 +21,6 @@ namespace {
 constexpr int64_t kChunk = 256;
 constexpr int64_t kBlockPixels = 192;
 
-// Output channels of a block.
-template <typename T>
-constexpr int64_t kWidth = 2 * Lanes<T>::count;
-
 template <typename T>
 ZF_INLINE void copy(T* to, const T* from, int64_t count) {
     __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
@@ -32,27 +29,6 @@ ZF_INLINE void copy(T* to, const T* from, int64_t count) {
 template <typename T>
 ZF_INLINE void zero(T* to, int64_t count) {
     __builtin_memset(to, 0, static_cast<std::size_t>(count) * sizeof(T));
-}
-
-// Packs one block of `outputs` <= kWidth output channels: element (o, c, i, j) of the source lies at
-// o*so + c*sc + i*si + j*sj. Absent outputs become zeros. The order of the loops follows the smaller stride, since the
-// source is read once and from afar.
-template <typename T>
-void pack_weights(T* packed, const T* w, int64_t outputs, int64_t so, int64_t inputs, int64_t sc, int64_t taps_h,
-                  int64_t si, int64_t taps_w, int64_t sj) {
-    if (outputs < kWidth<T>) zero(packed, taps_h * taps_w * inputs * kWidth<T>);
-    const int64_t chunk = so < sc ? 1 : 16;  // 16 channels x 9 taps of a block are 9 KiB at AVX2
-    for (int64_t begin = 0; begin < inputs; begin += chunk) {
-        const int64_t end = smaller(begin + chunk, inputs);
-        for (int64_t o = 0; o < outputs; ++o)
-            for (int64_t c = begin; c < end; ++c) {
-                const T* from = w + o * so + c * sc;
-                T* to = packed + c * kWidth<T> + o;
-                for (int64_t i = 0; i < taps_h; ++i)
-                    for (int64_t j = 0; j < taps_w; ++j)
-                        to[(i * taps_w + j) * inputs * kWidth<T>] = from[i * si + j * sj];
-            }
-    }
 }
 
 template <typename T>

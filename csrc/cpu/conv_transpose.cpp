@@ -36,20 +36,22 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const int64_t bands = ceil_div(q_end - q_begin, rows), blocks = ceil_div(s.C, kWidth<T>);
     const int64_t groups = smaller(blocks, ceil_div(4 * threads, larger(1, s.N * bands)));
 
-    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues.
+    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues, taps in descending order.
     const int64_t weights = s.KH * s.KW * s.K * kWidth<T>;
     const Scratch packed(static_cast<std::size_t>(blocks * weights) * sizeof(T));
+    const Table table(s.K, s.wk, s.KH, s.wi, s.KW, s.wj, [&](int64_t k, int64_t i, int64_t j) {
+        const int64_t th = taps_of_residue(s.KH, s.SH, i % s.SH), tw = taps_of_residue(s.KW, s.SW, j % s.SW);
+        int64_t taps = 0;  // of the classes before this one
+        for (int64_t ri = 0; ri < i % s.SH; ++ri) taps += taps_of_residue(s.KH, s.SH, ri) * s.KW;
+        for (int64_t rj = 0; rj < j % s.SW; ++rj) taps += taps_of_residue(s.KW, s.SW, rj) * th;
+        return ((taps + (th - 1 - i / s.SH) * tw + tw - 1 - j / s.SW) * s.K + k) * kWidth<T>;
+    });
     parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t b = begin; b < end; ++b) {
-            T* to = packed.as<T>() + b * weights;
             const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.C - from);
-            for (int64_t ri = 0; ri < smaller(s.SH, s.KH); ++ri)
-                for (int64_t rj = 0; rj < smaller(s.SW, s.KW); ++rj) {
-                    const int64_t th = taps_of_residue(s.KH, s.SH, ri), tw = taps_of_residue(s.KW, s.SW, rj);
-                    const T* last_tap = w + from * s.wc + (ri + (th - 1) * s.SH) * s.wi + (rj + (tw - 1) * s.SW) * s.wj;
-                    pack_weights(to, last_tap, outputs, s.wc, s.K, s.wk, th, -s.SH * s.wi, tw, -s.SW * s.wj);
-                    to += th * tw * s.K * kWidth<T>;
-                }
+            T* const to = packed.as<T>() + b * weights;
+            if (outputs < kWidth<T>) zero(to, weights);
+            pack(table, to, w + from * s.wc, outputs, s.wc);
         }
     });
 
