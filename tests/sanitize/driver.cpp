@@ -338,13 +338,19 @@ int inject(const std::string& fault) {
     Random random(0);
     const zf::KernelsOf<float>& k = zf::active_kernels().f32;
     now = "inject " + fault;
-    zf::Conv s = conv_of(1, 4, 6, 6, 8, 3, 3, 1, 1, 1, 1, false);
+    const zf::Conv s = conv_of(1, 4, 6, 6, 8, 3, 3, 1, 1, 1, 1, false);
     const Place place = fault == "read-guard" ? Place::kBeforeGuard : Place::kHeap;
     const bool reads = fault == "read" || fault == "read-guard";
     Array<float> x(s.H * s.W * s.C - reads, place), w(s.K * s.C * s.KH * s.KW, Place::kHeap);
     Array<float> y(s.OH * s.OW * s.K - (fault == "write"), Place::kHeap);
     x.random(random), w.random(random);
-    if (fault == "overflow") s.wk = std::numeric_limits<int64_t>::max() / 4;
+    if (fault == "overflow") {
+        zf::Pool p = pool_of(1, 4, 6, 6, 2, 2, 2, 2, 0, 0, false);
+        p.N = std::numeric_limits<int64_t>::max() / 2;  // times 3 rows
+        Array<uint8_t> switches(y.count(), Place::kHeap);
+        k.max_pool2d(p, x.data(), y.data(), switches.data(), 1);
+        return 0;
+    }
     if (fault == "race") {
         int64_t sum = 0;
         zf::parallel_for(1 << 20, 2, [&](int64_t begin, int64_t end, int) {

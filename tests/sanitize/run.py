@@ -1,6 +1,6 @@
 """Builds the CPU kernels with the sanitizers, without Python around them, and runs driver.cpp on them.
 
-    python tests/sanitize/run.py [--cases 40] [--seed 0] [--thread]
+    python tests/sanitize/run.py [--cases 150] [--seed 0] [--thread]
 
 First it commits faults on purpose and sees each of them end the program; then the checks must pass without a report.
 AddressSanitizer and UndefinedBehaviorSanitizer by default, ThreadSanitizer with --thread. Objects are kept in
@@ -31,7 +31,7 @@ FAULTS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=40, help="random cases for each instruction set and element type")
+    parser.add_argument("--cases", type=int, default=150, help="random cases for each instruction set and element type")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--thread", action="store_true", help="ThreadSanitizer instead of the other two")
     args = parser.parse_args()
