@@ -37,6 +37,10 @@ INSTRUCTION_SETS = {
     "avx512": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"], ["/arch:AVX512"]),
 }
 
+# Flags of the kernel sources beside those above, for GCC and Clang. No vector crosses a call, so it does not matter
+# that the convention for passing one depends on the instruction set (-Wpsabi).
+KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+
 # Machine code for Ampere (and, being binary compatible, Ada), Hopper with its "a" features, and Blackwell; the last
 # architecture is kept as PTX too, for GPUs that come after it. An nvcc too old for one leaves it out.
 CUDA_ARCHITECTURES = ["80", "90a", "100"]
@@ -112,7 +116,7 @@ class BuildKernels(build_ext):
             kernel = []
         else:
             common = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
-            kernel = ["-fno-math-errno", "-fno-trapping-math"]
+            kernel = KERNEL_FLAGS
             if sanitize:
                 common += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 

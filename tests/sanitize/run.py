@@ -62,7 +62,7 @@ def build(kind: str) -> str:
     jobs = [("plain", source, have) for source in setup.PLAIN_SOURCES if "bindings" not in source]
     jobs.append(("plain", "tests/sanitize/driver.cpp", []))
     for name, flags in sets.items():
-        jobs += [(name, source, [f"-DZF_ISA={name}", *flags]) for source in setup.KERNEL_SOURCES]
+        jobs += [(name, source, [f"-DZF_ISA={name}", *setup.KERNEL_FLAGS, *flags]) for source in setup.KERNEL_SOURCES]
 
     def compile_one(job: tuple[str, str, list[str]]) -> str:
         variant, source, flags = job
