@@ -3,11 +3,13 @@
 // no input changes, and that a wrong switch is found and not followed.
 //
 //     driver SEED CASES      the checks; exit code 0 when all hold
-//     driver inject FAULT    commits the fault, which must end the program: read, read-guard, write, overflow, race
+//     driver inject FAULT    commits the fault, which must end the program: read, read-guard, write, scratch, overflow,
+//                            race
 //
 // Arrays lie in memory in three ways in turn: on the heap, where AddressSanitizer watches both ends; against a page
 // without access after their last byte; and against one before their first. The pages also catch what inline assembly
-// reads, which no sanitizer sees.
+// reads, which no sanitizer sees. Scratch memory (operator new with an alignment) ends at such a page too, and starts
+// out as NaN, so that a value read before it was written reaches an output.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,6 +19,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <mutex>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -40,6 +45,24 @@ int64_t among(Random& random, int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
 }
 
+// Pages of which the last, or the first, cannot be accessed.
+struct Guarded {
+    char* pages;
+    size_t size;
+    char* begin;  // of the accessible part
+
+    Guarded(size_t bytes, bool guard_last) {
+        const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        size = (bytes + page - 1) / page * page + page;
+        void* const mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED) fail("mmap");
+        pages = static_cast<char*>(mapped);
+        char* const guard = guard_last ? pages + size - page : pages;
+        if (mprotect(guard, page, PROT_NONE) != 0) fail("mprotect");
+        begin = guard_last ? guard - bytes : guard + page;
+    }
+};
+
 enum class Place { kHeap, kBeforeGuard, kAfterGuard };
 
 // An array of exactly `count` elements whose neighbours may not be touched.
@@ -52,13 +75,9 @@ class Array {
             data_ = static_cast<T*>(std::malloc(bytes ? bytes : 1));
             return;
         }
-        const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-        size_ = (bytes + page - 1) / page * page + page;
-        pages_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        if (pages_ == MAP_FAILED) fail("mmap");
-        char* const guard = place == Place::kBeforeGuard ? pages_ + size_ - page : pages_;
-        if (mprotect(guard, page, PROT_NONE) != 0) fail("mprotect");
-        data_ = reinterpret_cast<T*>(place == Place::kBeforeGuard ? guard - bytes : guard + page);
+        const Guarded memory(bytes, place == Place::kBeforeGuard);
+        pages_ = memory.pages, size_ = memory.size;
+        data_ = reinterpret_cast<T*>(memory.begin);
     }
     Array(const Array&) = delete;
     Array& operator=(const Array&) = delete;
@@ -333,7 +352,7 @@ int run(uint64_t seed, int64_t cases) {
     return 0;
 }
 
-// Faults that a sanitizer must end, so that a silent run means something. All but the race are committed by a kernel.
+// Faults that a sanitizer must end, so that a silent run means something. The kernels commit most of them.
 int inject(const std::string& fault) {
     Random random(0);
     const zf::KernelsOf<float>& k = zf::active_kernels().f32;
@@ -351,6 +370,10 @@ int inject(const std::string& fault) {
         k.max_pool2d(p, x.data(), y.data(), switches.data(), 1);
         return 0;
     }
+    if (fault == "scratch") {
+        const zf::Scratch scratch(64 * sizeof(float));
+        return *static_cast<volatile float*>(scratch.as<float>() + 64) > 0;
+    }
     if (fault == "race") {
         int64_t sum = 0;
         zf::parallel_for(1 << 20, 2, [&](int64_t begin, int64_t end, int) {
@@ -363,7 +386,31 @@ int inject(const std::string& fault) {
     return 0;
 }
 
+// All live scratch memory.
+std::mutex scratch_mutex;
+std::map<void*, Guarded>& scratch_memory() {
+    static auto* const live = new std::map<void*, Guarded>;
+    return *live;
+}
+
 }  // namespace
+
+void* operator new(size_t bytes, std::align_val_t alignment) {
+    const size_t step = static_cast<size_t>(alignment);
+    const Guarded memory((bytes + step - 1) / step * step, true);
+    std::memset(memory.begin, 0xff, bytes);
+    const std::lock_guard<std::mutex> lock(scratch_mutex);
+    scratch_memory().emplace(memory.begin, memory);
+    return memory.begin;
+}
+
+void operator delete(void* address, std::align_val_t) noexcept {
+    const std::lock_guard<std::mutex> lock(scratch_mutex);
+    const auto found = scratch_memory().find(address);
+    if (found == scratch_memory().end()) fail("scratch memory released twice");
+    munmap(found->second.pages, found->second.size);
+    scratch_memory().erase(found);
+}
 
 int main(int argc, char** argv) {
     if (argc == 3 && std::string(argv[1]) == "inject") return inject(argv[2]);

@@ -23,6 +23,7 @@ FAULTS = {
         "read": "AddressSanitizer: heap-buffer-overflow",
         "read-guard": "AddressSanitizer: SEGV",
         "write": "AddressSanitizer: heap-buffer-overflow",
+        "scratch": "AddressSanitizer: SEGV",
         "overflow": "runtime error: signed integer overflow",
     },
     "thread": {"race": "ThreadSanitizer: data race"},
