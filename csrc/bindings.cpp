@@ -116,6 +116,8 @@ PYBIND11_MODULE(_C, m) {
         throw py::value_error("instruction set '" + std::string(name) + "' cannot run here; those that can:" + names);
     });
     m.def("pool", &zf::pool_name);
+    m.def("prefer_huge_pages",
+          [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });
 
 #ifdef ZF_WITH_CUDA
     m.attr("built_with_cuda") = true;

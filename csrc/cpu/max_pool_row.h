@@ -30,15 +30,15 @@ ZF_INLINE void pool_window(const T* window, int64_t pitch, int64_t pixel, int64_
             const Taps tap = Taps{} + static_cast<Scalar>(h * KW + w);
             repeat<kVectors>([&](auto v) {
                 const Vec<T> x = load<Vec<T>>(window + h * pitch + w * pixel + v.at * kLanes);
-                // Not (x <= best): greater, or one of them NaN; a NaN that already won stays.
-                const Taps wins = ~(x <= best[v.at]) & (best[v.at] == best[v.at]);
-                best[v.at] = wins ? x : best[v.at];
-                winner[v.at] = wins ? tap : winner[v.at];
+                // Else x is greater, or is the first NaN.
+                const Taps stays = (x <= best[v.at]) | (best[v.at] != best[v.at]);
+                best[v.at] = stays ? best[v.at] : x;
+                winner[v.at] = stays ? winner[v.at] : tap;
             });
         }
     repeat<kVectors>([&](auto v) {
         store(y + v.at * kLanes, best[v.at]);
-        store(switches + v.at * kLanes, __builtin_convertvector(winner[v.at], Bytes<T>));
+        narrow<T>(switches + v.at * kLanes, winner[v.at]);
     });
 }
 
@@ -70,6 +70,8 @@ void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_
         int64_t c = 0;
         for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
             pool_window<T, 4>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+        for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
+            pool_window<T, 2>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
         for (; c + kLanes <= channels; c += kLanes)
             pool_window<T, 1>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
         for (; c < channels; ++c)
@@ -128,7 +130,7 @@ ZF_INLINE void unpool_pixel(const Pool& s, const Cover& over, const T* y, const 
             const Taps tap = Taps{} + static_cast<Scalar>(over.tap - oh * s.SH * s.KW - ow * s.SW);
             const int64_t at = (oh * s.OW + ow) * s.C;
             repeat<kVectors>([&](auto v) {
-                const Taps winner = __builtin_convertvector(load<Bytes<T>>(switches + at + v.at * kLanes), Taps);
+                const Taps winner = widen<T>(switches + at + v.at * kLanes);
                 sum[v.at] += winner == tap ? load<Vec<T>>(y + at + v.at * kLanes) : Vec<T>{};
             });
         }
@@ -140,9 +142,12 @@ template <typename T>
 void unpool_row(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y, const uint8_t* switches, T* row,
                 int64_t pixel) {
     constexpr int kLanes = Lanes<T>::count;
-    Cover over{first_window(h, s.KH, s.SH, s.PH), last_window(h, s.SH, s.PH, s.OH), 0, 0, 0};
+    Cover over{first_window(h, s.KH, s.SH, s.PH), last_window(h, s.SH, s.PH, s.OH),
+               first_window(begin, s.KW, s.SW, s.PW), last_window(begin, s.SW, s.PW, s.OW), 0};
     for (int64_t w = begin; w < end; ++w, row += pixel) {
-        over.ow0 = first_window(w, s.KW, s.SW, s.PW), over.ow1 = last_window(w, s.SW, s.PW, s.OW);
+        // first_window and last_window of w, without their divisions.
+        while (over.ow0 * s.SW + s.KW <= w + s.PW) ++over.ow0;
+        while (over.ow1 + 1 < s.OW && (over.ow1 + 1) * s.SW <= w + s.PW) ++over.ow1;
         over.tap = (h + s.PH) * s.KW + w + s.PW;
         int64_t c = 0;
         for (; c + 4 * kLanes <= s.C; c += 4 * kLanes) unpool_pixel<T, 4>(s, over, y + c, switches + c, row + c);
@@ -169,7 +174,7 @@ inline int64_t first_bad_switch(const Pool& s, const uint8_t* switches, int thre
             for (int64_t ow = 0; ow < s.OW; ++ow) {
                 const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
                 const int64_t at = (r * s.OW + ow) * s.C;
-                int largest = 0;
+                uint8_t largest = 0;
                 for (int64_t c = 0; c < s.C; ++c) largest = switches[at + c] > largest ? switches[at + c] : largest;
                 if (h0 == 0 && w0 == 0 && h1 == s.KH && w1 == s.KW && largest < s.KH * s.KW) continue;
                 for (int64_t c = 0; c < s.C; ++c) {

@@ -5,6 +5,10 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace zf {
 namespace {
 
@@ -38,14 +42,6 @@ using Vec = typename VectorOf<T>::type;
 template <typename T>
 using Mask = typename VectorOf<T>::mask;  // all ones where true, as comparisons give it; also the type of indices
 
-// One byte a lane.
-template <typename T>
-struct BytesOf {
-    typedef uint8_t type __attribute__((vector_size(kVectorBytes / sizeof(T))));
-};
-template <typename T>
-using Bytes = typename BytesOf<T>::type;
-
 #define ZF_INLINE inline __attribute__((always_inline))
 
 template <typename V>
@@ -63,6 +59,37 @@ ZF_INLINE void store(void* to, V v) {
 template <typename T>
 ZF_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};  // not 0 + value, which is an addition: -0 + 0 is not -0
+}
+
+// One byte a lane to one integer a lane, and back (of values below 256). The compiler's own conversion of vectors goes
+// through single elements at these sizes, which made unpooling 3 times slower.
+template <typename T>
+ZF_INLINE Mask<T> widen(const uint8_t* from) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (Mask<T>)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+    if constexpr (sizeof(T) == 8) return (Mask<T>)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return (Mask<T>)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+    if constexpr (sizeof(T) == 8) return (Mask<T>)_mm256_cvtepu8_epi64(_mm_loadu_si32(from));
+#else
+    Mask<T> v;
+    for (int i = 0; i < Lanes<T>::count; ++i) v[i] = from[i];
+    return v;
+#endif
+}
+
+template <typename T>
+ZF_INLINE void narrow(uint8_t* to, Mask<T> v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+    if constexpr (sizeof(T) == 8) return _mm_storel_epi64((__m128i*)to, _mm512_cvtepi64_epi8((__m512i)v));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+        return _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(words, words));
+    }
+#endif
+    for (int i = 0; i < Lanes<T>::count; ++i) to[i] = static_cast<uint8_t>(v[i]);
 }
 
 template <int value>

@@ -10,6 +10,7 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
+#include <sys/mman.h>
 #endif
 
 namespace zf {
@@ -111,7 +112,21 @@ void run_team(int threads, Body body, void* context) {
 
 const char* pool_name() { return openmp().parallel ? "torch's OpenMP" : "own"; }
 
-Scratch::Scratch(std::size_t bytes) : memory_(::operator new(bytes ? bytes : 1, std::align_val_t{64})) {}
+void prefer_huge_pages(void* memory, std::size_t bytes) {
+#if defined(__linux__)
+    constexpr std::uintptr_t kPage = 2 << 20;
+    if (bytes < 2 * kPage) return;
+    const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+Scratch::Scratch(std::size_t bytes) : memory_(::operator new(bytes ? bytes : 1, std::align_val_t{64})) {
+    prefer_huge_pages(memory_, bytes);
+}
 
 Scratch::~Scratch() { ::operator delete(memory_, std::align_val_t{64}); }
 

@@ -15,6 +15,7 @@ from .. import _C
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_LARGE = 4 << 20  # bytes from which the pages of a fresh result cost more than filling them (csrc/cpu/threads.h)
 _ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, enum Rounding
 
 if os.environ.get("ZFKERNELS_ISA"):
@@ -173,9 +174,12 @@ def _f64(x: Tensor) -> bool:
 
 
 def _empty(like: Tensor, n: int, channels: int, size, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
+    y = torch.empty(
         (n, channels, *size), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
     )
+    if y.nbytes >= _LARGE:
+        _C.prefer_huge_pages(y.data_ptr(), y.nbytes)
+    return y
 
 
 def _computed(x: Tensor | None) -> Tensor | None:
