@@ -4,7 +4,8 @@ given and what was expected.
 Types and dtypes raise TypeError, shapes, values and devices ValueError, a backend that cannot do it RuntimeError.
 """
 
-import math
+import sys
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .. import backends
 from . import window
 
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+LARGEST_FLOAT = sys.float_info.max
 LARGEST_WINDOW = 256  # a switch is one byte
 
 
@@ -58,9 +60,11 @@ def flag(name: str, value: object) -> None:
 
 def number(name: str, value: object) -> float:
     """`value` as a finite float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not -math.inf < value < math.inf:
+    if not isinstance(value, (int, float)):
+        value = float(value)
+    if not -LARGEST_FLOAT <= value <= LARGEST_FLOAT:
         raise ValueError(f"{name} must be finite, got {value!r}")
     return float(value)
 

@@ -5,6 +5,7 @@ this file.
 """
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -14,27 +15,27 @@ Pair = tuple[int, int]
 
 
 def whole(value: object) -> bool:
-    """Is `value` an integer (a traced one included), and no bool?"""
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    """Is `value` an integer (a traced one and NumPy's included), and no bool?"""
+    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
 
 
 def pair(name: str, value: object, least: int) -> Pair:
     """`value` as a (vertical, horizontal) pair of integers >= `least`; TypeError or ValueError naming `name`."""
-    if type(value) is int:
-        value = (value, value)
-    elif whole(value):
-        value = (value, value)
+    if type(value) is int or whole(value):
+        vertical = horizontal = value
     elif not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     elif len(value) != 2:
         raise ValueError(f"{name} must be an int or a pair of ints (vertical, horizontal), got {value!r}")
-    elif not (whole(value[0]) and whole(value[1])):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if value[0] < least or value[1] < least:
+    else:
+        vertical, horizontal = value
+        if not (whole(vertical) and whole(horizontal)):
+            raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if vertical < least or horizontal < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    if value[0] > LARGEST or value[1] > LARGEST:
+    if vertical > LARGEST or horizontal > LARGEST:
         raise ValueError(f"{name} must be at most {LARGEST}, got {value!r}")
-    return (value[0], value[1])
+    return vertical, horizontal
 
 
 def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
