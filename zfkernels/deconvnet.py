@@ -79,7 +79,8 @@ class Deconvnet:
         shapes = self._shapes(images, stop)
         steps = self._chain.steps[:stop]
         most = max(1, PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes))
-        passes = [_run(steps, shapes, some).value for some in images.split(most)]
+        with torch.autocast(images.device.type, enabled=False):
+            passes = [_run(steps, shapes, some).value for some in images.split(most)]
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
@@ -141,11 +142,26 @@ class Deconvnet:
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         index, channels, places = _units(shapes[-1], layer, image_index, channel, position, len(images))
+        with torch.autocast(images.device.type, enabled=False):
+            return self._project(images, layer, shapes, index, channels, places, norm)
+
+    def _project(
+        self,
+        images: Tensor,
+        layer: str,
+        shapes: list[torch.Size],
+        index: np.ndarray,
+        channels: np.ndarray,
+        places: np.ndarray | None,
+        norm: str,
+    ) -> Projection:
+        """The projections of the units that `_units` names, so many images and units at a time as fit into a pass."""
+        look = places is None and len(shapes[-1]) == 4
         places = np.zeros((len(index), 2), np.int64) if places is None else places.copy()
         kind = {"dtype": images.dtype, "device": images.device}
         pixels = torch.empty((len(index), *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(len(index), **kind)
-        steps = self._chain.steps[:stop]
+        steps = self._chain.steps[: len(shapes) - 1]
         needed, index = np.unique(index, return_inverse=True)
         for some in _passes(np.arange(len(needed)), PASS_ELEMENTS // max(shape[1:].numel() for shape in shapes)):
             all_of_them = len(some) == len(images)
@@ -153,7 +169,7 @@ class Deconvnet:
             here = np.flatnonzero((index >= some[0]) & (index <= some[-1]))
             for units in _passes(here, PASS_ELEMENTS // _largest_box(steps, shapes)):
                 of, maps = index[units] - some[0], channels[units]
-                if position is None and run.value.ndim == 4:
+                if look:
                     places[units] = _strongest(run.value, of, maps)
                 found = _at(run.value, of, maps, places[units])
                 _check_finite(found, layer, maps, places[units])

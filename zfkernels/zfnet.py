@@ -198,6 +198,10 @@ def _count(name: str, value: object) -> int:
 def _vary(table, num_classes, channels, fc, without) -> tuple[Layer, ...]:
     """`table` with other channels and features, and without some layers."""
     names = [layer.name for layer in table]
+    if len(set(names)) < len(names):
+        raise ValueError(f"table must have a name of its own for each layer, got {', '.join(names)}")
+    if not table or table[-1].kind != "fc":
+        raise ValueError(f"table must end with an fc layer, got {', '.join(names)}")
     left_out = {without} if isinstance(without, str) else set(without)
     if not left_out <= set(names[:-1]):
         raise ValueError(f"without must name layers of {', '.join(names[:-1])}, got {sorted(left_out)}")
@@ -221,6 +225,8 @@ def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> t
             before, channels, size = channels * size[0] * size[1], layer.channels, (1, 1)
             rows.append(Row(layer, before, channels, size, None, before * channels + channels))
             continue
+        if rows and rows[-1].field is None:
+            raise ValueError(f"table must have its fc layers last, got {layer.name} above {rows[-1].layer.name}")
         parameters = 0
         if layer.kind == "conv":
             channels = layer.channels
