@@ -680,7 +680,7 @@ WRONG = {
     "three numbers": ({"position": (1, 2, 3)}, ValueError, r"position must be \(vertical, horizontal\)"),
     "fractional position": ({"position": (1.0, 2.0)}, TypeError, "position must be an int or a sequence"),
     "positions": ({"position": [(1, 1)] * 3}, ValueError, "as many units each.*3 by position"),
-    "vector position": ({"layer": "fc6", "position": (0, 0)}, ValueError, "position must be None for layer 'fc6'"),
+    "vector position": ({"layer": "fc6", "position": (1, 0)}, ValueError, "vertical position must be from 0 to 0"),
     "norm": ({"norm": "none"}, ValueError, "norm must be one of identity, gradient, rescale, got 'none'"),
     "image_index": ({"image_index": 2}, ValueError, "image_index must be from 0 to 1, there being 2 images, got 2"),
     "image_index type": ({"image_index": 0.0}, TypeError, "image_index must be an int"),

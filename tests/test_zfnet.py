@@ -131,7 +131,7 @@ def test_variants():
     assert model(torch.randn(2, 1, 96, 80)).shape == (2, 7)
     centred = small(center=True).norm1
     assert centred.center
-    assert centred(torch.ones(1, 4, 3, 3)).abs().max() == 0
+    assert centred(torch.ones(1, 4, 3, 3)).abs().max() < 1e-6
     table = [zf.zfnet.Layer("conv1", "conv", 96, 11, 4, 2), *TABLE[1:]]
     assert zf.ZFNet(table=table, device="meta").table[0].size == (55, 55)
     assert small(dtype=torch.float64).fc8.weight.dtype == torch.float64

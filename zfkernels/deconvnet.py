@@ -121,7 +121,7 @@ class Deconvnet:
             layer: one of `layers` or `vector_layers`.
             channel: the map (of a vector layer: the feature), or one a unit.
             position: the place (vertical, horizontal) in the layer's map, or (N, 2) of them; None for the map's
-                strongest activation, the first in row-major order if several are equal. None for a vector layer.
+                strongest activation, the first in row-major order if several are equal. A vector layer has one, (0, 0).
             norm: how a contrast norm is undone: "identity" passes over it (the paper gives no reverse for it),
                 "gradient" is its true vector-Jacobian product at what was its input, "rescale" multiplies by what was
                 its factor, denominator^(-beta).
@@ -221,15 +221,13 @@ def _units(
     _check_range("channel", channels, shape[1], f"layer {layer!r} having {shape[1]}")
     named = {"image_index" if image_index is not None else "images": index, "channel": channels}
     if position is not None:
-        if len(shape) == 2:
-            raise ValueError(f"position must be None for layer {layer!r}, which makes vectors, got {position!r}")
         places = _integers("position", position, 2)
         if places.ndim == 0 or (places.size and places.shape[-1] != 2):
             raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
         named["position"] = places = places.reshape(-1, 2)
+        size = tuple(shape[2:]) or (1, 1)
         for axis, side in enumerate(("vertical", "horizontal")):
-            map_size = f"the map of layer {layer!r} being {shape[2]}x{shape[3]}"
-            _check_range(f"{side} position", places[:, axis], shape[2 + axis], map_size)
+            _check_range(f"{side} position", places[:, axis], size[axis], f"layer {layer!r} being {size[0]}x{size[1]}")
     counts = {len(units) for units in named.values()} - {1} or {1}
     if len(counts) > 1:
         raise ValueError(
