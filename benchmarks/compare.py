@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --ops conv,pool --n 1,8 --threads 2
     python benchmarks/compare.py --quick --ops conv3
-    python benchmarks/compare.py --json out.json
+    python benchmarks/compare.py --json out.json; python benchmarks/compare.py --show out.json
 
 Each contender's result is compared with float64 first: a wrong result has no time. Then rounds: in each, every
 contender runs one burst of calls, in an order that rotates, so that a slow second of the machine hits all of them. The
@@ -37,6 +37,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--keep-malloc", action="store_true", help="let malloc keep big blocks, for all contenders")
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="print the table of a JSON that --json wrote, and stop"
+    )
     parser.add_argument("--list", action="store_true", help="print the case names and stop")
     return parser.parse_args(argv)
 
@@ -108,6 +111,10 @@ def measure(case, rounds: int, seconds: float, of=statistics.median) -> dict:
     return row
 
 
+def heading() -> str:
+    return f"{'case':<13}{'N':>3} {'ours ms':>9} {'':>15} {'eager':>9} {'':>7} {'ORT':>9} {'':>7} {'OpenVINO':>9}"
+
+
 def line(row: dict) -> str:
     ms, ratio = row["ms"], row.get("ratio", {})
     cells = [f"{row['case']:<13}{row['n']:>3}"]
@@ -132,6 +139,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.keep_malloc and os.environ.get(MALLOC) != KEEP:  # malloc reads it at start only
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {MALLOC: KEEP})
 
+    if args.show:
+        print(heading(), *map(line, json.loads(args.show.read_text())["rows"]), sep="\n")
+        return 0
+
     import peers
     import record
     import torch
@@ -142,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     names, sizes = chosen(args.ops, peers.names()), [int(n) for n in args.n.split(",")]
     rounds, seconds = (3, 0.03) if args.quick else (9, 0.12)
-    print(f"{'case':<13}{'N':>3} {'ours ms':>9} {'':>15} {'eager':>9} {'':>7} {'ORT':>9} {'':>7} {'OpenVINO':>9}")
+    print(heading())
     rows = []
     with torch.no_grad():
         for name in names:

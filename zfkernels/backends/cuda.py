@@ -6,6 +6,8 @@ driver, finds the devices, and says why it cannot serve; `zfkernels info` runs a
 
 import torch
 
+import zfkernels
+
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -15,7 +17,7 @@ def unavailable() -> str | None:
     reason = device_problem()
     if reason is not None:
         return reason
-    return "zfkernels 0.1.0 has no CUDA kernels yet; use backend='cpu' on tensors in host memory"
+    return f"zfkernels {zfkernels.__version__} has no CUDA kernels yet; use backend='cpu' on tensors in host memory"
 
 
 def device_problem() -> str | None:
