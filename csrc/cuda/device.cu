@@ -17,7 +17,7 @@ void check(cudaError_t status, const char* what) {
 
 // Makes a device current, and the previous one again at the end of the scope: torch owns that choice.
 class Current {
-  public:
+   public:
     explicit Current(int index) {
         check(cudaGetDevice(&previous_), "cudaGetDevice");
         check(cudaSetDevice(index), "cudaSetDevice");
@@ -26,7 +26,7 @@ class Current {
     Current(const Current&) = delete;
     Current& operator=(const Current&) = delete;
 
-  private:
+   private:
     int previous_ = 0;
 };
 

@@ -68,7 +68,7 @@ enum class Place { kHeap, kBeforeGuard, kAfterGuard };
 // An array of exactly `count` elements whose neighbours may not be touched.
 template <typename T>
 class Array {
-  public:
+   public:
     Array(int64_t count, Place place) : count_(count), place_(place) {
         const size_t bytes = static_cast<size_t>(count) * sizeof(T);
         if (place == Place::kHeap) {
@@ -117,7 +117,7 @@ class Array {
                 fail("element " + std::to_string(i) + " of " + std::to_string(count_) + " was not written");
     }
 
-  private:
+   private:
     int64_t count_;
     Place place_;
     T* data_ = nullptr;
@@ -173,7 +173,7 @@ int64_t first_wrong(const zf::Pool& s, const uint8_t* switches) {
 // One instruction set and element type.
 template <typename T>
 class Checks {
-  public:
+   public:
     Checks(const zf::KernelsOf<T>& kernels, std::string name, Random& random)
         : k_(kernels), name_(std::move(name)), random_(random) {}
 
@@ -318,7 +318,7 @@ class Checks {
         norm({H * W, C, among(random_, 1, 11), 0.1, among(random_, 0, 1) ? 0.75 : 0.6, 1.5, coin()});
     }
 
-  private:
+   private:
     void unpool(const zf::Pool& s, const Array<T>& y, const Array<uint8_t>& switches) {
         begin("max_unpool2d", text(s));
         Array<T> x(s.N * s.H * s.W * s.C, place());
