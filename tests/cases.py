@@ -185,10 +185,8 @@ def values(shape, fill: str, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(-2, 3, shape, generator=generator).double()
     x = torch.randn(shape, dtype=torch.float64, generator=generator)
     if fill == "special":
-        x = x.flatten()
-        for value, place in zip((torch.nan, torch.inf, -torch.inf) * 2, torch.randperm(len(x), generator=generator)):
-            x[place] = value
-        x = x.view(shape)
+        places = torch.randperm(x.numel(), generator=generator)[:6]
+        x.view(-1)[places] = torch.tensor((torch.nan, torch.inf, -torch.inf) * 2, dtype=torch.float64)[: len(places)]
     return x
 
 

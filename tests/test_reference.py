@@ -269,7 +269,7 @@ def test_overhanging_window_of_ceil_mode():
 def test_windows_that_choose_one_pixel_add_up():
     x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
     x[0, 0, 2, 2] = 7
-    y, switches = ref.max_pool2d(x, (3, 3), (2, 2), (0, 0), (2, 2))
+    _, switches = ref.max_pool2d(x, (3, 3), (2, 2), (0, 0), (2, 2))
     assert switches.flatten().tolist() == [8, 6, 2, 0]
     back = ref.max_unpool2d(image([[1, 20], [300, 4000]]), switches, (3, 3), (2, 2), (0, 0), (5, 5))
     assert back[0, 0, 2, 2] == 4321

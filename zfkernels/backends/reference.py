@@ -143,10 +143,10 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
     wrong = (s >= kernel_size[0] * kernel_size[1]) | (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
     if wrong.any():
         n, h, w, c = (int(index) for index in np.argwhere(wrong.transpose(0, 2, 3, 1))[0])
+        window = f"{kernel_size[0]}x{kernel_size[1]} window (stride {tuple(stride)}, padding {tuple(padding)})"
         raise ValueError(
-            f"switches: the value {s[n, c, h, w]} at {(n, c, h, w)} points outside its {kernel_size[0]}x{kernel_size[1]} "
-            f"window (stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; expected "
-            "the switches that max_pool2d_with_switches returned for a map of that size"
+            f"switches: the value {s[n, c, h, w]} at {(n, c, h, w)} points outside its {window} or outside the "
+            f"{size[0]}x{size[1]} map; expected the switches that max_pool2d_with_switches returned for a map of that size"
         )
 
 

@@ -28,9 +28,7 @@ def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
     shape = value.shape
     if len(shape) != len(axes):
         hint = f"; add a batch dimension with {name}[None]" if axes[0] == "N" and len(shape) == 3 else ""
-        raise ValueError(
-            f"{name} must have {len(axes)} dimensions ({', '.join(axes)}), got shape {tuple(shape)}{hint}"
-        )
+        raise ValueError(f"{name} must have {len(axes)} dimensions ({', '.join(axes)}), got shape {tuple(shape)}{hint}")
     if 0 in (shape[1:] if axes[0] == "N" else shape):
         raise ValueError(f"{name} must not have an empty dimension other than N, got shape {tuple(shape)}")
 

@@ -17,7 +17,6 @@ Backward, for a gradient g of y:
 The sums over {c : j in W(c)} run over the mirrored window, which differs from W(j) for even sizes.
 """
 
-import torch
 from torch import Tensor
 
 from .. import backends

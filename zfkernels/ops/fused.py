@@ -11,7 +11,7 @@ from .. import backends
 from . import checks, window
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
 from .door import door, empty
-from .max_pool import check_unpooled, max_unpool2d, max_unpool2d_backward, mark_switches, pooled_size
+from .max_pool import check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
 # conv2d_relu_max_pool2d
 

@@ -146,8 +146,8 @@ def check_unpooled(y, size, kernel, stride, padding, size_text) -> None:
     height, width = y.shape[2:]
     if height not in (floor[0], ceil[0]) or width not in (floor[1], ceil[1]):
         raise ValueError(
-            f"output_size must be the size of a map that pools to y's {(height, width)}, got {size_text}, which pools to "
-            f"{floor}, with ceil_mode to {ceil}"
+            f"output_size must be the size of a map that pools to y's {(height, width)}, got {size_text}, which "
+            f"pools to {floor}, with ceil_mode to {ceil}"
         )
 
 
