@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +51,15 @@ def load(path: Path) -> Network:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint ({reason})") from error
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} holds Python objects, which could run code and are not loaded: save model.state_dict() and not "
+                "the model"
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint: torch.save did not write it") from error
+    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: it is empty, damaged or cut short") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict or a zfkernels checkpoint")
     if content.get("format") == FORMAT:

@@ -13,7 +13,7 @@ import zfkernels
 from . import backends, demo, info, verify
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
-OPTIONAL = ("PIL", "matplotlib", "skimage", "tqdm")
+OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "skimage": "scikit-image", "tqdm": "tqdm"}
 
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
-        return _mistake(args, f"this needs {package}, which is not installed: pip install 'zfkernels[demo]'")
+        return _mistake(args, f"this needs {OPTIONAL[package]}, which is not installed: pip install 'zfkernels[demo]'")
     except (ValueError, TypeError, OSError) as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:

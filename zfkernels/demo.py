@@ -23,7 +23,7 @@ SIDE = 96
 CHANNELS = (24, 48, 64, 64, 48)
 FEATURES = (128, 128)
 SCALE = 16.0
-CONV1_STD = 2e-3
+CONV1_STD = 3e-3
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 MAPS_SHOWN = 6  # a layer
 TOP = 9
@@ -45,10 +45,14 @@ def main(args: argparse.Namespace) -> int:
     for name in ("epochs", "crops"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, and {args.out} is a file")
     args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
     page, findings = run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
     for name, value in findings.facts.items():
         print(f"{name:<28} {value}")
+    print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
     print(f"\nThe page: {page.resolve()}")
     print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
     return 0
@@ -92,15 +96,14 @@ def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[
     say("covering parts of photographs ...")
     occluded = _occluded(model, photographs, mean)
     right = predict(model, held_out.images, mean=mean, scale=SCALE).argmax(1) == held_out.labels
-    seconds = time.perf_counter() - began
     facts = {
         "held-out accuracy": f"{history[-1].accuracy:.1%} of {len(right)} crops; chance is {1 / len(classes):.0%}",
         "network": f"{SIDE} x {SIDE} pixels; maps {', '.join(map(str, CHANNELS))}; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters",
         "training": f"{epochs} epochs of {crops * len(classes)} crops in {trained - began:.0f} s, "
         f"{np.median([epoch.images_per_second for epoch in history]):.0f} images/s",
-        "whole run": f"{seconds:.0f} s on {torch.get_num_threads()} thread(s) of {os.cpu_count()} core(s)",
-        "kernels": f"backend {backends.choose(None, 'cpu')}, torch {torch.__version__}",
+        "kernels": f"backend {backends.choose(None, 'cpu')}, {torch.get_num_threads()} thread(s) on {os.cpu_count()} "
+        f"core(s), torch {torch.__version__}",
         "seed": str(seed),
     }
     findings = Findings(
@@ -164,10 +167,11 @@ def _strongest(
 
 
 def _diverse(top: TopActivations, labels: torch.Tensor) -> list[int]:
-    """Maps by falling strength (the last of their activations), the first of each photograph before any second one."""
+    """Maps by falling strength (their weakest activation, above 0), the first of each photograph before a second."""
     turns: dict[int, int] = {}
     ranked = []
-    for place, channel in enumerate(top.values[:, -1].argsort(descending=True, stable=True).tolist()):
+    weakest, order = top.values[:, -1].sort(descending=True, stable=True)
+    for place, channel in enumerate(order[weakest > 0].tolist()):
         favourite = int(labels[top.images[channel]].mode().values)
         turns[favourite] = turns.get(favourite, 0) + 1
         ranked.append((turns[favourite], place, channel))

@@ -54,7 +54,7 @@ def _eight_bits(image: ImageModule.Image) -> ImageModule.Image:
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
         spread = float(values.max() - values.min()) or 1.0
-        return Image.fromarray(((values - values.min()) * (255 / spread)).astype(np.uint8))
+        return Image.fromarray(((values - values.min()) * (255 / spread)).round().astype(np.uint8))
     return image
 
 

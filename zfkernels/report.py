@@ -14,7 +14,7 @@ from .occlusion import OcclusionMap
 from .pictures import cut, frame, plain_picture, signed_picture, tile
 from .training import Epoch
 
-TILE = 104  # pixels a side that a tile of a figure aims at; the zoom is the nearest whole number
+TILE = 64  # pixels a side that a tile of a figure aims at; the zoom is the nearest whole number
 INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
 
 
@@ -237,14 +237,16 @@ def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), columns)
     _outline(picture, result.boxes[worst].tolist())
-    picture.set_title(f"(a) {occluded.name}; covering the square hurts most", fontsize=9)
+    picture.set_title(f"(a) {occluded.name}", fontsize=9)
 
-    drawn = activity.imshow(result.activity, cmap="viridis", extent=extent, interpolation="nearest")
+    drawn = activity.imshow(result.activity.numpy(), cmap="viridis", extent=extent, interpolation="nearest")
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
     bar = figure.colorbar(drawn, ax=activity, shrink=0.8)
     bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
 
-    drawn = probability.imshow(result.probability, cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest")
+    drawn = probability.imshow(
+        result.probability.numpy(), cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest"
+    )
     probability.set_title(f"(c) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9)
     bar2 = figure.colorbar(drawn, ax=probability, shrink=0.8)
 
@@ -361,9 +363,10 @@ own kernels. It names the photograph of {accuracy:.1%} of the crops whose pixels
 
 <h2>The photographs</h2>
 <figure><img src="photographs.png" alt="the photographs with their held-out cells outlined" width="960">
-<figcaption>One photograph is one class. Training crops touch no pixel of the outlined cells; held-out crops lie
-wholly inside them. The percentages are of held-out crops recognised. Crops of one photograph share its light, its
-camera and its colours, so this measures recognition of a photograph, not of the kind of thing it shows.</figcaption>
+<figcaption>One photograph is one class; these were chosen because the parts of each resemble one another. Training
+crops touch no pixel of the outlined cells; held-out crops lie wholly inside them. The percentages are of held-out
+crops recognised. Crops of one photograph share its light, its camera and its colours, so this measures recognition
+of a photograph, not of the kind of thing it shows.</figcaption>
 </figure>
 
 <h2>Training</h2>
