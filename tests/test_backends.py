@@ -236,7 +236,10 @@ def test_switch_out_of_range_raises(backend, switch, op):
 
     call()
     switches[place] = switch
-    text = f"switches: the value {switch} at {place} points outside its 3x3 window"
+    text = (
+        f"switches: the value {switch} at {place} points outside its 3x3 window (stride (2, 2), padding (1, 1)) or outside "
+        "the 5x5 map; expected the switches that max_pool2d_with_switches returned for a map of that size"
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
 

@@ -146,7 +146,8 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
         window = f"{kernel_size[0]}x{kernel_size[1]} window (stride {tuple(stride)}, padding {tuple(padding)})"
         raise ValueError(
             f"switches: the value {s[n, c, h, w]} at {(n, c, h, w)} points outside its {window} or outside the "
-            f"{size[0]}x{size[1]} map; expected the switches that max_pool2d_with_switches returned for a map of that size"
+            f"{size[0]}x{size[1]} map; expected the switches that max_pool2d_with_switches returned "
+            "for a map of that size"
         )
 
 
