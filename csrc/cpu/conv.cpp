@@ -33,12 +33,6 @@ struct Packed {
     T* bias_of(int64_t block) const { return of(blocks) + block * kWidth<T>; }
 };
 
-// Into how many groups the blocks of output channels are cut, so that every thread has some four units of work;
-// `others` is the number of units that a single group makes.
-int64_t groups_for(int64_t blocks, int64_t others, int threads) {
-    return smaller(blocks, ceil_div(4 * threads, larger(others, 1)));
-}
-
 // Output rows [from, to) of image n as a Block that reads the map itself where no window needs padding, else the
 // thread's band, which is filled here.
 template <typename T>

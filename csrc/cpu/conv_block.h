@@ -31,6 +31,17 @@ ZF_INLINE void zero(T* to, int64_t count) {
     __builtin_memset(to, 0, static_cast<std::size_t>(count) * sizeof(T));
 }
 
+// Into how many groups the blocks of output channels are cut so that `others` units of work a group share out evenly
+// among the threads. No more than that: each group pads its input for itself.
+inline int64_t groups_for(int64_t blocks, int64_t others, int64_t threads) {
+    int64_t a = threads, b = others;  // their greatest common divisor ends in a
+    while (b) {
+        const int64_t rest = a % b;
+        a = b, b = rest;
+    }
+    return larger(1, smaller(blocks, threads / a));
+}
+
 template <typename T>
 struct Block {
     const T* origin;             // the input element under tap (0, 0) of output pixel (0, 0)

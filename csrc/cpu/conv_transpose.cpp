@@ -34,7 +34,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const int64_t left = q_left - (ceil_div(s.KW, s.SW) - 1), cols = q_right - left;  // of y
     const int64_t rows = smaller(q_end - q_begin, larger(1, kBlockPixels / (q_right - q_left)));
     const int64_t bands = ceil_div(q_end - q_begin, rows), blocks = ceil_div(s.C, kWidth<T>);
-    const int64_t groups = smaller(blocks, ceil_div(4 * threads, larger(1, s.N * bands)));
+    const int64_t groups = groups_for(blocks, s.N * bands, threads);
 
     // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues, taps in descending order.
     const int64_t weights = s.KH * s.KW * s.K * kWidth<T>;
