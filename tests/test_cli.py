@@ -228,9 +228,10 @@ def test_cmyk_and_an_animations_first_frame(tmp_path):
 # Mistakes
 
 
-@pytest.fixture
-def bad(tmp_path, weights):
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, weights):
     """A folder of files that are not what their names promise."""
+    tmp_path = tmp_path_factory.mktemp("bad")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.pt").write_text("no weights")

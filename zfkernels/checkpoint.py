@@ -54,7 +54,7 @@ def load(path: Path) -> Network:
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise ValueError(
-                f"{path} holds Python objects, which could run code and are not loaded: save model.state_dict() and not "
+                f"{path} holds Python objects, which could run code and are not loaded: save model.state_dict(), not "
                 "the model"
             ) from error
         raise ValueError(f"{path} is not a checkpoint: torch.save did not write it") from error

@@ -47,7 +47,6 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, and {args.out} is a file")
-    args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     page, findings = run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
     for name, value in findings.facts.items():
@@ -61,6 +60,7 @@ def main(args: argparse.Namespace) -> int:
 def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[Path, Findings]:
     """Train, analyse, write; returns index.html's path and what is on it. zfnet.pt beside it holds the network."""
     began = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
     photographs = Photographs(SIDE)
     classes = list(photographs.classes)
     random = np.random.default_rng(seed)

@@ -92,7 +92,7 @@ def write_page(out: Path, findings: Findings) -> Path:
 def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(pixels).save(path, optimize=True)
+    Image.fromarray(pixels).save(path)
 
 
 def _gutter(beside: np.ndarray, width: int) -> np.ndarray:
@@ -155,6 +155,8 @@ def _figure(width: float, height: float):
 
 
 def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
+    from PIL import Image
+
     columns = 5
     rows = -(-len(photographs) // columns)
     figure = _figure(9.6, 1.95 * rows)
@@ -162,7 +164,10 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
     for axes in grid[len(photographs) :]:
         axes.set_axis_off()
     for axes, photograph in zip(grid, photographs, strict=False):
-        axes.imshow(photograph.pixels)
+        height, width = photograph.pixels.shape[:2]
+        small = Image.fromarray(photograph.pixels)
+        small.thumbnail((280, 280))
+        axes.imshow(np.asarray(small), extent=(0, width, height, 0))
         for cell in photograph.cells:
             _outline(axes, cell)
         axes.set_title(f"{photograph.name}: {photograph.accuracy:.0%}", fontsize=9, color=INK)
@@ -303,7 +308,7 @@ def _gallery(findings: Findings, path: Path) -> None:
             draw.text((x, y + line - 2), f"map {top.channel}, activations {_range(top)}", SOFT, small)
             sheet.paste(Image.fromarray(pixels), (x, y + 2 * line - 4))
         y += panel_h + 2 * line + 8
-    sheet.save(path, optimize=True)
+    sheet.save(path)
 
 
 def _filter(layer: LayerTop, side: int):
