@@ -21,16 +21,6 @@ namespace {
 constexpr int64_t kChunk = 256;
 constexpr int64_t kBlockPixels = 192;
 
-template <typename T>
-ZF_INLINE void copy(T* to, const T* from, int64_t count) {
-    __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
-}
-
-template <typename T>
-ZF_INLINE void zero(T* to, int64_t count) {
-    __builtin_memset(to, 0, static_cast<std::size_t>(count) * sizeof(T));
-}
-
 // Into how many groups the blocks of output channels are cut so that `others` units of work a group share out evenly
 // among the threads. No more than that: each group pads its input for itself.
 inline int64_t groups_for(int64_t blocks, int64_t others, int64_t threads) {

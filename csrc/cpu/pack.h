@@ -88,8 +88,12 @@ ZF_INLINE void for_elements(const Table& table, int64_t outputs, const FourByFou
 template <typename T>
 void pack(const Table& table, T* block, const T* filters, int64_t outputs, int64_t so) {
     if (so == 1) {
-        for (const Element& e : table)
-            for (int64_t o = 0; o < outputs; ++o) block[e.block + o] = filters[e.filter + o];
+        for (const Element& e : table) {
+            if (outputs == kWidth<T>)
+                copy(block + e.block, filters + e.filter, kWidth<T>);
+            else
+                copy(block + e.block, filters + e.filter, outputs);
+        }
         return;
     }
     for_elements(

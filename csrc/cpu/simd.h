@@ -3,6 +3,7 @@
 // Everything here is in an unnamed namespace, and the kernels use nothing else that is inline: an inline function that
 // two instruction sets share would be merged by the linker, and an old CPU could get the new CPU's copy.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #if defined(__AVX2__)
@@ -115,6 +116,16 @@ ZF_INLINE void repeat(const F& f) {
 template <typename V>
 ZF_INLINE V rectified(V v) {
     return v < V{} ? V{} : v;
+}
+
+template <typename T>
+ZF_INLINE void copy(T* to, const T* from, int64_t count) {
+    __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+template <typename T>
+ZF_INLINE void zero(T* to, int64_t count) {
+    __builtin_memset(to, 0, static_cast<std::size_t>(count) * sizeof(T));
 }
 
 }  // namespace
