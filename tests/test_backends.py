@@ -220,13 +220,14 @@ def test_fused_reverse_equals_its_parts(backend, case, dtype):
 
 
 @pytest.mark.parametrize("op", ["unpool", "layer"])
-@pytest.mark.parametrize("switch", [9, 255, 0, 8])
+@pytest.mark.parametrize("switch", [9, 255, 1, 3, 7, 5])
 @pytest.mark.parametrize("backend", [name for name in ("reference", "cpu") if name in zf.available_backends()])
 def test_switch_out_of_range_raises(backend, switch, op):
-    """9 and 255 lie outside the 3x3 window, 0 in the padding of the first window, 8 below the map in the last."""
+    """9 and 255 lie outside the 3x3 window, 1 and 3 above and left of the map in the first window, 7 and 5 below and
+    right of it in the last."""
     y = torch.ones(2, 3, 3, 3)
     switches = torch.full((2, 3, 3, 3), 4, dtype=torch.uint8)  # the middle pixel: right everywhere
-    place = (1, 2, 2, 2) if switch == 8 else (1, 2, 0, 0)
+    place = (1, 2, 2, 2) if switch in (5, 7) else (1, 2, 0, 0)
     weight = torch.ones(3, 2, 1, 1)
 
     def call():
@@ -237,8 +238,8 @@ def test_switch_out_of_range_raises(backend, switch, op):
     call()
     switches[place] = switch
     text = (
-        f"switches: the value {switch} at {place} points outside its 3x3 window (stride (2, 2), padding (1, 1)) or outside "
-        "the 5x5 map; expected the switches that max_pool2d_with_switches returned for a map of that size"
+        f"switches: the value {switch} at {place} points outside its 3x3 window (stride (2, 2), padding (1, 1)) or "
+        "outside the 5x5 map; expected the switches that max_pool2d_with_switches returned for a map of that size"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
