@@ -27,7 +27,7 @@ CONV1_STD = 3e-3
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 MAPS_SHOWN = 6  # a layer
 TOP = 9
-PATCH = SIDE // 4
+PATCH, STRIDE = 20, 4  # of the square that covers, in pixels
 OCCLUSIONS = 3
 
 
@@ -179,23 +179,23 @@ def _diverse(top: TopActivations, labels: torch.Tensor) -> list[int]:
 
 
 def _occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> list[Occluded]:
-    """Of the held-out cells those whose answer depends most on one place, one a photograph, with their maps."""
+    """Of the photographs, each seen whole, those whose answer depends most on one place, with their maps."""
     found = []
-    for label, (name, cells) in enumerate(zip(photographs.classes, photographs.cells, strict=True)):
-        views = [photographs.view(label, cell) for cell in cells]
-        drops = []
-        for view in views:
-            coarse = occlusion_map(model, normalise(view, mean, SCALE), label, patch=PATCH, stride=PATCH // 2, fill=0.0)
-            named = coarse.clear_label == label
-            drops.append(coarse.clear_probability - float(coarse.probability.min()) if named else -1.0)
-        best = max(range(len(views)), key=drops.__getitem__)
-        found.append((drops[best], label, name, views[best]))
-    found.sort(key=lambda item: (-item[0], item[1]))
-    return [
-        Occluded(
-            name,
-            view,
-            occlusion_map(model, normalise(view, mean, SCALE), label, patch=PATCH, stride=4, fill=0.0, layer="conv5"),
+    for label, (name, pixels) in enumerate(zip(photographs.classes, photographs.pixels, strict=True)):
+        view = photographs.view(label, _centre_square(*pixels.shape[:2]))
+        result = occlusion_map(
+            model, normalise(view, mean, SCALE), label, patch=PATCH, stride=STRIDE, fill=0.0, layer="conv5"
         )
-        for _, label, name, view in found[:OCCLUSIONS]
-    ]
+        found.append(Occluded(name, view, result))
+
+    def drop(occluded: Occluded) -> tuple[bool, float]:
+        result = occluded.result
+        return result.clear_label == result.target, result.clear_probability - float(result.probability.min())
+
+    return sorted(found, key=drop, reverse=True)[:OCCLUSIONS]
+
+
+def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return top, left, top + side, left + side

@@ -201,24 +201,26 @@ def projection_figure(picture: torch.Tensor, projection: Projection, title: str,
     """A uint8 (3, H, W) picture beside the projection of one activation; below, what of both the unit sees."""
     top, left, bottom, right = projection.boxes[0].tolist()
     height, width = picture.shape[1:]
-    pixels, value = projection.pixels[0], float(projection.values[0])
-    limit = float(pixels.abs().amax())
+    pixels = projection.pixels[0]
+    limit = float(cut(pixels, (top, left, bottom, right)).abs().flatten().quantile(0.995))
     views = (
-        ("the network's input, and what the unit sees", plain_picture(picture)),
-        (f"projection (mid-grey is 0, full scale \u00b1{limit:.2g})", signed_picture(pixels, limit)),
+        ("the network's input, and what the unit sees of it", plain_picture(picture)),
+        (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(pixels, limit)),
     )
-    figure = _figure(9.0, 9.4)
-    grid = figure.subplots(2, 2)
-    figure.suptitle(f"{title}: activation {value:.4g}", fontsize=12, color=INK)
-    for (whole, part), (name, view) in zip(grid.T, views, strict=True):
-        for axes in (whole, part):
+    sees_all = (top, left, bottom, right) == (0, 0, height, width)
+    figure = _figure(9.0, 5.2 if sees_all else 9.6)
+    grid = figure.subplots(1 if sees_all else 2, 2, squeeze=False)
+    figure.suptitle(f"{title}: activation {float(projection.values[0]):.4g}", fontsize=12, color=INK)
+    for column, (name, view) in zip(grid.T, views, strict=True):
+        for axes in column:
             axes.imshow(view, extent=(0, width, height, 0), interpolation="nearest")
             axes.tick_params(colors=SOFT, labelsize=8)
-        whole.set_title(name, fontsize=10)
-        _outline(whole, (top, left, bottom, right))
-        part.set(xlim=(left, right), ylim=(bottom, top))
-        part.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
-    grid[1, 0].set_title(f"the unit's receptive field, {bottom - top} x {right - left} pixels", fontsize=10)
+        column[0].set_title(name, fontsize=10)
+        column[-1].set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
+        if not sees_all:
+            _outline(column[0], (top, left, bottom, right))
+            column[1].set(xlim=(left, right), ylim=(bottom, top))
+            column[1].set_title(f"the {bottom - top} x {right - left} pixels it sees", fontsize=10)
     figure.savefig(path)
 
 
@@ -339,8 +341,9 @@ figure { margin: 12px 0; } figcaption { color: #4a4f57; font-size: 14px; }
 table { border-collapse: collapse; margin: 14px 0; } th { text-align: left; font-weight: 400; color: #6a7079;
 padding: 2px 22px 2px 0; } td { padding: 2px 0; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; } img.pixels { image-rendering: pixelated; }
-.maps { display: flex; flex-wrap: wrap; gap: 18px 28px; margin: 10px 0; } .maps figure { margin: 0; }
-.maps figcaption { font-size: 13px; } .soft { color: #6a7079; }
+.maps { display: flex; flex-wrap: wrap; gap: 18px 28px; margin: 10px 0;
+        align-items: flex-start; } .maps figure { margin: 0; display: table; }
+.maps figcaption { font-size: 13px; display: table-caption; caption-side: bottom; } .soft { color: #6a7079; }
 """
 
 
@@ -399,13 +402,14 @@ unit than it looks. Patches at an image's border are shifted inward; a layer who
 shows all of it.</p>
 {layers}
 <h2>What the answer depends on</h2>
-<p>A square of {patch} pixels of the mean training image, a grey, is moved over the image and the network asked again
-at each place. (a) the image, and the place where covering it lowers (c) most; (b) the sum over the map that responds
-most to the clear image (white line on the scale: its value then); (c) the probability of the true class; (d) the
-class the network would name. The paper's Fig. 7. The images are held-out ones: of each photograph the cell whose
-answer depends most on one place, and of the photographs those where it does so most. Each cell is one raw answer,
-drawn at the centre of its square. Darkness in (c) says that covering this place changes the answer, not that the
-place alone would produce it; and the square is itself something the network never saw in training.</p>
+<p>A square of {patch} pixels of the mean training image, a grey, is moved over the image and the network asked
+again at each place. (a) the image, and the place where covering it lowers (c) most; (b) the sum over the map that
+responds most to the clear image (white line on the scale: its value then); (c) the probability of the true class;
+(d) the class the network would name. The paper's Fig. 7. The images are whole photographs (their centre squares),
+smaller than any training crop showed them and with parts that were trained on; chosen are those whose answer
+depends most on one place. Each cell is one raw answer, drawn at the centre of its square. Darkness in (c) says that
+covering this place changes the answer, not that the place alone would produce it; and the square is itself
+something the network never saw in training.</p>
 {occlusions}
 </body></html>
 """
