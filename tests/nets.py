@@ -205,6 +205,26 @@ def odd(classes=3):
     )
 
 
+def unrectified():
+    """Not one ReLU: nothing may be rectified."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.Conv2d(5, 6, 2),
+        nn.BatchNorm2d(6),
+        nn.MaxPool2d(2, 1),
+        nn.Conv2d(6, 3, 3),
+    )
+
+
+def flattened():
+    """Batch norm and ReLU above the flattening, and below any Linear."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 6)
+    )
+
+
 def alive(model, seed=0):
     """`model` in float64 and evaluation mode, with weights and batch norms that leave much of each map above 0."""
     generator = torch.Generator().manual_seed(seed)

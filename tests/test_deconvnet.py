@@ -78,6 +78,8 @@ CHAINS = {
             "15": sequential(16),
         },
     ),
+    "unrectified": (nets.unrectified, (37, 33), {"2": sequential(3), "5": sequential(6), "6": sequential(7)}),
+    "flattened": (nets.flattened, (11, 9), {"3": sequential(5), "5": sequential(6)}),
 }
 CASES = [
     (name, layer, norm)
@@ -318,8 +320,8 @@ def test_no_projection_is_lost_on_overlapping_windows():
 def test_a_batch_equals_its_units(built, name, elements, monkeypatch):
     _, deconv, images = built[name]
     images = torch.cat([images, images.flip(2)])[[0, 3, 1]]
-    for layer in (deconv.layers[-1], deconv.layers[4]):
-        channel = torch.arange(8) % 4
+    for layer in (deconv.layers[-1], deconv.layers[len(deconv.layers) // 2]):
+        channel = torch.arange(8) % 3
         index = torch.tensor([0, 2, 2, 0, 0, 2, 0, 2])
         shape = deconv.activations(images, layer).shape
         place = torch.stack([torch.arange(8) % shape[2], torch.arange(8, 0, -1) % shape[3]], 1)
