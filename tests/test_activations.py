@@ -118,6 +118,12 @@ def test_features_of_a_vector_layer_rank_too():
     assert not top.positions.any()
 
 
+def test_hundreds_of_equal_activations_rank_in_the_loaders_order():
+    x = images(1).expand(300, -1, -1, -1).contiguous()
+    top = top_activations(net(), x.split(150), "2", k=5)
+    assert top.images.tolist() == [[0, 1, 2, 3, 4]] * 5
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -246,7 +246,9 @@ def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None
     _outline(picture, result.boxes[worst].tolist())
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
 
-    drawn = activity.imshow(result.activity.numpy(), cmap="viridis", extent=extent, interpolation="nearest")
+    sums = result.activity.numpy()
+    low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
+    drawn = activity.imshow(sums, cmap="viridis", extent=extent, vmin=low, vmax=high, interpolation="nearest")
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
     bar = figure.colorbar(drawn, ax=activity, shrink=0.8)
     bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
