@@ -25,7 +25,7 @@ from .ops.conv import conv2d, conv2d_relu, relu_conv_transpose2d
 from .ops.fused import conv2d_relu_max_pool2d, max_unpool2d_relu_conv_transpose2d
 from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
 from .ops.window import covered
-from .tracing import Affine, Conv, Flatten, Linear, Norm, Pair, Pool, ReLU, Step, scale_and_shift, trace
+from .tracing import Affine, Conv, Flatten, Linear, Norm, Pair, Pool, ReLU, Step, trace
 
 NORMS = ("identity", "gradient", "rescale")
 # The largest map, in elements, that one pass makes: more images or units are taken in several passes.
@@ -174,9 +174,8 @@ class Deconvnet:
                 found = _at(run.value, of, maps, places[units])
                 _check_finite(found, layer, maps, places[units])
                 boxes, origins = _reverse(run, found, of, maps, places[units], norm)
-                height, width = boxes.shape[2:]
-                for unit, box, (top, left) in zip(units, boxes, origins, strict=True):
-                    pixels[unit, :, top : top + height, left : left + width] = box
+                for unit, box, origin in zip(units, boxes, origins.tolist(), strict=True):
+                    _paste(pixels[unit], box, *origin)
                 values[_on(images.device, units)] = found
         boxes = self.boxes(layer, places, tuple(images.shape[2:])).to(images.device)
         return Projection(pixels, values, _on(images.device, places), boxes)
@@ -284,6 +283,15 @@ def _on(device: torch.device, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def _paste(pixels: Tensor, box: Tensor, top: int, left: int) -> None:
+    """Write `box` into the image `pixels` at (top, left), but for what lies outside."""
+    rows, columns = (
+        slice(max(start, 0), max(start, 0, min(start + length, side)))
+        for start, length, side in zip((top, left), box.shape[1:], pixels.shape[1:], strict=True)
+    )
+    pixels[:, rows, columns] = box[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+
 # Up
 
 
@@ -324,7 +332,7 @@ def _run(steps: list[Step], shapes: list[torch.Size], images: Tensor) -> Run:
         elif isinstance(step, ReLU):
             x = x.relu()
         elif isinstance(step, Affine):
-            scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in scale_and_shift(step.batch_norm))
+            scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in step.scale_and_shift())
             x = x * scale + shift
         elif isinstance(step, Flatten):
             x = x.flatten(1)
@@ -344,7 +352,7 @@ def _are(steps: list[Step], *kinds: type) -> bool:
 def _reverse(
     run: Run, values: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray, norm: str
 ) -> tuple[Tensor, np.ndarray]:
-    """Boxes (N, C, height, width) of the image, and their origins (N, 2): the projections of single activations."""
+    """The projections of single activations: boxes (N, C, height, width) and their origins (N, 2), perhaps outside."""
     g, origins, k = _reverse_unit(run, values, of, maps, places, norm)
     if g.ndim == 2:
         g, k = _reverse_vectors(run, g, k)
@@ -364,7 +372,8 @@ def _reverse_unit(
         step = run.steps[k]
         if isinstance(step, Conv):
             g = run.filters[k][_on(device, maps)] * values[:, None, None, None]
-            return *_clip(g, places * step.stride - step.padding, run.shapes[k][2:]), k
+            g, origins = _clip(g, places * step.stride - step.padding, run.shapes[k][2:], k)
+            return g, origins, k
         if isinstance(step, Linear):
             return step.weight()[_on(device, maps)] * values[:, None], places, k
         if isinstance(step, Norm) and norm == "gradient":
@@ -372,7 +381,7 @@ def _reverse_unit(
         if isinstance(step, ReLU):
             values = values.relu()
         elif isinstance(step, Affine):
-            values = values * scale_and_shift(step.batch_norm)[0][_on(device, maps)]
+            values = values * step.scale_and_shift()[0][_on(device, maps)]
         elif isinstance(step, Norm) and norm == "rescale":
             factors = _factors(_cut(run.recorded[k], of, places, (1, 1)), *step.parameters)
             values = values * factors[units, _on(device, maps), 0, 0]
@@ -401,7 +410,7 @@ def _reverse_vectors(run: Run, g: Tensor, k: int) -> tuple[Tensor, int]:
         if isinstance(step, ReLU):
             g = g.relu()
         elif isinstance(step, Affine):
-            g = g * scale_and_shift(step.batch_norm)[0]
+            g = g * step.scale_and_shift()[0]
         elif isinstance(step, Linear):
             g = g @ step.weight()
         elif isinstance(step, Flatten) and len(run.shapes[k]) == 4:
@@ -427,11 +436,11 @@ def _reverse_boxes(
             switches = _cut(run.recorded[k], of, origins, g.shape[2:])
             padding, size, origins = _widen(g.shape[2:], origins, pool.kernel, pool, above, run.shapes[k][2:])
             g = max_unpool2d_with_switches(g, switches, pool.kernel, pool.stride, padding, output_size=size)
-            g, origins = _clip(g, origins, run.shapes[k][2:])
+            g, origins = _clip(g, origins, run.shapes[k][2:], k)
         elif rectify:
             g = g.relu()
         elif isinstance(step, Affine):
-            g = g * scale_and_shift(step.batch_norm)[0][:, None, None]
+            g = g * step.scale_and_shift()[0][:, None, None]
         elif isinstance(step, Norm) and norm != "identity":
             x = _cut(run.recorded[k], of, origins, g.shape[2:])
             if norm == "gradient":
@@ -466,7 +475,7 @@ def _reverse_layer(
         )
     else:
         g = relu_conv_transpose2d(g, filters, conv.stride, padding, output_size=size, rectify=rectify)
-    return _clip(g, origins, image_size)
+    return _clip(g, origins, image_size, below)
 
 
 def _widen(
@@ -483,8 +492,13 @@ def _widen(
     return padding, size, (origins * step.stride - step.padding) * ~np.array(whole)
 
 
-def _clip(g: Tensor, origins: np.ndarray, size: Pair) -> tuple[Tensor, np.ndarray]:
-    """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0."""
+def _clip(g: Tensor, origins: np.ndarray, size: Pair, remaining: int) -> tuple[Tensor, np.ndarray]:
+    """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0.
+
+    With no steps remaining the boxes are as they came, for `_paste` cuts them.
+    """
+    if remaining == 0:
+        return g, origins
     (height, width), low, high = g.shape[2:], origins.min(0), origins.max(0)
     if low.min() >= 0 and high[0] + height <= size[0] and high[1] + width <= size[1]:
         return g, origins

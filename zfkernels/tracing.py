@@ -38,6 +38,28 @@ NO_REVERSE = (
 
 
 @dataclass(frozen=True)
+class Affine:
+    """A batch norm."""
+
+    name: str
+    batch_norm: nn.Module
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """In evaluation mode it is x * scale + shift, one of each a channel."""
+        norm = self.batch_norm
+        if norm.training:
+            raise RuntimeError(
+                f"layer {self.name!r} ({type(norm).__name__}) is in training mode, in which it uses the mean and "
+                "variance of each batch; call model.eval() first"
+            )
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+@dataclass(frozen=True)
 class Conv:
     """A convolution, and the batch norms folded into it."""
 
@@ -51,7 +73,7 @@ class Conv:
     after: Pair  # zeros below and right of it
     dilation: Pair
     groups: int
-    batch_norms: tuple[nn.Module, ...] = ()
+    batch_norms: tuple[Affine, ...] = ()
 
     @property
     def reach(self) -> Pair:
@@ -74,7 +96,7 @@ class Conv:
         weight = self.weight().detach()
         bias = None if self.bias is None else self.bias().detach()
         for batch_norm in self.batch_norms:
-            scale, shift = scale_and_shift(batch_norm)
+            scale, shift = batch_norm.scale_and_shift()
             weight = weight * scale[:, None, None, None]
             bias = shift if bias is None else bias * scale + shift
         if self.groups == 1 and self.window == self.kernel:
@@ -108,14 +130,6 @@ class ReLU:
 
 
 @dataclass(frozen=True)
-class Affine:
-    """A batch norm that follows no conv."""
-
-    name: str
-    batch_norm: nn.Module
-
-
-@dataclass(frozen=True)
 class Average:
     """Adaptive average pooling, which must be the identity where it is run."""
 
@@ -137,20 +151,6 @@ class Linear:
 
 
 Step = Conv | Pool | Norm | ReLU | Affine | Average | Flatten | Linear
-
-
-def scale_and_shift(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Batch norm in evaluation mode: x * scale + shift, one of each a channel."""
-    if batch_norm.training:
-        raise RuntimeError(
-            "the model holds a batch norm in training mode, where it uses each batch's own mean and variance; call "
-            f"model.eval() first ({batch_norm})"
-        )
-    scale = torch.rsqrt(batch_norm.running_var + batch_norm.eps)
-    if batch_norm.weight is not None:
-        scale = scale * batch_norm.weight.detach()
-    shift = -batch_norm.running_mean * scale
-    return scale, shift if batch_norm.bias is None else shift + batch_norm.bias.detach()
 
 
 class Irreversible(Exception):
@@ -356,7 +356,7 @@ def _add_batch_norm(chain: Chain, name: str, batch_norm: nn.Module) -> None:
         raise Irreversible("it keeps no running mean and variance (track_running_stats=False)")
     last = chain.steps[-1] if chain.steps else None
     if isinstance(last, Conv):
-        chain.steps[-1] = replace(last, batch_norms=(*last.batch_norms, batch_norm))
+        chain.steps[-1] = replace(last, batch_norms=(*last.batch_norms, Affine(name, batch_norm)))
         chain.join(name)
     elif isinstance(last, Linear):
         chain.join(name, Affine(name, batch_norm))
