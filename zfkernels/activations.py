@@ -63,22 +63,18 @@ def top_activations(
         maps = deconv.activations(images, layer)
         if len(maps) == 0:
             continue
-        height_width = maps.shape[2:] if maps.ndim == 4 else (1, 1)
-        values, places = maps.flatten(2).cpu().max(2) if maps.ndim == 4 else _of_vectors(maps)
+        width = maps.shape[3] if maps.ndim == 4 else 1
+        values, places = (found.cpu().T for found in maps.reshape(*maps.shape[:2], -1).max(2))
         new = (
-            values.T,
-            torch.arange(seen, seen + len(images)).expand(values.shape[1], -1),
-            torch.stack([places // height_width[1], places % height_width[1]], -1).transpose(0, 1),
+            values,
+            torch.arange(seen, seen + len(images)).expand_as(values),
+            torch.stack([places // width, places % width], -1),
         )
         seen += len(images)
         best = _strongest(new if best is None else [torch.cat(pair, 1) for pair in zip(best, new, strict=True)], k)
     if best is None:
         raise ValueError("loader must give at least one image, got none")
     return TopActivations(*best)
-
-
-def _of_vectors(maps: Tensor) -> tuple[Tensor, Tensor]:
-    return maps.cpu(), torch.zeros(maps.shape, dtype=torch.int64)
 
 
 def _strongest(candidates: Iterable[Tensor], k: int) -> list[Tensor]:
