@@ -67,11 +67,8 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def pool_window(kernel_size, stride, padding, prefix: str = "") -> tuple:
+def pool_window(kernel_size, stride, padding, names: tuple[str, str, str]) -> tuple[window.Pair, ...]:
     """A pooling's kernel, stride (default: the kernel) and padding as pairs; at most 256 pixels, half of it padding."""
-    names = (
-        (f"{prefix}kernel", f"{prefix}stride", f"{prefix}padding") if prefix else ("kernel_size", "stride", "padding")
-    )
     kernel = window.pair(names[0], kernel_size, 1)
     stride = kernel if stride is None else window.pair(names[1], stride, 1)
     padding = window.pair(names[2], padding, 0)

@@ -136,6 +136,8 @@ layer_reversed = door(
 
 # The public functions
 
+LAYER_POOL = ("pool_kernel", "pool_stride", "pool_padding")
+
 
 def conv2d_relu_max_pool2d(
     x: Tensor,
@@ -174,7 +176,7 @@ def conv2d_relu_max_pool2d(
     """
     x, weight, bias = checks.autocast(x, weight, bias)
     stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, "pool_")
+    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size(
         "the convolution's map", conv_size, pool_kernel, pool_stride, pool_padding, ceil_mode, "pool_kernel"
@@ -227,14 +229,13 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
     stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, "pool_")
+    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(
             f"output_size must be at least weight's window {tuple(weight.shape[2:])} less twice padding {padding}, "
             f"got {output_size}"
         )
-    text = f"{output_size}, whose map of {conv_size}"
-    check_unpooled(y, conv_size, pool_kernel, pool_stride, pool_padding, text)
+    check_unpooled(y, conv_size, pool_kernel, pool_stride, pool_padding, output_size)
     name = checks.backend(backend, y)
     return layer_reversed(
         y,

@@ -128,6 +128,8 @@ max_unpool2d_backward = door(
 
 # The public functions
 
+POOL = ("kernel_size", "stride", "padding")
+
 
 def pooled_size(name, size, kernel, stride, padding, ceil_mode, window_name) -> window.Pair:
     """The size that pooling a map of `size` gives; ValueError when no window fits."""
@@ -139,15 +141,17 @@ def pooled_size(name, size, kernel, stride, padding, ceil_mode, window_name) -> 
     return pooled
 
 
-def check_unpooled(y, size, kernel, stride, padding, size_text) -> None:
-    """Pooling a map of `size` must give y's size, with ceil_mode or without it."""
+def check_unpooled(y, size, kernel, stride, padding, output_size) -> None:
+    """Pooling a map of `size`, which `output_size` stands for, must give y's size, with ceil_mode or without it."""
+    _, _, height, width = y.shape
     floor = window.pool_map(size, kernel, stride, padding, False)
+    if floor == (height, width):
+        return
     ceil = window.pool_map(size, kernel, stride, padding, True)
-    height, width = y.shape[2:]
     if height not in (floor[0], ceil[0]) or width not in (floor[1], ceil[1]):
         raise ValueError(
-            f"output_size must be the size of a map that pools to y's {(height, width)}, got {size_text}, which "
-            f"pools to {floor}, with ceil_mode to {ceil}"
+            f"output_size must be a size from which pooling makes y's {(height, width)}, got {output_size}, which "
+            f"makes {floor}, or {ceil} with ceil_mode"
         )
 
 
@@ -183,7 +187,7 @@ def max_pool2d_with_switches(
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
+    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
     return max_pool2d(x, kernel, stride, padding, size, checks.backend(backend, x))
@@ -224,7 +228,7 @@ def max_unpool2d_with_switches(
     """
     checks.tensor("y", y, ("N", "C", "OH", "OW"))
     checks.switches(switches, y)
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding)
+    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
     output_size = window.pair("output_size", output_size, 1)
     check_unpooled(y, output_size, kernel, stride, padding, output_size)
     return max_unpool2d(y, switches, kernel, stride, padding, output_size, checks.backend(backend, y))
