@@ -322,9 +322,10 @@ def test_a_batch_equals_its_units(built, name, elements, monkeypatch):
     images = torch.cat([images, images.flip(2)])[[0, 3, 1]]
     vectors = [layer for layer in CHAINS[name][2] if layer in deconv.vector_layers][:1]
     for layer in (deconv.layers[-1], deconv.layers[len(deconv.layers) // 2], *vectors):
-        channel = torch.arange(8) % 3
         index = torch.tensor([0, 2, 2, 0, 0, 2, 0, 2])
-        rows, columns = deconv.activations(images, layer).shape[2:] or (1, 1)
+        shape = deconv.activations(images, layer).shape
+        rows, columns = shape[2:] or (1, 1)
+        channel = 5 * torch.arange(8) % shape[1]
         place = torch.stack([torch.arange(8) % rows, torch.arange(8, 0, -1) % columns], 1)
         alone = [
             deconv.project(images[i : i + 1], layer, c.item(), tuple(at.tolist()), "gradient")
