@@ -508,6 +508,17 @@ def test_autocast_leaves_float64_alone_as_torch_does():
             assert zf.conv2d_relu(x.float(), weight.float()).dtype == torch.float32
 
 
+def test_autocast_under_compile():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: zf.conv2d_relu(x, w), fullgraph=True, backend="aot_eager")
+    x, weight = randn(1, 3, 5, 5, dtype=torch.float32), randn(4, 3, 3, 3, dtype=torch.float32)
+    for enabled, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = compiled(x, weight)
+            assert y.dtype == dtype
+            assert torch.equal(y, zf.conv2d_relu(x, weight))
+
+
 # The choice of a backend
 
 
