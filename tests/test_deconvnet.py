@@ -1,6 +1,7 @@
 """Projections against the modified-gradient backward pass (nets.py), and what must hold of them besides."""
 
 import copy
+import warnings
 
 import nets
 import pytest
@@ -13,6 +14,7 @@ import zfkernels as zf
 from zfkernels import deconvnet
 
 NORMS = ("identity", "gradient", "rescale")
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
 
 
 def sequential(until):
@@ -609,6 +611,12 @@ class Renamed(nn.Conv2d):
     pass
 
 
+def weight_made_by_a_hook():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and models hold it
+        return nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
+
+
 def after_conv(*layers):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *layers)
 
@@ -635,6 +643,7 @@ IRREVERSIBLE = {
     "slice": (Slice(), r"layer 'getitem'"),
     "whitening": (Whitening(), r"layer 'sub' \(function sub\)"),
     "forward of its own": (after_conv(Own(4, 4, 3)), r"layer 'sigmoid'"),
+    "weight by hook": (weight_made_by_a_hook(), r"'0' \(Conv2d\): a hook makes its"),
     "filters of its own": (after_conv(Normalised(4, 4, 3)), r"is computed when the model runs"),
 }
 
@@ -658,11 +667,21 @@ def test_what_only_the_images_size_tells(built):
         )
 
 
+def test_weights_made_of_others_are_read():
+    net = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    nn.utils.parametrizations.weight_norm(net[0])
+    deconv, images = zf.Deconvnet(net), nets.images(1, 9, 9)
+    with torch.no_grad():
+        net[0].parametrizations.weight.original0.mul_(2)
+    assert_equal(deconv.project(images, "2", 1), *nets.modified_gradient(net, images, 1))
+
+
 def test_subclasses_that_change_nothing():
     net = nets.alive(nn.Sequential(Renamed(3, 4, 3), nn.ReLU()))
     assert zf.Deconvnet(net).layers == ("0",)
     assert zf.Deconvnet(net[0]).layers == ("0",)
     assert zf.Deconvnet(torch.compile(net)).layers == ("0",)
+    assert zf.Deconvnet(nn.DataParallel(net)).layers == ("0",)
 
 
 WRONG = {
@@ -714,6 +733,8 @@ def test_wrong_arguments_are_named(name):
         zf.Deconvnet(model).project(**arguments)
 
 
-def test_model_must_be_a_module():
+def test_model_must_be_a_module_with_layers():
+    with pytest.raises(ValueError, match=r"model must have at least one conv, .*got Sequential"):
+        zf.Deconvnet(nn.Dropout())
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
         zf.Deconvnet(lambda x: x)

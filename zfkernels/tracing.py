@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .nn import ContrastNorm, ConvReLU, ConvReLUMaxPool, MaxPoolSwitches
 from .ops.checks import LARGEST_WINDOW
@@ -66,7 +68,7 @@ class Conv:
     name: str
     weight: Read
     bias: Read | None
-    channels: int  # that come in
+    channels: tuple[int, int]  # in, out
     kernel: Pair
     stride: Pair
     before: Pair  # zeros above and left of the map
@@ -101,12 +103,12 @@ class Conv:
             bias = shift if bias is None else bias * scale + shift
         if self.groups == 1 and self.window == self.kernel:
             return weight, bias
-        channels_out, channels_in = weight.shape[:2]
-        dense = weight.new_zeros(self.groups, channels_out // self.groups, self.groups, channels_in, *self.window)
+        before, after = (channels // self.groups for channels in self.channels)
+        dense = weight.new_zeros(self.groups, after, self.groups, before, *self.window)
         rows, columns = (slice(self.window[a] - self.reach[a], None, self.dilation[a]) for a in (0, 1))
         for group, some in enumerate(weight.chunk(self.groups)):
             dense[group, :, group, :, rows, columns] = some
-        return dense.reshape(channels_out, self.channels, *self.window), bias
+        return dense.reshape(*reversed(self.channels), *self.window), bias
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Linear:
     name: str
     weight: Read
     bias: Read | None
+    features: tuple[int, int]  # in, out
 
 
 Step = Conv | Pool | Norm | ReLU | Affine | Average | Flatten | Linear
@@ -217,9 +220,9 @@ def _shape_after(step: Step, shapes: list[torch.Size]) -> torch.Size:
     if isinstance(step, (Conv, Pool, Norm, Average)) and len(before) != 4:
         raise irreversible(step.name, type(step).__name__, f"it works on maps, but {given}")
     if isinstance(step, Conv):
-        _check_count("channels", before[1], step.channels, step, given)
+        _check_count("channels", before[1], step.channels[0], step, given)
         size = [conv_size(before[2 + a], step.window[a], step.stride[a], step.padding[a]) for a in (0, 1)]
-        return _with_size(before[0], step.weight().shape[0], size, step, step.window, given)
+        return _with_size(before[0], step.channels[1], size, step, step.window, given)
     if isinstance(step, Pool):
         size = [
             pool_size(before[2 + a], step.kernel[a], step.stride[a], step.padding[a], step.ceil_mode) for a in (0, 1)
@@ -249,9 +252,8 @@ def _shape_after(step: Step, shapes: list[torch.Size]) -> torch.Size:
     elif isinstance(step, Linear):
         if len(before) != 2:
             raise irreversible(step.name, "Linear", f"it must follow a flattening to vectors, but {given}")
-        weight = step.weight()
-        _check_count("features", before[1], weight.shape[1], step, given)
-        return torch.Size((before[0], weight.shape[0]))
+        _check_count("features", before[1], step.features[0], step, given)
+        return torch.Size((before[0], step.features[1]))
     return before
 
 
@@ -285,7 +287,8 @@ def _add_conv(chain, name, weight, bias=None, stride=1, padding=0, dilation=1, g
         after = tuple(total[a] - before[a] for a in (0, 1))
     else:
         before = after = _pair(padding)
-    chain.begin(name, Conv(name, weight, bias, shape[1] * groups, kernel, stride, before, after, dilation, groups))
+    channels = shape[1] * groups, shape[0]
+    chain.begin(name, Conv(name, weight, bias, channels, kernel, stride, before, after, dilation, groups))
 
 
 def _add_conv_relu(chain, name, weight, bias=None, stride=1, padding=0, *, backend=None) -> None:
@@ -348,7 +351,7 @@ def _add_average(chain, name, output_size) -> None:
 
 
 def _add_linear(chain, name, weight, bias=None) -> None:
-    chain.begin(name, Linear(name, weight, bias))
+    chain.begin(name, Linear(name, weight, bias, tuple(reversed(weight().shape))))
 
 
 def _add_batch_norm(chain: Chain, name: str, batch_norm: nn.Module) -> None:
@@ -365,6 +368,10 @@ def _add_batch_norm(chain: Chain, name: str, batch_norm: nn.Module) -> None:
 
 
 def _add_nothing(chain, name, *args, **kwargs) -> None:
+    chain.join(name)
+
+
+def _add_layout(chain, name, *, memory_format) -> None:
     chain.join(name)
 
 
@@ -390,6 +397,7 @@ CALLS = {
     "contiguous": _add_nothing,
     "clone": _add_nothing,
     "detach": _add_nothing,
+    "to": _add_layout,
     conv2d_relu: _add_conv_relu,
     conv2d_relu_max_pool2d: _add_layer,
     contrast_norm: _add_norm,
@@ -427,6 +435,8 @@ def _leaf(module: nn.Module) -> type | None:
 
 def _add_module(chain: Chain, name: str, m: nn.Module) -> None:
     leaf = _leaf(m)
+    if any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in m._forward_pre_hooks.values()):
+        raise Irreversible("a hook makes its weight when it runs; use torch.nn.utils.parametrizations instead")
     if leaf in (nn.Conv2d, ConvReLU, ConvReLUMaxPool, nn.Linear):
         weights = (lambda: m.weight), (None if m.bias is None else lambda: m.bias)
     if leaf is nn.Conv2d:
@@ -469,10 +479,15 @@ def trace(model: nn.Module) -> Chain:
     """The chain of `model`; NotImplementedError naming the first layer that cannot be reversed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     if _leaf(model) is not None:
         model = nn.Sequential(model)
-    return _walk(model, _graph(model))
+    chain = _walk(model, _graph(model))
+    if not chain.layers and not chain.vector_layers:
+        raise ValueError(f"model must have at least one conv, pool, norm or Linear layer, got {type(model).__name__}")
+    return chain
 
 
 class _Tracer(fx.Tracer):
