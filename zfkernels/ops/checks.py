@@ -24,7 +24,8 @@ def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16, got {value.dtype}")
-    dense(name, value)
+    if value.layout is not torch.strided or value.is_nested:
+        refuse_layout(name, value)
     shape = value.shape
     if len(shape) != len(axes):
         hint = f"; add a batch dimension with {name}[None]" if axes[0] == "N" and len(shape) == 3 else ""
@@ -33,20 +34,15 @@ def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must not have an empty dimension other than N, got shape {tuple(shape)}")
 
 
-def dense(name: str, value: Tensor) -> None:
-    if value.layout is not torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else value.layout
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
+def refuse_layout(name: str, value: Tensor) -> None:
+    layout = "nested" if value.is_nested else value.layout
+    raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
 
 
 def alike(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
     """`value` must have `first`'s dtype and device."""
     if value.dtype != first.dtype:
         raise TypeError(f"{name} must have {first_name}'s dtype, {first.dtype}, got {value.dtype}")
-    same_device(name, value, first_name, first)
-
-
-def same_device(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
     if value.device != first.device:
         raise ValueError(f"{name} must be on {first_name}'s device, {first.device}, got {value.device}")
 
@@ -86,10 +82,12 @@ def switches(value: object, y: Tensor) -> None:
         raise TypeError(f"switches must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype is not torch.uint8:
         raise TypeError(f"switches must have dtype uint8, as max_pool2d_with_switches returns them, got {value.dtype}")
-    dense("switches", value)
+    if value.layout is not torch.strided or value.is_nested:
+        refuse_layout("switches", value)
     if value.shape != y.shape:
         raise ValueError(f"switches must have y's shape, {tuple(y.shape)}, got {tuple(value.shape)}")
-    same_device("switches", value, "y", y)
+    if value.device != y.device:
+        raise ValueError(f"switches must be on y's device, {y.device}, got {value.device}")
 
 
 def backend(name: str | None, value: Tensor) -> str:

@@ -16,21 +16,19 @@ Pair = tuple[int, int]
 
 def whole(value: object) -> bool:
     """Is `value` an integer (a traced one and NumPy's included), and no bool?"""
-    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool))
 
 
 def pair(name: str, value: object, least: int) -> Pair:
     """`value` as a (vertical, horizontal) pair of integers >= `least`; TypeError or ValueError naming `name`."""
-    if type(value) is int or whole(value):
-        vertical = horizontal = value
-    elif not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    elif len(value) != 2:
-        raise ValueError(f"{name} must be an int or a pair of ints (vertical, horizontal), got {value!r}")
-    else:
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be an int or a pair of ints (vertical, horizontal), got {value!r}")
         vertical, horizontal = value
-        if not (whole(vertical) and whole(horizontal)):
-            raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    else:
+        vertical = horizontal = value
+    if not (whole(vertical) and whole(horizontal)):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if vertical < least or horizontal < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     if vertical > LARGEST or horizontal > LARGEST:
