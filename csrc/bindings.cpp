@@ -22,7 +22,8 @@ using ConvSizes = std::array<int64_t, 17>;
 using PoolSizes = std::array<int64_t, 12>;
 
 zf::Conv conv(const ConvSizes& s) {
-    return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16]};
+    return {s[0], s[1],  s[2],  s[3],  s[4],  s[5],  s[6],  s[7], s[8],
+            s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16]};
 }
 
 zf::Pool pool(const PoolSizes& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]}; }
@@ -47,14 +48,12 @@ auto with_table(bool f64, const Kernel& kernel) {
 
 PYBIND11_MODULE(_C, m) {
     m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address bias, Address y, bool relu, int threads) {
-        with_table(f64, [&](auto& k) {
-            k.conv2d(conv(s), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y}, relu, threads);
-        });
+        with_table(
+            f64, [&](auto& k) { k.conv2d(conv(s), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y}, relu, threads); });
     });
     m.def("conv_transpose2d", [](bool f64, ConvSizes s, Address y, Address w, Address x, bool rectify, int threads) {
-        with_table(f64, [&](auto& k) {
-            k.conv_transpose2d(conv(s), Pointer{y}, Pointer{w}, Pointer{x}, rectify, threads);
-        });
+        with_table(f64,
+                   [&](auto& k) { k.conv_transpose2d(conv(s), Pointer{y}, Pointer{w}, Pointer{x}, rectify, threads); });
     });
     m.def("conv2d_weight_grad", [](bool f64, ConvSizes s, Address x, Address g, Address gw, Address gb, int threads) {
         with_table(f64, [&](auto& k) {
@@ -65,9 +64,8 @@ PYBIND11_MODULE(_C, m) {
         with_table(f64, [&](auto& k) { k.max_pool2d(pool(s), Pointer{x}, Pointer{y}, Pointer{switches}, threads); });
     });
     m.def("max_unpool2d", [](bool f64, PoolSizes s, Address y, Address switches, Address x, int threads) {
-        return with_table(f64, [&](auto& k) {
-            return k.max_unpool2d(pool(s), Pointer{y}, Pointer{switches}, Pointer{x}, threads);
-        });
+        return with_table(
+            f64, [&](auto& k) { return k.max_unpool2d(pool(s), Pointer{y}, Pointer{switches}, Pointer{x}, threads); });
     });
     m.def("max_unpool2d_backward", [](bool f64, PoolSizes s, Address g, Address switches, Address gy, int threads) {
         return with_table(f64, [&](auto& k) {
@@ -83,9 +81,8 @@ PYBIND11_MODULE(_C, m) {
                                        double beta, double k, bool center, Address g, Address x, Address gx,
                                        int threads) {
         const zf::Norm s{pixels, channels, size, alpha, beta, k, center};
-        with_table(f64, [&](auto& table) {
-            table.contrast_norm_backward(s, Pointer{g}, Pointer{x}, Pointer{gx}, threads);
-        });
+        with_table(f64,
+                   [&](auto& table) { table.contrast_norm_backward(s, Pointer{g}, Pointer{x}, Pointer{gx}, threads); });
     });
     m.def("conv2d_relu_max_pool2d", [](bool f64, ConvSizes s, PoolSizes p, Address x, Address w, Address bias,
                                        Address y, Address switches, int rounding, int threads) {

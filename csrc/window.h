@@ -3,8 +3,8 @@
 // Along one axis: window `o` of a kernel of k taps, stride s and padding p covers the positions o*s - p + [0, k).
 // A position `i` is covered by the windows first_window(i) .. last_window(i), and lies at tap i + p - o*s of window o.
 //
-// Transposed filtering splits positions by residue r = (i + p) mod s: position i = q*s + r - p receives exactly the taps
-// r, r + s, r + 2s, ... (taps_of_residue many), tap r + j*s from window q - j. So each residue class is a stride-1
+// Transposed filtering splits positions by residue r = (i + p) mod s: position i = q*s + r - p receives exactly the
+// taps r, r + s, r + 2s, ... (taps_of_residue many), tap r + j*s from window q - j. So each residue class is a stride-1
 // correlation, and no multiplication by an inserted zero is made.
 #pragma once
 #include <cstdint>

@@ -2,15 +2,15 @@
 //
 // W(c) = {c - size/2, ..., c - size/2 + size - 1}, cut to the maps that exist. d = x, or x - mean of x over W(c) where
 // centred; s_c = k + alpha/size * sum_{j in W(c)} d_j^2; y_c = d_c * s_c^-beta.
-// Backward: gd_j = g_j s_j^-beta - 2 alpha beta/size d_j sum_{c: j in W(c)} g_c d_c s_c^(-beta-1), where c runs over the
-// mirrored window; centred, gx_j = gd_j - sum_{c: j in W(c)} gd_c / |W(c)|.
+// Backward: gd_j = g_j s_j^-beta - 2 alpha beta/size d_j sum_{c: j in W(c)} g_c d_c s_c^(-beta-1), where c runs over
+// the mirrored window; centred, gx_j = gd_j - sum_{c: j in W(c)} gd_c / |W(c)|.
 //
 // Rows that a window slides over are copied between zeros, so that no loop over maps has a condition and the compiler's
 // vectorizer takes them all.
+#include "../window.h"
 #include "simd.h"
 #include "table.h"
 #include "threads.h"
-#include "../window.h"
 
 namespace zf {
 namespace ZF_ISA {

@@ -17,9 +17,8 @@ struct Packed {
         : blocks(ceil_div(s.K, kWidth<T>)),
           weights(s.KH * s.KW * s.C * kWidth<T>),
           memory(static_cast<std::size_t>(blocks * (weights + kWidth<T>)) * sizeof(T)) {
-        const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
-            return ((i * s.KW + j) * s.C + c) * kWidth<T>;
-        });
+        const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj,
+                          [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; });
         parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t b = begin; b < end; ++b) {
                 const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
@@ -43,9 +42,8 @@ Block<T> input_block(const Conv& s, const T* x, Band<T>& band, int64_t n, int64_
         const int64_t pitch = s.W * s.C;
         return {image + from * s.SH * pitch, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
     }
-    band.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH, [&](int64_t, int64_t h, T* row) {
-        copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, false);
-    });
+    band.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH,
+                 [&](int64_t, int64_t h, T* row) { copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, false); });
     return {band.data, s.SH * band.pitch(), s.SW * s.C, rows, s.OW, band.pitch(), s.KH, run};
 }
 
@@ -137,114 +135,140 @@ void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T
     });
 }
 
-// gw[k][c][i][j] = sum_{n,oh,ow} g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c], gb[k] = sum g (if not null).
-//
-// A group of images is repacked so that what a tile reads is dense: g as [image][block of 2*lanes maps][OH][OW][2*lanes],
-// x, padded, as [image][slice of kSlice channels][Hp][Wp][slice], where the taps of a kernel row are one run again.
-// A unit of work is (slice, block of maps, range of tap rows). It keeps its sums, KW*kSlice x 2*lanes a tap row (9 KiB for
-// 3x3 at AVX2), while it passes over the group's images in blocks of rows whose gradients stay in L1.
+// The weight gradient of a group of images, repacked so that what a tile reads is dense:
+//   g as [image][block of kWidth maps][OH][OW][kWidth], with zeros for absent maps;
+//   x, padded, as [image][slice of kSlice channels][Hp][Wp][slice], where the taps of a kernel row are one run again.
+// Sums lie as [slice][block][KH][KW * kSlice][kWidth]: 9 KiB of a slice and block for 3x3 at AVX2.
+template <typename T>
+struct WeightGrad {
+    static constexpr int64_t kSlice = 12;             // two tiles of 6
+    static constexpr int64_t kGroupBytes = 16 << 20;  // of repacked images: half of a desktop's L3
+
+    const Conv& s;
+    int64_t blocks, slices, Hp, Wp, g_image, x_image, group, row_sums, block_sums;
+    Scratch memory;
+    T *g_packed, *x_packed, *sums, *bias_sums;
+
+    explicit WeightGrad(const Conv& conv)
+        : s(conv),
+          blocks(ceil_div(s.K, kWidth<T>)),
+          slices(ceil_div(s.C, kSlice)),
+          Hp((s.OH - 1) * s.SH + s.KH),
+          Wp((s.OW - 1) * s.SW + s.KW),
+          g_image(blocks * s.OH * s.OW * kWidth<T>),
+          x_image(round_up(Hp * Wp * s.C, 16)),
+          group(larger(1, smaller(s.N, kGroupBytes / ((g_image + x_image) * static_cast<int64_t>(sizeof(T)))))),
+          row_sums(s.KW * kSlice * kWidth<T>),
+          block_sums(s.KH * row_sums),
+          memory(static_cast<std::size_t>(group * (g_image + x_image) + blocks * (slices * block_sums + kWidth<T>)) *
+                 sizeof(T)) {
+        g_packed = memory.template as<T>();
+        x_packed = g_packed + group * g_image;
+        sums = x_packed + group * x_image;
+        bias_sums = sums + slices * blocks * block_sums;
+        zero(sums, blocks * (slices * block_sums + kWidth<T>));
+    }
+
+    int64_t slice_width(int64_t slice) const { return smaller(kSlice, s.C - slice * kSlice); }
+
+    // Row `row` of padded image n of x, to the group's image i.
+    void repack_x(const T* x, int64_t n, int64_t i, int64_t row) const {
+        const int64_t h = row - s.PH;
+        for (int64_t slice = 0; slice < slices; ++slice) {
+            const int64_t from = slice * kSlice, width = slice_width(slice);
+            T* to = x_packed + i * x_image + Hp * Wp * from + row * Wp * width;
+            const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.C + from;
+            for (int64_t c = 0; c < Wp; ++c, to += width) {
+                const bool inside = h >= 0 && h < s.H && c >= s.PW && c - s.PW < s.W;
+                for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.C + k] : 0;
+            }
+        }
+    }
+
+    // Row `oh` of image n of g, to the group's image i.
+    void repack_g(const T* g, int64_t n, int64_t i, int64_t oh) const {
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t maps = smaller(kWidth<T>, s.K - b * kWidth<T>);
+            T* to = g_packed + i * g_image + (b * s.OH + oh) * s.OW * kWidth<T>;
+            const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth<T>;
+            for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.K) {
+                copy(to, from, maps);
+                zero(to + maps, kWidth<T> - maps);
+            }
+        }
+    }
+
+    // Adds what output rows [from, to) of the group's image i give to tap row `tap` of one slice and block.
+    void add_tap_row(int64_t slice, int64_t b, int64_t i, int64_t from, int64_t to, int64_t tap) const {
+        alignas(64) T partial[kPixels * kWidth<T>];
+        const int64_t width = slice_width(slice), run = s.KW * width, tiles = ceil_div(run, kPixels);
+        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
+        const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice + (from * s.SH + tap) * Wp * width;
+        T* const total = sums + (slice * blocks + b) * block_sums + tap * row_sums;
+        const Walk walk{to - from, s.OW, s.SH * Wp * width, s.SW * width};
+        for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
+            const int64_t e = run * tile_at / tiles, count = run * (tile_at + 1) / tiles - e;
+            const T* at[kPixels];
+            for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
+            // Summed apart and added: sums of blocks lose less to rounding than one long sum.
+            zero(partial, count * kWidth<T>);
+            tile(count, at, walk, gradients, partial);
+            for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
+        }
+    }
+
+    // Adds the gradients of output rows [from, to) of the group's image i to one block's bias.
+    void add_bias(int64_t b, int64_t i, int64_t from, int64_t to) const {
+        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
+        T partial[kWidth<T>] = {};
+        for (int64_t q = 0; q < (to - from) * s.OW; ++q)
+            for (int64_t k = 0; k < kWidth<T>; ++k) partial[k] += gradients[q * kWidth<T> + k];
+        for (int64_t k = 0; k < kWidth<T>; ++k) bias_sums[b * kWidth<T> + k] += partial[k];
+    }
+};
+
+// gw[k][c][i][j] = sum over n, oh, ow of g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c]; gb[k], where it is
+// not null, = sum of g. A unit of work is (slice, block, range of tap rows): it passes over the group's images in bands
+// of rows whose gradients stay in L1. Nobody else adds to its sums, so that threads change no bit.
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
-    constexpr int64_t kSlice = 12;             // two tiles of 6
-    constexpr int64_t kGroupBytes = 16 << 20;  // of repacked images: half of a desktop's L3
-    const int64_t blocks = ceil_div(s.K, kWidth<T>), slices = ceil_div(s.C, kSlice);
-    const int64_t Hp = (s.OH - 1) * s.SH + s.KH, Wp = (s.OW - 1) * s.SW + s.KW, pixels = s.OH * s.OW;
-    const int64_t g_image = blocks * pixels * kWidth<T>, x_image = round_up(Hp * Wp * s.C, 16);
-    const int64_t image_bytes = (g_image + x_image) * static_cast<int64_t>(sizeof(T));
-    const int64_t group = larger(1, smaller(s.N, kGroupBytes / larger(1, image_bytes)));
-    const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, slices * blocks));  // of the tap rows
-    const int64_t row_sums = s.KW * kSlice * kWidth<T>, sums_size = s.KH * row_sums;
-    const int64_t units = slices * blocks * cuts;
-
-    const Scratch memory((group * (g_image + x_image) + slices * blocks * sums_size + blocks * kWidth<T>) * sizeof(T));
-    T* const g_packed = memory.as<T>();
-    T* const x_packed = g_packed + group * g_image;
-    T* const sums = x_packed + group * x_image;
-    T* const bias_sums = sums + slices * blocks * sums_size;
-    zero(sums, slices * blocks * sums_size + blocks * kWidth<T>);
-
-    for (int64_t first = 0; first < s.N; first += group) {
-        const int64_t count = smaller(group, s.N - first);
-        parallel_for(count * (Hp + s.OH), threads, [&](int64_t begin, int64_t end, int) {
+    const WeightGrad<T> grad(s);
+    const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, grad.slices * grad.blocks));  // of the tap rows
+    const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+    for (int64_t first = 0; first < s.N; first += grad.group) {
+        const int64_t count = smaller(grad.group, s.N - first), image_rows = grad.Hp + s.OH;
+        parallel_for(count * image_rows, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t i = unit / (Hp + s.OH), row = unit % (Hp + s.OH), n = first + i;
-                if (row < Hp) {
-                    const int64_t h = row - s.PH;
-                    for (int64_t slice = 0; slice < slices; ++slice) {
-                        const int64_t from = slice * kSlice, width = smaller(kSlice, s.C - from);
-                        T* to = x_packed + i * x_image + Hp * Wp * from + row * Wp * width;
-                        const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.C + from;
-                        for (int64_t c = 0; c < Wp; ++c, to += width) {
-                            const bool inside = h >= 0 && h < s.H && c >= s.PW && c - s.PW < s.W;
-                            for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.C + k] : 0;
-                        }
-                    }
-                } else {
-                    const int64_t oh = row - Hp;
-                    for (int64_t b = 0; b < blocks; ++b) {
-                        const int64_t maps = smaller(kWidth<T>, s.K - b * kWidth<T>);
-                        T* to = g_packed + i * g_image + (b * pixels + oh * s.OW) * kWidth<T>;
-                        const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth<T>;
-                        for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.K) {
-                            copy(to, from, maps);
-                            zero(to + maps, kWidth<T> - maps);
-                        }
-                    }
-                }
+                const int64_t i = unit / image_rows, row = unit % image_rows;
+                if (row < grad.Hp)
+                    grad.repack_x(x, first + i, i, row);
+                else
+                    grad.repack_g(g, first + i, i, row - grad.Hp);
             }
         });
-        const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
-        parallel_for(units, threads, [&](int64_t begin, int64_t end, int) {
-            alignas(64) T partial[kPixels * kWidth<T>];
+        parallel_for(grad.slices * grad.blocks * cuts, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t cut = unit % cuts, b = unit / cuts % blocks, slice = unit / cuts / blocks;
-                const int64_t width = smaller(kSlice, s.C - slice * kSlice), run = s.KW * width;
-                const int64_t tap_begin = s.KH * cut / cuts, tap_end = s.KH * (cut + 1) / cuts;
-                T* const own = sums + (slice * blocks + b) * sums_size;
-                const int64_t tiles = ceil_div(run, kPixels);
+                const int64_t cut = unit % cuts, b = unit / cuts % grad.blocks, slice = unit / cuts / grad.blocks;
                 for (int64_t i = 0; i < count; ++i)
                     for (int64_t band = 0; band < bands; ++band) {
                         const int64_t from = s.OH * band / bands, to = s.OH * (band + 1) / bands;
-                        const Walk walk{to - from, s.OW, s.SH * Wp * width, s.SW * width};
-                        const T* gradients = g_packed + i * g_image + (b * pixels + from * s.OW) * kWidth<T>;
-                        for (int64_t tap = tap_begin; tap < tap_end; ++tap) {
-                            const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice +
-                                           (from * s.SH + tap) * Wp * width;
-                            for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
-                                const int64_t e = run * tile_at / tiles, count_e = run * (tile_at + 1) / tiles - e;
-                                const T* at[kPixels];
-                                for (int64_t q = 0; q < count_e; ++q) at[q] = row + e + q;
-                                // Summed apart and added: sums of blocks lose less to rounding than one long sum.
-                                zero(partial, count_e * kWidth<T>);
-                                tile(count_e, at, walk, gradients, partial);
-                                T* const total = own + tap * row_sums + e * kWidth<T>;
-                                for (int64_t q = 0; q < count_e * kWidth<T>; ++q) total[q] += partial[q];
-                            }
-                        }
-                        if (gb && slice == 0 && cut == 0) {
-                            Vec<T> sum[2] = {};
-                            for (int64_t q = 0; q < (to - from) * s.OW; ++q)
-                                for (int v = 0; v < 2; ++v)
-                                    sum[v] += load<Vec<T>>(gradients + q * kWidth<T> + v * Lanes<T>::count);
-                            T* const total = bias_sums + b * kWidth<T>;
-                            for (int v = 0; v < 2; ++v) {
-                                T* const at = total + v * Lanes<T>::count;
-                                store(at, load<Vec<T>>(at) + sum[v]);
-                            }
-                        }
+                        for (int64_t tap = s.KH * cut / cuts; tap < s.KH * (cut + 1) / cuts; ++tap)
+                            grad.add_tap_row(slice, b, i, from, to, tap);
+                        if (gb && slice == 0 && cut == 0) grad.add_bias(b, i, from, to);
                     }
             }
         });
     }
     const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
-        const int64_t slice = c / kSlice, width = smaller(kSlice, s.C - slice * kSlice);
-        return slice * blocks * sums_size + i * row_sums + (j * width + c % kSlice) * kWidth<T>;
+        const int64_t slice = c / grad.kSlice;
+        return slice * grad.blocks * grad.block_sums + i * grad.row_sums +
+               (j * grad.slice_width(slice) + c % grad.kSlice) * kWidth<T>;
     });
-    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+    parallel_for(grad.blocks, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t b = begin; b < end; ++b) {
             const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
-            unpack(table, sums + b * sums_size, gw + from * s.wk, outputs, s.wk);
-            if (gb) copy(gb + from, bias_sums + from, outputs);
+            unpack(table, grad.sums + b * grad.block_sums, gw + from * s.wk, outputs, s.wk);
+            if (gb) copy(gb + from, grad.bias_sums + from, outputs);
         }
     });
 }

@@ -100,9 +100,9 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
 
 // Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
 // (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
-// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it multiplies
-// every row of y that touches its band and adds what falls into it, rows and pixels of y in ascending order, so that
-// the sum of a pixel does not depend on how x was cut.
+// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it
+// multiplies every row of y that touches its band and adds what falls into it, rows and pixels of y in ascending order,
+// so that the sum of a pixel does not depend on how x was cut.
 template <typename T, typename FillRow>
 void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
     const int64_t run = s.KW * s.C, elements = s.KH * run, blocks = ceil_div(elements, kWidth<T>);

@@ -1,4 +1,5 @@
-// Max-pooling with switches, its adjoint (unpooling) and the adjoint's gradient. A unit of work is one row of one image.
+// Max-pooling with switches, its adjoint (unpooling) and the adjoint's gradient. A unit of work is one row of one
+// image.
 #include "max_pool_row.h"
 #include "table.h"
 

@@ -1,13 +1,13 @@
 // One row of max-pooling, and of its adjoint, for standalone and fused kernels.
 //
-// Pooling: the first maximum in row-major order wins, NaN is the maximum, and the first NaN wins. A switch is the winner's
-// tap kh*KW + kw in its own, uncut window. Unpooling is a gather: a pixel adds, in row-major order of windows, the values
-// of the windows whose switch points at it.
+// Pooling: the first maximum in row-major order wins, NaN is the maximum, and the first NaN wins. A switch is the
+// winner's tap kh*KW + kw in its own, uncut window. Unpooling is a gather: a pixel adds, in row-major order of windows,
+// the values of the windows whose switch points at it.
 #pragma once
+#include "../window.h"
 #include "kernels.h"
 #include "simd.h"
 #include "threads.h"
-#include "../window.h"
 
 namespace zf {
 namespace {
@@ -56,8 +56,8 @@ ZF_INLINE void pool_window_one(const T* window, int64_t pitch, int64_t pixel, in
     *switches = static_cast<uint8_t>(winner);
 }
 
-// Row `oh` of the pooled map for `channels` channels. Row h of the map lies at map + (h - first_row) * pitch, its pixels
-// `pixel` elements apart; the results' pixels are s.C elements apart.
+// Row `oh` of the pooled map for `channels` channels. Row h of the map lies at map + (h - first_row) * pitch, its
+// pixels `pixel` elements apart; the results' pixels are s.C elements apart.
 template <typename T>
 void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_t pitch, int64_t pixel,
               int64_t channels, T* y, uint8_t* switches) {
@@ -74,8 +74,7 @@ void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_
             pool_window<T, 2>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
         for (; c + kLanes <= channels; c += kLanes)
             pool_window<T, 1>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
-        for (; c < channels; ++c)
-            pool_window_one(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+        for (; c < channels; ++c) pool_window_one(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
     }
 }
 
@@ -92,8 +91,8 @@ ZF_INLINE float to_bfloat16(float value) {
 // To the nearest float16, ties to even, past 65504 to infinity; NaN stays NaN.
 ZF_INLINE float to_float16(float value) {
     const float size = __builtin_fabsf(value);
-    if (!(size >= 6.103515625e-05f)) {                        // below 2^-14 float16 has the fixed step 2^-24,
-        const float fixed = (size + 0.5f) - 0.5f;             // which is float32's step from 0.5 to 1
+    if (!(size >= 6.103515625e-05f)) {             // below 2^-14 float16 has the fixed step 2^-24,
+        const float fixed = (size + 0.5f) - 0.5f;  // which is float32's step from 0.5 to 1
         return value == value ? __builtin_copysignf(fixed, value) : value;
     }
     if (size >= 65520.0f) return __builtin_copysignf(__builtin_inff(), value);
@@ -137,7 +136,8 @@ ZF_INLINE void unpool_pixel(const Pool& s, const Cover& over, const T* y, const 
     repeat<kVectors>([&](auto v) { store(pixel + v.at * kLanes, sum[v.at]); });
 }
 
-// Row h of the unpooled map, columns [begin, end), `pixel` elements apart from `row` on. y and switches are one image's.
+// Row h of the unpooled map, columns [begin, end), `pixel` elements apart from `row` on. y and switches are one
+// image's.
 template <typename T>
 void unpool_row(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y, const uint8_t* switches, T* row,
                 int64_t pixel) {

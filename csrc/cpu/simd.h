@@ -90,7 +90,8 @@ ZF_INLINE void narrow(uint8_t* to, Mask<T> v) {
     if constexpr (sizeof(T) == 8) return _mm_storel_epi64((__m128i*)to, _mm512_cvtepi64_epi8((__m512i)v));
 #elif defined(__AVX2__)
     if constexpr (sizeof(T) == 4) {
-        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+        const __m128i words =
+            _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
         return _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(words, words));
     }
 #endif

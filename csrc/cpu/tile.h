@@ -54,6 +54,7 @@ struct Walk {
 
 #if defined(ZF_REGISTER)
 
+// clang-format off
 #define ZF_TEXT(n) ZF_TEXT_(n)
 #define ZF_TEXT_(n) #n
 
@@ -108,6 +109,7 @@ struct Walk {
             : ZF_EACH_##count(ZF_ADDRESS)[acc] "r"(acc), [step] "r"(step), [run] "m"(run), [jump] "m"(jump)       \
             : "memory", "cc", ZF_CLOBBERED);                                                                      \
     }
+// clang-format on
 
 ZF_TILE(float, 1)
 ZF_TILE(float, 2)
@@ -135,12 +137,12 @@ void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, T* 
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> a[kCount][2];
     repeat<kCount>([&](auto i) {
-        a[i.at][0] = load<Vec<T>>(acc + i.at * 2 * kLanes);
-        a[i.at][1] = load<Vec<T>>(acc + i.at * 2 * kLanes + kLanes);
+        a[i.at][0] = load<Vec<T> >(acc + i.at * 2 * kLanes);
+        a[i.at][1] = load<Vec<T> >(acc + i.at * 2 * kLanes + kLanes);
     });
     for (int64_t r = 0; r < walk.rows; ++r)
         for (int64_t k = 0; k < walk.run; ++k, w += 2 * kLanes) {
-            const Vec<T> w0 = load<Vec<T>>(w), w1 = load<Vec<T>>(w + kLanes);
+            const Vec<T> w0 = load<Vec<T> >(w), w1 = load<Vec<T> >(w + kLanes);
             const int64_t x = r * walk.row_step + k * walk.step;
             repeat<kCount>([&](auto i) {
                 const Vec<T> v = broadcast<T>(p[i.at][x]);
