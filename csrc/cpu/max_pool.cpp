@@ -37,14 +37,28 @@ template <typename T>
 int64_t max_unpool2d_backward(const Pool& s, const T* g, const uint8_t* switches, T* gy, int threads) {
     const int64_t bad = first_bad_switch(s, switches, threads);
     if (bad >= 0) return bad;
+    constexpr int kLanes = Lanes<T>::count;
+    constexpr int64_t kFewTaps = 16;
+    const int64_t pitch = s.W * s.C;
     int64_t offset[256];  // of a tap from its window's first element
-    for (int64_t tap = 0; tap < s.KH * s.KW; ++tap) offset[tap] = (tap / s.KW * s.W + tap % s.KW) * s.C;
+    for (int64_t tap = 0; tap < s.KH * s.KW; ++tap) offset[tap] = tap / s.KW * pitch + tap % s.KW * s.C;
     parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; ++r) {
-            const int64_t row = r / s.OH * s.H + r % s.OH * s.SH - s.PH;
+            const int64_t oh = r % s.OH, row = r / s.OH * s.H + oh * s.SH - s.PH;
+            const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
             for (int64_t ow = 0; ow < s.OW; ++ow) {
-                const int64_t window = (row * s.W + ow * s.SW - s.PW) * s.C, at = (r * s.OW + ow) * s.C;
-                for (int64_t c = 0; c < s.C; ++c) gy[at + c] = g[window + c + offset[switches[at + c]]];
+                const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+                const T* const window = g + (row * s.W + ow * s.SW - s.PW) * s.C;
+                const uint8_t* const own = switches + (r * s.OW + ow) * s.C;
+                T* const to = gy + (r * s.OW + ow) * s.C;
+                int64_t c = 0;
+                if (s.KH * s.KW <= kFewTaps) {
+                    for (; c + 4 * kLanes <= s.C; c += 4 * kLanes)
+                        pick_window<T, 4>(window + c, pitch, s.C, h0, h1, w0, w1, s.KW, own + c, to + c);
+                    for (; c + kLanes <= s.C; c += kLanes)
+                        pick_window<T, 1>(window + c, pitch, s.C, h0, h1, w0, w1, s.KW, own + c, to + c);
+                }
+                for (; c < s.C; ++c) to[c] = window[c + offset[own[c]]];
             }
         }
     });

@@ -78,6 +78,32 @@ void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_
     }
 }
 
+// kVectors vectors of channels of what the switches of one window point at; `window` is tap (0, 0)'s address. All taps
+// inside the map are read and one is kept, which beats a lookup a channel while they are few: neighbours in memory come
+// in order.
+template <typename T, int kVectors>
+ZF_INLINE void pick_window(const T* window, int64_t pitch, int64_t pixel, int64_t h0, int64_t h1, int64_t w0,
+                           int64_t w1, int64_t KW, const uint8_t* switches, T* y) {
+    constexpr int kLanes = Lanes<T>::count;
+    using Taps = Mask<T>;
+    using Scalar = decltype(Taps{}[0] + 0);
+    Vec<T> picked[kVectors];
+    Taps winner[kVectors];
+    repeat<kVectors>([&](auto v) {
+        picked[v.at] = Vec<T>{};
+        winner[v.at] = widen<T>(switches + v.at * kLanes);
+    });
+    for (int64_t h = h0; h < h1; ++h)
+        for (int64_t w = w0; w < w1; ++w) {
+            const Taps tap = Taps{} + static_cast<Scalar>(h * KW + w);
+            repeat<kVectors>([&](auto v) {
+                const Vec<T> x = load<Vec<T>>(window + h * pitch + w * pixel + v.at * kLanes);
+                picked[v.at] = winner[v.at] == tap ? x : picked[v.at];
+            });
+        }
+    repeat<kVectors>([&](auto v) { store(y + v.at * kLanes, picked[v.at]); });
+}
+
 // To the nearest bfloat16, ties to even; NaN stays NaN.
 ZF_INLINE float to_bfloat16(float value) {
     uint32_t bits;
