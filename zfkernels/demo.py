@@ -22,8 +22,8 @@ from .zfnet import ZFNet
 SIDE = 96
 CHANNELS = (24, 48, 64, 64, 48)
 FEATURES = (128, 128)
-SCALE = 16.0
-CONV1_STD = 3e-3
+SCALE = 16.0  # pixels of 0..255 less their mean are divided by this
+CONV1_STD = 3e-3  # far below He's, which the other layers start from: what its filters show is learned, not left over
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 MAPS_SHOWN = 6  # a layer
 TOP = 9
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels demo`."""
     parser.add_argument("--out", type=Path, default=Path("zfkernels-demo"), help="folder of the page (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops, mirroring and dropout (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the crops (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the crops (%(default)s)")
     parser.add_argument("--crops", type=int, default=240, help="training crops a photograph (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
 

@@ -21,11 +21,9 @@ from .zfnet import clamp_filters_
 class Recipe:
     epochs: int
     batch_size: int = 32
-    learning_rate: float = 0.01
+    learning_rate: float = 0.006
     momentum: float = 0.9
-    weight_decay: float = (
-        0.03  # 60 times Krizhevsky et al.'s: after so few steps the filters would still be their random start
-    )
+    weight_decay: float = 0.04  # many times Krizhevsky et al.'s 5e-4: so few steps would leave filters of random noise
     filter_rms: float = 0.1
     steps: tuple[float, ...] = (0.5, 0.8)  # the rate falls at these fractions of the epochs
     fall: float = 0.2  # to this fraction of what it was
