@@ -221,7 +221,12 @@ def unrectified():
 def flattened():
     """Batch norm and ReLU above the flattening, and below any Linear."""
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 6)
+        nn.Conv2d(3, 4, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(80)),
+        nn.ReLU(),
+        nn.Linear(80, 6),
     )
 
 

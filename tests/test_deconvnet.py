@@ -81,7 +81,7 @@ CHAINS = {
         },
     ),
     "unrectified": (nets.unrectified, (37, 33), {"2": sequential(3), "5": sequential(6), "6": sequential(7)}),
-    "flattened": (nets.flattened, (11, 9), {"3": sequential(5), "5": sequential(6)}),
+    "flattened": (nets.flattened, (11, 9), {"3.1": sequential(5), "5": sequential(6)}),
 }
 CASES = [
     (name, layer, norm)
@@ -538,6 +538,14 @@ def test_dtypes(zfnet, dtype):
     expected = zf.Deconvnet(zfnet).project(images.double(), "conv1", 1, (4, 5))
     assert p.pixels.dtype == p.values.dtype == dtype
     assert error(p.pixels, expected.pixels) < {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
+
+
+def test_norm_factors_of_large_half_activations():
+    """Whose squares float16 cannot hold."""
+    x = 300 + 20 * torch.randn(1, 6, 2, 2)
+    factors = deconvnet._factors(x.half(), 5, 0.5, 0.75, 2.0, False)
+    assert factors.dtype == torch.float16
+    assert error(factors, nets.response_factors(x.half().double(), 5, 0.5, 0.75, 2.0)) < 2e-3
 
 
 # What cannot be reversed, and wrong arguments

@@ -389,7 +389,7 @@ def _reverse_unit(
             switches = _at(run.recorded[k], of, maps, places).cpu().numpy().astype(np.int64)
             inside = np.stack(np.divmod(switches, step.kernel[1]), 1)
             places = places * step.stride - step.padding + inside
-        elif isinstance(step, Flatten):
+        elif isinstance(step, Flatten) and len(run.shapes[k]) == 4:
             maps, *places = np.unravel_index(maps, run.shapes[k][1:])
             places = np.stack(places, 1)
     return _alone(run.shapes[0], units, _on(device, maps), values), places, 0
@@ -454,12 +454,12 @@ def _reverse_layer(
     run: Run, g: Tensor, origins: np.ndarray, of: np.ndarray, k: int, pool: Pool | None, rectify: bool, below: int
 ) -> tuple[Tensor, np.ndarray]:
     """Steps k down to `below`: a pool or none, a ReLU or none, and a conv."""
-    conv, filters, image_size = run.steps[below], run.filters[below], run.shapes[below][2:]
+    conv, filters, input_size = run.steps[below], run.filters[below], run.shapes[below][2:]
     size, map_size = g.shape[2:], run.shapes[below + 1][2:]
     if pool:
         switches = _cut(run.recorded[k], of, origins, size)
         pool_padding, size, origins = _widen(size, origins, pool.kernel, pool, run.shapes[k + 1][2:], map_size)
-    padding, size, origins = _widen(size, origins, conv.window, conv, map_size, image_size)
+    padding, size, origins = _widen(size, origins, conv.window, conv, map_size, input_size)
     if pool:
         g = max_unpool2d_relu_conv_transpose2d(
             g,
@@ -475,7 +475,7 @@ def _reverse_layer(
         )
     else:
         g = relu_conv_transpose2d(g, filters, conv.stride, padding, output_size=size, rectify=rectify)
-    return _clip(g, origins, image_size, below)
+    return _clip(g, origins, input_size, below)
 
 
 def _widen(
@@ -531,10 +531,10 @@ def _cut(maps: Tensor, of: np.ndarray, origins: np.ndarray, size: Pair) -> Tenso
 
 def _factors(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
     """Of contrast_norm(x), the factor denominator^(-beta) at each place."""
-    d = x
+    d = x.float() if x.element_size() < 4 else x
     if center:
-        d = x - _window_sum(x, size) / _window_sum(torch.ones_like(x[:1, :, :1, :1]), size)
-    return (k + alpha / size * _window_sum(d * d, size)) ** -beta
+        d = d - _window_sum(d, size) / _window_sum(torch.ones_like(d[:1, :, :1, :1]), size)
+    return ((k + alpha / size * _window_sum(d * d, size)) ** -beta).to(x.dtype)
 
 
 def _window_sum(x: Tensor, size: int) -> Tensor:
