@@ -1,8 +1,8 @@
 """The compiled kernels of csrc/cpu: float32 and float64 on the CPU, as fast as its instruction set allows.
 
 bfloat16 and float16 are computed in float32 and rounded once at the end. Inputs of any strides are taken; what is not
-dense channels-last memory is copied into it first. The instruction set is the best that the CPU has, or
-the one that the environment variable ZFKERNELS_ISA names ("baseline", "avx2", "avx512").
+dense channels-last memory is copied into it first. The instruction set is the best that the CPU has, or the one that
+the environment variable ZFKERNELS_ISA names ("baseline", "avx2", "avx512").
 """
 
 import os
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..ops import checks, window
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -31,11 +32,9 @@ def unavailable() -> str | None:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
-    n, _, h, w = x.shape
-    k, _, kh, kw = weight.shape
-    output_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
-    y = _empty(x, n, k, output_size)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(None if bias is None else bias.contiguous()), _computed_empty(y)
+    output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+    y = _empty(x, x.shape[0], weight.shape[0], output_size)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
     sizes = _conv_sizes(xs, ws, output_size, stride, padding)
     _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), _address(bs), ys.data_ptr(), relu, _threads())
     return _rounded(ys, y)
@@ -109,11 +108,10 @@ def contrast_norm_backward(
 def conv2d_relu_max_pool2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, pool_kernel, pool_stride, pool_padding, output_size
 ) -> tuple[Tensor, Tensor]:
-    n, _, h, w = x.shape
-    k, _, kh, kw = weight.shape
-    conv_size = ((h + 2 * padding[0] - kh) // stride[0] + 1, (w + 2 * padding[1] - kw) // stride[1] + 1)
+    n, k = x.shape[0], weight.shape[0]
+    conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y, switches = _empty(x, n, k, output_size), _empty(x, n, k, output_size, torch.uint8)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _computed(None if bias is None else bias.contiguous()), _computed_empty(y)
+    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
     _C.conv2d_relu_max_pool2d(
         _f64(x),
         _conv_sizes(xs, ws, conv_size, stride, padding),
@@ -142,11 +140,7 @@ def max_unpool2d_relu_conv_transpose2d(
     rectify: bool,
 ) -> Tensor:
     n, k = y.shape[:2]
-    kh, kw = weight.shape[2:]
-    conv_size = (
-        (output_size[0] + 2 * padding[0] - kh) // stride[0] + 1,
-        (output_size[1] + 2 * padding[1] - kw) // stride[1] + 1,
-    )
+    conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = _empty(y, n, weight.shape[1], output_size)
     ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
     bad = _C.max_unpool2d_relu_conv_transpose2d(
@@ -187,6 +181,10 @@ def _computed(x: Tensor | None) -> Tensor | None:
     return x.float() if x is not None and x.dtype in _ROUNDING else x
 
 
+def _bias(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else _computed(bias).contiguous()
+
+
 def _dense(x: Tensor) -> Tensor:
     """x in the type that the kernels compute in (switches as they are), in dense channels-last memory."""
     return _computed(x).contiguous(memory_format=torch.channels_last)
@@ -222,10 +220,6 @@ def _pool_sizes(x: Tensor, output_size, kernel_size, stride, padding) -> tuple[i
 def _check_switches(bad: int, switches: Tensor, kernel_size, stride, padding, size) -> None:
     """Raises for the switch at the flat channels-last index that a kernel refused (-1: none)."""
     if bad >= 0:
-        n, c, h, w = switches.shape
+        _, c, h, w = switches.shape
         place = bad // (w * h * c), bad % c, bad // (w * c) % h, bad // c % w
-        raise ValueError(
-            f"switches: the value {int(switches[place])} at {place} points outside its {kernel_size[0]}x{kernel_size[1]} "
-            f"window (stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; expected "
-            "the switches that max_pool2d_with_switches returned for a map of that size"
-        )
+        raise checks.bad_switch(int(switches[place]), place, kernel_size, stride, padding, size)

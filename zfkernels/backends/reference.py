@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops import checks
+
 DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -143,12 +145,7 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
     wrong = (s >= kernel_size[0] * kernel_size[1]) | (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
     if wrong.any():
         n, h, w, c = (int(index) for index in np.argwhere(wrong.transpose(0, 2, 3, 1))[0])
-        window = f"{kernel_size[0]}x{kernel_size[1]} window (stride {tuple(stride)}, padding {tuple(padding)})"
-        raise ValueError(
-            f"switches: the value {s[n, c, h, w]} at {(n, c, h, w)} points outside its {window} or outside the "
-            f"{size[0]}x{size[1]} map; expected the switches that max_pool2d_with_switches returned "
-            "for a map of that size"
-        )
+        raise checks.bad_switch(s[n, c, h, w], (n, c, h, w), kernel_size, stride, padding, size)
 
 
 @quiet
