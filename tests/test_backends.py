@@ -257,3 +257,12 @@ def test_expanded_cotangent_and_weight(backend):
     y = torch.nn.functional.max_pool2d(y, 3, 2, ceil_mode=True)
     (expected,) = torch.autograd.grad(y.sum(), dense)
     assert error(gx, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 9, 40])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.77])
+def test_a_centred_constant_stack_is_exactly_zero(backend, size, value):
+    for dtype in DTYPES:
+        y = zf.contrast_norm(torch.full((1, 17, 2, 2), value, dtype=dtype), size, center=True, backend=backend)
+        assert torch.equal(y, torch.zeros_like(y)), dtype

@@ -86,12 +86,15 @@ struct Rows {
             share[c] = 1 / static_cast<T>(smaller(s.C - 1, c + w.after) - larger(0, c - w.before) + 1);
     }
 
-    // d, the row that is normalized: x itself or `centred`.
+    // d, the row that is normalized: x itself or `centred`, the mean of x_c - x_j, which is exactly 0 where all are
+    // equal.
     const T* normalized(const Norm& s, const T* x) {
         if (!s.center) return x;
-        for (int64_t c = 0; c < s.C; ++c) slid[c] = x[c];
-        window_sums(slid, sums, s.C, Window(s));
-        for (int64_t c = 0; c < s.C; ++c) centred[c] = x[c] - sums[c] * share[c];
+        const Window w(s);
+        for (int64_t c = 0; c < s.C; ++c) centred[c] = 0;
+        for (int64_t j = -w.before; j <= w.after; ++j)
+            for (int64_t c = larger(0, -j); c < smaller(s.C, s.C - j); ++c) centred[c] += x[c] - x[c + j];
+        for (int64_t c = 0; c < s.C; ++c) centred[c] *= share[c];
         return centred;
     }
 

@@ -190,7 +190,7 @@ def _difference_and_scale(x, size, alpha, k, center):
     d, s = x.copy(), np.empty_like(x)
     for c, window in enumerate(_windows(x.shape[1], size)):
         if center:
-            d[:, c] -= x[:, window].mean(1)
+            d[:, c] = (x[:, c, None] - x[:, window]).mean(1)  # 0 where all are equal, which x - mean is not
     for c, window in enumerate(_windows(x.shape[1], size)):
         s[:, c] = k + alpha / size * np.square(d[:, window]).sum(1)
     return d, s
