@@ -7,30 +7,21 @@ namespace zf {
 namespace ZF_ISA {
 namespace {
 
-// A forward convolution's weights, [block][KH][KW * C][kWidth], and bias, both with zeros for absent maps.
+// A forward convolution's filters as rows of a block: [KH][KW][C].
 template <typename T>
-struct Packed {
-    int64_t blocks, weights;  // of output channels; elements of one block's weights
-    Scratch memory;
+Table forward_table(const Conv& s) {
+    return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj,
+                 [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; });
+}
 
-    Packed(const Conv& s, const T* w, const T* bias, int threads)
-        : blocks(ceil_div(s.K, kWidth<T>)),
-          weights(s.KH * s.KW * s.C * kWidth<T>),
-          memory(static_cast<std::size_t>(blocks * (weights + kWidth<T>)) * sizeof(T)) {
-        const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj,
-                          [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; });
-        parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t b = begin; b < end; ++b) {
-                const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
-                if (outputs < kWidth<T>) zero(of(b), weights);
-                pack(table, of(b), w + from * s.wk, outputs, s.wk);
-                for (int64_t o = 0; o < kWidth<T>; ++o) bias_of(b)[o] = bias && o < outputs ? bias[from + o] : 0;
-            }
-        });
+// The bias of one block of output channels, zeros where there is none.
+template <typename T>
+void bias_of_block(const Conv& s, const T* bias, int64_t block, T (&values)[kWidth<T>]) {
+    for (int64_t o = 0; o < kWidth<T>; ++o) {
+        const int64_t k = block * kWidth<T> + o;
+        values[o] = bias && k < s.K ? bias[k] : 0;
     }
-    T* of(int64_t block) const { return memory.template as<T>() + block * weights; }
-    T* bias_of(int64_t block) const { return of(blocks) + block * kWidth<T>; }
-};
+}
 
 // Output rows [from, to) of image n as a Block that reads the map itself where no window needs padding, else the
 // thread's band, which is filled here.
@@ -57,8 +48,9 @@ int64_t band_elements(const Conv& s, int64_t rows) { return ((rows - 1) * s.SH +
 // passes every block of the group over it.
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    const Packed<T> packed(s, w, bias, threads);
     const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+    const Table table = forward_table<T>(s);
+    const Packed<T> packed(table, w, s.K, s.wk, s.N * bands == 1, threads);
     const int64_t groups = groups_for(packed.blocks, s.N * bands, threads);
     const int64_t acc_size = round_up(rows * s.OW * kWidth<T>, 16), band_size = round_up(band_elements(s, rows), 16);
     const Scratch memory(static_cast<std::size_t>(threads * (acc_size + band_size)) * sizeof(T));
@@ -70,7 +62,9 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool rel
             const int64_t from = s.OH * b / bands, to = s.OH * (b + 1) / bands;
             const Block<T> block = input_block(s, x, band, n, from, to);
             for (int64_t k = packed.blocks * group / groups; k < packed.blocks * (group + 1) / groups; ++k) {
-                convolve_block(block, packed.of(k), packed.bias_of(k), acc);
+                T block_bias[kWidth<T>];
+                bias_of_block(s, bias, k, block_bias);
+                convolve_block(block, packed.block(k, thread), block_bias, acc);
                 if (relu) rectify_all(acc, (to - from) * s.OW * kWidth<T>);
                 const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
                 T* out = y + (n * s.OH + from) * s.OW * s.K + k * kWidth<T>;
@@ -87,7 +81,8 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool rel
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                             uint8_t* switches, Rounding rounding, int threads) {
-    const Packed<T> packed(s, w, bias, threads);
+    const Table table = forward_table<T>(s);
+    const Packed<T> packed(table, w, s.K, s.wk, false, threads);
     const int64_t groups = groups_for(packed.blocks, s.N, threads);
     const int64_t spans = smaller(pool.OH, ceil_div(threads, larger(s.N * groups, 1)));
     const int64_t step = smaller(pool.OH, larger(1, kBlockPixels / (s.OW * pool.SH)));  // pooled rows at a time
@@ -119,7 +114,9 @@ void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T
                                           static_cast<std::size_t>(kept * pitch) * sizeof(T));
                     if (fresh < to) {
                         T* const acc = rows + kept * pitch;
-                        convolve_block(block, packed.of(k), packed.bias_of(k), acc);
+                        T block_bias[kWidth<T>];
+                        bias_of_block(s, bias, k, block_bias);
+                        convolve_block(block, packed.block(k, thread), block_bias, acc);
                         rectify_all(acc, (to - fresh) * pitch);
                         round_all(acc, (to - fresh) * pitch, rounding);
                     }

@@ -37,8 +37,6 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const int64_t groups = groups_for(blocks, s.N * bands, threads);
 
     // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues, taps in descending order.
-    const int64_t weights = s.KH * s.KW * s.K * kWidth<T>;
-    const Scratch packed(static_cast<std::size_t>(blocks * weights) * sizeof(T));
     const Table table(s.K, s.wk, s.KH, s.wi, s.KW, s.wj, [&](int64_t k, int64_t i, int64_t j) {
         const int64_t th = taps_of_residue(s.KH, s.SH, i % s.SH), tw = taps_of_residue(s.KW, s.SW, j % s.SW);
         int64_t taps = 0;  // of the classes before this one
@@ -46,14 +44,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         for (int64_t rj = 0; rj < j % s.SW; ++rj) taps += taps_of_residue(s.KW, s.SW, rj) * th;
         return ((taps + (th - 1 - i / s.SH) * tw + tw - 1 - j / s.SW) * s.K + k) * kWidth<T>;
     });
-    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t b = begin; b < end; ++b) {
-            const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.C - from);
-            T* const to = packed.as<T>() + b * weights;
-            if (outputs < kWidth<T>) zero(to, weights);
-            pack(table, to, w + from * s.wc, outputs, s.wc);
-        }
-    });
+    const Packed<T> packed(table, w, s.C, s.wc, s.N * bands == 1, threads);
 
     T no_bias[kWidth<T>] = {};
     const int64_t acc_size = round_up(rows * (q_right - q_left) * kWidth<T>, 16);
@@ -69,7 +60,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
             const int64_t top = from - (most_taps - 1);  // y's row that the band begins with
             band.require(n, top, to, [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
             for (int64_t k = blocks * group / groups; k < blocks * (group + 1) / groups; ++k) {
-                const T* class_weights = packed.as<T>() + k * weights;
+                const T* class_weights = packed.block(k, thread);
                 const int64_t outputs = smaller(kWidth<T>, s.C - k * kWidth<T>);
                 for (int64_t ri = 0; ri < s.SH; ++ri)
                     for (int64_t rj = 0; rj < s.SW; ++rj) {

@@ -129,5 +129,49 @@ void unpack(const Table& table, const T* block, T* filters, int64_t outputs, int
         [&](const Element* e, int64_t o) { filters[e->filter + o * so] = block[e->block + o]; });
 }
 
+// All blocks of a convolution's weights, packed for it: block b has the filters from b * kWidth on, so elements apart,
+// with zeros for absent ones. Where each block is used just once, its thread packs it then, while it is in the nearest
+// cache; else all are packed at the start, by all threads.
+template <typename T>
+class Packed {
+   public:
+    const int64_t blocks;
+
+    Packed(const Table& table, const T* filters, int64_t outputs, int64_t so, bool used_once, int threads)
+        : blocks(ceil_div(outputs, kWidth<T>)),
+          table_(table),
+          filters_(filters),
+          outputs_(outputs),
+          so_(so),
+          used_once_(used_once),
+          memory_(static_cast<std::size_t>((used_once ? threads : blocks) * size()) * sizeof(T)) {
+        if (used_once) return;
+        parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t b = begin; b < end; ++b) pack_into(b, b);
+        });
+    }
+
+    const T* block(int64_t b, int thread) const {
+        if (used_once_) pack_into(b, thread);
+        return memory_.template as<T>() + (used_once_ ? thread : b) * size();
+    }
+
+   private:
+    int64_t size() const { return (table_.end() - table_.begin()) * kWidth<T>; }
+
+    void pack_into(int64_t b, int64_t slot) const {
+        const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, outputs_ - from);
+        T* const to = memory_.template as<T>() + slot * size();
+        if (outputs < kWidth<T>) zero(to, size());
+        pack(table_, to, filters_ + from * so_, outputs, so_);
+    }
+
+    const Table& table_;
+    const T* filters_;
+    int64_t outputs_, so_;
+    bool used_once_;
+    Scratch memory_;
+};
+
 }  // namespace
 }  // namespace zf
