@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels demo`."""
     parser.add_argument("--out", type=Path, default=Path("zfkernels-demo"), help="folder of the page (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops, mirroring and dropout (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the crops (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=14, help="passes over the crops (%(default)s)")
     parser.add_argument("--crops", type=int, default=240, help="training crops a photograph (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
 

@@ -5,10 +5,10 @@ of a scene in which every part is another thing (an astronaut before a flag and 
 square, drawn at random places and scales, and resized to the side a network wants. A photograph is divided into
 square cells, a quarter of its shorter side each, and every fifth cell is held out:
 
-    . . H . .      training crops touch no pixel of a held-out cell;
-    H . . . .      held-out crops lie wholly inside one.
-    . . . H .
+    H . . . .      training crops touch no pixel of a held-out cell;
+    . . . H .      held-out crops lie wholly inside one.
     . H . . .
+    . . . . H
 
 A crop is cut from the original pixels before it is resized, so no filter carries a pixel across a cell's border.
 """
@@ -62,7 +62,7 @@ def held_out_cells(height: int, width: int) -> list[tuple[int, int, int, int]]:
         (row * side, column * side, (row + 1) * side, (column + 1) * side)
         for row in range(rows)
         for column in range(columns)
-        if (column + 2 * row) % 5 == 2
+        if (column + 2 * row) % 5 == 0
     ]
 
 
