@@ -376,13 +376,15 @@ own kernels. It names the photograph of {accuracy:.1%} of the crops whose pixels
 <figcaption>One photograph is one class; these were chosen because the parts of each resemble one another. Training
 crops touch no pixel of the outlined cells; held-out crops lie wholly inside them. The percentages are of held-out
 crops recognised. Crops of one photograph share its light, its camera and its colours, so this measures recognition
-of a photograph, not of the kind of thing it shows.</figcaption>
+of a photograph, not of the kind of thing it shows; and the photographs, the held-out cells and the recipe were
+chosen while looking at it. It shows that the network learned, not how well such a network can.</figcaption>
 </figure>
 
 <h2>Training</h2>
 <figure><img src="training.png" alt="loss and accuracy by epoch" width="840">
 <figcaption>Momentum, dropout, mirrored crops, and every convolution filter held to a root mean square of 0.1 at most,
-as in the paper. Vertical lines: the learning rate falls. The loss is measured with dropout on.</figcaption>
+as in the paper. Unlike the paper's: the starting weights (He's; smaller in conv1), the weight decay and the fixed
+steps of the learning rate (vertical lines). The loss is measured with dropout on.</figcaption>
 </figure>
 
 <h2>First-layer filters</h2>
