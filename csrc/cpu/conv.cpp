@@ -48,7 +48,7 @@ int64_t band_elements(const Conv& s, int64_t rows) { return ((rows - 1) * s.SH +
 // passes every block of the group over it.
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+    const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
     const Table table = forward_table<T>(s);
     const Packed<T> packed(table, w, s.K, s.wk, s.N * bands == 1, threads);
     const int64_t groups = groups_for(packed.blocks, s.N * bands, threads);
@@ -231,7 +231,7 @@ template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     const WeightGrad<T> grad(s);
     const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, grad.slices * grad.blocks));  // of the tap rows
-    const int64_t rows = smaller(s.OH, larger(1, kBlockPixels / s.OW)), bands = ceil_div(s.OH, rows);
+    const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
     for (int64_t first = 0; first < s.N; first += grad.group) {
         const int64_t count = smaller(grad.group, s.N - first), image_rows = grad.Hp + s.OH;
         parallel_for(count * image_rows, threads, [&](int64_t begin, int64_t end, int) {

@@ -69,6 +69,11 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
         }
 }
 
+// Rows of `cols` pixels that make about a block, at most `most`.
+inline int64_t rows_of_block(int64_t cols, int64_t most) {
+    return smaller(most, larger(1, (kBlockPixels + cols / 2) / cols));
+}
+
 // The first `outputs` <= kWidth values of each pixel of acc to pixels `step` elements apart.
 template <typename T>
 ZF_INLINE void copy_pixels(T* to, int64_t step, const T* acc, int64_t pixels, int64_t outputs) {

@@ -32,7 +32,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const int64_t q_begin = floor_div(s.PH, s.SH), q_end = floor_div(s.H - 1 + s.PH, s.SH) + 1;
     const int64_t q_left = floor_div(s.PW, s.SW), q_right = floor_div(s.W - 1 + s.PW, s.SW) + 1;
     const int64_t left = q_left - (ceil_div(s.KW, s.SW) - 1), cols = q_right - left;  // of y
-    const int64_t rows = smaller(q_end - q_begin, larger(1, kBlockPixels / (q_right - q_left)));
+    const int64_t rows = rows_of_block(q_right - q_left, q_end - q_begin);
     const int64_t bands = ceil_div(q_end - q_begin, rows), blocks = ceil_div(s.C, kWidth<T>);
     const int64_t groups = groups_for(blocks, s.N * bands, threads);
 
