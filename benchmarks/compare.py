@@ -5,7 +5,7 @@
     python benchmarks/compare.py --json out.json; python benchmarks/compare.py --show out.json
 
 Each contender's result is compared with float64 first: a wrong result has no time. Then rounds: in each, every
-contender runs one burst of calls, in an order that rotates, so that a slow second of the machine hits all of them. The
+contender runs one burst of calls, in a shuffled order, so that a slow second of the machine hits all of them. The
 time of a round is the median of its calls; the ratio is the median over rounds of the peer's time by ours, of the same
 round: above 1 we are faster.
 """
@@ -13,12 +13,14 @@ round: above 1 we are faster.
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+PAUSE = 0.02  # seconds before a burst, for the threads of the peer before it to stop spinning on our cores
 BOUND = 1e-5  # relative error in norm that a float32 result may have
 MALLOC = "GLIBC_TUNABLES"
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
@@ -90,11 +92,12 @@ def timed(runs: dict, rounds: int, seconds: float, of=statistics.median) -> dict
     """Seconds a call, for each contender and round."""
     calls = {who: max(2, min(200, int(seconds / max(burst(run, 2), 1e-7)))) for who, run in runs.items()}
     times = {who: [] for who in runs}
-    order = list(runs)
-    for i in range(rounds):
-        for who in order[i % len(order) :] + order[: i % len(order)]:
+    order, shuffle = list(runs), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for who in order:
+            time.sleep(PAUSE)
             times[who].append(burst(runs[who], calls[who], of))
-            time.sleep(0.002)  # lets a peer's idle threads stop spinning
     return times
 
 
