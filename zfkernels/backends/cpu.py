@@ -16,7 +16,7 @@ from ..ops import checks, window
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_LARGE = 4 << 20  # bytes from which the pages of a fresh result cost more than filling them (csrc/cpu/threads.h)
+_LARGE = 32 << 20  # bytes from which malloc maps fresh pages for every result (csrc/cpu/threads.h has the cost)
 _ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, enum Rounding
 
 if os.environ.get("ZFKERNELS_ISA"):
