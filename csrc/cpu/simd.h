@@ -113,12 +113,6 @@ ZF_INLINE void repeat(const F& f) {
     }
 }
 
-// max(0, v) that lets NaN through.
-template <typename V>
-ZF_INLINE V rectified(V v) {
-    return v < V{} ? V{} : v;
-}
-
 template <typename T>
 ZF_INLINE void copy(T* to, const T* from, int64_t count) {
     __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
