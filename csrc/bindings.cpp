@@ -112,6 +112,8 @@ PYBIND11_MODULE(_C, m) {
         for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
         throw py::value_error("instruction set '" + std::string(name) + "' cannot run here; those that can:" + names);
     });
+    m.def("winograd", [] { return static_cast<int>(zf::winograd_mode()); });
+    m.def("set_winograd", [](int mode) { zf::set_winograd_mode(static_cast<zf::WinogradMode>(mode)); });
     m.def("pool", &zf::pool_name);
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });

@@ -4,11 +4,13 @@
 //   x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and over maps k, of
 //                   y[n][oh][ow][k] * w[k][c][i][j]
 //
-// Both kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row oh of
-// y, zeros where y has none: a copy, or a row of the unpooled map that is gathered here and never written elsewhere.
+// All three kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row
+// oh of y, zeros where y has none: a copy, or a row of the unpooled map that is gathered here and never written
+// elsewhere.
 #include "conv_block.h"
 #include "max_pool_row.h"
 #include "table.h"
+#include "winograd.h"
 
 namespace zf {
 namespace ZF_ISA {
@@ -44,7 +46,9 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         for (int64_t rj = 0; rj < j % s.SW; ++rj) taps += taps_of_residue(s.KW, s.SW, rj) * th;
         return ((taps + (th - 1 - i / s.SH) * tw + tw - 1 - j / s.SW) * s.K + k) * kWidth<T>;
     });
-    const Packed<T> packed(table, w, s.C, s.wc, s.N * bands == 1, threads);
+    const int64_t size = s.KH * s.KW * s.K * kWidth<T>;
+    const auto pack_block = pack_filters(table, size, w, s.C, s.wc);
+    const Packed<T, decltype(pack_block)> packed(blocks, size, pack_block, s.N * bands == 1, threads);
 
     T no_bias[kWidth<T>] = {};
     const int64_t acc_size = round_up(rows * (q_right - q_left) * kWidth<T>, 16);
@@ -146,8 +150,70 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
     });
 }
 
+// By Winograd's kernel (winograd.h): a correlation of stride 1 over positions of y, whose outputs are the SH x SW
+// pixels of x that a position makes, C channels each; false, and x is of no use, where a result is not finite. A unit
+// of work is (rows of tiles, of one image or several; group of blocks of outputs).
+template <typename T, typename FillRow>
+bool transpose_winograd(const Conv& s, const Grid& grid, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const int64_t q_top = grid.top + grid.taps - 1, q_left = grid.left + grid.taps - 1, run = s.SW * s.C;
+    const int64_t all_rows = s.N * grid.tile_rows(), rows = smaller(all_rows, Winograd<T>::rows_of_unit(grid));
+    const int64_t bands = ceil_div(all_rows, larger(rows, 1));
+    const int64_t size = grid.taps * grid.taps * s.K * kWidth<T>;
+    const auto pack_block = [&](int64_t b, T* to) {
+        zero(to, size);
+        const int64_t end = smaller(grid.outputs, (b + 1) * kWidth<T>);
+        for (int64_t o = b * kWidth<T>, next; o < end; o = next) {  // outputs [o, next) are of one pixel
+            next = smaller(end, (o / s.C + 1) * s.C);
+            const int64_t i = o / run, j = o / s.C % s.SW;
+            const Table table(s.K, s.wk, taps_of_residue(s.KH, s.SH, i), s.SH * s.wi, taps_of_residue(s.KW, s.SW, j),
+                              s.SW * s.wj, [&](int64_t k, int64_t a, int64_t c) {
+                                  return (((grid.taps - 1 - a) * grid.taps + grid.taps - 1 - c) * s.K + k) * kWidth<T>;
+                              });
+            pack(table, to + o - b * kWidth<T>, w + i * s.wi + j * s.wj + o % s.C * s.wc, next - o, s.wc);
+        }
+    };
+    const Packed<T, decltype(pack_block)> packed(ceil_div(grid.outputs, kWidth<T>), size, pack_block, bands == 1,
+                                                 threads);
+    const int64_t groups = groups_for(packed.blocks, bands, threads), own = Winograd<T>::elements(grid, rows);
+    const Scratch memory(static_cast<std::size_t>(threads * own) * sizeof(T));
+    const T no_bias[kWidth<T>] = {};
+    bool finite = true;
+    parallel_for(bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
+        Winograd<T> winograd(grid, rows, memory.as<T>() + thread * own);
+        bool all_finite = true;
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t group = unit % groups, b = unit / groups;
+            winograd.take(all_rows * b / bands, all_rows * (b + 1) / bands, fill_row);
+            for (int64_t k = packed.blocks * group / groups; k < packed.blocks * (group + 1) / groups; ++k) {
+                const int64_t first = k * kWidth<T>, last = smaller(grid.outputs, first + kWidth<T>);
+                const auto pixel = [&](int64_t n, int64_t row, int64_t col, const T* values) {
+                    for (int64_t o = first, next; o < last; o = next) {  // outputs [o, next) are of one row of x
+                        next = smaller(last, (o / run + 1) * run);
+                        const int64_t h = (q_top + row) * s.SH + o / run - s.PH;
+                        const int64_t at = ((q_left + col) * s.SW - s.PW) * s.C + o % run;
+                        const int64_t from = larger(0, -at), to = smaller(next - o, s.W * s.C - at);
+                        if (h < 0 || h >= s.H || from >= to) continue;
+                        T* const out = x + (n * s.H + h) * s.W * s.C + at;
+                        copy_pixels(out + from, 0, values + o - first + from, 1, to - from);
+                    }
+                };
+                all_finite &= winograd.products(packed.block(k, thread), no_bias, false, pixel);
+            }
+        }
+        if (!all_finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+    });
+    return finite;
+}
+
 template <typename T, typename FillRow>
 void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const int64_t q_top = floor_div(s.PH, s.SH), q_left = floor_div(s.PW, s.SW), taps = ceil_div(s.KH, s.SH);
+    const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
+                  cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
+    const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
+    if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C) &&
+        transpose_winograd(s, grid, w, x, threads, fill_row))
+        return;
     if (s.C <= kWidth<T> / 2)
         scatter(s, w, x, threads, fill_row);
     else

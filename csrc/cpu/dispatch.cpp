@@ -24,6 +24,7 @@ struct Usable {
 };
 
 const Kernels* active = nullptr;
+WinogradMode mode = kWhereItPays;
 
 }  // namespace
 
@@ -37,6 +38,9 @@ const Kernels& active_kernels() {
         for (const Kernels* const* k = usable_kernels(); *k; ++k) active = *k;
     return *active;
 }
+
+WinogradMode winograd_mode() { return mode; }
+void set_winograd_mode(WinogradMode wanted) { mode = wanted; }
 
 bool use_kernels(const char* name) {
     for (const Kernels* const* k = usable_kernels(); *k; ++k)

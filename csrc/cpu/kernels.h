@@ -73,4 +73,9 @@ const Kernels& active_kernels();
 // False when no usable table has that name.
 bool use_kernels(const char* name);
 
+// Whether float32 convolutions go by Winograd's kernel (winograd.h): never, where it is faster, wherever it can.
+enum WinogradMode : int { kNever = 0, kWhereItPays = 1, kWhereItCan = 2 };
+WinogradMode winograd_mode();
+void set_winograd_mode(WinogradMode);
+
 }  // namespace zf

@@ -129,49 +129,50 @@ void unpack(const Table& table, const T* block, T* filters, int64_t outputs, int
         [&](const Element* e, int64_t o) { filters[e->filter + o * so] = block[e->block + o]; });
 }
 
-// All blocks of a convolution's weights, packed for it: block b has the filters from b * kWidth on, so elements apart,
-// with zeros for absent ones. Where each block is used just once, its thread packs it then, while it is in the nearest
-// cache; else all are packed at the start, by all threads.
-template <typename T>
+// All blocks of a convolution's weights, packed for it: `pack_block(b, to)` writes the `size` elements of block b.
+// Where each block is used just once, its thread packs it then, while it is in the nearest cache; else all are packed
+// at the start, by all threads.
+template <typename T, typename PackBlock>
 class Packed {
    public:
     const int64_t blocks;
 
-    Packed(const Table& table, const T* filters, int64_t outputs, int64_t so, bool used_once, int threads)
-        : blocks(ceil_div(outputs, kWidth<T>)),
-          table_(table),
-          filters_(filters),
-          outputs_(outputs),
-          so_(so),
+    Packed(int64_t count, int64_t size, const PackBlock& pack_block, bool used_once, int threads)
+        : blocks(count),
+          size_(size),
+          pack_block_(pack_block),
           used_once_(used_once),
-          memory_(static_cast<std::size_t>((used_once ? threads : blocks) * size()) * sizeof(T)) {
+          memory_(static_cast<std::size_t>((used_once ? threads : count) * size) * sizeof(T)) {
         if (used_once) return;
         parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t b = begin; b < end; ++b) pack_into(b, b);
+            for (int64_t b = begin; b < end; ++b) pack_block_(b, at(b));
         });
     }
 
     const T* block(int64_t b, int thread) const {
-        if (used_once_) pack_into(b, thread);
-        return memory_.template as<T>() + (used_once_ ? thread : b) * size();
+        if (used_once_) pack_block_(b, at(thread));
+        return at(used_once_ ? thread : b);
     }
 
    private:
-    int64_t size() const { return (table_.end() - table_.begin()) * kWidth<T>; }
+    T* at(int64_t slot) const { return memory_.template as<T>() + slot * size_; }
 
-    void pack_into(int64_t b, int64_t slot) const {
-        const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, outputs_ - from);
-        T* const to = memory_.template as<T>() + slot * size();
-        if (outputs < kWidth<T>) zero(to, size());
-        pack(table_, to, filters_ + from * so_, outputs, so_);
-    }
-
-    const Table& table_;
-    const T* filters_;
-    int64_t outputs_, so_;
-    bool used_once_;
-    Scratch memory_;
+    const int64_t size_;
+    const PackBlock& pack_block_;
+    const bool used_once_;
+    const Scratch memory_;
 };
+
+// What packs block b of `size` elements: the filters from b * kWidth on, so elements apart, with zeros for absent ones
+// and for rows that the table does not name.
+template <typename T>
+auto pack_filters(const Table& table, int64_t size, const T* filters, int64_t outputs, int64_t so) {
+    return [=, &table](int64_t b, T* to) {
+        const int64_t from = b * kWidth<T>, count = smaller(kWidth<T>, outputs - from);
+        if (count < kWidth<T> || size > (table.end() - table.begin()) * kWidth<T>) zero(to, size);
+        pack(table, to, filters + from * so, count, so);
+    };
+}
 
 }  // namespace
 }  // namespace zf

@@ -1,0 +1,302 @@
+// Winograd's minimal filtering for convolutions: 6 x 6 products make m x m outputs of r x r taps, m + r = 7.
+//
+//   Y = A^T [ sum over channels of (G g G^T) * (B^T d B) ] A          d: 6 x 6 inputs, g: r x r taps, Y: m x m outputs
+//
+// for the points 0, 1, -1, 2, -2 and infinity. B does not depend on r, so one kernel serves r = 2, 3, 4, 5. Strides
+// are folded into channels first: a convolution of K x K taps and stride S is one of ceil(K/S) taps and stride 1 over
+// pixels of S*S*C elements, all phases summed before the one transform back. A transposed one has the S*S phases among
+// its outputs instead. Multiplications an output, of the direct kernel's: 3x3 stride 1 25%, 5x5 stride 2 36%, 7x7
+// stride 2 33%, 5x5 stride 1 36%, before what tiles overhang.
+//
+// A unit of work is some rows of tiles, of one image or of many, times some blocks of kWidth outputs:
+//   B^T d B of its tiles, for all channels        [36][tiles][pitch]         about 2 MiB, L3
+//   and, block by block and kDepth channels at a time,
+//   G g G^T, remade for each unit                 [36][kDepth][kWidth]       288 KiB at AVX2, L2
+//   36 products of matrices, by tile.h            [36][tiles][kWidth]
+//   and the transform back, which hands each output pixel to the caller.
+// The transformed filters are four times as many bytes as the filters. Remaking them costs as many instructions as 2
+// or 3 tiles' products do, where units have 16 to 96 tiles; keeping them would cost 14 MB of memory for 256 -> 384
+// maps, streamed from DRAM at N = 1, and a cache that could go stale.
+//
+// In float32 the error is 1e-6 in norm, 3 to 5 times the direct kernel's. A NaN or an infinity spreads over its tile:
+// products() says when a result is not finite, and the caller starts over with the direct kernel.
+#pragma once
+#include "conv_block.h"
+
+namespace zf {
+namespace {
+
+constexpr int64_t kTaps = 36;
+constexpr int64_t kDepth = 128;
+
+// A correlation of stride 1 with taps x taps taps over positions of `depth` elements, to `outputs` elements a position.
+struct Grid {
+    int64_t taps;
+    int64_t SH, SW, C;   // an input position is SH x SW pixels of C channels
+    int64_t top, left;   // the map's pixel at which position (0, 0)'s window begins
+    int64_t rows, cols;  // output positions of an image
+    int64_t outputs;
+
+    int64_t side() const { return 7 - taps; }
+    int64_t depth() const { return SH * SW * C; }
+    int64_t tile_rows() const { return ceil_div(rows, side()); }
+    int64_t tile_cols() const { return ceil_div(cols, side()); }
+};
+
+// Whether it beats `direct` multiplications an image: in cycles, with what the transforms cost a channel and tile (12
+// and 9), a channel and filter (6), and a product of matrices at 80% of the peak of kLanes * 2 a cycle. One image is
+// what counts, so that a result does not depend on the size of the batch.
+template <typename T>
+bool winograd_pays(const Grid& g, int64_t direct) {
+    constexpr double kPerCycle = 2 * Lanes<T>::count;
+    const double tiles = static_cast<double>(g.tile_rows() * g.tile_cols());
+    const double depth = static_cast<double>(g.depth());
+    const double outputs = static_cast<double>(round_up(g.outputs, kWidth<T>));
+    const double transforms = (12 * tiles * depth + 9 * tiles * outputs + 6 * depth * outputs) * 8 / Lanes<T>::count;
+    return kTaps * tiles * depth * outputs / (0.8 * kPerCycle) + transforms < static_cast<double>(direct) / kPerCycle;
+}
+
+// Whether a convolution of `direct` multiplications an image goes by it. `other_taps` is the grid's taps along the
+// other axis.
+template <typename T>
+bool winograd_serves(const Grid& g, int64_t other_taps, int64_t direct) {
+    if (sizeof(T) != sizeof(float) || g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
+    return winograd_mode() == kWhereItCan || (winograd_mode() == kWhereItPays && winograd_pays<T>(g, direct));
+}
+
+// B^T of six values.
+template <typename V>
+ZF_INLINE void to_points(V& a, V& b, V& c, V& d, V& e, V& f) {
+    const V p = e - 4 * c, q = d - 4 * b, s = e - c, t = 2 * (d - b);
+    a = 4 * a - 5 * c + e, f = 4 * b - 5 * d + f;
+    b = p + q, c = p - q, d = s + t, e = s - t;
+}
+
+// G of kTapsOf values, `step` apart.
+template <int kTapsOf, typename V>
+ZF_INLINE void filter_to_points(const V* g, int step, V* z, int z_step) {
+    using S = decltype(g[0][0] + 0);
+    V even = g[0], even_4 = g[0], odd = g[step], odd_4 = 2 * g[step];
+    if constexpr (kTapsOf > 2) even += g[2 * step], even_4 += 4 * g[2 * step];
+    if constexpr (kTapsOf > 3) odd += g[3 * step], odd_4 += 8 * g[3 * step];
+    if constexpr (kTapsOf > 4) even += g[4 * step], even_4 += 16 * g[4 * step];
+    z[0] = g[0] * S(0.25);
+    z[z_step] = (even + odd) * S(-1.0 / 6), z[2 * z_step] = (even - odd) * S(-1.0 / 6);
+    z[3 * z_step] = (even_4 + odd_4) * S(1.0 / 24), z[4 * z_step] = (even_4 - odd_4) * S(1.0 / 24);
+    z[5 * z_step] = g[(kTapsOf - 1) * step];
+}
+
+// A^T of six values, `step` apart, to 7 - kTapsOf.
+template <int kTapsOf, typename V>
+ZF_INLINE void from_points(const V* z, int step, V* y, int y_step) {
+    const V p = z[step] + z[2 * step], q = z[step] - z[2 * step];
+    const V r = z[3 * step] + z[4 * step], s = z[3 * step] - z[4 * step], last = z[5 * step];
+    y[0] = z[0] + p + r;
+    if constexpr (kTapsOf == 5) y[y_step] = q + 2 * s + last;
+    if constexpr (kTapsOf < 5) y[y_step] = q + 2 * s;
+    if constexpr (kTapsOf == 4) y[2 * y_step] = p + 4 * r + last;
+    if constexpr (kTapsOf < 4) y[2 * y_step] = p + 4 * r;
+    if constexpr (kTapsOf == 3) y[3 * y_step] = q + 8 * s + last;
+    if constexpr (kTapsOf < 3) y[3 * y_step] = q + 8 * s, y[4 * y_step] = p + 16 * r + last;
+}
+
+// One thread's share of a convolution on a Grid: memory, and the four stages.
+template <typename T>
+class Winograd {
+    using V = Vec<T>;
+    static constexpr int kLanes = Lanes<T>::count;
+
+   public:
+    // `memory` has elements(grid, tile_rows) elements; units have up to that many rows of tiles.
+    Winograd(const Grid& grid, int64_t tile_rows, T* memory)
+        : g_(grid),
+          side_(grid.side()),
+          tile_cols_(grid.tile_cols()),
+          tiles_(tile_rows * tile_cols_),
+          chunk_(chunk(grid)),
+          input_plane_(odd_lines(tiles_ * chunk_)),
+          filter_plane_(odd_lines(chunk_ * kWidth<T>)),
+          sum_plane_(odd_lines(tiles_ * kWidth<T>)),
+          band_{memory, band_cols(grid), grid.C},
+          inputs_(memory + band_elements(grid)),
+          filters_(inputs_ + ceil_div(grid.depth(), chunk_) * kTaps * input_plane_),
+          sums_(filters_ + kTaps * filter_plane_) {}
+
+    static int64_t elements(const Grid& grid, int64_t tile_rows) {
+        const int64_t tiles = tile_rows * grid.tile_cols(), width = chunk(grid);
+        return band_elements(grid) + kTaps * (ceil_div(grid.depth(), width) * odd_lines(tiles * width) +
+                                              odd_lines(width * kWidth<T>) + odd_lines(tiles * kWidth<T>));
+    }
+
+    // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96.
+    static int64_t rows_of_unit(const Grid& grid) {
+        const int64_t tiles = (2 << 20) / (kTaps * grid.depth() * static_cast<int64_t>(sizeof(T)));
+        return larger(1, larger(16, smaller(96, tiles)) / grid.tile_cols());
+    }
+
+    // Transforms tile rows [from, to), numbered through all images; `fill_row(n, h, left, cols, row)` writes columns
+    // [left, left + cols) of row h of image n, zeros outside the map.
+    template <typename FillRow>
+    void take(int64_t from, int64_t to, const FillRow& fill_row) {
+        from_ = from, to_ = to;
+        for (int64_t row = from; row < to; ++row) {
+            const int64_t n = row / g_.tile_rows(), top = g_.top + row % g_.tile_rows() * side_ * g_.SH;
+            band_.require(n, top, top + 6 * g_.SH,
+                          [&](int64_t image, int64_t h, T* into) { fill_row(image, h, g_.left, band_.cols, into); });
+            transform_inputs((row - from) * tile_cols_);
+        }
+    }
+
+    // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
+    // position, its kWidth values plus bias, rectified if asked. False if one of them is not finite.
+    template <typename Pixel>
+    bool products(const T* filters, const T* bias, bool relu, const Pixel& pixel) {
+        const int64_t tiles = (to_ - from_) * tile_cols_, depth = g_.depth();
+        zero(sums_, kTaps * sum_plane_);
+        const int64_t parts = ceil_div(tiles, kPixels);
+        for (int64_t begin = 0; begin < depth; begin += chunk_) {
+            const int64_t end = smaller(begin + chunk_, depth);
+            switch (g_.taps) {
+                case 2:
+                    transform_filters<2>(filters, begin, end);
+                    break;
+                case 3:
+                    transform_filters<3>(filters, begin, end);
+                    break;
+                case 4:
+                    transform_filters<4>(filters, begin, end);
+                    break;
+                case 5:
+                    transform_filters<5>(filters, begin, end);
+                    break;
+            }
+            const Walk walk{1, end - begin, 0, 1};
+            for (int64_t z = 0; z < kTaps; ++z) {
+                const T* const inputs = inputs_ + (begin / chunk_ * kTaps + z) * input_plane_;
+                for (int64_t part = 0, t = 0; part < parts; ++part) {
+                    const int64_t t_end = tiles * (part + 1) / parts;
+                    const T* at[kPixels];
+                    for (int64_t i = 0; i < t_end - t; ++i) at[i] = inputs + (t + i) * chunk_;
+                    const T* const next = part + 1 < parts ? inputs + t_end * chunk_ : inputs + input_plane_;
+                    for (int64_t e = 0; e < kPixels * chunk_; e += 64 / sizeof(T)) __builtin_prefetch(next + e);
+                    tile(t_end - t, at, walk, filters_ + z * filter_plane_, sums_ + z * sum_plane_ + t * kWidth<T>);
+                    t = t_end;
+                }
+            }
+        }
+        switch (g_.taps) {
+            case 2:
+                return transform_outputs<2>(bias, relu, pixel);
+            case 3:
+                return transform_outputs<3>(bias, relu, pixel);
+            case 4:
+                return transform_outputs<4>(bias, relu, pixel);
+            default:
+                return transform_outputs<5>(bias, relu, pixel);
+        }
+    }
+
+   private:
+    // Channels of a chunk. Whole vectors, unless a run of elements ends inside one: then all channels are one chunk.
+    static int64_t chunk(const Grid& grid) {
+        if (grid.SW * grid.C % kLanes) return round_up(grid.depth(), kLanes) + kLanes;
+        return ceil_div(grid.depth() / kLanes, ceil_div(grid.depth(), kDepth)) * kLanes;
+    }
+    // At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
+    // (measured: the transform of filters 5 times slower).
+    static int64_t odd_lines(int64_t elements) {
+        constexpr int64_t kLine = 64 / sizeof(T);
+        return (ceil_div(elements, kLine) | 1) * kLine;
+    }
+    static int64_t band_cols(const Grid& grid) { return grid.SW * (grid.tile_cols() * grid.side() + grid.taps - 1); }
+    static int64_t band_elements(const Grid& grid) {
+        return round_up(6 * grid.SH * band_cols(grid) * grid.C + kLanes, 16);
+    }
+
+    // The band's row of tiles. A position's SW * C elements of one of its SH rows are one run; a run that is no whole
+    // number of vectors ends in the next one's elements, which are overwritten in turn.
+    void transform_inputs(int64_t first_tile) {
+        const int64_t run = g_.SW * g_.C;
+        for (int64_t t = 0; t < tile_cols_; ++t)
+            for (int64_t phase = 0; phase < g_.SH; ++phase)
+                for (int64_t e = 0; e < run; e += kLanes) {
+                    const T* const from = band_.data + phase * band_.pitch() + t * side_ * run + e;
+                    const int64_t c = phase * run + e;
+                    T* const to = inputs_ + c / chunk_ * kTaps * input_plane_ + (first_tile + t) * chunk_ + c % chunk_;
+                    V d[kTaps];
+                    repeat<6>([&](auto j) {
+                        V v[6];
+                        repeat<6>([&](auto i) { v[i.at] = load<V>(from + i.at * g_.SH * band_.pitch() + j.at * run); });
+                        to_points(v[0], v[1], v[2], v[3], v[4], v[5]);
+                        repeat<6>([&](auto i) { d[i.at * 6 + j.at] = v[i.at]; });
+                    });
+                    repeat<6>([&](auto i) {
+                        V* const r = d + i.at * 6;
+                        to_points(r[0], r[1], r[2], r[3], r[4], r[5]);
+                        repeat<6>([&](auto j) { store(to + (i.at * 6 + j.at) * input_plane_, r[j.at]); });
+                    });
+                }
+    }
+
+    template <int kTapsOf>
+    void transform_filters(const T* filters, int64_t begin, int64_t end) {
+        const int64_t tap = g_.depth() * kWidth<T>;
+        for (int64_t o = begin * kWidth<T>; o < end * kWidth<T>; o += kLanes) {
+            V g[kTapsOf * kTapsOf], columns[6 * kTapsOf], z[6];
+            repeat<kTapsOf * kTapsOf>([&](auto i) { g[i.at] = load<V>(filters + i.at * tap + o); });
+            repeat<kTapsOf>([&](auto j) { filter_to_points<kTapsOf>(g + j.at, kTapsOf, columns + j.at, kTapsOf); });
+            repeat<6>([&](auto i) {
+                filter_to_points<kTapsOf>(columns + i.at * kTapsOf, 1, z, 1);
+                T* const to = filters_ + i.at * 6 * filter_plane_ + o - begin * kWidth<T>;
+                repeat<6>([&](auto j) { store(to + j.at * filter_plane_, z[j.at]); });
+            });
+        }
+    }
+
+    template <int kTapsOf, typename Pixel>
+    bool transform_outputs(const T* bias, bool relu, const Pixel& pixel) {
+        constexpr int kSide = 7 - kTapsOf;
+        alignas(64) T values[kSide * kSide * kWidth<T>];
+        const int64_t tiles = (to_ - from_) * tile_cols_;
+        V not_finite{};  // 0, or NaN
+        for (int64_t t = 0; t < tiles; ++t) {
+            for (int64_t o = 0; o < kWidth<T>; o += kLanes) {
+                const T* const from = sums_ + t * kWidth<T> + o;
+                const V b = load<V>(bias + o);
+                V rows[6 * kSide];
+                repeat<6>([&](auto i) {
+                    V z[6];
+                    repeat<6>([&](auto j) { z[j.at] = load<V>(from + (i.at * 6 + j.at) * sum_plane_); });
+                    from_points<kTapsOf>(z, 1, rows + i.at * kSide, 1);
+                });
+                repeat<kSide>([&](auto j) {
+                    V y[kSide];
+                    from_points<kTapsOf>(rows + j.at, kSide, y, 1);
+                    repeat<kSide>([&](auto i) {
+                        V v = y[i.at] + b;
+                        not_finite += v * 0;
+                        if (relu) v = v < 0 ? V{} : v;
+                        store(values + (i.at * kSide + j.at) * kWidth<T> + o, v);
+                    });
+                });
+            }
+            const int64_t row = from_ + t / tile_cols_, n = row / g_.tile_rows();
+            const int64_t top = row % g_.tile_rows() * kSide, left = t % tile_cols_ * kSide;
+            const int64_t height = smaller(kSide, g_.rows - top), width = smaller(kSide, g_.cols - left);
+            for (int64_t i = 0; i < height; ++i)
+                for (int64_t j = 0; j < width; ++j) pixel(n, top + i, left + j, values + (i * kSide + j) * kWidth<T>);
+        }
+        T sum = 0;
+        for (int i = 0; i < kLanes; ++i) sum += not_finite[i];
+        return sum == 0;
+    }
+
+    const Grid g_;
+    const int64_t side_, tile_cols_, tiles_, chunk_, input_plane_, filter_plane_, sum_plane_;
+    Band<T> band_;
+    T *const inputs_, *const filters_, *const sums_;
+    int64_t from_ = 0, to_ = 0;
+};
+
+}  // namespace
+}  // namespace zf
