@@ -361,8 +361,7 @@ struct WeightGrad {
             const T* at[kPixels];
             for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
             // Summed apart and added: sums of blocks lose less to rounding than one long sum.
-            zero(partial, count * kWidth<T>);
-            tile(count, at, walk, gradients, partial);
+            tile(count, at, walk, gradients, kZeros<T>, partial);
             for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
         }
     }

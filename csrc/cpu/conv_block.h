@@ -63,7 +63,8 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
                     at[i] = origin + r * b.row_step + c * b.col_step;
                     if (++c == b.cols) c = 0, ++r;
                 }
-                tile(to - from, at, walk, weights, acc + from * kWidth<T>);
+                T* const sums = acc + from * kWidth<T>;
+                tile(to - from, at, walk, weights, sums, sums);
                 from = to;
             }
         }

@@ -1,6 +1,6 @@
 // The one micro-kernel of all convolutions: kCount x 2 vectors of accumulators.
 //
-//   acc[i][v] += sum over r < rows, k < run of p[i][r * row_step + k * step] * w[(r * run + k) * 2 + v]
+//   acc[i][v] = from[i][v] + sum over r < rows, k < run of p[i][r * row_step + k * step] * w[(r * run + k) * 2 + v]
 //
 // Each step loads two vectors of w, which stream, and broadcasts one element for each i. A forward or transposed
 // convolution has pixels for i, output channels for lanes and walks the taps (step 1); the weight gradient has elements
@@ -60,8 +60,8 @@ struct Walk {
 
 // Pixel i has the accumulators lo and hi.
 #define ZF_LOAD(i, lo, hi)                                               \
-    "vmovups " ZF_TEXT(ZF_BYTES) "*" #lo "(%[acc]), " ZF_REGISTER(lo) "\n\t" \
-    "vmovups " ZF_TEXT(ZF_BYTES) "*" #hi "(%[acc]), " ZF_REGISTER(hi) "\n\t"
+    "vmovups " ZF_TEXT(ZF_BYTES) "*" #lo "(%[k]), " ZF_REGISTER(lo) "\n\t" \
+    "vmovups " ZF_TEXT(ZF_BYTES) "*" #hi "(%[k]), " ZF_REGISTER(hi) "\n\t"
 #define ZF_STORE(i, lo, hi)                                              \
     "vmovups " ZF_REGISTER(lo) ", " ZF_TEXT(ZF_BYTES) "*" #lo "(%[acc])\n\t" \
     "vmovups " ZF_REGISTER(hi) ", " ZF_TEXT(ZF_BYTES) "*" #hi "(%[acc])\n\t"
@@ -84,11 +84,12 @@ struct Walk {
 
 // x is the offset in bytes that all addresses share; `jump` takes it from the end of one run to the start of the next.
 #define ZF_TILE(T, count)                                                                                         \
-    inline void tile_of(Index<count>, const T* const* p, const Walk& walk, const T* w, T* acc) {                  \
+    inline void tile_of(Index<count>, const T* const* p, const Walk& walk, const T* w, const T* from, T* acc) {   \
         int64_t x = 0, k, rows = walk.rows;                                                                       \
         const int64_t step = walk.step * static_cast<int64_t>(sizeof(T)), run = walk.run;                         \
         const int64_t jump = (walk.row_step - walk.run * walk.step) * static_cast<int64_t>(sizeof(T));            \
         asm volatile(                                                                                             \
+            "mov %[from], %[k]\n\t"                                                                               \
             ZF_EACH_##count(ZF_LOAD)                                                                              \
             "1:\n\t"                                                                                              \
             "mov %[run], %[k]\n\t"                                                                                \
@@ -106,7 +107,8 @@ struct Walk {
             "jnz 1b\n\t"                                                                                          \
             ZF_EACH_##count(ZF_STORE)                                                                             \
             : [x] "+r"(x), [w] "+r"(w), [k] "=&r"(k), [rows] "+m"(rows)                                           \
-            : ZF_EACH_##count(ZF_ADDRESS)[acc] "r"(acc), [step] "r"(step), [run] "m"(run), [jump] "m"(jump)       \
+            : ZF_EACH_##count(ZF_ADDRESS)[acc] "r"(acc), [step] "r"(step), [run] "m"(run), [jump] "m"(jump),      \
+              [from] "m"(from)                                                                                    \
             : "memory", "cc", ZF_CLOBBERED);                                                                      \
     }
 // clang-format on
@@ -133,12 +135,12 @@ ZF_TILE(double, 8)
 #else
 
 template <typename T, int kCount>
-void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, T* acc) {
+void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, const T* from, T* acc) {
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> a[kCount][2];
     repeat<kCount>([&](auto i) {
-        a[i.at][0] = load<Vec<T> >(acc + i.at * 2 * kLanes);
-        a[i.at][1] = load<Vec<T> >(acc + i.at * 2 * kLanes + kLanes);
+        a[i.at][0] = load<Vec<T> >(from + i.at * 2 * kLanes);
+        a[i.at][1] = load<Vec<T> >(from + i.at * 2 * kLanes + kLanes);
     });
     for (int64_t r = 0; r < walk.rows; ++r)
         for (int64_t k = 0; k < walk.run; ++k, w += 2 * kLanes) {
@@ -158,13 +160,17 @@ void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, T* 
 
 #endif
 
-// `count` <= kPixels addresses.
+// What the sums of a tile start from where they start anew.
+template <typename T>
+alignas(64) const T kZeros[kPixels * 2 * Lanes<T>::count] = {};
+
+// `count` <= kPixels addresses. The sums start from `from`, which may be acc.
 template <typename T, int kCount = kPixels>
-ZF_INLINE void tile(int64_t count, const T* const* p, const Walk& walk, const T* w, T* acc) {
+ZF_INLINE void tile(int64_t count, const T* const* p, const Walk& walk, const T* w, const T* from, T* acc) {
     if (count == kCount)
-        tile_of(Index<kCount>{}, p, walk, w, acc);
+        tile_of(Index<kCount>{}, p, walk, w, from, acc);
     else if constexpr (kCount > 1)
-        tile<T, kCount - 1>(count, p, walk, w, acc);
+        tile<T, kCount - 1>(count, p, walk, w, from, acc);
 }
 
 }  // namespace

@@ -76,13 +76,14 @@ ZF_INLINE void to_points(V& a, V& b, V& c, V& d, V& e, V& f) {
 template <int kTapsOf, typename V>
 ZF_INLINE void filter_to_points(const V* g, int step, V* z, int z_step) {
     using S = decltype(g[0][0] + 0);
-    V even = g[0], even_4 = g[0], odd = g[step], odd_4 = 2 * g[step];
-    if constexpr (kTapsOf > 2) even += g[2 * step], even_4 += 4 * g[2 * step];
-    if constexpr (kTapsOf > 3) odd += g[3 * step], odd_4 += 8 * g[3 * step];
-    if constexpr (kTapsOf > 4) even += g[4 * step], even_4 += 16 * g[4 * step];
+    V even = g[0], even_2 = g[0] * S(1.0 / 24), odd = g[step], odd_2 = g[step] * S(1.0 / 12);
+    if constexpr (kTapsOf > 2) even += g[2 * step], even_2 += g[2 * step] * S(1.0 / 6);
+    if constexpr (kTapsOf > 3) odd += g[3 * step], odd_2 += g[3 * step] * S(1.0 / 3);
+    if constexpr (kTapsOf > 4) even += g[4 * step], even_2 += g[4 * step] * S(2.0 / 3);
+    even *= S(-1.0 / 6), odd *= S(-1.0 / 6);
     z[0] = g[0] * S(0.25);
-    z[z_step] = (even + odd) * S(-1.0 / 6), z[2 * z_step] = (even - odd) * S(-1.0 / 6);
-    z[3 * z_step] = (even_4 + odd_4) * S(1.0 / 24), z[4 * z_step] = (even_4 - odd_4) * S(1.0 / 24);
+    z[z_step] = even + odd, z[2 * z_step] = even - odd;
+    z[3 * z_step] = even_2 + odd_2, z[4 * z_step] = even_2 - odd_2;
     z[5 * z_step] = g[(kTapsOf - 1) * step];
 }
 
@@ -116,7 +117,8 @@ class Winograd {
           chunk_(chunk(grid)),
           input_plane_(odd_lines(tiles_ * chunk_)),
           filter_plane_(odd_lines(chunk_ * kWidth<T>)),
-          sum_plane_(odd_lines(tiles_ * kWidth<T>)),
+          batch_(batch(grid, tiles_)),
+          sum_plane_(odd_lines(batch_ * kWidth<T>)),
           band_{memory, band_cols(grid), grid.C},
           inputs_(memory + band_elements(grid)),
           filters_(inputs_ + ceil_div(grid.depth(), chunk_) * kTaps * input_plane_),
@@ -125,7 +127,7 @@ class Winograd {
     static int64_t elements(const Grid& grid, int64_t tile_rows) {
         const int64_t tiles = tile_rows * grid.tile_cols(), width = chunk(grid);
         return band_elements(grid) + kTaps * (ceil_div(grid.depth(), width) * odd_lines(tiles * width) +
-                                              odd_lines(width * kWidth<T>) + odd_lines(tiles * kWidth<T>));
+                                              odd_lines(width * kWidth<T>) + odd_lines(batch(grid, tiles) * kWidth<T>));
     }
 
     // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96.
@@ -152,8 +154,7 @@ class Winograd {
     template <typename Pixel>
     bool products(const T* filters, const T* bias, bool relu, const Pixel& pixel) {
         const int64_t tiles = (to_ - from_) * tile_cols_, depth = g_.depth();
-        zero(sums_, kTaps * sum_plane_);
-        const int64_t parts = ceil_div(tiles, kPixels);
+        bool finite = true;
         for (int64_t begin = 0; begin < depth; begin += chunk_) {
             const int64_t end = smaller(begin + chunk_, depth);
             switch (g_.taps) {
@@ -170,30 +171,27 @@ class Winograd {
                     transform_filters<5>(filters, begin, end);
                     break;
             }
-            const Walk walk{1, end - begin, 0, 1};
-            for (int64_t z = 0; z < kTaps; ++z) {
-                const T* const inputs = inputs_ + (begin / chunk_ * kTaps + z) * input_plane_;
-                for (int64_t part = 0, t = 0; part < parts; ++part) {
-                    const int64_t t_end = tiles * (part + 1) / parts;
-                    const T* at[kPixels];
-                    for (int64_t i = 0; i < t_end - t; ++i) at[i] = inputs + (t + i) * chunk_;
-                    const T* const next = part + 1 < parts ? inputs + t_end * chunk_ : inputs + input_plane_;
-                    for (int64_t e = 0; e < kPixels * chunk_; e += 64 / sizeof(T)) __builtin_prefetch(next + e);
-                    tile(t_end - t, at, walk, filters_ + z * filter_plane_, sums_ + z * sum_plane_ + t * kWidth<T>);
-                    t = t_end;
+            for (int64_t t = 0; t < tiles; t += batch_) {
+                const int64_t t_end = smaller(t + batch_, tiles);
+                multiply(t, t_end, begin, end);
+                if (end < depth) continue;
+                switch (g_.taps) {
+                    case 2:
+                        finite &= transform_outputs<2>(t, t_end, bias, relu, pixel);
+                        break;
+                    case 3:
+                        finite &= transform_outputs<3>(t, t_end, bias, relu, pixel);
+                        break;
+                    case 4:
+                        finite &= transform_outputs<4>(t, t_end, bias, relu, pixel);
+                        break;
+                    case 5:
+                        finite &= transform_outputs<5>(t, t_end, bias, relu, pixel);
+                        break;
                 }
             }
         }
-        switch (g_.taps) {
-            case 2:
-                return transform_outputs<2>(bias, relu, pixel);
-            case 3:
-                return transform_outputs<3>(bias, relu, pixel);
-            case 4:
-                return transform_outputs<4>(bias, relu, pixel);
-            default:
-                return transform_outputs<5>(bias, relu, pixel);
-        }
+        return finite;
     }
 
    private:
@@ -201,6 +199,10 @@ class Winograd {
     static int64_t chunk(const Grid& grid) {
         if (grid.SW * grid.C % kLanes) return round_up(grid.depth(), kLanes) + kLanes;
         return ceil_div(grid.depth() / kLanes, ceil_div(grid.depth(), kDepth)) * kLanes;
+    }
+    // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are to be added.
+    static int64_t batch(const Grid& grid, int64_t tiles) {
+        return grid.depth() > chunk(grid) ? tiles : smaller(tiles, 2 * kPixels);
     }
     // At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
     // (measured: the transform of filters 5 times slower).
@@ -253,15 +255,35 @@ class Winograd {
         }
     }
 
+    // The 36 products of the chunk [begin, end) of channels for tiles [first, last), whose sums lie from sums_ on. Each
+    // chunk is summed apart: sums of parts lose less to rounding than one long sum.
+    void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) {
+        const Walk walk{1, end - begin, 0, 1};
+        const int64_t parts = ceil_div(last - first, kPixels);
+        alignas(64) T partial[kPixels * kWidth<T>];
+        for (int64_t z = 0; z < kTaps; ++z) {
+            const T* const inputs = inputs_ + (begin / chunk_ * kTaps + z) * input_plane_ + first * chunk_;
+            for (int64_t part = 0, t = 0; part < parts; ++part) {
+                const int64_t t_end = (last - first) * (part + 1) / parts, count = t_end - t;
+                const T* at[kPixels];
+                for (int64_t i = 0; i < count; ++i) at[i] = inputs + (t + i) * chunk_;
+                T* const sums = sums_ + z * sum_plane_ + t * kWidth<T>;
+                tile(count, at, walk, filters_ + z * filter_plane_, kZeros<T>, begin ? partial : sums);
+                if (begin)
+                    for (int64_t i = 0; i < count * kWidth<T>; ++i) sums[i] += partial[i];
+                t = t_end;
+            }
+        }
+    }
+
     template <int kTapsOf, typename Pixel>
-    bool transform_outputs(const T* bias, bool relu, const Pixel& pixel) {
+    bool transform_outputs(int64_t first, int64_t last, const T* bias, bool relu, const Pixel& pixel) {
         constexpr int kSide = 7 - kTapsOf;
         alignas(64) T values[kSide * kSide * kWidth<T>];
-        const int64_t tiles = (to_ - from_) * tile_cols_;
         V not_finite{};  // 0, or NaN
-        for (int64_t t = 0; t < tiles; ++t) {
+        for (int64_t t = first; t < last; ++t) {
             for (int64_t o = 0; o < kWidth<T>; o += kLanes) {
-                const T* const from = sums_ + t * kWidth<T> + o;
+                const T* const from = sums_ + (t - first) * kWidth<T> + o;
                 const V b = load<V>(bias + o);
                 V rows[6 * kSide];
                 repeat<6>([&](auto i) {
@@ -292,7 +314,7 @@ class Winograd {
     }
 
     const Grid g_;
-    const int64_t side_, tile_cols_, tiles_, chunk_, input_plane_, filter_plane_, sum_plane_;
+    const int64_t side_, tile_cols_, tiles_, chunk_, input_plane_, filter_plane_, batch_, sum_plane_;
     Band<T> band_;
     T *const inputs_, *const filters_, *const sums_;
     int64_t from_ = 0, to_ = 0;
