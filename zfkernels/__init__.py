@@ -2,7 +2,7 @@
 
 from . import nn
 from .activations import top_activations
-from .backends import available_backends, use_backend
+from .backends import available_backends, use_backend, use_exact
 from .deconvnet import Deconvnet
 from .occlusion import occlusion_map
 from .ops.contrast_norm import contrast_norm
@@ -28,4 +28,5 @@ __all__ = [
     "relu_conv_transpose2d",
     "top_activations",
     "use_backend",
+    "use_exact",
 ]

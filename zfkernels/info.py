@@ -50,8 +50,14 @@ def compiled() -> dict:
     try:
         from zfkernels import _C
     except ImportError:
-        return {"isa": None, "isas": [], "thread_pool": None, "built_with_cuda": None}
-    return {"isa": _C.isa(), "isas": list(_C.isas()), "thread_pool": _C.pool(), "built_with_cuda": _C.built_with_cuda}
+        return {"isa": None, "isas": [], "thread_pool": None, "built_with_cuda": None, "exact": None}
+    return {
+        "isa": _C.isa(),
+        "isas": list(_C.isas()),
+        "thread_pool": _C.pool(),
+        "built_with_cuda": _C.built_with_cuda,
+        "exact": backends.module("cpu").winograd() == backends.module("cpu").NEVER,
+    }
 
 
 def devices() -> list[tuple[int, dict]]:
@@ -107,6 +113,8 @@ def text(report: dict) -> str:
             f"instruction set: {report['isa']} (usable: {', '.join(report['isas'])}; ZFKERNELS_ISA=<name> forces one)"
         )
         lines.append(f"threads: {report['threads']} (torch.set_num_threads), pool: {report['thread_pool']}")
+        kind = "direct only" if report["exact"] else "float32 by Winograd's filtering where faster, error 3e-6 in norm"
+        lines.append(f"convolutions: {kind} (ZFKERNELS_EXACT=1 or zf.use_exact() for direct only, error 1e-6)")
     else:
         lines.append("compiled module: not built")
     found = report["cuda"]["devices"]

@@ -32,8 +32,8 @@ struct Norm {
 // To which type a convolution's value is rounded before a pooling window compares it (the accumulation is in T).
 enum Rounding : int { kNone = 0, kBfloat16 = 1, kFloat16 = 2 };
 
-// The functions that return int64_t check the switches first: -1 when each points into its own window and into the map,
-// else the flat index of the first that does not, and nothing is written.
+// The functions that return int64_t check the switches: -1 when each points into its own window and into the map, else
+// the flat index of the first that does not, and the result is of no use.
 template <typename T>
 struct KernelsOf {
     void (*conv2d)(const Conv&, const T* x, const T* w, const T* bias, T* y, bool relu, int threads);

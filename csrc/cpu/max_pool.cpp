@@ -21,28 +21,23 @@ void max_pool2d(const Pool& s, const T* x, T* y, uint8_t* switches, int threads)
 // x[n][h][w][c] = sum of y over the windows that cover (h, w) and whose switch points at it.
 template <typename T>
 int64_t max_unpool2d(const Pool& s, const T* y, const uint8_t* switches, T* x, int threads) {
-    const int64_t bad = first_bad_switch(s, switches, threads);
-    if (bad >= 0) return bad;
-    parallel_for(s.N * s.H, threads, [&](int64_t begin, int64_t end, int) {
+    return for_checked_switches(s, switches, s.N * s.H, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; ++r) {
             const int64_t image = r / s.H * s.OH * s.OW * s.C;
             unpool_row(s, r % s.H, 0, s.W, y + image, switches + image, x + r * s.W * s.C, s.C);
         }
     });
-    return -1;
 }
 
 // gy[n][oh][ow][c] = g at the pixel that the switch of window (oh, ow) points at.
 template <typename T>
 int64_t max_unpool2d_backward(const Pool& s, const T* g, const uint8_t* switches, T* gy, int threads) {
-    const int64_t bad = first_bad_switch(s, switches, threads);
-    if (bad >= 0) return bad;
     constexpr int kLanes = Lanes<T>::count;
     constexpr int64_t kFewTaps = 16;
     const int64_t pitch = s.W * s.C;
     int64_t offset[256];  // of a tap from its window's first element
     for (int64_t tap = 0; tap < s.KH * s.KW; ++tap) offset[tap] = tap / s.KW * pitch + tap % s.KW * s.C;
-    parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
+    return for_checked_switches(s, switches, s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; ++r) {
             const int64_t oh = r % s.OH, row = r / s.OH * s.H + oh * s.SH - s.PH;
             const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
@@ -62,7 +57,6 @@ int64_t max_unpool2d_backward(const Pool& s, const T* g, const uint8_t* switches
             }
         }
     });
-    return -1;
 }
 
 }  // namespace

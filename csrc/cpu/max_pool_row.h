@@ -190,32 +190,47 @@ void unpool_row(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y
     }
 }
 
-// The flat index of the first switch that points outside its window or outside the map, or -1.
-inline int64_t first_bad_switch(const Pool& s, const uint8_t* switches, int threads) {
-    int64_t first = INT64_MAX;
-    parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t r = begin; r < end; ++r) {
-            const int64_t oh = r % s.OH;
-            const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
-            for (int64_t ow = 0; ow < s.OW; ++ow) {
-                const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
-                const int64_t at = (r * s.OW + ow) * s.C;
-                uint8_t largest = 0;
-                for (int64_t c = 0; c < s.C; ++c) largest = switches[at + c] > largest ? switches[at + c] : largest;
-                if (h0 == 0 && w0 == 0 && h1 == s.KH && w1 == s.KW && largest < s.KH * s.KW) continue;
-                for (int64_t c = 0; c < s.C; ++c) {
-                    const int64_t h = switches[at + c] / s.KW, w = switches[at + c] % s.KW;
-                    if (h >= h0 && h < h1 && w >= w0 && w < w1) continue;
-                    int64_t seen = __atomic_load_n(&first, __ATOMIC_RELAXED);
-                    while (at + c < seen && !__atomic_compare_exchange_n(&first, &seen, at + c, true, __ATOMIC_RELAXED,
-                                                                         __ATOMIC_RELAXED)) {
-                    }
-                    return;
+// Lowers `first` to the flat index of the first switch of the pooled rows [begin, end), numbered through all images,
+// that points outside its window or outside the map; false if there is one.
+inline bool switches_are_good(const Pool& s, const uint8_t* switches, int64_t begin, int64_t end, int64_t* first) {
+    for (int64_t r = begin; r < end; ++r) {
+        const int64_t oh = r % s.OH;
+        const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
+        for (int64_t ow = 0; ow < s.OW; ++ow) {
+            const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+            const int64_t at = (r * s.OW + ow) * s.C;
+            uint8_t largest = 0;
+            for (int64_t c = 0; c < s.C; ++c) largest = switches[at + c] > largest ? switches[at + c] : largest;
+            if (h0 == 0 && w0 == 0 && h1 == s.KH && w1 == s.KW && largest < s.KH * s.KW) continue;
+            for (int64_t c = 0; c < s.C; ++c) {
+                const int64_t h = switches[at + c] / s.KW, w = switches[at + c] % s.KW;
+                if (h >= h0 && h < h1 && w >= w0 && w < w1) continue;
+                int64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
+                while (at + c < seen &&
+                       !__atomic_compare_exchange_n(first, &seen, at + c, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
                 }
+                return false;
             }
         }
+    }
+    return true;
+}
+
+// parallel_for over `count` units of what reads switches, with the check of all switches in the same pass: -1, or the
+// flat index of the first bad one. A thread checks its share of the pooled rows before it begins, so where the units
+// are these rows no body meets a bad switch; elsewhere it must be safe with them.
+template <typename Body>
+int64_t for_checked_switches(const Pool& s, const uint8_t* switches, int64_t count, int threads, const Body& body) {
+    int64_t first = INT64_MAX;
+    parallel_for(count, threads, [&](int64_t begin, int64_t end, int thread) {
+        const int64_t rows = s.N * s.OH;
+        if (switches_are_good(s, switches, rows * begin / count, rows * end / count, &first)) body(begin, end, thread);
     });
     return first == INT64_MAX ? -1 : first;
+}
+
+inline int64_t first_bad_switch(const Pool& s, const uint8_t* switches, int threads) {
+    return for_checked_switches(s, switches, s.N * s.OH, threads, [](int64_t, int64_t, int) {});
 }
 
 }  // namespace

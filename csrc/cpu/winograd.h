@@ -43,17 +43,18 @@ struct Grid {
     int64_t tile_cols() const { return ceil_div(cols, side()); }
 };
 
-// Whether it beats `direct` multiplications an image: in cycles, with what the transforms cost a channel and tile (12
-// and 9), a channel and filter (6), and a product of matrices at 80% of the peak of kLanes * 2 a cycle. One image is
-// what counts, so that a result does not depend on the size of the batch.
+// Whether it beats `direct` multiplications an image by a sixth, in cycles as measured with AVX2: a transform costs 36
+// a channel and tile, 30 an output and tile and 13 a channel and output; the products lose 7 steps in each chunk of
+// channels, and the direct kernel a tenth of its peak. One image counts, so that a result does not depend on the batch.
 template <typename T>
 bool winograd_pays(const Grid& g, int64_t direct) {
-    constexpr double kPerCycle = 2 * Lanes<T>::count;
+    constexpr double kPerCycle = 2 * Lanes<T>::count, kNarrower = 8.0 / Lanes<T>::count;
     const double tiles = static_cast<double>(g.tile_rows() * g.tile_cols());
-    const double depth = static_cast<double>(g.depth());
+    const double depth = static_cast<double>(g.depth()), lost = static_cast<double>(7 * ceil_div(g.depth(), kDepth));
     const double outputs = static_cast<double>(round_up(g.outputs, kWidth<T>));
-    const double transforms = (12 * tiles * depth + 9 * tiles * outputs + 6 * depth * outputs) * 8 / Lanes<T>::count;
-    return kTaps * tiles * depth * outputs / (0.8 * kPerCycle) + transforms < static_cast<double>(direct) / kPerCycle;
+    const double products = kTaps * tiles * (depth + lost) * outputs / kPerCycle;
+    const double transforms = (36 * tiles * depth + 30 * tiles * outputs + 13 * depth * outputs) * kNarrower;
+    return 1.2 * (products + transforms) < static_cast<double>(direct) / (0.9 * kPerCycle);
 }
 
 // Whether a convolution of `direct` multiplications an image goes by it. `other_taps` is the grid's taps along the
@@ -116,7 +117,7 @@ class Winograd {
           tiles_(tile_rows * tile_cols_),
           chunk_(chunk(grid)),
           input_plane_(odd_lines(tiles_ * chunk_)),
-          filter_plane_(odd_lines(chunk_ * kWidth<T>)),
+          filter_plane_(odd_lines(smaller(chunk_, grid.depth()) * kWidth<T>)),
           batch_(batch(grid, tiles_)),
           sum_plane_(odd_lines(batch_ * kWidth<T>)),
           band_{memory, band_cols(grid), grid.C},
@@ -127,7 +128,8 @@ class Winograd {
     static int64_t elements(const Grid& grid, int64_t tile_rows) {
         const int64_t tiles = tile_rows * grid.tile_cols(), width = chunk(grid);
         return band_elements(grid) + kTaps * (ceil_div(grid.depth(), width) * odd_lines(tiles * width) +
-                                              odd_lines(width * kWidth<T>) + odd_lines(batch(grid, tiles) * kWidth<T>));
+                                              odd_lines(smaller(width, grid.depth()) * kWidth<T>) +
+                                              odd_lines(batch(grid, tiles) * kWidth<T>));
     }
 
     // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96.
@@ -202,7 +204,7 @@ class Winograd {
     }
     // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are to be added.
     static int64_t batch(const Grid& grid, int64_t tiles) {
-        return grid.depth() > chunk(grid) ? tiles : smaller(tiles, 2 * kPixels);
+        return grid.depth() > chunk(grid) ? tiles : smaller(tiles, kPixels);
     }
     // At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
     // (measured: the transform of filters 5 times slower).
