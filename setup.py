@@ -27,7 +27,10 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
 PLAIN_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"]
-KERNEL_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("conv", "conv_transpose", "max_pool", "contrast_norm", "table")]
+KERNEL_SOURCES = [
+    f"csrc/cpu/{name}.cpp"
+    for name in ("conv", "conv_transpose", "conv_weight_grad", "max_pool", "contrast_norm", "table")
+]
 
 # Instruction set -> flags for GCC and Clang, flags for MSVC. Baseline is the architecture's own: SSE2 on x86-64, NEON
 # on AArch64. Another defines ZF_HAVE_<NAME> for dispatch.cpp, which asks the CPU before it uses the set.

@@ -30,6 +30,7 @@ SHAPES = [
     (1, 4, 4, (1, 1), 3, 1, 1),  # one pixel
     (1, 2, 3, (3, 90), 3, 1, 1),  # a wide map: more tiles than a unit should have
     (0, 4, 5, (8, 8), 3, 1, 1),  # no images
+    (3, 5, 18, (41, 37), 3, 1, 1),  # several batches of tiles for the weights' gradient
 ]
 
 
@@ -62,8 +63,16 @@ def test_convolution_and_its_adjoint(shape, channels_last):
         wide = torch.zeros_like(x, dtype=torch.float64, requires_grad=True)
         F.conv2d(wide, weight.double(), None, stride, padding).backward(g.double().relu())
         assert error(back, wide.grad) <= BOUNDS[torch.float32]
+    gw, gb = cpu.conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, True)
+    wide = torch.zeros_like(weight, dtype=torch.float64, requires_grad=True)
+    F.conv2d(x.double(), wide, None, stride, padding).backward(g.double())
+    assert error(gw, wide.grad) <= BOUNDS[torch.float32]
+    assert error(gb, g.double().sum((0, 2, 3))) <= BOUNDS[torch.float32]
+
     with zf.use_exact():
         direct = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")
+        direct_gw, _ = cpu.conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, True)
+    assert torch.equal(gw, direct_gw) == torch.equal(y, direct)
     served = weight.shape[2] // stride[0] == weight.shape[3] // stride[1]
     assert torch.equal(y, direct) == (not served or x.shape[0] == 0), "another kernel ran than this test is of"
 
@@ -105,7 +114,7 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape):
         back = zf.relu_conv_transpose2d(y, weight, stride, padding, output_size=x.shape[2:], backend="cpu")
         alone = zf.conv2d_relu(x[-1:], weight, bias, stride, padding, backend="cpu")
         assert torch.equal(y[-1:], alone)
-        results.append((y, back))
+        results.append((y, back, *cpu.conv2d_weight_grad(x, y, weight.shape[2:], stride, padding, True)))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
@@ -124,6 +133,7 @@ def test_what_is_not_finite_stays_in_its_place(shape, value):
         lambda: zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu"),
         lambda: zf.relu_conv_transpose2d(g, weight, stride, padding, **size, backend="cpu"),
         lambda: zf.conv2d_relu_max_pool2d(x, weight, bias, stride, padding, *pool, backend="cpu")[0],
+        lambda: cpu.conv2d_weight_grad(x, g.nan_to_num(0, 0, 0), weight.shape[2:], stride, padding, False)[0],
     ]
     for call in calls:
         result = call()

@@ -1,4 +1,4 @@
-// Convolution with bias and ReLU, the same followed by max-pooling, and the weight gradient.
+// Convolution with bias and ReLU, and the same followed by max-pooling.
 #include "conv_block.h"
 #include "max_pool_row.h"
 #include "table.h"
@@ -74,24 +74,6 @@ void conv2d_direct(const Conv& s, const T* x, const T* w, const T* bias, T* y, b
                 copy_pixels(out, s.K, acc, (to - from) * s.OW, outputs);
             }
         }
-    });
-}
-
-// The convolution as Winograd's kernel sees it.
-Grid forward_grid(const Conv& s) { return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K}; }
-
-template <typename T>
-bool forward_winograd(const Conv& s) {
-    return winograd_serves<T>(forward_grid(s), ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C);
-}
-
-// A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C].
-template <typename T>
-Table winograd_table(const Conv& s) {
-    const int64_t taps = ceil_div(s.KH, s.SH);
-    return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
-        const int64_t tap = i / s.SH * taps + j / s.SW, phase = i % s.SH * s.SW + j % s.SW;
-        return ((tap * s.SH * s.SW + phase) * s.C + c) * kWidth<T>;
     });
 }
 
@@ -285,149 +267,11 @@ void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T
     conv2d_relu_max_pool2d_direct(s, pool, x, w, bias, y, switches, rounding, threads);
 }
 
-// The weight gradient of a group of images, repacked so that what a tile reads is dense:
-//   g as [image][block of kWidth maps][OH][OW][kWidth], with zeros for absent maps;
-//   x, padded, as [image][slice of kSlice channels][Hp][Wp][slice], where the taps of a kernel row are one run again.
-// Sums lie as [slice][block][KH][KW * kSlice][kWidth]: 9 KiB of a slice and block for 3x3 at AVX2.
-template <typename T>
-struct WeightGrad {
-    static constexpr int64_t kSlice = 12;             // two tiles of 6
-    static constexpr int64_t kGroupBytes = 16 << 20;  // of repacked images: half of a desktop's L3
-
-    const Conv& s;
-    int64_t blocks, slices, Hp, Wp, g_image, x_image, group, row_sums, block_sums;
-    Scratch memory;
-    T *g_packed, *x_packed, *sums, *bias_sums;
-
-    explicit WeightGrad(const Conv& conv)
-        : s(conv),
-          blocks(ceil_div(s.K, kWidth<T>)),
-          slices(ceil_div(s.C, kSlice)),
-          Hp((s.OH - 1) * s.SH + s.KH),
-          Wp((s.OW - 1) * s.SW + s.KW),
-          g_image(blocks * s.OH * s.OW * kWidth<T>),
-          x_image(round_up(Hp * Wp * s.C, 16)),
-          group(larger(1, smaller(s.N, kGroupBytes / ((g_image + x_image) * static_cast<int64_t>(sizeof(T)))))),
-          row_sums(s.KW * kSlice * kWidth<T>),
-          block_sums(s.KH * row_sums),
-          memory(static_cast<std::size_t>(group * (g_image + x_image) + blocks * (slices * block_sums + kWidth<T>)) *
-                 sizeof(T)) {
-        g_packed = memory.template as<T>();
-        x_packed = g_packed + group * g_image;
-        sums = x_packed + group * x_image;
-        bias_sums = sums + slices * blocks * block_sums;
-        zero(sums, blocks * (slices * block_sums + kWidth<T>));
-    }
-
-    int64_t slice_width(int64_t slice) const { return smaller(kSlice, s.C - slice * kSlice); }
-
-    // Row `row` of padded image n of x, to the group's image i.
-    void repack_x(const T* x, int64_t n, int64_t i, int64_t row) const {
-        const int64_t h = row - s.PH;
-        for (int64_t slice = 0; slice < slices; ++slice) {
-            const int64_t from = slice * kSlice, width = slice_width(slice);
-            T* to = x_packed + i * x_image + Hp * Wp * from + row * Wp * width;
-            const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.C + from;
-            for (int64_t c = 0; c < Wp; ++c, to += width) {
-                const bool inside = h >= 0 && h < s.H && c >= s.PW && c - s.PW < s.W;
-                for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.C + k] : 0;
-            }
-        }
-    }
-
-    // Row `oh` of image n of g, to the group's image i.
-    void repack_g(const T* g, int64_t n, int64_t i, int64_t oh) const {
-        for (int64_t b = 0; b < blocks; ++b) {
-            const int64_t maps = smaller(kWidth<T>, s.K - b * kWidth<T>);
-            T* to = g_packed + i * g_image + (b * s.OH + oh) * s.OW * kWidth<T>;
-            const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth<T>;
-            for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.K) {
-                copy(to, from, maps);
-                zero(to + maps, kWidth<T> - maps);
-            }
-        }
-    }
-
-    // Adds what output rows [from, to) of the group's image i give to tap row `tap` of one slice and block.
-    void add_tap_row(int64_t slice, int64_t b, int64_t i, int64_t from, int64_t to, int64_t tap) const {
-        alignas(64) T partial[kPixels * kWidth<T>];
-        const int64_t width = slice_width(slice), run = s.KW * width, tiles = ceil_div(run, kPixels);
-        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
-        const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice + (from * s.SH + tap) * Wp * width;
-        T* const total = sums + (slice * blocks + b) * block_sums + tap * row_sums;
-        const Walk walk{to - from, s.OW, s.SH * Wp * width, s.SW * width};
-        for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
-            const int64_t e = run * tile_at / tiles, count = run * (tile_at + 1) / tiles - e;
-            const T* at[kPixels];
-            for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
-            // Summed apart and added: sums of blocks lose less to rounding than one long sum.
-            tile(count, at, walk, gradients, kZeros<T>, partial);
-            for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
-        }
-    }
-
-    // Adds the gradients of output rows [from, to) of the group's image i to one block's bias.
-    void add_bias(int64_t b, int64_t i, int64_t from, int64_t to) const {
-        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
-        T partial[kWidth<T>] = {};
-        for (int64_t q = 0; q < (to - from) * s.OW; ++q)
-            for (int64_t k = 0; k < kWidth<T>; ++k) partial[k] += gradients[q * kWidth<T> + k];
-        for (int64_t k = 0; k < kWidth<T>; ++k) bias_sums[b * kWidth<T> + k] += partial[k];
-    }
-};
-
-// gw[k][c][i][j] = sum over n, oh, ow of g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c]; gb[k], where it is
-// not null, = sum of g. A unit of work is (slice, block, range of tap rows): it passes over the group's images in bands
-// of rows whose gradients stay in L1. Nobody else adds to its sums, so that threads change no bit.
-template <typename T>
-void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
-    const WeightGrad<T> grad(s);
-    const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, grad.slices * grad.blocks));  // of the tap rows
-    const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
-    for (int64_t first = 0; first < s.N; first += grad.group) {
-        const int64_t count = smaller(grad.group, s.N - first), image_rows = grad.Hp + s.OH;
-        parallel_for(count * image_rows, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t i = unit / image_rows, row = unit % image_rows;
-                if (row < grad.Hp)
-                    grad.repack_x(x, first + i, i, row);
-                else
-                    grad.repack_g(g, first + i, i, row - grad.Hp);
-            }
-        });
-        parallel_for(grad.slices * grad.blocks * cuts, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t cut = unit % cuts, b = unit / cuts % grad.blocks, slice = unit / cuts / grad.blocks;
-                for (int64_t i = 0; i < count; ++i)
-                    for (int64_t band = 0; band < bands; ++band) {
-                        const int64_t from = s.OH * band / bands, to = s.OH * (band + 1) / bands;
-                        for (int64_t tap = s.KH * cut / cuts; tap < s.KH * (cut + 1) / cuts; ++tap)
-                            grad.add_tap_row(slice, b, i, from, to, tap);
-                        if (gb && slice == 0 && cut == 0) grad.add_bias(b, i, from, to);
-                    }
-            }
-        });
-    }
-    const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
-        const int64_t slice = c / grad.kSlice;
-        return slice * grad.blocks * grad.block_sums + i * grad.row_sums +
-               (j * grad.slice_width(slice) + c % grad.kSlice) * kWidth<T>;
-    });
-    parallel_for(grad.blocks, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t b = begin; b < end; ++b) {
-            const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
-            unpack(table, grad.sums + b * grad.block_sums, gw + from * s.wk, outputs, s.wk);
-            if (gb) copy(gb + from, grad.bias_sums + from, outputs);
-        }
-    });
-}
-
 }  // namespace
 
 template <typename T>
 void add_conv(KernelsOf<T>& kernels) {
     kernels.conv2d = conv2d<T>;
-    kernels.conv2d_weight_grad = conv2d_weight_grad<T>;
     kernels.conv2d_relu_max_pool2d = conv2d_relu_max_pool2d<T>;
 }
 template void add_conv(KernelsOf<float>&);

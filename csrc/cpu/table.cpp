@@ -13,6 +13,7 @@ KernelsOf<T> all() {
     KernelsOf<T> kernels{};
     add_conv(kernels);
     add_conv_transpose(kernels);
+    add_conv_weight_grad(kernels);
     add_max_pool(kernels);
     add_contrast_norm(kernels);
     return kernels;

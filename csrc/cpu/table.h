@@ -10,6 +10,8 @@ void add_conv(KernelsOf<T>&);
 template <typename T>
 void add_conv_transpose(KernelsOf<T>&);
 template <typename T>
+void add_conv_weight_grad(KernelsOf<T>&);
+template <typename T>
 void add_max_pool(KernelsOf<T>&);
 template <typename T>
 void add_contrast_norm(KernelsOf<T>&);

@@ -21,7 +21,8 @@ const char* pool_name();
 // only, and a hint: nothing depends on it.
 void prefer_huge_pages(void* memory, std::size_t bytes);
 
-// Scratch memory of one call, aligned to 64 bytes; throws std::bad_alloc.
+// Scratch memory of one call, aligned to 64 bytes; throws std::bad_alloc. Large blocks, up to two of 64 MB, are kept
+// for the calling thread's next calls.
 class Scratch {
    public:
     explicit Scratch(std::size_t bytes);
@@ -35,6 +36,7 @@ class Scratch {
 
    private:
     void* memory_;
+    std::size_t bytes_;
 };
 
 // Splits [0, count) into one contiguous range a thread, and calls body(begin, end, thread) for each.

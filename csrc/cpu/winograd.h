@@ -102,6 +102,95 @@ ZF_INLINE void from_points(const V* z, int step, V* y, int y_step) {
     if constexpr (kTapsOf < 3) y[3 * y_step] = q + 8 * s, y[4 * y_step] = p + 16 * r + last;
 }
 
+// call(Index<taps>{}) for 2 <= taps <= 5.
+template <typename Call>
+ZF_INLINE void with_taps(int64_t taps, const Call& call) {
+    if (taps == 2) call(Index<2>{});
+    if (taps == 3) call(Index<3>{});
+    if (taps == 4) call(Index<4>{});
+    if (taps == 5) call(Index<5>{});
+}
+
+// At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
+// (measured: the transform of filters 5 times slower).
+template <typename T>
+int64_t odd_lines(int64_t elements) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    return (ceil_div(elements, kLine) | 1) * kLine;
+}
+
+// B^T d B of tiles, [chunk of channels][36][tile][chunk]; a chunk's 36 products read one contiguous stretch of memory.
+template <typename T>
+class InputTiles {
+    using V = Vec<T>;
+    static constexpr int kLanes = Lanes<T>::count;
+
+   public:
+    const Grid grid;
+    const int64_t tiles, chunk;  // channels of a chunk
+
+    InputTiles(const Grid& of, int64_t count, T* memory)
+        : grid(of), tiles(count), chunk(chunk_of(of)), plane_(odd_lines<T>(count * chunk)), data_(memory) {}
+
+    static int64_t elements(const Grid& grid, int64_t tiles) {
+        const int64_t chunk = chunk_of(grid);
+        return ceil_div(grid.depth(), chunk) * kTaps * odd_lines<T>(tiles * chunk);
+    }
+
+    // Of plane z: tile t's value of channel c.
+    const T* at(int64_t z, int64_t t, int64_t c) const {
+        return data_ + (c / chunk * kTaps + z) * plane_ + t * chunk + c % chunk;
+    }
+
+    // What a thread reads the map through: a row of tiles, padded.
+    static Band<T> band(const Grid& grid, T* memory) {
+        return {memory, grid.SW * (grid.tile_cols() * grid.side() + grid.taps - 1), grid.C};
+    }
+    static int64_t band_elements(const Grid& grid) {
+        return round_up(6 * grid.SH * band(grid, nullptr).pitch() + kLanes, 16);
+    }
+
+    // Transforms row `row` of tiles, numbered through all images, into tiles `first` and on. `fill_row(n, h, left,
+    // cols, to)` writes columns [left, left + cols) of row h of image n, zeros outside the map. A position's SW * C
+    // elements of one of its SH rows are one run; a run that is no whole number of vectors ends in the next one's
+    // elements, which are overwritten in turn.
+    template <typename FillRow>
+    void take_row(Band<T>& band, int64_t row, int64_t first, const FillRow& fill_row) {
+        const int64_t n = row / grid.tile_rows(), top = grid.top + row % grid.tile_rows() * grid.side() * grid.SH;
+        band.require(n, top, top + 6 * grid.SH,
+                     [&](int64_t image, int64_t h, T* to) { fill_row(image, h, grid.left, band.cols, to); });
+        const int64_t run = grid.SW * grid.C, down = grid.SH * band.pitch();
+        for (int64_t t = 0; t < grid.tile_cols(); ++t)
+            for (int64_t phase = 0; phase < grid.SH; ++phase)
+                for (int64_t e = 0; e < run; e += kLanes) {
+                    const T* const from = band.data + phase * band.pitch() + t * grid.side() * run + e;
+                    T* const to = const_cast<T*>(at(0, first + t, phase * run + e));
+                    V d[kTaps];
+                    repeat<6>([&](auto j) {
+                        V v[6];
+                        repeat<6>([&](auto i) { v[i.at] = load<V>(from + i.at * down + j.at * run); });
+                        to_points(v[0], v[1], v[2], v[3], v[4], v[5]);
+                        repeat<6>([&](auto i) { d[i.at * 6 + j.at] = v[i.at]; });
+                    });
+                    repeat<6>([&](auto i) {
+                        V* const r = d + i.at * 6;
+                        to_points(r[0], r[1], r[2], r[3], r[4], r[5]);
+                        repeat<6>([&](auto j) { store(to + (i.at * 6 + j.at) * plane_, r[j.at]); });
+                    });
+                }
+    }
+
+   private:
+    // Whole vectors, unless a run of elements ends inside one: then all channels are one chunk.
+    static int64_t chunk_of(const Grid& grid) {
+        if (grid.SW * grid.C % kLanes) return round_up(grid.depth(), kLanes) + kLanes;
+        return ceil_div(grid.depth() / kLanes, ceil_div(grid.depth(), kDepth)) * kLanes;
+    }
+
+    const int64_t plane_;
+    T* const data_;
+};
+
 // One thread's share of a convolution on a Grid: memory, and the four stages.
 template <typename T>
 class Winograd {
@@ -112,24 +201,19 @@ class Winograd {
     // `memory` has elements(grid, tile_rows) elements; units have up to that many rows of tiles.
     Winograd(const Grid& grid, int64_t tile_rows, T* memory)
         : g_(grid),
-          side_(grid.side()),
           tile_cols_(grid.tile_cols()),
-          tiles_(tile_rows * tile_cols_),
-          chunk_(chunk(grid)),
-          input_plane_(odd_lines(tiles_ * chunk_)),
-          filter_plane_(odd_lines(smaller(chunk_, grid.depth()) * kWidth<T>)),
-          batch_(batch(grid, tiles_)),
-          sum_plane_(odd_lines(batch_ * kWidth<T>)),
-          band_{memory, band_cols(grid), grid.C},
-          inputs_(memory + band_elements(grid)),
-          filters_(inputs_ + ceil_div(grid.depth(), chunk_) * kTaps * input_plane_),
+          band_(InputTiles<T>::band(grid, memory)),
+          inputs_(grid, tile_rows * tile_cols_, memory + InputTiles<T>::band_elements(grid)),
+          filter_plane_(filter_plane(grid, inputs_)),
+          batch_(batch(grid, inputs_)),
+          sum_plane_(odd_lines<T>(batch_ * kWidth<T>)),
+          filters_(memory + InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs_.tiles)),
           sums_(filters_ + kTaps * filter_plane_) {}
 
     static int64_t elements(const Grid& grid, int64_t tile_rows) {
-        const int64_t tiles = tile_rows * grid.tile_cols(), width = chunk(grid);
-        return band_elements(grid) + kTaps * (ceil_div(grid.depth(), width) * odd_lines(tiles * width) +
-                                              odd_lines(smaller(width, grid.depth()) * kWidth<T>) +
-                                              odd_lines(batch(grid, tiles) * kWidth<T>));
+        const InputTiles<T> inputs(grid, tile_rows * grid.tile_cols(), nullptr);
+        return InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs.tiles) +
+               kTaps * (filter_plane(grid, inputs) + odd_lines<T>(batch(grid, inputs) * kWidth<T>));
     }
 
     // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96.
@@ -138,17 +222,11 @@ class Winograd {
         return larger(1, larger(16, smaller(96, tiles)) / grid.tile_cols());
     }
 
-    // Transforms tile rows [from, to), numbered through all images; `fill_row(n, h, left, cols, row)` writes columns
-    // [left, left + cols) of row h of image n, zeros outside the map.
+    // Transforms tile rows [from, to), numbered through all images.
     template <typename FillRow>
     void take(int64_t from, int64_t to, const FillRow& fill_row) {
         from_ = from, to_ = to;
-        for (int64_t row = from; row < to; ++row) {
-            const int64_t n = row / g_.tile_rows(), top = g_.top + row % g_.tile_rows() * side_ * g_.SH;
-            band_.require(n, top, top + 6 * g_.SH,
-                          [&](int64_t image, int64_t h, T* into) { fill_row(image, h, g_.left, band_.cols, into); });
-            transform_inputs((row - from) * tile_cols_);
-        }
+        for (int64_t row = from; row < to; ++row) inputs_.take_row(band_, row, (row - from) * tile_cols_, fill_row);
     }
 
     // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
@@ -157,89 +235,27 @@ class Winograd {
     bool products(const T* filters, const T* bias, bool relu, const Pixel& pixel) {
         const int64_t tiles = (to_ - from_) * tile_cols_, depth = g_.depth();
         bool finite = true;
-        for (int64_t begin = 0; begin < depth; begin += chunk_) {
-            const int64_t end = smaller(begin + chunk_, depth);
-            switch (g_.taps) {
-                case 2:
-                    transform_filters<2>(filters, begin, end);
-                    break;
-                case 3:
-                    transform_filters<3>(filters, begin, end);
-                    break;
-                case 4:
-                    transform_filters<4>(filters, begin, end);
-                    break;
-                case 5:
-                    transform_filters<5>(filters, begin, end);
-                    break;
-            }
-            for (int64_t t = 0; t < tiles; t += batch_) {
-                const int64_t t_end = smaller(t + batch_, tiles);
-                multiply(t, t_end, begin, end);
-                if (end < depth) continue;
-                switch (g_.taps) {
-                    case 2:
-                        finite &= transform_outputs<2>(t, t_end, bias, relu, pixel);
-                        break;
-                    case 3:
-                        finite &= transform_outputs<3>(t, t_end, bias, relu, pixel);
-                        break;
-                    case 4:
-                        finite &= transform_outputs<4>(t, t_end, bias, relu, pixel);
-                        break;
-                    case 5:
-                        finite &= transform_outputs<5>(t, t_end, bias, relu, pixel);
-                        break;
+        with_taps(g_.taps, [&](auto taps) {
+            for (int64_t begin = 0; begin < depth; begin += inputs_.chunk) {
+                const int64_t end = smaller(begin + inputs_.chunk, depth);
+                transform_filters<taps.at>(filters, begin, end);
+                for (int64_t t = 0; t < tiles; t += batch_) {
+                    const int64_t t_end = smaller(t + batch_, tiles);
+                    multiply(t, t_end, begin, end);
+                    if (end == depth) finite &= transform_outputs<taps.at>(t, t_end, bias, relu, pixel);
                 }
             }
-        }
+        });
         return finite;
     }
 
    private:
-    // Channels of a chunk. Whole vectors, unless a run of elements ends inside one: then all channels are one chunk.
-    static int64_t chunk(const Grid& grid) {
-        if (grid.SW * grid.C % kLanes) return round_up(grid.depth(), kLanes) + kLanes;
-        return ceil_div(grid.depth() / kLanes, ceil_div(grid.depth(), kDepth)) * kLanes;
+    static int64_t filter_plane(const Grid& grid, const InputTiles<T>& inputs) {
+        return odd_lines<T>(smaller(inputs.chunk, grid.depth()) * kWidth<T>);
     }
     // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are to be added.
-    static int64_t batch(const Grid& grid, int64_t tiles) {
-        return grid.depth() > chunk(grid) ? tiles : smaller(tiles, kPixels);
-    }
-    // At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
-    // (measured: the transform of filters 5 times slower).
-    static int64_t odd_lines(int64_t elements) {
-        constexpr int64_t kLine = 64 / sizeof(T);
-        return (ceil_div(elements, kLine) | 1) * kLine;
-    }
-    static int64_t band_cols(const Grid& grid) { return grid.SW * (grid.tile_cols() * grid.side() + grid.taps - 1); }
-    static int64_t band_elements(const Grid& grid) {
-        return round_up(6 * grid.SH * band_cols(grid) * grid.C + kLanes, 16);
-    }
-
-    // The band's row of tiles. A position's SW * C elements of one of its SH rows are one run; a run that is no whole
-    // number of vectors ends in the next one's elements, which are overwritten in turn.
-    void transform_inputs(int64_t first_tile) {
-        const int64_t run = g_.SW * g_.C;
-        for (int64_t t = 0; t < tile_cols_; ++t)
-            for (int64_t phase = 0; phase < g_.SH; ++phase)
-                for (int64_t e = 0; e < run; e += kLanes) {
-                    const T* const from = band_.data + phase * band_.pitch() + t * side_ * run + e;
-                    const int64_t c = phase * run + e;
-                    T* const to = inputs_ + c / chunk_ * kTaps * input_plane_ + (first_tile + t) * chunk_ + c % chunk_;
-                    V d[kTaps];
-                    repeat<6>([&](auto j) {
-                        V v[6];
-                        repeat<6>([&](auto i) { v[i.at] = load<V>(from + i.at * g_.SH * band_.pitch() + j.at * run); });
-                        to_points(v[0], v[1], v[2], v[3], v[4], v[5]);
-                        repeat<6>([&](auto i) { d[i.at * 6 + j.at] = v[i.at]; });
-                    });
-                    repeat<6>([&](auto i) {
-                        V* const r = d + i.at * 6;
-                        to_points(r[0], r[1], r[2], r[3], r[4], r[5]);
-                        repeat<6>([&](auto j) { store(to + (i.at * 6 + j.at) * input_plane_, r[j.at]); });
-                    });
-                }
+    static int64_t batch(const Grid& grid, const InputTiles<T>& inputs) {
+        return grid.depth() > inputs.chunk ? inputs.tiles : smaller(inputs.tiles, kPixels);
     }
 
     template <int kTapsOf>
@@ -264,11 +280,10 @@ class Winograd {
         const int64_t parts = ceil_div(last - first, kPixels);
         alignas(64) T partial[kPixels * kWidth<T>];
         for (int64_t z = 0; z < kTaps; ++z) {
-            const T* const inputs = inputs_ + (begin / chunk_ * kTaps + z) * input_plane_ + first * chunk_;
             for (int64_t part = 0, t = 0; part < parts; ++part) {
                 const int64_t t_end = (last - first) * (part + 1) / parts, count = t_end - t;
                 const T* at[kPixels];
-                for (int64_t i = 0; i < count; ++i) at[i] = inputs + (t + i) * chunk_;
+                for (int64_t i = 0; i < count; ++i) at[i] = inputs_.at(z, first + t + i, begin);
                 T* const sums = sums_ + z * sum_plane_ + t * kWidth<T>;
                 tile(count, at, walk, filters_ + z * filter_plane_, kZeros<T>, begin ? partial : sums);
                 if (begin)
@@ -316,11 +331,33 @@ class Winograd {
     }
 
     const Grid g_;
-    const int64_t side_, tile_cols_, tiles_, chunk_, input_plane_, filter_plane_, batch_, sum_plane_;
+    const int64_t tile_cols_;
     Band<T> band_;
-    T *const inputs_, *const filters_, *const sums_;
+    InputTiles<T> inputs_;
+    const int64_t filter_plane_, batch_, sum_plane_;
+    T *const filters_, *const sums_;
     int64_t from_ = 0, to_ = 0;
 };
+
+// The convolution as Winograd's kernel sees it.
+inline Grid forward_grid(const Conv& s) {
+    return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
+}
+
+template <typename T>
+bool forward_winograd(const Conv& s) {
+    return winograd_serves<T>(forward_grid(s), ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C);
+}
+
+// A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C].
+template <typename T>
+Table winograd_table(const Conv& s) {
+    const int64_t taps = ceil_div(s.KH, s.SH);
+    return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
+        const int64_t tap = i / s.SH * taps + j / s.SW, phase = i % s.SH * s.SW + j % s.SW;
+        return ((tap * s.SH * s.SW + phase) * s.C + c) * kWidth<T>;
+    });
+}
 
 }  // namespace
 }  // namespace zf
