@@ -117,7 +117,8 @@ bool conv2d_winograd(const Conv& s, const T* x, const T* w, const T* bias, T* y,
 
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    if (forward_winograd<T>(s) && conv2d_winograd(s, x, w, bias, y, relu, threads)) return;
+    if constexpr (kWinograd<T>)
+        if (forward_winograd<T>(s) && conv2d_winograd(s, x, w, bias, y, relu, threads)) return;
     conv2d_direct(s, x, w, bias, y, relu, threads);
 }
 
@@ -262,8 +263,10 @@ bool conv2d_relu_max_pool2d_winograd(const Conv& s, const Pool& pool, const T* x
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                             uint8_t* switches, Rounding rounding, int threads) {
-    if (forward_winograd<T>(s) && conv2d_relu_max_pool2d_winograd(s, pool, x, w, bias, y, switches, rounding, threads))
-        return;
+    if constexpr (kWinograd<T>)
+        if (forward_winograd<T>(s) &&
+            conv2d_relu_max_pool2d_winograd(s, pool, x, w, bias, y, switches, rounding, threads))
+            return;
     conv2d_relu_max_pool2d_direct(s, pool, x, w, bias, y, switches, rounding, threads);
 }
 

@@ -207,13 +207,15 @@ bool transpose_winograd(const Conv& s, const Grid& grid, const T* w, T* x, int t
 
 template <typename T, typename FillRow>
 void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    const int64_t q_top = floor_div(s.PH, s.SH), q_left = floor_div(s.PW, s.SW), taps = ceil_div(s.KH, s.SH);
-    const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
-                  cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
-    const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
-    if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C) &&
-        transpose_winograd(s, grid, w, x, threads, fill_row))
-        return;
+    if constexpr (kWinograd<T>) {
+        const int64_t q_top = floor_div(s.PH, s.SH), q_left = floor_div(s.PW, s.SW), taps = ceil_div(s.KH, s.SH);
+        const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
+                      cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
+        const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
+        if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C) &&
+            transpose_winograd(s, grid, w, x, threads, fill_row))
+            return;
+    }
     if (s.C <= kWidth<T> / 2)
         scatter(s, w, x, threads, fill_row);
     else

@@ -26,6 +26,10 @@
 namespace zf {
 namespace {
 
+// float64 is for checking: direct sums only.
+template <typename T>
+constexpr bool kWinograd = sizeof(T) == sizeof(float);
+
 constexpr int64_t kTaps = 36;
 constexpr int64_t kDepth = 128;
 
@@ -61,7 +65,7 @@ bool winograd_pays(const Grid& g, int64_t direct) {
 // other axis.
 template <typename T>
 bool winograd_serves(const Grid& g, int64_t other_taps, int64_t direct) {
-    if (sizeof(T) != sizeof(float) || g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
+    if (g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
     return winograd_mode() == kWhereItCan || (winograd_mode() == kWhereItPays && winograd_pays<T>(g, direct));
 }
 
