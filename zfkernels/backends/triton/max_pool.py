@@ -1,0 +1,266 @@
+"""Max-pooling with switches, unpooling by them, and the gather at them (formulas: zfkernels/ops/max_pool.py).
+
+Maps are dense channels-last. A program works on a tile of ROWS x COLUMNS pixels or windows of one image and B channels,
+a thread on 16 bytes of neighbouring channels, so that every access is 16 bytes wide and what windows share is found in
+the L1 cache. Each result has one writer and a fixed order of its terms: no atomics, and the same bits on every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tensors import Compilation, dense, empty, launch, power_of_two
+
+# A tile of 4 x 8 windows reads 1.2 times the bytes of its 3x3 stride-2 windows' pixels; a row of 32 would read 1.5.
+ROWS, COLUMNS = 4, 8
+THREADS = 128
+# Loops over taps are unrolled up to this many, to have their loads in flight at once; longer ones by UNROLLED_PART.
+UNROLLED, UNROLLED_PART = 16, 4
+
+
+@triton.jit
+def _tile(program, height, width, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr, B: tl.constexpr):
+    """Program -> (image, rows and columns of the tile's places, channels): channels vary fastest, then columns."""
+    blocks = tl.cdiv(C, B)
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    rest = program // blocks
+    place = tl.arange(0, ROWS * COLUMNS)
+    row = rest // across % down * ROWS + place // COLUMNS
+    column = rest % across * COLUMNS + place % COLUMNS
+    return rest // across // down, row, column, program % blocks * B + tl.arange(0, B)
+
+
+@triton.jit
+def _at(n, row, column, height, width, C, c):
+    """Offsets of pixels (n, row, column) and channels c in dense memory; past 2^31 elements too."""
+    pixel = (n.to(tl.int64) * height + row) * width + column
+    return (pixel * C)[:, None] + c[None, :]
+
+
+@triton.jit
+def max_pool2d_kernel(
+    x,
+    y,
+    switches,
+    H,
+    W,
+    OH,
+    OW,
+    C,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    B: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """y[n,i,j,c] = max of x over window (i,j); switches = kh * KW + kw of the first maximum, NaN being the maximum.
+
+    A tap off the map is read at the window's nearest pixel on it, which changes no maximum: no load needs a mask.
+    Taps are visited backwards, so that `>=` leaves the first maximum, and NaN replaces whatever was there.
+    """
+    n, i, j, c = _tile(tl.program_id(0), OH, OW, C, ROWS, COLUMNS, B)
+    there = ((i < OH) & (j < OW))[:, None] & (c < C)[None, :]
+    top = tl.minimum(i, OH - 1) * SH - PH
+    left = tl.minimum(j, OW - 1) * SW - PW
+    best = tl.full((ROWS * COLUMNS, B), float("-inf"), tl.float32)
+    switch = tl.zeros((ROWS * COLUMNS, B), tl.int32)
+    for t in tl.range(KH * KW, loop_unroll_factor=UNROLL):
+        tap = KH * KW - 1 - t
+        row = tl.minimum(tl.maximum(top + tap // KW, 0), H - 1)
+        column = tl.minimum(tl.maximum(left + tap % KW, 0), W - 1)
+        v = tl.load(x + _at(n, row, column, H, W, C, c), mask=(c < C)[None, :]).to(tl.float32)
+        wins = (v >= best) | (v != v)
+        best = tl.where(wins, v, best)
+        switch = tl.where(wins, tap, switch)
+    if PH + PW > 0:
+        # The first maximum may have been found at a tap off the map that stood for one on it.
+        kh = tl.maximum(switch // KW, -top[:, None])
+        kw = tl.maximum(switch % KW, -left[:, None])
+        switch = kh * KW + kw
+    place = _at(n, i, j, OH, OW, C, c)
+    tl.store(y + place, best.to(y.dtype.element_ty), mask=there)
+    tl.store(switches + place, switch.to(tl.uint8), mask=there)
+
+
+@triton.jit
+def max_unpool2d_kernel(
+    y,
+    switches,
+    x,
+    H,
+    W,
+    OH,
+    OW,
+    C,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    B: tl.constexpr,
+    UNROLL_CELL: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """x[n,h,w,c] = sum of y over the windows (i,j) that cover (h,w) and whose switch points at it.
+
+    Places of the tile are cells of SH x SW pixels: pixel (r, q) of cell (a, b) is (a * SH + r - PH, b * SW + q - PW),
+    and the windows over it are (a - t, b - u), at taps (r + t * SH, q + u * SW). So which taps to look at is the same
+    for all lanes: 9 a cell of 3x3 stride-2 windows, against 16 for masked candidates a pixel. A switch that points
+    nowhere on the map is never met.
+    """
+    n, a, b, c = _tile(tl.program_id(0), tl.cdiv(H + PH, SH), tl.cdiv(W + PW, SW), C, ROWS, COLUMNS, B)
+    channel = (c < C)[None, :]
+    T: tl.constexpr = (KH + SH - 1) // SH
+    U: tl.constexpr = (KW + SW - 1) // SW
+    for pixel in tl.range(SH * SW, loop_unroll_factor=UNROLL_CELL):
+        r, q = pixel // SW, pixel % SW
+        total = tl.zeros((ROWS * COLUMNS, B), tl.float32)
+        for window in tl.range(T * U, loop_unroll_factor=UNROLL):
+            t, u = window // U, window % U
+            i, j, kh, kw = a - t, b - u, r + t * SH, q + u * SW
+            there = (i >= 0) & (i < OH) & (j >= 0) & (j < OW) & (kh < KH) & (kw < KW)
+            there = there[:, None] & channel
+            place = _at(n, i, j, OH, OW, C, c)
+            switch = tl.load(switches + place, mask=there, other=0).to(tl.int32)
+            v = tl.load(y + place, mask=there, other=0.0).to(tl.float32)
+            total += tl.where(switch == kh * KW + kw, v, 0.0)
+        h, w = a * SH + r - PH, b * SW + q - PW
+        there = ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & channel
+        tl.store(x + _at(n, h, w, H, W, C, c), total.to(x.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def max_unpool2d_backward_kernel(
+    g,
+    switches,
+    gy,
+    H,
+    W,
+    OH,
+    OW,
+    C,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    B: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """gy[n,i,j,c] = g at the pixel that the switch of window (i,j) points at, 0 where that is off the map.
+
+    Every tap of a window is read, 16 bytes wide and mostly from L1, and the switched one kept: a load at the switch
+    itself would be one channel wide and touch a line of its own.
+    """
+    n, i, j, c = _tile(tl.program_id(0), OH, OW, C, ROWS, COLUMNS, B)
+    channel = (c < C)[None, :]
+    there = ((i < OH) & (j < OW))[:, None] & channel
+    place = _at(n, i, j, OH, OW, C, c)
+    switch = tl.load(switches + place, mask=there, other=0).to(tl.int32)
+    found = tl.zeros((ROWS * COLUMNS, B), g.dtype.element_ty)
+    for tap in tl.range(KH * KW, loop_unroll_factor=UNROLL):
+        row, column = i * SH - PH + tap // KW, j * SW - PW + tap % KW
+        on_map = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None] & channel
+        v = tl.load(g + _at(n, row, column, H, W, C, c), mask=on_map, other=0.0)
+        found = tl.where(switch == tap, v, found)
+    tl.store(gy + place, found, mask=there)
+
+
+def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
+    y = empty(x, *x.shape[:2], *output_size)
+    switches = empty(x, *x.shape[:2], *output_size, dtype=torch.uint8)
+    arguments = _arguments(x.shape, output_size, kernel_size, stride, padding)
+    tensors = {"x": dense(x), "y": y, "switches": switches}
+    launch(max_pool2d_kernel, _programs(arguments, len(x), output_size), tensors, arguments, num_warps=THREADS // 32)
+    return y, switches
+
+
+def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
+    x = empty(y, *y.shape[:2], *output_size)
+    arguments = _unpooling(x.shape, y.shape[2:], kernel_size, stride, padding)
+    cells = [-(-(size + p) // s) for size, p, s in zip(output_size, padding, stride, strict=True)]
+    tensors = {"y": dense(y), "switches": dense(switches), "x": x}
+    launch(max_unpool2d_kernel, _programs(arguments, len(y), cells), tensors, arguments, num_warps=THREADS // 32)
+    return x
+
+
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size, stride, padding) -> Tensor:
+    gy = empty(g, *switches.shape)
+    arguments = _arguments(g.shape, gy.shape[2:], kernel_size, stride, padding)
+    tensors = {"g": dense(g), "switches": dense(switches), "gy": gy}
+    programs = _programs(arguments, len(g), gy.shape[2:])
+    launch(max_unpool2d_backward_kernel, programs, tensors, arguments, num_warps=THREADS // 32)
+    return gy
+
+
+def compilations(dtype: torch.dtype) -> list[Compilation]:
+    """The launches of ZFNet's three poolings, for the compile gate."""
+    found = []
+    options = {"num_warps": THREADS // 32}
+    for number, channels, size, pooled in ((1, 96, 110, 55), (2, 256, 26, 13), (5, 256, 13, 6)):
+        window = ((128, channels, size, size), (pooled, pooled), (3, 3), (2, 2), (0, 0))
+        for name, kernel, tensors, arguments in (
+            ("pool", max_pool2d_kernel, {"x": dtype, "y": dtype, "switches": torch.uint8}, _arguments(*window)),
+            ("unpool", max_unpool2d_kernel, {"y": dtype, "switches": torch.uint8, "x": dtype}, _unpooling(*window)),
+            (
+                "unpool backward",
+                max_unpool2d_backward_kernel,
+                {"g": dtype, "switches": torch.uint8, "gy": dtype},
+                _arguments(*window),
+            ),
+        ):
+            found.append(Compilation(f"{name}{number}", kernel, tensors | arguments, options))
+    return found
+
+
+def _arguments(shape, pooled, kernel_size, stride, padding) -> dict:
+    """The kernels' arguments besides the tensors, for maps of `shape` and windows' maps of size `pooled`."""
+    _, channels, height, width = shape
+    taps = kernel_size[0] * kernel_size[1]
+    # 64 bytes at least, which are two whole sectors of memory, and no lane without a channel where 32 divide them.
+    block = 32 if channels % 32 == 0 else min(64, power_of_two(channels))
+    return {
+        "H": height,
+        "W": width,
+        "OH": pooled[0],
+        "OW": pooled[1],
+        "C": channels,
+        "KH": kernel_size[0],
+        "KW": kernel_size[1],
+        "SH": stride[0],
+        "SW": stride[1],
+        "PH": padding[0],
+        "PW": padding[1],
+        "ROWS": ROWS,
+        "COLUMNS": COLUMNS,
+        "B": block,
+        "UNROLL": taps if taps <= UNROLLED else UNROLLED_PART,
+    }
+
+
+def _unpooling(shape, pooled, kernel_size, stride, padding) -> dict:
+    """max_unpool2d_kernel's: its loops go over the pixels of a cell and the windows over each."""
+    arguments = _arguments(shape, pooled, kernel_size, stride, padding)
+    pixels = stride[0] * stride[1]
+    windows = -(-kernel_size[0] // stride[0]) * -(-kernel_size[1] // stride[1])
+    arguments["UNROLL"] = windows if windows <= UNROLLED else UNROLLED_PART
+    arguments["UNROLL_CELL"] = pixels if pixels * windows <= UNROLLED else 1
+    return arguments
+
+
+def _programs(arguments: dict, images: int, size) -> int:
+    """Of one tile each, over `images` maps of `size` places."""
+    rows, columns, blocks = -(-size[0] // ROWS), -(-size[1] // COLUMNS), -(-arguments["C"] // arguments["B"])
+    return images * rows * columns * blocks
