@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tensors import Compilation, dense, empty, launch, power_of_two
+from .tuning import Target
 
 # Up to this many neighbours a window is summed in registers; wider ones loop over them, one exchange a neighbour.
 UNROLLED = 16
@@ -238,7 +239,7 @@ def contrast_norm_backward(
     return gx
 
 
-def compilations(dtype: torch.dtype) -> list[Compilation]:
+def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
     """The launches of ZFNet's two layers at a batch of 128, for the compile gate."""
     found = []
     for name, shape in (("norm1", (128, 96, 55, 55)), ("norm2", (128, 256, 13, 13))):
