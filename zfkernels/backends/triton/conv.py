@@ -122,7 +122,29 @@ def conv2d_kernel(
     first = (pid // TILES).to(tl.int64) * BM
     o = (pid % TILES) * BN + tl.arange(0, BN)
     sums = _conv2d_tile(
-        x, weight, first, o, images, H, W, OH, OW, PH, PW, C, PITCH, C_OUT, KH, KW, SH, SW, PRECISION, INTERPRETED, BM, BN, BK
+        x,
+        weight,
+        first,
+        o,
+        images,
+        H,
+        W,
+        OH,
+        OW,
+        PH,
+        PW,
+        C,
+        PITCH,
+        C_OUT,
+        KH,
+        KW,
+        SH,
+        SW,
+        PRECISION,
+        INTERPRETED,
+        BM,
+        BN,
+        BK,
     )
     if BIAS:
         sums += tl.load(bias + o, mask=o < C_OUT, other=0.0).to(tl.float32)[None, :]
@@ -338,9 +360,7 @@ def conv2d_weight_grad_kernel(
         there = ahead < remaining
         row = i * SH - PH
         col = j * SW - PW
-        gs = tl.load(
-            g + (k[None, :] * C_OUT + o[:, None]), mask=there[None, :] & (o < C_OUT)[:, None], other=0.0
-        )
+        gs = tl.load(g + (k[None, :] * C_OUT + o[:, None]), mask=there[None, :] & (o < C_OUT)[:, None], other=0.0)
         h = row[:, None] + kh[None, :]
         w = col[:, None] + kw[None, :]
         inside = there[:, None] & (column < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
@@ -521,8 +541,8 @@ def conv2d_call(conv: Conv, dtype: torch.dtype, target: Target, bias: bool, relu
     problem = Problem("conv2d", conv.rows, conv.filters, depth, conv.channels, precision)
     config = tuning.choose(problem, target)
     arguments = conv.sizes | {"C": conv.channels, "PITCH": conv.pitch} | conv.constants
-    arguments |= {"BIAS": bias, "RELU": relu} | _numeric(precision, config)
-    return Call("conv2d", conv2d_kernel, tuning.programs(problem, config), arguments, _options(config))
+    arguments |= {"BIAS": bias, "RELU": relu} | numeric(precision, config)
+    return Call("conv2d", conv2d_kernel, tuning.programs(problem, config), arguments, launch_options(config))
 
 
 def conv_transpose2d_call(conv: Conv, dtype: torch.dtype, target: Target) -> Call:
@@ -539,10 +559,10 @@ def conv_transpose2d_call(conv: Conv, dtype: torch.dtype, target: Target) -> Cal
         strides = {"FILTER": 1, "TAP": conv.filters, "CHANNEL": area * conv.filters}
     else:
         strides = {"FILTER": area * conv.channels, "TAP": conv.channels, "CHANNEL": 1}
-    strides["STEPS"] = _steps(taps * -(-conv.filters // config.k))
-    arguments = conv.sizes | {"C": conv.channels} | conv.constants | strides | _numeric(precision, config)
+    strides["STEPS"] = interpreted_steps(taps * -(-conv.filters // config.k))
+    arguments = conv.sizes | {"C": conv.channels} | conv.constants | strides | numeric(precision, config)
     programs = tuning.programs(problem, config) * classes
-    return Call("conv_transpose2d", conv_transpose2d_kernel, programs, arguments, _options(config))
+    return Call("conv_transpose2d", conv_transpose2d_kernel, programs, arguments, launch_options(config))
 
 
 def transposes_weight(conv: Conv, dtype: torch.dtype) -> bool:
@@ -554,7 +574,9 @@ def transposes_weight(conv: Conv, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or conv.channels % 8 != 0
 
 
-def conv2d_weight_grad_calls(conv: Conv, dtype: torch.dtype, target: Target, c_in: int, bias: bool) -> tuple[Call, Call]:
+def conv2d_weight_grad_calls(
+    conv: Conv, dtype: torch.dtype, target: Target, c_in: int, bias: bool
+) -> tuple[Call, Call]:
     """The two stages of the weight gradient; `parts` of the second is the number of partial sums."""
     precision = tuning.precision(dtype, target.kind)
     taps = conv.kernel[0] * conv.kernel[1]
@@ -563,18 +585,25 @@ def conv2d_weight_grad_calls(conv: Conv, dtype: torch.dtype, target: Target, c_i
     config = tuning.choose(problem, target)
     tiles = tuning.programs(problem, config)
     steps = -(-conv.rows // config.k)
-    # As many parts as fill the device twice: two programs fit on a multiprocessor.
-    blocks = -(-steps // max(1, min(steps, 2 * target.processors // tiles)))
+    # The tile's registers leave room for one program on a multiprocessor.
+    most = min(steps, -(-3 * target.processors // tiles))
+    blocks = -(-steps // tuning.shares(tiles, most, target.processors))
     parts = -(-steps // max(blocks, 1))
     arguments = conv.sizes | {"blocks": blocks, "C": conv.channels, "PITCH": conv.pitch} | conv.constants
-    arguments |= {"BIAS": bias, "STEPS": _steps(blocks)} | _numeric(precision, config)
-    first = Call("conv2d_weight_grad", conv2d_weight_grad_kernel, tiles * parts, arguments, _options(config))
+    arguments |= {"BIAS": bias, "STEPS": interpreted_steps(blocks)} | numeric(precision, config)
+    first = Call("conv2d_weight_grad", conv2d_weight_grad_kernel, tiles * parts, arguments, launch_options(config))
 
     channels = conv.pitch  # a padded image's tap row holds KW pixels of `pitch` channels
     taps = columns // channels
     block = 128
     arguments = {"parts": parts, "C_IN": c_in, "C": channels, "C_OUT": conv.filters, "TAPS": taps}
-    arguments |= {"BIAS": bias, "STEPS": _steps(parts), "INTERPRETED": INTERPRETED, "BLOCK": block, "PARTS": 16}
+    arguments |= {
+        "BIAS": bias,
+        "STEPS": interpreted_steps(parts),
+        "INTERPRETED": INTERPRETED,
+        "BLOCK": block,
+        "PARTS": 16,
+    }
     programs = -(-conv.filters * columns // block) + (-(-conv.filters // block) if bias else 0)
     options = {"num_warps": 4, "num_stages": 1}
     second = Call("conv2d_weight_grad reduce", weight_grad_reduce_kernel, programs, arguments, options)
@@ -593,16 +622,16 @@ def pad_image_call(conv: Conv, strides: tuple[int, ...], target: Target) -> Call
     return Call("pad_image", pad_image_kernel, programs, arguments, {"num_warps": 4, "num_stages": 1})
 
 
-def _numeric(precision: str, config: Config) -> dict[str, Any]:
+def numeric(precision: str, config: Config) -> dict[str, Any]:
     tile = {"BM": config.m, "BN": config.n, "BK": config.k}
     return {"PRECISION": "tf32" if precision == "tf32" else "ieee", "INTERPRETED": INTERPRETED} | tile
 
 
-def _steps(number: int) -> int:
+def interpreted_steps(number: int) -> int:
     return number if INTERPRETED else 0
 
 
-def _options(config: Config) -> dict[str, int]:
+def launch_options(config: Config) -> dict[str, int]:
     return {"num_warps": config.warps, "num_stages": config.stages}
 
 
@@ -621,9 +650,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
 
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
     kernel = weight.shape[2:]
-    conv = Conv.of(
-        y.shape[0], output_size, weight.shape[1], weight.shape[0], y.shape[2:], kernel, stride, padding
-    )
+    conv = Conv.of(y.shape[0], output_size, weight.shape[1], weight.shape[0], y.shape[2:], kernel, stride, padding)
     x = empty(y, conv.images, conv.channels, *output_size)
     ys = dense(y)
     if rectify:

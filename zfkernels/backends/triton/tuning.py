@@ -137,5 +137,18 @@ def programs(problem: Problem, config: Config) -> int:
     return -(-problem.rows // config.m) * -(-problem.columns // config.n)
 
 
+def shares(tiles: int, most: int, slots: int, overhead: float = 0.0) -> int:
+    """Into how many shares, 1 to `most`, to cut each of `tiles` tiles, for `slots` programs that run at a time.
+
+    The fewest that leave least of the last round idle; each share adds `overhead` of a tile's work.
+    """
+
+    def use(count: int) -> float:
+        rounds = -(-tiles * count // slots)
+        return tiles * count / (max(rounds, 1) * slots) / (1 + overhead * count)
+
+    return max(range(1, max(most, 1) + 1), key=lambda count: (use(count), -count))
+
+
 def choose(problem: Problem, target: Target) -> Config:
     return rule(problem, target)
