@@ -97,8 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile-only",
         action="store_true",
-        help="run nothing: compile the Triton kernels of every layer for sm_80, sm_90, sm_100 and gfx942, no GPU needed, "
-        "and fail on spills, too much shared memory, or matrix units left unused",
+        help="run nothing: compile the Triton kernels of every layer for sm_80, sm_90, sm_100 and gfx942, for which no "
+        "GPU is needed, and fail on spills, too much shared memory, or matrix units left unused",
     )
     parser.add_argument("--quick", action="store_true", help="with --compile-only: bfloat16 on sm_90 alone")
 

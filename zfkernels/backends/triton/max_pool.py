@@ -13,8 +13,8 @@ from torch import Tensor
 from .tensors import INTERPRETED, Compilation, dense, empty, launch, power_of_two
 from .tuning import Target
 
-# Of a tile, with 4 rows (2 in float32) of 32 channels: 8 values a thread (4), which is one 16-byte access. 4 x 8 windows
-# of 3x3, stride 2, read 1.2 times the bytes of their pixels, where 32 in a row would read 1.5.
+# Of a tile, with 4 rows (2 in float32) of 32 channels: 8 values a thread (4), which is one 16-byte access. 4 x 8
+# windows of 3x3, stride 2, read 1.2 times the bytes of their pixels, where 32 in a row would read 1.5.
 COLUMNS = 8
 THREADS = 128
 # Loops over taps are unrolled up to this many, to have their loads in flight at once; longer ones by UNROLLED_PART.
@@ -295,8 +295,9 @@ def _arguments(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding) 
     taps = kernel_size[0] * kernel_size[1]
     # 64 bytes at least, which are two whole sectors of memory, and no lane without a channel where 32 divide them.
     block = 32 if channels % 32 == 0 else min(64, power_of_two(channels))
-    # The interpreter's cost is one of programs, not of values.
-    rows, columns = (16, 16) if INTERPRETED else (8 // dtype.itemsize, COLUMNS)
+    rows, columns = 8 // dtype.itemsize, COLUMNS
+    if INTERPRETED:  # its cost is one of programs and taps, not of values
+        rows, columns = (8, 8) if taps <= UNROLLED else (64, 64)
     return {
         "H": height,
         "W": width,
