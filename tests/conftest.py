@@ -10,8 +10,8 @@ import torch
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import zfkernels as zf  # noqa: E402
-from zfkernels import backends  # noqa: E402
+import zfkernels as zf
+from zfkernels import backends
 
 # Relative in norm, ||out - ref|| / ||ref||.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -58,7 +58,7 @@ def test_interpreter_serves_the_cpu():
 @pytest.mark.skipif("triton" not in zf.available_backends(), reason="the backend cannot run here")
 def test_float64_is_refused():
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64, device=backends.module("triton").DEVICES[0])
-    with pytest.raises(RuntimeError, match="does not serve dtype torch.float64, only float32, bfloat16, float16"):
+    with pytest.raises(RuntimeError, match=r"does not serve dtype torch\.float64, only float32, bfloat16, float16"):
         zf.contrast_norm(x, backend="triton")
 
 
