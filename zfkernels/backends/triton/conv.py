@@ -5,8 +5,8 @@
                          class's taps x output channels
     conv2d_weight_grad   rows are output channels, columns taps x input channels, the sum runs over output pixels
 
-Memory is channels-last, and a weight is read as [C_out][KH][KW][C_in]: a channels-last weight, which is copied into that
-order when it is not. Sums are float32. A float32 product is IEEE or TF32 as torch.backends.cudnn says (tuning.py).
+Memory is channels-last, and a weight is read as [C_out][KH][KW][C_in]: a channels-last weight; any other
+is copied into that order. Sums are float32. A float32 product is IEEE or TF32 as torch.backends.cudnn says (tuning.py).
 
 Channels. 16-byte asynchronous copies need a multiple of 8 channels (4 in float32); other counts are right but slow,
 but for images: up to 4 channels are padded to 4, the border's zeros included, in one pass over x (conv1: 38 MB read,
@@ -96,6 +96,7 @@ def conv2d_kernel(
     PH,
     PW,
     C: tl.constexpr,
+    CW: tl.constexpr,
     PITCH: tl.constexpr,
     C_OUT: tl.constexpr,
     KH: tl.constexpr,
@@ -114,82 +115,21 @@ def conv2d_kernel(
 
     Program i: output pixels (i // tiles) * BM ..., channels (i % tiles) * BN ..., so that programs which run together
     read the same pixels. x is (images, H, W) pixels, PITCH numbers apart, C of them read at each tap; weight is
-    [C_OUT][KH][KW][C], y (images, OH, OW, C_OUT). The steps run over (kh, kw, block of BK channels), in that order
-    whatever the tile: it decides the bits.
+    [C_OUT][KH][KW][CW], zeros past C, y (images, OH, OW, C_OUT). The steps run over (kh, kw, block of BK channels), in
+    that order whatever the tile: it decides the bits.
     """
     TILES: tl.constexpr = (C_OUT + BN - 1) // BN
+    BLOCKS: tl.constexpr = (C + BK - 1) // BK
     pid = tl.program_id(0)
     first = (pid // TILES).to(tl.int64) * BM
     o = (pid % TILES) * BN + tl.arange(0, BN)
-    sums = _conv2d_tile(
-        x,
-        weight,
-        first,
-        o,
-        images,
-        H,
-        W,
-        OH,
-        OW,
-        PH,
-        PW,
-        C,
-        PITCH,
-        C_OUT,
-        KH,
-        KW,
-        SH,
-        SW,
-        PRECISION,
-        INTERPRETED,
-        BM,
-        BN,
-        BK,
-    )
-    if BIAS:
-        sums += tl.load(bias + o, mask=o < C_OUT, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        sums = tl.where(sums <= 0.0, 0.0, sums)  # NaN is not <= 0 and stays
-    rows = tl.arange(0, BM)
-    there = (first + rows < images.to(tl.int64) * OH * OW)[:, None] & (o < C_OUT)[None, :]
-    tl.store(y + first * C_OUT + (rows[:, None] * C_OUT + o[None, :]), sums.to(y.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _conv2d_tile(
-    x,
-    weight,
-    first,
-    o,
-    images,
-    H,
-    W,
-    OH,
-    OW,
-    PH,
-    PW,
-    C: tl.constexpr,
-    PITCH: tl.constexpr,
-    C_OUT: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """The sums of output pixels first ... first + BM - 1 and channels o."""
-    BLOCKS: tl.constexpr = (C + BK - 1) // BK
     image, remaining, ahead, i, j = _pixels(first, images, OH, OW, BM)
     row = i * SH - PH
     column = j * SW - PW
     there = ahead < remaining
     # Bases in 64 bits, what is added inside the loop in 32.
     pixel = (image * H * W + ahead.to(tl.int64) * H * W + row.to(tl.int64) * W + column) * PITCH
-    filters = o.to(tl.int64) * (KH * KW * C)
+    filters = o.to(tl.int64) * (KH * KW * CW)
     k = tl.arange(0, BK)
     sums = tl.zeros((BM, BN), tl.float32)
     for step in range(KH * KW * BLOCKS):
@@ -202,11 +142,18 @@ def _conv2d_tile(
         b_mask = (o < C_OUT)[None, :]
         if C % BK != 0:
             a_mask = a_mask & (c + k < C)[None, :]
-            b_mask = b_mask & (c + k < C)[:, None]
+            if CW < BLOCKS * BK:
+                b_mask = b_mask & (c + k < C)[:, None]
         a = tl.load(x + (pixel + (kh.to(tl.int64) * W + kw) * PITCH + c)[:, None] + k[None, :], mask=a_mask, other=0.0)
-        b = tl.load(weight + (filters + tap * C + c)[None, :] + k[:, None], mask=b_mask, other=0.0)
+        b = tl.load(weight + (filters + tap * CW + c)[None, :] + k[:, None], mask=b_mask, other=0.0)
         sums = _product(a, b, sums, PRECISION, INTERPRETED)
-    return sums
+    if BIAS:
+        sums += tl.load(bias + o, mask=o < C_OUT, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        sums = tl.where(sums <= 0.0, 0.0, sums)  # NaN is not <= 0 and stays
+    rows = tl.arange(0, BM)
+    there = (first + rows < images.to(tl.int64) * OH * OW)[:, None] & (o < C_OUT)[None, :]
+    tl.store(y + first * C_OUT + (rows[:, None] * C_OUT + o[None, :]), sums.to(y.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -242,7 +189,8 @@ def conv_transpose2d_kernel(
 
     Program i: channels (i % tiles) * BN ..., class i // tiles % (SH*SW), and BM of that class's pixels; programs that
     run together read the same part of y. y is (images, OH, OW, C_OUT), x (images, H, W, C); weight's strides are
-    FILTER, TAP and CHANNEL; STEPS is the most steps of a class. A class without taps (a kernel smaller than the stride) writes zeros.
+    FILTER, TAP and CHANNEL; STEPS is the most steps of a class. A class without taps (a kernel smaller than the
+    stride) writes zeros.
     """
     TILES: tl.constexpr = (C + BN - 1) // BN
     BLOCKS: tl.constexpr = (C_OUT + BK - 1) // BK
@@ -483,13 +431,14 @@ class Conv(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]
     pitch: int  # numbers between two pixels of x
+    run: int  # numbers between two taps of the weight
 
     @classmethod
     def of(cls, images, size, channels, filters, out, kernel, stride, padding) -> "Conv":
         """The shapes, with x's pixels next to each other."""
         plain = map(tuple, (size, out, kernel, stride, padding))
         size, out, kernel, stride, padding = plain
-        return cls(images, size, channels, filters, out, kernel, stride, padding, channels)
+        return cls(images, size, channels, filters, out, kernel, stride, padding, channels, channels)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -518,6 +467,7 @@ class Conv(NamedTuple):
             kernel=(self.kernel[0], 1),
             padding=(0, 0),
             pitch=IMAGE_CHANNELS,
+            run=-(-self.kernel[1] * IMAGE_CHANNELS // 32) * 32,  # whole steps of 16-byte copies
         )
 
 
@@ -534,34 +484,50 @@ class Call(NamedTuple):
         launch(self.kernel, self.programs, tensors, self.arguments, **self.options)
 
 
+def conv2d_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
+    """Rows are output pixels, columns filters."""
+    depth = conv.channels * conv.kernel[0] * conv.kernel[1]
+    precision = tuning.precision(dtype, target.kind)
+    op = "conv2d" if conv.pitch == conv.channels else "conv2d of an image"
+    return Problem(op, conv.rows, conv.filters, depth, conv.channels, precision)
+
+
+def conv_transpose2d_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
+    """Rows are the input pixels of the largest residue class, columns input channels."""
+    rows = conv.images * -(-conv.size[0] // conv.stride[0]) * -(-conv.size[1] // conv.stride[1])
+    depth = -(-conv.kernel[0] // conv.stride[0]) * -(-conv.kernel[1] // conv.stride[1]) * conv.filters
+    precision = tuning.precision(dtype, target.kind)
+    return Problem("conv_transpose2d", rows, conv.channels, depth, conv.filters, precision)
+
+
+def conv2d_weight_grad_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
+    """Rows are filters, columns taps x input channels."""
+    columns = conv.kernel[0] * conv.kernel[1] * conv.channels
+    precision = tuning.precision(dtype, target.kind)
+    return Problem("conv2d_weight_grad", conv.filters, columns, conv.rows, conv.channels, precision)
+
+
 def conv2d_call(conv: Conv, dtype: torch.dtype, target: Target, bias: bool, relu: bool) -> Call:
     """conv2d_kernel on these shapes; of a padded image's shapes where x is one."""
-    precision = tuning.precision(dtype, target.kind)
-    depth = conv.channels * conv.kernel[0] * conv.kernel[1]
-    problem = Problem("conv2d", conv.rows, conv.filters, depth, conv.channels, precision)
+    problem = conv2d_problem(conv, dtype, target)
     config = tuning.choose(problem, target)
-    arguments = conv.sizes | {"C": conv.channels, "PITCH": conv.pitch} | conv.constants
-    arguments |= {"BIAS": bias, "RELU": relu} | numeric(precision, config)
+    arguments = conv.sizes | {"C": conv.channels, "CW": conv.run, "PITCH": conv.pitch} | conv.constants
+    arguments |= {"BIAS": bias, "RELU": relu} | numeric(problem.precision, config)
     return Call("conv2d", conv2d_kernel, tuning.programs(problem, config), arguments, launch_options(config))
 
 
 def conv_transpose2d_call(conv: Conv, dtype: torch.dtype, target: Target) -> Call:
     """conv_transpose2d_kernel on the shapes of its forward convolution."""
-    precision = tuning.precision(dtype, target.kind)
-    classes = conv.stride[0] * conv.stride[1]
-    pixels = -(-conv.size[0] // conv.stride[0]) * -(-conv.size[1] // conv.stride[1])  # of the largest class
-    taps = -(-conv.kernel[0] // conv.stride[0]) * -(-conv.kernel[1] // conv.stride[1])
-    rows = conv.images * pixels
-    problem = Problem("conv_transpose2d", rows, conv.channels, taps * conv.filters, conv.filters, precision)
+    problem = conv_transpose2d_problem(conv, dtype, target)
     config = tuning.choose(problem, target)
     area = conv.kernel[0] * conv.kernel[1]
     if transposes_weight(conv, dtype):
         strides = {"FILTER": 1, "TAP": conv.filters, "CHANNEL": area * conv.filters}
     else:
         strides = {"FILTER": area * conv.channels, "TAP": conv.channels, "CHANNEL": 1}
-    strides["STEPS"] = interpreted_steps(taps * -(-conv.filters // config.k))
-    arguments = conv.sizes | {"C": conv.channels} | conv.constants | strides | numeric(precision, config)
-    programs = tuning.programs(problem, config) * classes
+    strides["STEPS"] = interpreted_steps(problem.depth // conv.filters * -(-conv.filters // config.k))
+    arguments = conv.sizes | {"C": conv.channels} | conv.constants | strides | numeric(problem.precision, config)
+    programs = tuning.programs(problem, config) * conv.stride[0] * conv.stride[1]
     return Call("conv_transpose2d", conv_transpose2d_kernel, programs, arguments, launch_options(config))
 
 
@@ -578,10 +544,7 @@ def conv2d_weight_grad_calls(
     conv: Conv, dtype: torch.dtype, target: Target, c_in: int, bias: bool
 ) -> tuple[Call, Call]:
     """The two stages of the weight gradient; `parts` of the second is the number of partial sums."""
-    precision = tuning.precision(dtype, target.kind)
-    taps = conv.kernel[0] * conv.kernel[1]
-    columns = taps * conv.channels
-    problem = Problem("conv2d_weight_grad", conv.filters, columns, conv.rows, conv.channels, precision)
+    problem = conv2d_weight_grad_problem(conv, dtype, target)
     config = tuning.choose(problem, target)
     tiles = tuning.programs(problem, config)
     steps = -(-conv.rows // config.k)
@@ -590,11 +553,11 @@ def conv2d_weight_grad_calls(
     blocks = -(-steps // tuning.shares(tiles, most, target.processors))
     parts = -(-steps // max(blocks, 1))
     arguments = conv.sizes | {"blocks": blocks, "C": conv.channels, "PITCH": conv.pitch} | conv.constants
-    arguments |= {"BIAS": bias, "STEPS": interpreted_steps(blocks)} | numeric(precision, config)
+    arguments |= {"BIAS": bias, "STEPS": interpreted_steps(blocks)} | numeric(problem.precision, config)
     first = Call("conv2d_weight_grad", conv2d_weight_grad_kernel, tiles * parts, arguments, launch_options(config))
 
     channels = conv.pitch  # a padded image's tap row holds KW pixels of `pitch` channels
-    taps = columns // channels
+    taps = problem.columns // channels
     block = 128
     arguments = {"parts": parts, "C_IN": c_in, "C": channels, "C_OUT": conv.filters, "TAPS": taps}
     arguments |= {
@@ -604,7 +567,7 @@ def conv2d_weight_grad_calls(
         "BLOCK": block,
         "PARTS": 16,
     }
-    programs = -(-conv.filters * columns // block) + (-(-conv.filters // block) if bias else 0)
+    programs = -(-conv.filters * problem.columns // block) + (-(-conv.filters // block) if bias else 0)
     options = {"num_warps": 4, "num_stages": 1}
     second = Call("conv2d_weight_grad reduce", weight_grad_reduce_kernel, programs, arguments, options)
     return first, second
@@ -642,6 +605,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     out = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     conv = Conv.of(x.shape[0], x.shape[2:], x.shape[1], weight.shape[0], out, weight.shape[2:], stride, padding)
     y = empty(x, conv.images, conv.filters, *out)
+    tune_if_asked("conv2d", conv, x.dtype, x.device)
     xs, ws, conv = operands(x, weight, conv)
     call = conv2d_call(conv, x.dtype, tuning.target(x.device), bias is not None, relu)
     call(x=xs, weight=ws, bias=ws if bias is None else bias.contiguous(), y=y)
@@ -651,6 +615,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
     kernel = weight.shape[2:]
     conv = Conv.of(y.shape[0], output_size, weight.shape[1], weight.shape[0], y.shape[2:], kernel, stride, padding)
+    tune_if_asked("conv_transpose2d", conv, y.dtype, y.device)
     x = empty(y, conv.images, conv.channels, *output_size)
     ys = dense(y)
     if rectify:
@@ -665,6 +630,7 @@ def conv2d_weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     c_in, target = x.shape[1], tuning.target(x.device)
     conv = Conv.of(x.shape[0], x.shape[2:], c_in, g.shape[1], g.shape[2:], kernel_size, stride, padding)
+    tune_if_asked("conv2d_weight_grad", conv, x.dtype, x.device)
     gw = x.new_empty((conv.filters, c_in, *kernel_size))
     gb = x.new_empty(conv.filters) if with_bias else None
     xs, conv = gathered(x, conv)
@@ -692,9 +658,55 @@ def operands(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Con
     xs, of = gathered(x, conv)
     if not conv.is_image():
         return xs, dense(weight), of
-    ws = weight.new_zeros((conv.filters, *conv.kernel, IMAGE_CHANNELS))
-    ws[..., : conv.channels].copy_(weight.permute(0, 2, 3, 1))
+    ws = weight.new_zeros((conv.filters, conv.kernel[0], of.run))
+    taps = ws[..., : of.channels].unflatten(-1, (conv.kernel[1], IMAGE_CHANNELS))
+    taps[..., : conv.channels].copy_(weight.permute(0, 2, 3, 1))
     return xs, ws, of
+
+
+# Tuning (tuning.py says how)
+
+
+def tune(op: str, conv: Conv, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Measures `op` on these shapes, on random data, and keeps the fastest configuration that computes it right.
+
+    op is "conv2d", "conv_transpose2d" or "conv2d_weight_grad"; returns the entry of `tuning.table`.
+    """
+    target, how = tuning.target(device), (conv.stride, conv.padding)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    x, weight = random(conv.images, conv.channels, *conv.size), random(conv.filters, conv.channels, *conv.kernel)
+    y = random(conv.images, conv.filters, *conv.out)
+    wide = x.double(), weight.double(), y.double()
+    if op == "conv2d":
+        read = conv.padded() if conv.is_image() else conv
+        problem, expected = conv2d_problem(read, dtype, target), torch.nn.functional.conv2d(*wide[:2], None, *how)
+        return tuning.measure(problem, target, lambda: conv2d(x, weight, None, *how, False), expected)
+    if op == "conv_transpose2d":
+        problem = conv_transpose2d_problem(conv, dtype, target)
+        expected = torch.nn.grad.conv2d_input(x.shape, *wide[1:], *how)
+        return tuning.measure(problem, target, lambda: conv_transpose2d(y, weight, *how, conv.size, False), expected)
+    read = conv.padded() if conv.is_image() else conv
+    problem = conv2d_weight_grad_problem(read, dtype, target)
+    expected = torch.nn.grad.conv2d_weight(wide[0], weight.shape, wide[2], *how)
+    return tuning.measure(problem, target, lambda: conv2d_weight_grad(x, y, conv.kernel, *how, True)[0], expected)
+
+
+def tune_if_asked(op: str, conv: Conv, dtype: torch.dtype, device: torch.device) -> None:
+    """`tune` where ZFKERNELS_TUNE is set and this problem was not measured on this device yet."""
+    if not tuning.asked() or conv.images == 0:
+        return
+    target = tuning.target(device)
+    read = conv.padded() if conv.is_image() and op != "conv_transpose2d" else conv
+    problem = {
+        "conv2d": conv2d_problem,
+        "conv_transpose2d": conv_transpose2d_problem,
+        "conv2d_weight_grad": conv2d_weight_grad_problem,
+    }[op](read, dtype, target)
+    if tuning.wanted(problem, target):
+        tune(op, conv, dtype, device)
 
 
 # What the compile gate builds
@@ -738,7 +750,7 @@ def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
 
 
 def compilation(case: str, call: Call, dtype: torch.dtype, tensors: dict[str, torch.dtype]) -> Compilation:
-    """What launching `call` on such tensors compiles. IEEE products of float32 have no matrix unit on NVIDIA devices."""
+    """What launching `call` on such tensors compiles. IEEE products of float32 have no matrix unit on NVIDIA's."""
     precision = call.arguments.get("PRECISION")
     matrix = precision is not None and (dtype != torch.float32 or precision == "tf32")
     return Compilation(f"{case} {call.name}", call.kernel, tensors | call.arguments, call.options, matrix)

@@ -14,11 +14,11 @@ so on an H200 it pays up to a padded depth of about 730. `fuses` takes image lay
 16-bit types. Every other layer, conv2 and conv5 of ZFNet among them, is the composition: their products take 135 and
 48 us, the map's round trip 20 and 5. float32 is composed too: its maxima would take twice the registers.
 
-Predicted at conv1, N=128, bf16: 96 columns are 3 tiles of 32, which pad nothing; 128 x 32 x 32 takes 96 cycles (the
-pixels' reads from shared memory, which a narrow product waits for, where its arithmetic would take 64). 7 steps x 6
-products x 55 rows x 165 tiles x 96 cycles on 132 multiprocessors are 277000 cycles, 155 us, beside 207 for the
-composition (112 + 95), both before what latency costs; and 297 MB less of memory. A 64 x 128 tile, 145 us of
-arithmetic, needs 236 registers, so that no second program hides its epilogues.
+Predicted at conv1, N=128, bf16: 96 columns are 3 tiles of 32, which pad nothing; a step of 64 x 32 x 32 takes 48 cycles
+(the pixels' reads from shared memory, which so narrow a product waits for; its arithmetic would take 32). 330 tiles x
+113 rows x 3 columns x 7 steps x 48 cycles on 132 multiprocessors are 285000 cycles, 158 us, beside 207 for the
+composition (112 + 95), both before what latency costs; and 297 MB less of memory. Wider tiles keep the running maxima
+in too many registers (64 x 128: 236) for a second program to hide the first one's epilogues.
 
 Equal bits. The steps of the sum are those of conv2d_kernel, in its order; values are rounded before they are compared.
 
@@ -54,7 +54,7 @@ def _rounded_bits(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     if INTERPRETED:
         bits = value.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
     else:
-        if DTYPE == tl.bfloat16:
+        if DTYPE == tl.bfloat16:  # noqa: SIM300
             convert: tl.constexpr = "{ .reg .b16 t; cvt.rn.bf16.f32 t, $1; cvt.u32.u16 $0, t; }"
         else:
             convert: tl.constexpr = "{ .reg .b16 t; cvt.rn.f16.f32 t, $1; cvt.u32.u16 $0, t; }"
@@ -81,6 +81,7 @@ def conv2d_relu_max_pool2d_kernel(
     POOL_PW,
     strip,
     C: tl.constexpr,
+    CW: tl.constexpr,
     PITCH: tl.constexpr,
     C_OUT: tl.constexpr,
     KH: tl.constexpr,
@@ -101,8 +102,8 @@ def conv2d_relu_max_pool2d_kernel(
     """y[n,i,j,o] = the maximum over window (i,j) of max(0, convolution), switches = its place; POOL_KH <= POOL_SH + 1.
 
     Program i: channels (i % tiles) * BN ..., one strip of `strip` pooled rows, and BM of the pooled columns
-    of all images. x is a padded image (images, H, W) of PITCH channels, weight [C_OUT][KH][C], C <= BK numbers a tap
-    row; the convolution's map is (OH, OW), y and switches are (images, POOLED_H, POOLED_W, C_OUT).
+    of all images. x is a padded image (images, H, W) of PITCH channels, weight [C_OUT][KH][CW], of which C <= BK <= CW
+    are a tap row's; the convolution's map is (OH, OW), y and switches are (images, POOLED_H, POOLED_W, C_OUT).
     """
     TILES: tl.constexpr = (C_OUT + BN - 1) // BN
     SHARED: tl.constexpr = 1 if POOL_KH > POOL_SH else 0  # rows that a window shares with the one below
@@ -120,12 +121,12 @@ def conv2d_relu_max_pool2d_kernel(
 
     k = tl.arange(0, BK)
     x_mask = there[:, None] & (k < C)[None, :]
-    filters = o.to(tl.int64) * (KH * C)
-    w_mask = (k < C)[:, None] & (o < C_OUT)[None, :]
+    filters = o * (KH * CW)
+    w_mask = (o < C_OUT)[None, :]
     if BIAS:
         shift = tl.load(bias + o, mask=o < C_OUT, other=0.0).to(tl.float32)
     map_x = x + image * H * W * PITCH
-    ahead_x = ahead.to(tl.int64) * H * W * PITCH
+    ahead_x = ahead * H * W * PITCH
     pooled = image * POOLED_H * POOLED_W * C_OUT
     place = (ahead * POOLED_H * POOLED_W + j) * C_OUT
 
@@ -145,10 +146,9 @@ def conv2d_relu_max_pool2d_kernel(
         # Pixels off the map are computed at its edge and left out below.
         h = tl.minimum(tl.maximum(row, 0), OH - 1) * SH + kh
         w = tl.minimum(tl.maximum(column, 0), OW - 1) * SW
-        pixel = ahead_x + (h.to(tl.int64) * W + w) * PITCH
+        pixel = ahead_x + (h * W + w) * PITCH
         xs = tl.load(map_x + pixel[:, None] + k[None, :], mask=x_mask, other=0.0)
-        ws = tl.load(weight + (filters + kh * C)[None, :] + k[:, None], mask=w_mask, other=0.0)
-        sums = tl.where(kh == 0, 0.0, sums)
+        ws = tl.load(weight + (filters + kh * CW)[None, :] + k[:, None], mask=w_mask, other=0.0)
         sums = _product(xs, ws, sums, PRECISION, INTERPRETED)
         if kh == KH - 1:
             value = sums
@@ -159,6 +159,7 @@ def conv2d_relu_max_pool2d_kernel(
             on_map = there & (row >= 0) & (row < OH) & (column >= 0) & (column < OW)
             key = tl.where(on_map[:, None], key, -1)
             line = tl.where(b == 0, key, tl.maximum(line, key))
+            sums = tl.zeros((BM, BN), tl.float32)
             if b == POOL_KW - 1:
                 best = tl.maximum(best, line - a * POOL_KW)
                 if a == POOL_KH - 1:
@@ -169,30 +170,30 @@ def conv2d_relu_max_pool2d_kernel(
                     mask = (there & (i < i0 + rows))[:, None] & (o < C_OUT)[None, :]
                     tl.store(y + pooled + spot, maxima, mask=mask)
                     tl.store(switches + pooled + spot, (255 - (best & 255)).to(tl.uint8), mask=mask)
-                    if SHARED:
-                        best = line
-                    else:
-                        best = tl.full((BM, BN), -1, tl.int32)
+                    best = line if SHARED else tl.full((BM, BN), -1, tl.int32)
 
 
-def fuses(of: Conv, dtype: torch.dtype, pool_kernel, pool_stride, target: Target) -> bool:
+def fuses(of: Conv, dtype: torch.dtype, pool_kernel, pool_stride, pooled, target: Target) -> bool:
     """Whether the layer runs as one kernel; the module's text has the arithmetic.
 
-    An image layer in a 16-bit type, whose windows share at most one row; its weights (two programs a multiprocessor)
-    must fit in shared memory beside the pixels, which the 64 KiB of an AMD device do not hold.
+    An image layer in a 16-bit type, on an NVIDIA device (the rounding is PTX), whose windows share at most one row,
+    whose tap rows are one step, whose extra arithmetic costs less than the map's round trip, and whose tiles (64 pooled
+    columns, and so parts of 64 / columns + 2 images at most) lie within the 32 bits that offsets in a tile have.
     """
-    if not of.is_image() or dtype == torch.float32 or pool_kernel[0] > pool_stride[0] + 1:
+    if not of.is_image() or dtype == torch.float32 or target.kind == "hip" or pool_kernel[0] > pool_stride[0] + 1:
         return False
-    depth = of.kernel[0] * 32
+    read = of.padded()
     extra = pool_kernel[1] / min(pool_stride[1], pool_kernel[1]) - 1
-    return of.kernel[1] * conv.IMAGE_CHANNELS <= 32 and depth <= 256 and extra * depth <= 365 and target.kind != "hip"
+    image = max(read.size[0] * read.size[1] * read.pitch, pooled[0] * pooled[1] * of.filters)
+    near = (64 // pooled[1] + 2) * image < 2**31 and of.filters * of.kernel[0] * read.run < 2**31
+    return read.channels <= 32 and extra * of.kernel[0] * 32 <= 365 and near
 
 
 def conv2d_relu_max_pool2d_call(
     of: Conv, dtype: torch.dtype, target: Target, bias: bool, pool_kernel, pool_stride, pool_padding, pooled
 ) -> Call:
     """conv2d_relu_max_pool2d_kernel on a padded image's shapes."""
-    config = Config(64, 32, 32, 4, 1) if INTERPRETED else Config(128, 32, 32, 8, 4)
+    config = Config(64, 32, 32, 4, 1) if INTERPRETED else Config(64, 32, 32, 4, 4)
     config = config._replace(n=min(config.n, max(16, tuning.power_of_two(of.filters))))
     tiles = -(-of.filters // config.n) * -(-of.images * pooled[1] // config.m)
     shared = max(0, pool_kernel[0] - pool_stride[0])
@@ -202,7 +203,7 @@ def conv2d_relu_max_pool2d_call(
     sizes = of.sizes
     arguments = {name: sizes[name] for name in ("images", "H", "W", "OH", "OW")}
     arguments |= {"POOLED_H": pooled[0], "POOLED_W": pooled[1], "POOL_PH": pool_padding[0], "POOL_PW": pool_padding[1]}
-    arguments |= {"C": of.channels, "PITCH": of.pitch} | of.constants
+    arguments |= {"C": of.channels, "CW": of.run, "PITCH": of.pitch} | of.constants
     del arguments["KW"]
     names = ("POOL_KH", "POOL_KW", "POOL_SH", "POOL_SW")
     arguments |= dict(zip(names, (*pool_kernel, *pool_stride), strict=True)) | {"strip": strip, "BIAS": bias}
@@ -217,7 +218,7 @@ def conv2d_relu_max_pool2d(
 ) -> tuple[Tensor, Tensor]:
     out, target = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding), tuning.target(x.device)
     of = Conv.of(x.shape[0], x.shape[2:], x.shape[1], weight.shape[0], out, weight.shape[2:], stride, padding)
-    if not fuses(of, x.dtype, pool_kernel, pool_stride, target):
+    if not fuses(of, x.dtype, pool_kernel, pool_stride, output_size, target):
         y = conv.conv2d(x, weight, bias, stride, padding, True)
         return max_pool.max_pool2d(y, pool_kernel, pool_stride, pool_padding, output_size)
     y = empty(x, of.images, of.filters, *output_size)
@@ -251,7 +252,7 @@ def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
     found = []
     for layer, pooled in (("conv1", (55, 55)), ("conv2", (13, 13)), ("conv5", (6, 6))):
         of = conv.zfnet()[layer]
-        if fuses(of, dtype, (3, 3), (2, 2), target):
+        if fuses(of, dtype, (3, 3), (2, 2), pooled, target):
             call = conv2d_relu_max_pool2d_call(of.padded(), dtype, target, True, (3, 3), (2, 2), (0, 0), pooled)
             tensors = dict.fromkeys(("x", "weight", "bias", "y"), dtype) | {"switches": torch.uint8}
             found.append(conv.compilation(layer, call, dtype, tensors))
