@@ -15,7 +15,9 @@ terms (32 with 4 masked) where a step a tap would have 49, each 3/4 empty.
 
 Strides in the transposed convolution. With stride s, pixel h receives from the taps kh that are congruent to h + p
 modulo s and from no other. Each of the s*s residue classes is a small stride-1 problem on its own pixels with its own
-taps (5x5, s = 2: 9, 6, 6 and 4 of them), all in one launch; nothing is multiplied by an inserted zero.
+taps (5x5, s = 2: 9, 6, 6 and 4 of them), all in one launch; nothing is multiplied by an inserted zero. Where x is an
+image a class would have 3 columns for a tile's 16 and read y again for each class (15 GB through L2 at conv1, N=128);
+there the classes are the columns of one product, 12 of 16, which reads a third of that, most of it from L1.
 
 Rectifying before the transposed convolution is a pass of its own (torch.relu, which keeps NaN). Inside, it would sit
 between the load and the product of the product's first operand; on Hopper that operand then travels in registers, which
@@ -25,13 +27,17 @@ beside 73 us of arithmetic. The pass is large for conv1 alone (138 us); there fu
 
 Arithmetic for one H200 (790 TFLOP/s in bf16, 4.3 TB/s; N=128, bf16, forward; predictions, not measurements):
 
-            rows      tile        tiles  sum (padded)     TFLOP  us of arithmetic   MB  us of memory
-    conv1   1548800   128x128 32  12100  147 (224), 96 columns padded to 128
-                                                          .089   112               387  90
-    conv2   86528     128x128 32  1352   2400             .106   135               119  28
-    conv3   21632     128x128 64  507    2304             .038   48                29   7
-    conv4   21632     128x128 64  507    3456             .057   73                36   8
-    conv5   21632     128x128 64  338    3456             .038   48                30   7
+             rows     tile          tiles  terms of a sum  TFLOP done  us    MB   us
+    conv1    1548800  128x128x32    12100  147 as 224      .089        112   349  81   128 columns for 96
+    conv2    86528    128x128x32    1352   2400            .106        135   120  28
+    conv3    21632    128x128x64    507    2304            .038        48    29   7
+    conv4    21632    128x128x64    507    3456            .057        73    36   8
+    conv5    21632    128x128x64    338    3456            .038        48    30   7
+
+The transposed convolutions do the same products but for conv2's (96 columns padded to 128: 180 us) and conv1's: 25500
+tiles of 64x16 with 48 steps each, 40 cycles of shared memory a step, 206 us; y is 297 MB, 69 us. The weight gradients
+read as much as the forward pass and do its products (conv1: 196 columns as 256, 96 rows as 128: .10 TFLOP, 129 us),
+the bias's ones 1/8 more; the partial sums, 2 to 20 MB, come and go through L2.
 
 Why 128x128: a step of 64 reads 32 KB for 2 MFLOP, 512 cycles of a multiprocessor's matrix unit for 256 of its shared
 memory; 8 warps hold 64 sums a thread without spilling, and three stages (96 KB) leave room for a second program, whose
@@ -241,6 +247,118 @@ def conv_transpose2d_kernel(
     w = j * SW + rw - PW
     pixel = (image * H * W + ahead.to(tl.int64) * H * W + h.to(tl.int64) * W + w) * C
     tl.store(x + pixel[:, None] + c[None, :], sums.to(x.dtype.element_ty), mask=there[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def _image_tap(
+    y,
+    weight,
+    window,
+    there,
+    i,
+    j,
+    a,
+    b,
+    o,
+    columns,
+    OH,
+    OW,
+    COLUMNS: tl.constexpr,
+    C_OUT: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The operands of tap (a, b) and channels o ... o + BK - 1 in conv_transpose2d_image_kernel."""
+    k = tl.arange(0, BK)
+    inside = there & (i >= a) & (i - a < OH) & (j >= b) & (j - b < OW)
+    y_mask = inside[:, None]
+    w_mask = (columns < COLUMNS)[None, :]
+    if C_OUT % BK != 0:
+        y_mask = y_mask & (o + k < C_OUT)[None, :]
+        w_mask = w_mask & (o + k < C_OUT)[:, None]
+    place = (window - (a.to(tl.int64) * OW + b) * C_OUT + o)[:, None] + k[None, :]
+    # 16-byte asynchronous copies pass L1 by; 8-byte ones find there what the tap beside this one has read.
+    place = tl.max_contiguous(place, (1, 4))
+    ys = tl.load(y + place, mask=y_mask, other=0.0)
+    spot = columns * (TAPS_H * TAPS_W * C_OUT) + (a * TAPS_W + b) * C_OUT + o
+    ws = tl.load(weight + spot[None, :] + k[:, None], mask=w_mask, other=0.0)
+    return ys, ws
+
+
+@triton.jit(do_not_specialize=SIZES)
+def conv_transpose2d_image_kernel(
+    y,
+    weight,
+    x,
+    images,
+    H,
+    W,
+    OH,
+    OW,
+    PH,
+    PW,
+    C: tl.constexpr,
+    C_OUT: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """conv_transpose2d_kernel for few channels: the residue classes side by side as columns of one product.
+
+    Program i: BM cells (q, q') of SH x SW pixels, all SH*SW*C <= BN numbers of each, so that y is read once for all
+    classes and not once for each. weight is [SH][SW][C][TAPS_H][TAPS_W][C_OUT], the tap (rh + a*SH, rw + b*SW) at
+    (rh, rw, :, a, b), zeros where KH or KW have no such tap. Taps that only some classes have are summed apart and
+    dropped from the others, where y's NaN and infinities must not meet the zeros.
+    """
+    COLUMNS: tl.constexpr = SH * SW * C
+    TAPS_H: tl.constexpr = (KH + SH - 1) // SH
+    TAPS_W: tl.constexpr = (KW + SW - 1) // SW
+    FULL_H: tl.constexpr = KH // SH
+    FULL_W: tl.constexpr = KW // SW
+    BLOCKS: tl.constexpr = (C_OUT + BK - 1) // BK
+    RIGHT: tl.constexpr = FULL_H * (TAPS_W - FULL_W)  # taps beside the full ones; the rest are below
+    columns = tl.arange(0, BN)
+    rh = columns // (SW * C)
+    rw = columns // C % SW
+    height = (H + PH + SH - 1) // SH
+    width = (W + PW + SW - 1) // SW
+    first = tl.program_id(0).to(tl.int64) * BM
+    image, remaining, ahead, i, j = _pixels(first, images, height, width, BM)
+    there = ahead < remaining
+    window = (image * OH * OW + ahead.to(tl.int64) * OH * OW + i.to(tl.int64) * OW + j) * C_OUT
+    sums = tl.zeros((BM, BN), tl.float32)
+    for step in range(FULL_H * FULL_W * BLOCKS):
+        tap = step // BLOCKS
+        a = tap // FULL_W
+        b = tap % FULL_W
+        o = (step % BLOCKS) * BK
+        ys, ws = _image_tap(
+            y, weight, window, there, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK
+        )
+        sums = _product(ys, ws, sums, PRECISION, INTERPRETED)
+    for step in range((TAPS_H * TAPS_W - FULL_H * FULL_W) * BLOCKS):
+        tap = step // BLOCKS
+        a = tl.where(tap < RIGHT, tap // max(TAPS_W - FULL_W, 1), FULL_H + (tap - RIGHT) // TAPS_W)
+        b = tl.where(tap < RIGHT, FULL_W + tap % max(TAPS_W - FULL_W, 1), (tap - RIGHT) % TAPS_W)
+        o = (step % BLOCKS) * BK
+        ys, ws = _image_tap(
+            y, weight, window, there, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK
+        )
+        some = _product(ys, ws, tl.zeros((BM, BN), tl.float32), PRECISION, INTERPRETED)
+        exists = (rh + a * SH < KH) & (rw + b * SW < KW)
+        sums += tl.where(exists[None, :], some, 0.0)
+    h = (i * SH - PH)[:, None] + rh[None, :]
+    w = (j * SW - PW)[:, None] + rw[None, :]
+    mask = there[:, None] & (columns < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    place = (image + ahead)[:, None] * H * W + h.to(tl.int64) * W + w
+    tl.store(x + place * C + (columns % C)[None, :], sums.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=(*SIZES, "blocks"))
@@ -458,6 +576,10 @@ class Conv(NamedTuple):
         """Whether x goes through pad_image_kernel."""
         return self.channels <= IMAGE_CHANNELS
 
+    def joins_classes(self) -> bool:
+        """Whether conv_transpose2d_image_kernel makes x: few enough numbers a cell of stride x stride pixels."""
+        return self.is_image() and self.stride[0] * self.stride[1] * self.channels <= 64
+
     def padded(self) -> "Conv":
         """The same convolution of a padded image: a tap row is one tap of KW * IMAGE_CHANNELS channels."""
         height, width = (self.size[d] + 2 * self.padding[d] for d in (0, 1))
@@ -493,7 +615,15 @@ def conv2d_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
 
 
 def conv_transpose2d_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
-    """Rows are the input pixels of the largest residue class, columns input channels."""
+    """Rows are the input pixels of the largest residue class, columns input channels; or of an image, the cells' rows
+    and all classes' channels."""
+    if conv.joins_classes():
+        cells = [-(-(conv.size[d] + conv.padding[d]) // conv.stride[d]) for d in (0, 1)]
+        taps = -(-conv.kernel[0] // conv.stride[0]) * -(-conv.kernel[1] // conv.stride[1])
+        columns = conv.stride[0] * conv.stride[1] * conv.channels
+        precision = tuning.precision(dtype, target.kind)
+        rows = conv.images * cells[0] * cells[1]
+        return Problem("conv_transpose2d to an image", rows, columns, taps * conv.filters, conv.filters, precision)
     rows = conv.images * -(-conv.size[0] // conv.stride[0]) * -(-conv.size[1] // conv.stride[1])
     depth = -(-conv.kernel[0] // conv.stride[0]) * -(-conv.kernel[1] // conv.stride[1]) * conv.filters
     precision = tuning.precision(dtype, target.kind)
@@ -520,6 +650,11 @@ def conv_transpose2d_call(conv: Conv, dtype: torch.dtype, target: Target) -> Cal
     """conv_transpose2d_kernel on the shapes of its forward convolution."""
     problem = conv_transpose2d_problem(conv, dtype, target)
     config = tuning.choose(problem, target)
+    if conv.joins_classes():
+        config = config._replace(n=max(16, tuning.power_of_two(problem.columns)))
+        arguments = conv.sizes | {"C": conv.channels} | conv.constants | numeric(problem.precision, config)
+        programs = tuning.programs(problem, config)
+        return Call("conv_transpose2d", conv_transpose2d_image_kernel, programs, arguments, launch_options(config))
     area = conv.kernel[0] * conv.kernel[1]
     if transposes_weight(conv, dtype):
         strides = {"FILTER": 1, "TAP": conv.filters, "CHANNEL": area * conv.filters}
@@ -620,9 +755,19 @@ def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, re
     ys = dense(y)
     if rectify:
         ys = torch.relu(ys)
-    ws = weight.permute(1, 2, 3, 0).contiguous() if transposes_weight(conv, y.dtype) else dense(weight)
-    conv_transpose2d_call(conv, y.dtype, tuning.target(y.device))(y=ys, weight=ws, x=x)
+    conv_transpose2d_call(conv, y.dtype, tuning.target(y.device))(y=ys, weight=transposed(weight, conv), x=x)
     return x
+
+
+def transposed(weight: Tensor, conv: Conv) -> Tensor:
+    """The weight as the transposed convolution of these shapes reads it."""
+    if not conv.joins_classes():
+        return weight.permute(1, 2, 3, 0).contiguous() if transposes_weight(conv, weight.dtype) else dense(weight)
+    taps = [-(-conv.kernel[d] // conv.stride[d]) for d in (0, 1)]
+    whole = weight.new_zeros((*weight.shape[:2], taps[0] * conv.stride[0], taps[1] * conv.stride[1]))
+    whole[:, :, : conv.kernel[0], : conv.kernel[1]] = weight
+    cells = whole.unflatten(3, (taps[1], conv.stride[1])).unflatten(2, (taps[0], conv.stride[0]))
+    return cells.permute(3, 5, 1, 2, 4, 0).contiguous()  # (o, c, a, rh, b, rw) -> (rh, rw, c, a, b, o)
 
 
 def conv2d_weight_grad(

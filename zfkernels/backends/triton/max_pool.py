@@ -129,9 +129,10 @@ def _meeting(
     KW: tl.constexpr,
     SH: tl.constexpr,
     SW: tl.constexpr,
+    RECTIFY: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The sum of what meets at pixel (r, q) of cells (a, b), in float32."""
+    """The sum of what meets at pixel (r, q) of cells (a, b), in float32; rectified if RECTIFY, NaN staying NaN."""
     T: tl.constexpr = (KH + SH - 1) // SH
     U: tl.constexpr = (KW + SW - 1) // SW
     total = tl.zeros((a.shape[0], c.shape[0]), tl.float32)
@@ -144,6 +145,8 @@ def _meeting(
         switch = tl.load(switches + place, mask=there, other=0).to(tl.int32)
         v = tl.load(y + place, mask=there, other=0.0).to(tl.float32)
         total = tl.where(switch == kh * KW + kw, total + v, total)
+    if RECTIFY:
+        total = tl.where(total <= 0.0, 0.0, total)
     return total
 
 
@@ -174,6 +177,7 @@ def max_unpool2d_kernel(
     COLUMNS: tl.constexpr,
     BLOCKS: tl.constexpr,
     B: tl.constexpr,
+    RECTIFY: tl.constexpr,
     UNROLL_CELL: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -190,14 +194,14 @@ def max_unpool2d_kernel(
         sums = ()
         for pixel in tl.static_range(SH * SW):
             r, q = pixel // SW, pixel % SW
-            sums = sums + (_meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, UNROLL),)
+            sums = sums + (_meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL),)
         for pixel in tl.static_range(SH * SW):
             row, column = a * SH + pixel // SW - PH, b * SW + pixel % SW - PW
             _put(x, sums[pixel], n, row, column, H, W, C, c)
     else:
         for pixel in range(SH * SW):
             r, q = pixel // SW, pixel % SW
-            total = _meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, UNROLL)
+            total = _meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL)
             _put(x, total, n, a * SH + r - PH, b * SW + q - PW, H, W, C, c)
 
 
@@ -252,8 +256,13 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Te
 
 
 def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
+    return unpooled(y, switches, kernel_size, stride, padding, output_size, False)
+
+
+def unpooled(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size, rectify: bool) -> Tensor:
+    """max_unpool2d's result, rectified in the same pass if `rectify`."""
     x = empty(y, *y.shape[:2], *output_size)
-    arguments = _unpooling(y.dtype, x.shape, y.shape[2:], kernel_size, stride, padding)
+    arguments = _unpooling(y.dtype, x.shape, y.shape[2:], kernel_size, stride, padding, rectify)
     cells = [-(-(size + p) // s) for size, p, s in zip(output_size, padding, stride, strict=True)]
     tensors = {"y": dense(y), "switches": dense(switches), "x": x}
     launch(max_unpool2d_kernel, _programs(arguments, len(y), cells), tensors, arguments, num_warps=THREADS // 32)
@@ -318,12 +327,13 @@ def _arguments(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding) 
     }
 
 
-def _unpooling(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding) -> dict:
+def _unpooling(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding, rectify: bool = False) -> dict:
     """max_unpool2d_kernel's: its loops go over the pixels of a cell and the windows over each."""
     arguments = _arguments(dtype, shape, pooled, kernel_size, stride, padding)
     pixels = stride[0] * stride[1]
     windows = -(-kernel_size[0] // stride[0]) * -(-kernel_size[1] // stride[1])
     arguments["UNROLL"] = windows if windows <= UNROLLED else UNROLLED_PART
+    arguments["RECTIFY"] = rectify
     arguments["UNROLL_CELL"] = pixels * windows <= UNROLLED
     return arguments
 
