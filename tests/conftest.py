@@ -1,9 +1,17 @@
 """What every test runs under, and the one way that results are compared with the reference."""
 
+import importlib.util
+import os
+
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be said before they are defined.
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import zfkernels as zf
+from zfkernels import backends
 
 # Relative in norm, ||out - ref|| / ||ref||.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -27,6 +35,13 @@ def same_start():
     with zf.use_backend(None):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def triton_absent(monkeypatch):
+    """Backend "triton" cannot run."""
+    monkeypatch.setitem(backends.MODULES, "triton", "zfkernels.backends.absent")
+    monkeypatch.delitem(backends._loaded, "triton", raising=False)
 
 
 def error(out: torch.Tensor, expected: torch.Tensor) -> float:

@@ -28,9 +28,25 @@ COMBINATIONS = [
     (torch.bfloat16, "channels_last"),
     (torch.float16, "strided"),
 ]
+# In Triton's interpreter a case takes seconds: float32 on all but the largest, bfloat16 on a few of single ops.
+INTERPRETED = [name for name in BACKENDS if getattr(backends.module(name), "INTERPRETED", False)]
+INTERPRETED_COMBINATIONS = {torch.float32: "strided", torch.bfloat16: "channels_last"}
+LARGE = ("first_layer", "second_layer", "deep")
 device = {name: backends.module(name).DEVICES[0] for name in BACKENDS}
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no backend but the reference can run here")
+
+
+def skip_unless_served(backend: str, dtype: torch.dtype, case: Case, layout: str | None = None) -> None:
+    if dtype not in backends.module(backend).DTYPES:
+        pytest.skip(f"{backend} does not serve {dtype}")
+    if backend in INTERPRETED:
+        wanted = INTERPRETED_COMBINATIONS.get(dtype)
+        small = not case.name.startswith(LARGE) or case.op == "conv2d_relu"
+        if dtype == torch.bfloat16:
+            small = case.name in ("primes", "overlap", "strong") and "pool_kernel" not in case.settings
+        if not small or wanted is None or layout not in (None, wanted):
+            pytest.skip(f"{backend} is interpreted, which is slow")
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -102,8 +118,7 @@ def moves_only(case: Case, gradient: bool) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_reference(backend, case, dtype, layout):
-    if dtype not in backends.module(backend).DTYPES:
-        pytest.skip(f"{backend} does not serve {dtype}")
+    skip_unless_served(backend, dtype, case, layout)
     plain = cases.tensors(case, dtype)
     tensors = {name: laid_out(value.to(device[backend]), layout) for name, value in plain.items()}
     for name, value in tensors.items():
@@ -164,8 +179,9 @@ def one_case_an_op() -> list[Case]:
 @pytest.mark.parametrize("case", one_case_an_op(), ids=lambda case: case.id)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_on_every_run_and_for_any_number_of_threads(backend, case, dtype):
-    if dtype not in backends.module(backend).DTYPES:
-        pytest.skip(f"{backend} does not serve {dtype}")
+    skip_unless_served(backend, dtype, case)
+    if backend in INTERPRETED:
+        pytest.skip("the interpreter runs programs in one order whatever the number of threads")
     results = []
     for threads in (1, 2, 2, 3):
         torch.set_num_threads(threads)
@@ -185,8 +201,7 @@ def test_same_bits_on_every_run_and_for_any_number_of_threads(backend, case, dty
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_fused_layer_equals_its_parts(backend, case, dtype):
     """Bit for bit where one convolution kernel serves both; else within the bound, and switches where none is near."""
-    if dtype not in backends.module(backend).DTYPES:
-        pytest.skip(f"{backend} does not serve {dtype}")
+    skip_unless_served(backend, dtype, case)
     tensors = {name: value.to(device.get(backend, "cpu")) for name, value in cases.tensors(case, dtype).items()}
     y, switches = run(case, tensors, backend)
     stride, padding = cases.conv_window(case)
@@ -204,8 +219,7 @@ def test_fused_layer_equals_its_parts(backend, case, dtype):
 )
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_fused_reverse_equals_its_parts(backend, case, dtype):
-    if dtype not in backends.module(backend).DTYPES:
-        pytest.skip(f"{backend} does not serve {dtype}")
+    skip_unless_served(backend, dtype, case)
     t = {name: value.to(device.get(backend, "cpu")) for name, value in cases.tensors(case, dtype).items()}
     x = run(case, t, backend)
     pool = cases.pool_window(case)
@@ -248,21 +262,23 @@ def test_switch_out_of_range_raises(backend, switch, op):
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_expanded_cotangent_and_weight(backend):
     """The gradient of a sum has stride 0 everywhere; so may a weight have."""
-    x = torch.randn(2, 3, 9, 8, dtype=torch.float64, device=device.get(backend, "cpu"), requires_grad=True)
-    weight = torch.randn(5, 1, 3, 3, dtype=torch.float64, device=x.device).expand(5, 3, 3, 3)
+    dtype = torch.float64 if torch.float64 in backends.module(backend).DTYPES else torch.float32
+    x = torch.randn(2, 3, 9, 8, dtype=dtype, device=device.get(backend, "cpu"), requires_grad=True)
+    weight = torch.randn(5, 1, 3, 3, dtype=dtype, device=x.device).expand(5, 3, 3, 3)
     y, _ = zf.conv2d_relu_max_pool2d(x, weight, None, 1, 1, 3, 2, 0, True, backend=backend)
     (gx,) = torch.autograd.grad(y.sum(), x)
     dense = x.detach().clone().requires_grad_()
     y = torch.nn.functional.conv2d(dense, weight.contiguous(), padding=1).relu()
     y = torch.nn.functional.max_pool2d(y, 3, 2, ceil_mode=True)
     (expected,) = torch.autograd.grad(y.sum(), dense)
-    assert error(gx, expected) <= 1e-12
+    assert error(gx, expected) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 9, 40])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 7.77])
 def test_a_centred_constant_stack_is_exactly_zero(backend, size, value):
-    for dtype in DTYPES:
-        y = zf.contrast_norm(torch.full((1, 17, 2, 2), value, dtype=dtype), size, center=True, backend=backend)
+    for dtype in backends.module(backend).DTYPES:
+        x = torch.full((1, 17, 2, 2), value, dtype=dtype, device=device.get(backend, "cpu"))
+        y = zf.contrast_norm(x, size, center=True, backend=backend)
         assert torch.equal(y, torch.zeros_like(y)), dtype

@@ -150,7 +150,7 @@ def test_command_line_passes(capsys):
         (("--cases", "-1"), "cases must be at least 0, got -1"),
     ],
 )
-def test_command_line_refuses(argv, message, capsys):
+def test_command_line_refuses(argv, message, capsys, triton_absent):
     assert verify.main(arguments(*argv)) == 2
     assert message in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ Of the reference itself this checks rounding and strides; its formulas are check
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import random
@@ -93,10 +94,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results, with device and versions, to FILE"
     )
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="run nothing: compile the Triton kernels of every layer for sm_80, sm_90, sm_100 and gfx942, for which no "
+        "GPU is needed, and fail on spills, too much shared memory, or matrix units left unused",
+    )
+    parser.add_argument("--quick", action="store_true", help="with --compile-only: bfloat16 on sm_90 alone")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table; 0 when every check passed, 1 when one failed, 2 when the request cannot be met."""
+    if args.compile_only:
+        return compile_only(args)
     try:
         ops = args.ops.split(",") if args.ops else None
         print(heading())
@@ -118,6 +128,16 @@ def main(args: argparse.Namespace) -> int:
         results = [asdict(row) | {"error": row.error if math.isfinite(row.error) else str(row.error)} for row in rows]
         args.json.write_text(json.dumps(head | info.environment() | {"results": results}, indent=1) + "\n")
     return 1 if failures else 0
+
+
+def compile_only(args: argparse.Namespace) -> int:
+    """The compile gate of the Triton backend; 2 where triton is missing."""
+    if importlib.util.find_spec("triton") is None:
+        print("zfkernels verify: triton is not installed; run: pip install 'zfkernels[triton]'", file=sys.stderr)
+        return 2
+    from .backends.triton import gate
+
+    return gate.main(args.quick, args.json)
 
 
 def run(
