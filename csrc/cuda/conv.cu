@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
         while (kh < r.taps_h && e >= r.run) e -= r.run, ++kh;
     };
 
-    Accumulators<M, BN> sums;
+    Accumulators<M, kTileRows, BN> sums;
     sums.clear();
     const int steps = (total + kStep - 1) / kStep;
 #pragma unroll

@@ -93,17 +93,27 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
     }
 }
 
-// What one thread holds of the product, and where.
-template <class M, int BN>
+// Where chunk `chunk` of row `row` (a step of the sum) lies in a tile whose rows are kColumns elements of A's or B's
+// other axis: as conv_weight_grad.cu has them. 8 rows of half precision that ldmatrix reads at one chunk, and 4 rows of
+// float32 that a TF32 fragment reads at two neighbouring chunks, fall on all banks.
+constexpr int kColumns = 128;
+template <class M>
+__device__ __forceinline__ int column_tile_offset(int row, int chunk) {
+    constexpr int kBytes = kColumns * sizeof(typename M::T);
+    return row * kBytes + ((chunk ^ (sizeof(typename M::T) == 2 ? row & 7 : (row & 3) * 2)) << 4);
+}
+
+// What one thread holds of the product of BM x BN, and where. `kByColumns`: the tiles that add_columns reads.
+template <class M, int BM, int BN, bool kByColumns = false>
 struct Accumulators {
-    static constexpr int kTilesM = 4, kTilesN = BN / 16;  // 16 x 8 tiles of a warp
+    static constexpr int kTilesM = BM / 32, kTilesN = BN / 16;  // 16 x 8 tiles of a warp
     float value[kTilesM][kTilesN][4];
 
     // Calls visit(row of A, row of B, value).
     template <class F>
     __device__ __forceinline__ void each(F visit) const {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int row = warp / 2 * 64 + lane / 4, col = warp % 2 * (BN / 2) + lane % 4 * 2;
+        const int row = warp / 2 * (BM / 2) + lane / 4, col = warp % 2 * (BN / 2) + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
@@ -124,7 +134,7 @@ struct Accumulators {
     // Adds the product of one stage: a, b are its tiles in shared memory.
     __device__ __forceinline__ void add(const char* a, const char* b, bool rectify) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int a_row = warp / 2 * 64 + lane % 16, a_chunk = lane / 16;
+        const int a_row = warp / 2 * (BM / 2) + lane % 16, a_chunk = lane / 16;
         const int b_row = warp % 2 * (BN / 2) + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
@@ -143,40 +153,90 @@ struct Accumulators {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) fa[i][e] = rectified_operand<M>(fa[i][e]);
             }
-            if constexpr (sizeof(typename M::T) == 4) {
+            add_fragments(fa, fb);
+        }
+    }
+
+    // The same of tiles that hold the sum's axis row by row: A[step][BM], B[step][BN] (column_tile_offset).
+    __device__ __forceinline__ void add_columns(const char* a, const char* b) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int m0 = warp / 2 * (BM / 2), n0 = warp % 2 * (BN / 2);
 #pragma unroll
-                for (int i = 0; i < kTilesM; ++i)
+        for (int step = 0; step < 2; ++step) {
+            uint32_t fa[kTilesM][4], fb[kTilesN / 2][4];
+            if constexpr (sizeof(typename M::T) == 2) {
+                const int row = step * 16 + lane % 8, matrix = lane / 8;
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) fa[i][e] = ptx::to_tf32(__uint_as_float(fa[i][e]));
+                for (int j = 0; j < kTilesN / 2; ++j) {
+                    ptx::ldmatrix_x4_trans(
+                        fb[j], b + column_tile_offset<M>(row + matrix % 2 * 8, n0 / 8 + j * 2 + matrix / 2));
+                }
+#pragma unroll
+                for (int i = 0; i < kTilesM; ++i) {
+                    ptx::ldmatrix_x4_trans(
+                        fa[i], a + column_tile_offset<M>(row + matrix / 2 * 8, m0 / 8 + i * 2 + matrix % 2));
+                }
+            } else {
+                const int row = step * 8 + lane % 4, col = lane / 4;
+                const auto at = [&](const char* tile, int k, int m) {
+                    return *reinterpret_cast<const uint32_t*>(tile + column_tile_offset<M>(k, m / 4) + m % 4 * 4);
+                };
 #pragma unroll
                 for (int j = 0; j < kTilesN / 2; ++j)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) fb[j][e] = ptx::to_tf32(__uint_as_float(fb[j][e]));
+                    for (int e = 0; e < 4; ++e) fb[j][e] = at(b, row + e % 2 * 4, n0 + j * 16 + e / 2 * 8 + col);
+#pragma unroll
+                for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) fa[i][e] = at(a, row + e / 2 * 4, m0 + i * 16 + e % 2 * 8 + col);
             }
+            add_fragments(fa, fb);
+        }
+    }
+
+   private:
+    __device__ __forceinline__ void add_fragments(uint32_t (&fa)[kTilesM][4], uint32_t (&fb)[kTilesN / 2][4]) {
+        if constexpr (sizeof(typename M::T) == 4) {
 #pragma unroll
             for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
-                for (int j = 0; j < kTilesN; ++j) {
-                    const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
-                    multiply<M>(value[i][j], fa[i], pair);
-                }
+                for (int e = 0; e < 4; ++e) fa[i][e] = ptx::to_tf32(__uint_as_float(fa[i][e]));
+#pragma unroll
+            for (int j = 0; j < kTilesN / 2; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) fb[j][e] = ptx::to_tf32(__uint_as_float(fb[j][e]));
         }
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+            for (int j = 0; j < kTilesN; ++j) {
+                const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
+                multiply<M>(value[i][j], fa[i], pair);
+            }
     }
 };
 
-template <int BN>
-struct Accumulators<Ieee, BN> {
-    static constexpr int kRows = 8, kCols = BN / 16;
+template <int BM, int BN, bool kByColumns>
+struct Accumulators<Ieee, BM, BN, kByColumns> {
+    static constexpr int kRows = BM / 16, kCols = BN / 16;
     float value[kRows][kCols];
+
+    // Of the thread's i-th row and j-th column. By columns, four neighbours at a time lie in one chunk.
+    static __device__ __forceinline__ int row_of(int i) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        return warp / 2 * (BM / 4) + (kByColumns ? (lane / 8 + i / 4 * 4) * 4 + i % 4 : lane / 8 + i * 4);
+    }
+    static __device__ __forceinline__ int col_of(int j) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        return warp % 2 * (BN / 2) + (kByColumns ? (lane % 8 + j / 4 * 8) * 4 + j % 4 : lane % 8 + j * 8);
+    }
 
     template <class F>
     __device__ __forceinline__ void each(F visit) const {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int row = warp / 2 * 32 + lane / 8, col = warp % 2 * (BN / 2) + lane % 8;
 #pragma unroll
         for (int i = 0; i < kRows; ++i)
 #pragma unroll
-            for (int j = 0; j < kCols; ++j) visit(row + i * 4, col + j * 8, value[i][j]);
+            for (int j = 0; j < kCols; ++j) visit(row_of(i), col_of(j), value[i][j]);
     }
 
     __device__ __forceinline__ void clear() {
@@ -187,25 +247,45 @@ struct Accumulators<Ieee, BN> {
     }
 
     __device__ __forceinline__ void add(const char* a, const char* b, bool rectify) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int row = warp / 2 * 32 + lane / 8, col = warp % 2 * (BN / 2) + lane % 8;
 #pragma unroll
         for (int chunk = 0; chunk < kRowChunks; ++chunk) {
             float4 fa[kRows];
 #pragma unroll
             for (int i = 0; i < kRows; ++i) {
-                fa[i] = *reinterpret_cast<const float4*>(a + tile_offset(row + i * 4, chunk));
+                fa[i] = *reinterpret_cast<const float4*>(a + tile_offset(row_of(i), chunk));
                 if (rectify) fa[i] = {rectified(fa[i].x), rectified(fa[i].y), rectified(fa[i].z), rectified(fa[i].w)};
             }
 #pragma unroll
             for (int j = 0; j < kCols; ++j) {
-                const float4 fb = *reinterpret_cast<const float4*>(b + tile_offset(col + j * 8, chunk));
+                const float4 fb = *reinterpret_cast<const float4*>(b + tile_offset(col_of(j), chunk));
 #pragma unroll
                 for (int i = 0; i < kRows; ++i) {
                     float& d = value[i][j];
                     d = fmaf(fa[i].w, fb.w, fmaf(fa[i].z, fb.z, fmaf(fa[i].y, fb.y, fmaf(fa[i].x, fb.x, d))));
                 }
             }
+        }
+    }
+
+    __device__ __forceinline__ void add_columns(const char* a, const char* b) {
+        static_assert(kByColumns && kRows % 4 == 0 && kCols % 4 == 0);
+#pragma unroll
+        for (int k = 0; k < kRowBytes / 4; ++k) {
+            float fa[kRows], fb[kCols];
+#pragma unroll
+            for (int i = 0; i < kRows; i += 4) {
+                const float4 v = *reinterpret_cast<const float4*>(a + column_tile_offset<Ieee>(k, row_of(i) / 4));
+                fa[i] = v.x, fa[i + 1] = v.y, fa[i + 2] = v.z, fa[i + 3] = v.w;
+            }
+#pragma unroll
+            for (int j = 0; j < kCols; j += 4) {
+                const float4 v = *reinterpret_cast<const float4*>(b + column_tile_offset<Ieee>(k, col_of(j) / 4));
+                fb[j] = v.x, fb[j + 1] = v.y, fb[j + 2] = v.z, fb[j + 3] = v.w;
+            }
+#pragma unroll
+            for (int i = 0; i < kRows; ++i)
+#pragma unroll
+                for (int j = 0; j < kCols; ++j) value[i][j] = fmaf(fa[i], fb[j], value[i][j]);
         }
     }
 };
