@@ -28,11 +28,11 @@ def register(path: Path) -> ModuleType:
 
 def load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     flags = sys.getdlopenflags()
-    sys.setdlopenflags(flags | os.RTLD_LAZY)
+    sys.setdlopenflags(flags & ~os.RTLD_NOW | os.RTLD_LAZY)  # a module of some of the sources lacks functions
     try:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
         spec.loader.exec_module(module)
     finally:
         sys.setdlopenflags(flags)

@@ -25,11 +25,16 @@ PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
-def build(sanitize: bool = False, sources: list[Path] | None = None, name: str = "zf_emulated") -> Path:
+def build(
+    sanitize: bool = False,
+    sources: list[Path] | None = None,
+    out: Path = ROOT / "build/emulator",
+    name: str = "zf_emulated",
+) -> Path:
     """Compiles and links; returns the path of the module."""
     kernels = sources or sorted(p for p in (ROOT / "csrc/cuda").glob("*.cu") if p.stem != "device")
     sources = [*kernels, ROOT / "csrc/cuda/bindings.cpp", HERE / "module.cpp"]
-    out = ROOT / "build/emulator" / ("sanitized" if sanitize else "plain")
+    out = out / ("sanitized" if sanitize else "plain")
     out.mkdir(parents=True, exist_ok=True)
     flags = COMMON + (SANITIZED if sanitize else PLAIN)
     include = [ROOT / "csrc", HERE, pybind11.get_include(), sysconfig.get_path("include")]
@@ -62,6 +67,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", type=Path)
     parser.add_argument("--sanitize", action="store_true", help="AddressSanitizer and UndefinedBehaviorSanitizer")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/emulator", help="folder of the objects and the module")
     arguments = parser.parse_args()
-    print(build(arguments.sanitize, [p.resolve() for p in arguments.sources]))
+    print(build(arguments.sanitize, [p.resolve() for p in arguments.sources], arguments.out.resolve()))
     sys.exit(0)

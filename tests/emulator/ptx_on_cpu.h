@@ -33,6 +33,30 @@ inline uint32_t to_tf32(float v) {
     return (__float_as_uint(v) + 0x1000) & 0xffffe000u;
 }
 
+inline float low_bf16(uint32_t v) { return __uint_as_float(v << 16); }
+inline float high_bf16(uint32_t v) { return __uint_as_float(v & 0xffff0000u); }
+inline float low_f16(uint32_t v) { return float16_to_float(static_cast<uint16_t>(v)); }
+inline float high_f16(uint32_t v) { return float16_to_float(static_cast<uint16_t>(v >> 16)); }
+
+// Products of two half values are exact in float32.
+inline uint32_t fma_bfloat16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return to_bfloat16x2(low_bf16(a) * low_bf16(b) + low_bf16(c), high_bf16(a) * high_bf16(b) + high_bf16(c));
+}
+inline uint32_t fma_float16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return to_float16x2(low_f16(a) * low_f16(b) + low_f16(c), high_f16(a) * high_f16(b) + high_f16(c));
+}
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = a | uint64_t{b} << 32;
+    uint32_t v = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t nibble = selector >> 4 * i & 15;
+        uint32_t byte = static_cast<uint32_t>(bytes >> 8 * (nibble & 7)) & 0xff;
+        if (nibble & 8) byte = byte & 0x80 ? 0xff : 0;
+        v |= byte << 8 * i;
+    }
+    return v;
+}
+
 struct MmaIn {
     float d[4];
     uint32_t a[4], b[2];
@@ -40,11 +64,6 @@ struct MmaIn {
 struct MmaOut {
     float d[4];
 };
-inline float low_bf16(uint32_t v) { return __uint_as_float(v << 16); }
-inline float high_bf16(uint32_t v) { return __uint_as_float(v & 0xffff0000u); }
-inline float low_f16(uint32_t v) { return float16_to_float(static_cast<uint16_t>(v)); }
-inline float high_f16(uint32_t v) { return float16_to_float(static_cast<uint16_t>(v >> 16)); }
-
 // D += A B for the 16 x K and K x 8 matrices that unpack(lane, in, A, B) collects from the lanes.
 template <int K, typename Unpack>
 void mma(const char* name, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Unpack& unpack) {

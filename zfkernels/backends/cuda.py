@@ -28,7 +28,8 @@ def unavailable() -> str | None:
         return reason
     old = [d for d in devices() if d["capability"] < (8, 0)]
     if old:
-        return f"{old[0]['name']} has compute capability {version_of(old[0]['capability'])}; 8.0 (Ampere) is needed"
+        major, minor = old[0]["capability"]
+        return f"{old[0]['name']} has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed"
     return None
 
 
