@@ -1,11 +1,12 @@
-// The largest of a window's values and its place, for V neighbouring maps: the first in order of its places wins, NaN is
-// the largest, -0 equals 0 (and comes out as 0).
+// The largest of a window's values and its place, for V neighbouring maps: the first in order of its places wins, NaN
+// is the largest, -0 equals 0 (and comes out as 0).
 //
 // A value becomes an integer in the same order: adding 0 leaves one zero and one NaN, and a negative value's lower bits
 // are turned over. For half types this integer and 255 - place share a word, so that one integer maximum decides both:
 // 3.5 instructions a value and place instead of about 7, which is the difference between waiting for memory and not.
 #pragma once
 #include "cuda/pack.cuh"
+#include "cuda/pool_window.h"
 
 namespace zf::cuda {
 
@@ -64,7 +65,8 @@ struct WindowMax<float, V> {
         for (int i = 0; i < V; ++i) {
             const float value = values[i];
             // fminf and fmaxf drop NaN; adding 0 would keep its sign and payload on a CPU.
-            const int32_t key = value != value ? INT32_MAX : turned(static_cast<int32_t>(__float_as_uint(value + 0.0f)));
+            const int32_t key =
+                value != value ? INT32_MAX : turned(static_cast<int32_t>(__float_as_uint(value + 0.0f)));
             if (key > keys[i]) keys[i] = key, places[i] = static_cast<uint32_t>(place);
         }
     }
@@ -88,30 +90,31 @@ __device__ __forceinline__ Bytes<V> places(const WindowMax<T, V>& best) {
 // The winners of window (oh, ow) of an image for the maps c ... c + V - 1; `map` is at the image's (0, 0), map c.
 // kWindow: the window's height and width, 0 where they are known at run time only.
 template <typename T, int V, int kWindow>
-__device__ __forceinline__ WindowMax<T, V> window_max(const Pool& s, const T* map, int64_t oh, int64_t ow) {
+__device__ __forceinline__ WindowMax<T, V> window_max(const PoolWindow& s, const T* map, int oh, int ow) {
     WindowMax<T, V> best;
-    const int64_t top = oh * s.SH - s.PH, left = ow * s.SW - s.PW;
+    const int top = oh * s.SH - s.PH, left = ow * s.SW - s.PW;
+    const int64_t pitch = int64_t{s.W} * s.C;
+    const T* const from = map + top * pitch + int64_t{left} * s.C;
     if constexpr (kWindow > 0) {
-        // All loads first: they are under way together.
-        Pack<T, V> values[kWindow * kWindow];
-        const bool inside = top >= 0 && left >= 0 && top + kWindow <= s.H && left + kWindow <= s.W;
-        const T* const from = map + (top * s.W + left) * s.C;
-        if (inside) {
+        // A row's loads before its comparisons: they are under way together.
+        if (top >= 0 && left >= 0 && top + kWindow <= s.H && left + kWindow <= s.W) {
 #pragma unroll
-            for (int kh = 0; kh < kWindow; ++kh)
+            for (int kh = 0; kh < kWindow; ++kh) {
+                Pack<T, V> values[kWindow];
 #pragma unroll
                 for (int kw = 0; kw < kWindow; ++kw)
-                    values[kh * kWindow + kw] = Pack<T, V>::load(from + (kh * s.W + kw) * s.C);
+                    values[kw] = Pack<T, V>::load(from + kh * pitch + int64_t{kw} * s.C);
 #pragma unroll
-            for (int tap = 0; tap < kWindow * kWindow; ++tap) best.see(values[tap], tap);
+                for (int kw = 0; kw < kWindow; ++kw) best.see(values[kw], kh * kWindow + kw);
+            }
             return best;
         }
     }
-    const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
-    const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
-    for (int64_t kh = h0; kh < h1; ++kh)
-        for (int64_t kw = w0; kw < w1; ++kw)
-            best.see(Pack<T, V>::load(map + ((top + kh) * s.W + left + kw) * s.C), static_cast<int>(kh * s.KW + kw));
+    const int h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
+    const int w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+    for (int kh = h0; kh < h1; ++kh)
+        for (int kw = w0; kw < w1; ++kw)
+            best.see(Pack<T, V>::load(from + kh * pitch + int64_t{kw} * s.C), kh * s.KW + kw);
     return best;
 }
 
