@@ -45,6 +45,12 @@ __device__ __forceinline__ uint32_t to_bfloat16x2(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
+// Square root to 1 or 2 units in the last place, 0 and infinity exact; sqrtf is a subroutine of a dozen instructions.
+__device__ __forceinline__ float sqrt_approx(float v) {
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
+    return root;
+}
 // The nearest TF32 value (ties away from 0), as mma takes it; mma itself would cut the lower 13 bits off.
 __device__ __forceinline__ uint32_t to_tf32(float v) {
     uint32_t bits;

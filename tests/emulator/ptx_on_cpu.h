@@ -28,6 +28,7 @@ inline uint16_t to_bfloat16(float v) {
 }
 inline uint32_t to_float16x2(float low, float high) { return to_float16(low) | uint32_t{to_float16(high)} << 16; }
 inline uint32_t to_bfloat16x2(float low, float high) { return to_bfloat16(low) | uint32_t{to_bfloat16(high)} << 16; }
+inline float sqrt_approx(float v) { return std::sqrt(v); }
 inline uint32_t to_tf32(float v) {
     if (!(std::fabs(v) <= 3.4028234e38f)) return __float_as_uint(v);
     return (__float_as_uint(v) + 0x1000) & 0xffffe000u;
