@@ -31,17 +31,13 @@
 #include "cuda/correlation.h"
 #include "cuda/launch.h"
 #include "cuda/tile.cuh"
+#include "cuda/unpool.cuh"
 
 namespace zf::cuda {
 namespace {
 
 constexpr int kStages = 4;
 constexpr int kBiasRanges = 128, kBiasThreads = 256, kBiasChannels = 32;
-
-// Pool's sizes as the kernels use them.
-struct Window {
-    int OH, OW, KH, KW, SH, SW, PH, PW;
-};
 
 template <class T>
 struct WeightGrad {
@@ -79,48 +75,6 @@ struct Pixel {
     }
 };
 
-// The gradient of channels k, k + 1, ... at a pixel of the map, from the windows that cover it.
-template <class T, int kChunkElements>
-__device__ __forceinline__ uint4 unpooled(const WeightGrad<T>& p, const Pixel& at, int k) {
-    const Window& q = p.pool;
-    float sum[kChunkElements] = {};
-    const int first_i = static_cast<int>(first_window(at.i, q.KH, q.SH, q.PH));
-    const int last_i = static_cast<int>(last_window(at.i, q.SH, q.PH, q.OH));
-    const int first_j = static_cast<int>(first_window(at.j, q.KW, q.SW, q.PW));
-    const int last_j = static_cast<int>(last_window(at.j, q.SW, q.PW, q.OW));
-    for (int i = first_i; i <= last_i; ++i) {
-        for (int j = first_j; j <= last_j; ++j) {
-            const int here = (at.i + q.PH - i * q.SH) * q.KW + at.j + q.PW - j * q.SW;
-            const int64_t from = ((at.image * q.OH + i) * q.OW + j) * p.K + k;
-            alignas(16) T values[kChunkElements];
-            alignas(8) uint8_t switches[kChunkElements];
-            if (p.copy_g) {
-                *reinterpret_cast<uint4*>(values) = __ldg(reinterpret_cast<const uint4*>(p.g + from));
-                if constexpr (kChunkElements == 8) {
-                    *reinterpret_cast<uint2*>(switches) = __ldg(reinterpret_cast<const uint2*>(p.switches + from));
-                } else {
-                    *reinterpret_cast<uint32_t*>(switches) =
-                        __ldg(reinterpret_cast<const uint32_t*>(p.switches + from));
-                }
-            } else {
-#pragma unroll
-                for (int e = 0; e < kChunkElements; ++e) {
-                    values[e] = k + e < p.K ? p.g[from + e] : T{};
-                    switches[e] = k + e < p.K ? p.switches[from + e] : 0;
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < kChunkElements; ++e) {
-                if (switches[e] == here) sum[e] += to_float(values[e]);
-            }
-        }
-    }
-    alignas(16) T result[kChunkElements];
-#pragma unroll
-    for (int e = 0; e < kChunkElements; ++e) result[e] = rounded<T>(sum[e]);
-    return *reinterpret_cast<const uint4*>(result);
-}
-
 template <class M, int BM, int BN>
 __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(WeightGrad<typename M::T> p) {
     using T = typename M::T;
@@ -149,7 +103,11 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
             char* to = a + column_tile_offset<M>(t / kTileChunks + load * kLoadRows, chunk);
             const bool inside = left > 0 && loads_a;
             if (p.switches != nullptr) {
-                *reinterpret_cast<uint4*>(to) = inside ? unpooled<T, kChunk<M>>(p, at, m) : uint4{};
+                *reinterpret_cast<uint4*>(to) =
+                    inside ? unpooled(p.pool, p.g, p.switches, p.K, p.copy_g, at.image,
+                                      windows_over(at.i, p.pool.OH, p.pool.KH, p.pool.SH, p.pool.PH),
+                                      windows_over(at.j, p.pool.OW, p.pool.KW, p.pool.SW, p.pool.PW), at.i, at.j, m)
+                           : uint4{};
             } else if (p.copy_g) {
                 ptx::cp_async<16>(to, inside ? g : p.g, inside ? 16 : 0);
             } else {
@@ -313,9 +271,7 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
     o.copy_x = p.C % kChunk<M> == 0 && aligned(x, kChunkBytes);
     o.copy_g = p.K % kChunk<M> == 0 && aligned(g, kChunkBytes) && aligned(switches, kChunk<M>);
     if (pool != nullptr) {
-        o.pool = {static_cast<int>(pool->OH), static_cast<int>(pool->OW), static_cast<int>(pool->KH),
-                  static_cast<int>(pool->KW), static_cast<int>(pool->SH), static_cast<int>(pool->SW),
-                  static_cast<int>(pool->PH), static_cast<int>(pool->PW)};
+        o.pool = window_of(*pool);
     }
     float* bias_sums = o.sums + plan.sums;
     if (plan.ranges > 0) {
