@@ -24,7 +24,7 @@ def same_start():
     """The same random numbers, threads and default backend for each test, whatever ran before it."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    with zf.use_backend(None):
+    with zf.use_backend(None), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.set_num_threads(threads)
 

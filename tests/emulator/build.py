@@ -67,7 +67,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", type=Path)
     parser.add_argument("--sanitize", action="store_true", help="AddressSanitizer and UndefinedBehaviorSanitizer")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/emulator", help="folder of the objects and the module")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build/emulator", help="folder of the objects and the module"
+    )
     arguments = parser.parse_args()
     print(build(arguments.sanitize, [p.resolve() for p in arguments.sources], arguments.out.resolve()))
     sys.exit(0)

@@ -17,6 +17,7 @@ except ImportError as error:
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/kernels.h, enum DType
 
@@ -219,7 +220,7 @@ def max_unpool2d_relu_conv_transpose2d(
 def _call(x: Tensor) -> tuple[int, int, int, bool]:
     """csrc/cuda/kernels.h, struct Call."""
     index = x.get_device()
-    return index, _stream(index), _DTYPE[x.dtype], torch.backends.cudnn.allow_tf32
+    return index, _stream(index), _DTYPE[x.dtype], torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def _stream(index: int) -> int:
