@@ -122,14 +122,11 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
                     inside_h && static_cast<unsigned>(from_e[i] + e) < static_cast<unsigned>(row_elements);
                 ptx::cp_async<16>(to, inside ? from : o.source, inside ? 16 : 0);
             } else {
-                alignas(16) T values[kChunk<M>];
-#pragma unroll
-                for (int j = 0; j < kChunk<M>; ++j) {
+                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int j) {
                     const bool inside = inside_h && e + j < run_elements &&
                                         static_cast<unsigned>(from_e[i] + e + j) < static_cast<unsigned>(row_elements);
-                    values[j] = inside ? from[j] : T{};
-                }
-                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(values);
+                    return inside ? from[j] : T{};
+                });
             }
         }
 #pragma unroll

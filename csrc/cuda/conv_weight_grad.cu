@@ -111,10 +111,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
             } else if (p.copy_g) {
                 ptx::cp_async<16>(to, inside ? g : p.g, inside ? 16 : 0);
             } else {
-                alignas(16) T values[kChunk<M>];
-#pragma unroll
-                for (int i = 0; i < kChunk<M>; ++i) values[i] = inside && m + i < p.K ? g[i] : T{};
-                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(values);
+                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
             }
             to += kTileBytes;
             const int h = at.i * p.SH + kh - p.PH, from_e = (at.j * p.SW - p.PW) * p.C + e;
@@ -124,14 +121,11 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
                 const bool whole = inside_h && static_cast<unsigned>(from_e) < static_cast<unsigned>(row_elements);
                 ptx::cp_async<16>(to, whole ? from : p.x, whole ? 16 : 0);
             } else {
-                alignas(16) T values[kChunk<M>];
-#pragma unroll
-                for (int i = 0; i < kChunk<M>; ++i) {
+                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) {
                     const bool there = inside_h && e + i < run_elements &&
                                        static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
-                    values[i] = there ? from[i] : T{};
-                }
-                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(values);
+                    return there ? from[i] : T{};
+                });
             }
             g += static_cast<int64_t>(kLoadRows) * p.K;
             left -= kLoadRows;

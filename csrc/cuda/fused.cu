@@ -103,6 +103,7 @@ struct Layer {
     const T* x;
     const T* bias;
     const uint4* packed;
+    const uint2* table;  // of every slot: its offset from a pixel's first element, its mask
     T* y;
     uint8_t* switches;
     Slots slots;
@@ -115,12 +116,21 @@ struct Layer {
     bool store_vectors;  // four maps of a pooled pixel can be written at once
 };
 
-// Filters as fragments: word r % 4 of packed[slice][r / 4][lane] is register r = (step, tile of 8 filters, half) of
+constexpr int kTableBytes = kMostSteps * 8 * sizeof(uint2);
+
+// The table of slots (made once a call: its divisions would cost every block as much as a tenth of its work), and the
+// filters as fragments: word r % 4 of packed[slice][r / 4][lane] is register r = (step, tile of 8 filters, half) of
 // every lane. One block a slice.
 template <class T>
-__global__ void __launch_bounds__(256) pack_fragments_kernel(Layer<T> p, const T* __restrict__ w, int64_t wk,
-                                                             int64_t wc, int64_t wi, int64_t wj, uint32_t* packed) {
+__global__ void __launch_bounds__(256)
+    pack_fragments_kernel(Layer<T> p, const T* __restrict__ w, int64_t wk, int64_t wc, int64_t wi, int64_t wj,
+                          uint2* table, uint32_t* packed) {
     constexpr int kRegisters = kMostSteps * kTilesN * 2;
+    if (blockIdx.x == 0 && threadIdx.x < kMostSteps * 8) {
+        const int index = threadIdx.x;
+        const Slot slot = index < p.slots.steps * 8 ? slot_at(p.slots, p.KH, p.KW, p.C, index) : Slot{0, 0, 0};
+        table[index] = {static_cast<uint32_t>(slot.kh * p.input_pitch + slot.pair * 2), slot.mask};
+    }
     for (int at = threadIdx.x; at < kRegisters * 32; at += blockDim.x) {
         const int lane = at / 4 % 32, r = at / 128 * 4 + at % 4;
         const int step = r / (kTilesN * 2), tile = r / 2 % kTilesN, half = r % 2;
@@ -176,10 +186,9 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_kernel(Layer<typename 
     for (int s = 0; s < kUnrolled; ++s)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const Slot slot =
-                s < p.slots.steps ? slot_at(p.slots, p.KH, p.KW, p.C, s * 8 + half * 4 + q) : Slot{0, 0, 0};
-            offsets[s][half] = slot.kh * p.input_pitch + slot.pair * 2;
-            if (s < kMaskedSteps) masks[s][half] = slot.mask;
+            const uint2 slot = p.table[s * 8 + half * 4 + q];
+            offsets[s][half] = static_cast<int>(slot.x);
+            if (s < kMaskedSteps) masks[s][half] = slot.y;
         }
 
     // Input rows of convolution rows [from, to): row from*SH - PH first. Rows outside the map become zeros.
@@ -368,11 +377,13 @@ void layer_in(const Call& call, const Conv& p, const Pool& pool, const void* x, 
     Layer<T> o = layer_of<T>(call, p, pool);
     const auto aligned = [](const void* at, int bytes) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; };
     o.x = static_cast<const T*>(x), o.bias = static_cast<const T*>(bias), o.y = static_cast<T*>(y);
-    o.switches = switches, o.packed = static_cast<const uint4*>(workspace);
+    o.switches = switches, o.table = static_cast<const uint2*>(workspace);
+    auto* const packed = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTableBytes);
+    o.packed = reinterpret_cast<const uint4*>(packed);
     o.copy_chunks = p.W * p.C % 8 == 0 && aligned(x, 16);
     o.store_vectors = p.K % 4 == 0 && aligned(y, 8) && aligned(switches, 4);
     launch(call, p, {"pack_fragments", static_cast<unsigned>(o.slices), 256}, pack_fragments_kernel<T>, o,
-           static_cast<const T*>(w), p.wk, p.wc, p.wi, p.wj, static_cast<uint32_t*>(workspace));
+           static_cast<const T*>(w), p.wk, p.wc, p.wi, p.wj, static_cast<uint2*>(workspace), packed);
     const std::size_t shared =
         std::size_t(o.ring_rows) * o.OW * kPixelBytes + std::size_t(o.input_rows) * o.input_pitch * 2;
     const Grid grid{"conv2d_relu_max_pool2d", static_cast<unsigned>(p.N * o.bands * o.slices), kLayerThreads, shared};
@@ -407,18 +418,7 @@ void conv2d_relu_max_pool2d(const Call& call, const Conv& p, const Pool& pool, c
 
 int64_t conv2d_relu_max_pool2d_workspace(const Call& call, const Conv& p, const Pool& pool) {
     if (!fused_layer(call, p, pool)) return map_bytes(call, p) + conv2d_workspace(call, p);
-    return ceil_div(p.K, kSlice) * kMostSteps * kTilesN * 2 * 32 * 4;
-}
-
-void max_unpool2d_relu_conv_transpose2d(const Call& call, const Conv& p, const Pool& pool, const void* y,
-                                        const uint8_t* switches, const void* w, void* x, bool rectify,
-                                        void* workspace) {
-    max_unpool2d(call, pool, y, switches, workspace);
-    conv_transpose2d(call, p, workspace, w, x, rectify, static_cast<char*>(workspace) + map_bytes(call, p));
-}
-
-int64_t max_unpool2d_relu_conv_transpose2d_workspace(const Call& call, const Conv& p, const Pool&) {
-    return map_bytes(call, p) + conv_transpose2d_workspace(call, p);
+    return kTableBytes + ceil_div(p.K, kSlice) * kMostSteps * kTilesN * 2 * 32 * 4;
 }
 
 }  // namespace zf::cuda

@@ -49,6 +49,30 @@ constexpr int kBlocks = M::kTensorCores ? 2 : 1;  // an SM: up to 255 registers 
 template <class M>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename M::T));  // elements
 
+// 16 bytes made of element(0), element(1), ..., and one of them taken out.
+template <class T, class F>
+__device__ __forceinline__ uint4 chunk_of(F element) {
+    uint32_t word[4] = {};
+#pragma unroll
+    for (int e = 0; e < 16 / static_cast<int>(sizeof(T)); ++e) {
+        if constexpr (sizeof(T) == 2) {
+            word[e / 2] |= static_cast<uint32_t>(element(e).bits) << e % 2 * 16;
+        } else {
+            word[e] = __float_as_uint(element(e));
+        }
+    }
+    return {word[0], word[1], word[2], word[3]};
+}
+template <class T>
+__device__ __forceinline__ T element_of(const uint4& chunk, int e) {
+    const uint32_t word[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+    if constexpr (sizeof(T) == 2) {
+        return {static_cast<uint16_t>(word[e / 2] >> e % 2 * 16)};
+    } else {
+        return __uint_as_float(word[e]);
+    }
+}
+
 // max(0, v) of each half of a word, NaN kept.
 #ifdef __CUDACC__
 template <typename T>

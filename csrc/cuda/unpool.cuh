@@ -1,6 +1,6 @@
 // Unpooling by gathering, for kernels that unpool while they fill shared memory.
 #pragma once
-#include "cuda/types.cuh"
+#include "cuda/tile.cuh"
 #include "problem.h"
 #include "window.h"
 
@@ -42,24 +42,24 @@ __device__ __forceinline__ uint4 unpooled(const Window& q, const T* __restrict__
         for (int j = cols.first; j <= cols.last; ++j) {
             const uint32_t here = (h + q.PH - i * q.SH) * q.KW + w + q.PW - j * q.SW;
             const int64_t from = ((image * q.OH + i) * q.OW + j) * K + k;
-            alignas(16) T values[kCount];
+            uint4 values;
             uint32_t places[kCount / 4] = {};
             if (vectors) {
-                *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(y + from);
+                values = *reinterpret_cast<const uint4*>(y + from);
 #pragma unroll
                 for (int e = 0; e < kCount / 4; ++e) {
                     places[e] = *reinterpret_cast<const uint32_t*>(switches + from + e * 4);
                 }
             } else {
+                values = chunk_of<T>([&](int e) { return k + e < K ? y[from + e] : T{}; });
 #pragma unroll
                 for (int e = 0; e < kCount; ++e) {
-                    values[e] = k + e < K ? y[from + e] : T{};
                     if (k + e < K) places[e / 4] |= uint32_t{switches[from + e]} << e % 4 * 8;
                 }
             }
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
-                if ((places[e / 4] >> e % 4 * 8 & 255) == here) sum[e] += to_float(values[e]);
+                if ((places[e / 4] >> e % 4 * 8 & 255) == here) sum[e] += to_float(element_of<T>(values, e));
             }
         }
     }
