@@ -1,12 +1,22 @@
 """What every test runs under, and the one way that results are compared with the reference."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 import zfkernels as zf
 
+# The path of a module that tests/emulator/build.py made: backend cuda is then tested on the CPU, as "emulated".
+if os.environ.get("ZFKERNELS_EMULATED"):
+    from emulator import backend
+
+    backend.register(Path(os.environ["ZFKERNELS_EMULATED"]))
+
 # Relative in norm, ||out - ref|| / ||ref||.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TF32_BOUND = 1e-3
 
 
 @pytest.fixture(autouse=True)

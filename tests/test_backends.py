@@ -11,7 +11,7 @@ import cases
 import pytest
 import torch
 from cases import CASES, Case
-from conftest import BOUNDS, assert_close, error
+from conftest import BOUNDS, TF32_BOUND, assert_close, error
 
 import zfkernels as zf
 from zfkernels import backends
@@ -261,24 +261,49 @@ def test_switch_out_of_range_raises(backend, switch, op):
         call()
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if "weight" in c.shapes and c.fill == "normal"], ids=lambda c: c.id)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if getattr(backends.module(name), "TF32", False)])
+def test_tf32_where_it_is_allowed(backend, case):
+    """Within its own bound, forward and backward, and not the same bits as without it where there is much to round."""
+    plain = cases.tensors(case, torch.float32)
+    tensors = {name: value.to(device[backend]) for name, value in plain.items()}
+    wanted = {n: v.requires_grad_() for n, v in tensors.items() if n != "switches"}
+    ieee = run(case, tensors, backend)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        outputs = run(case, tensors, backend)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        g = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(outputs[0], list(wanted.values()), g.to(device[backend]))
+    plain = cases.tensors(case, torch.float32)
+    exact = run(case, plain, "reference")
+    assert error(outputs[0], exact[0] if isinstance(exact, tuple) else exact) <= TF32_BOUND
+    expected = expected_gradients(case, plain, [output.detach().cpu() for output in outputs], g)
+    for name, gradient in zip(wanted, gradients, strict=True):
+        assert error(gradient, expected[name]) <= TF32_BOUND, name
+    if outputs[0].numel() > 500:
+        assert not torch.equal(outputs[0], ieee[0] if isinstance(ieee, tuple) else ieee)
+
+
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_expanded_cotangent_and_weight(backend):
     """The gradient of a sum has stride 0 everywhere; so may a weight have."""
-    x = torch.randn(2, 3, 9, 8, dtype=torch.float64, device=device.get(backend, "cpu"), requires_grad=True)
-    weight = torch.randn(5, 1, 3, 3, dtype=torch.float64, device=x.device).expand(5, 3, 3, 3)
+    dtype = torch.float64 if torch.float64 in backends.module(backend).DTYPES else torch.float32
+    x = torch.randn(2, 3, 9, 8, dtype=dtype, device=device.get(backend, "cpu"), requires_grad=True)
+    weight = torch.randn(5, 1, 3, 3, dtype=dtype, device=x.device).expand(5, 3, 3, 3)
     y, _ = zf.conv2d_relu_max_pool2d(x, weight, None, 1, 1, 3, 2, 0, True, backend=backend)
     (gx,) = torch.autograd.grad(y.sum(), x)
     dense = x.detach().clone().requires_grad_()
     y = torch.nn.functional.conv2d(dense, weight.contiguous(), padding=1).relu()
     y = torch.nn.functional.max_pool2d(y, 3, 2, ceil_mode=True)
     (expected,) = torch.autograd.grad(y.sum(), dense)
-    assert error(gx, expected) <= 1e-12
+    assert error(gx, expected) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 9, 40])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 7.77])
 def test_a_centred_constant_stack_is_exactly_zero(backend, size, value):
-    for dtype in DTYPES:
-        y = zf.contrast_norm(torch.full((1, 17, 2, 2), value, dtype=dtype), size, center=True, backend=backend)
+    for dtype in backends.module(backend).DTYPES:
+        x = torch.full((1, 17, 2, 2), value, dtype=dtype, device=device.get(backend, "cpu"))
+        y = zf.contrast_norm(x, size, center=True, backend=backend)
         assert torch.equal(y, torch.zeros_like(y)), dtype

@@ -248,7 +248,7 @@ def _weight_grads(x: Tensor, g: Tensor, kernel_size, with_bias: bool) -> tuple[T
 
 
 def _workspace(x: Tensor, size: int) -> Tensor | None:
-    """`size` bytes on x's device; torch's allocator gives them to nobody else before the kernels queued now are done."""
+    """`size` bytes on x's device; torch gives them to nobody else before the kernels queued now are done."""
     return torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
 
 
