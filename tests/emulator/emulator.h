@@ -145,9 +145,10 @@ inline void give_way() {
     const bool last = me.state == Thread::kReturned;
     if (m.ready.empty()) {
         if (m.returned == m.count) me.fiber.switch_to(m.system, true);
-        if (m.at_barrier)
-            fail("some threads wait at __syncthreads (line " + std::to_string(me.line) +
-                 ") and others can never get there: " + std::to_string(m.returned) + " returned");
+        for (int t = 0; t < m.count; ++t)
+            if (m.threads[t]->state == Thread::kAtBlockBarrier)
+                fail("some threads wait at __syncthreads (line " + std::to_string(m.threads[t]->line) +
+                     ") and others can never get there: " + std::to_string(m.returned) + " returned");
         fail("threads wait for each other for ever at " + std::string(me.operation ? me.operation : "a barrier"));
     }
     if (m.order == Machine::kRandom) std::swap(m.ready[draw(m.ready.size())], m.ready.back());
