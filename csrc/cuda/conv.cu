@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
     Accumulators<M, kTileRows, BN> sums;
     sums.clear();
     const int steps = (total + kStep - 1) / kStep;
-#pragma unroll
+#pragma unroll 1  // three copies of the loader would be all that unrolling gives
     for (int s = 0; s < kStages - 1; ++s) {
         if (s < steps) load(s);
         ptx::cp_async_commit();

@@ -3,10 +3,11 @@
 //     gw[k][c][kh][kw] = sum over n, i, j of g[n][i][j][k] * x[n][i*SH + kh - PH][j*SW + kw - PW][c]
 //     gb[k]            = sum over n, i, j of g[n][i][j][k]
 //
-// weight_grad_kernel: a matrix product, rows the filters, columns the runs (kh, (kw, c)) of correlation.h, summed over
-// pixels. A block makes BM filters x BN columns over one range of pixels and writes float32 partial sums; finish_kernel
-// adds the ranges in their order and writes gw in its own type and strides. Two stages in a fixed order: no atomics,
-// the same bits on every run.
+// Both kernels make a matrix product, rows the filters, columns the runs (kh, (kw, c)) of correlation.h, summed over
+// pixels. A block sums over one range of them and writes float32 partial sums; finish_kernel adds the ranges in their
+// order and writes gw in its own type and strides. Two stages in a fixed order: no atomics, the same bits on every run.
+//
+// weight_grad_kernel, for any sizes:
 //
 //   Stage    64 bytes of the sum's axis: 32 pixels (half precision) or 16, each 128 elements of g and 128 of a run of
 //   x,
@@ -15,17 +16,30 @@
 //   Loader   a thread copies the same chunk of columns for pixels p, p + R, p + 2R, ... for ever, so its tap and
 //   channel
 //            are found once, and the pixel is advanced by additions.
-//   Copies   16 bytes where C (for g: K) is a multiple of a chunk and the map lies on 16 bytes, else element by
-//   element. Pooled   g is gathered from the pooled gradient by the switches while it is copied into shared memory: the
-//   sum, in
-//            the windows' order, over those that point at the pixel, rounded to the type as max_unpool2d rounds it. The
-//            map of the convolution's gradient (297 MB for conv1 at N=128 in bfloat16) exists nowhere.
-//   Tiles    128 x 128, or 96 x 96 where that wastes less: conv1 has 96 filters and 7 runs of 24.
+//   Copies   16 bytes where C and K are multiples of a chunk and both maps lie on 16 bytes, else element by element.
 //   Ranges   as many as fill two waves of two blocks an SM, of at least 8 stages each.
 //
-// Arithmetic on an H200 at N=128 in bfloat16: conv1's operands, unpooled, would be 297 MB + 39 MB (78 microseconds at
-// 4.3 TB/s); pooled, 74 + 37 + 39 MB (35), twice over for its two column tiles less what L2 keeps. conv2-5 are bound by
-// the products, as forward. The bias gradient reads g once more: 44 MB, 10 microseconds for conv2.
+// first_layer_kernel, for few channels in half precision (runs of 176 columns at most): a block walks convolution rows,
+// of one image after the other, with all columns of 96 filters in registers (4 warps as 2 x 2, each 48 x 88: 132 sums a
+// thread). For a row it holds, in shared memory,
+//
+//   g        [pixels][96], two rows: while the warps multiply one, they fetch the next: copied, or gathered from the
+//            pooled gradient by the switches (unpool.cuh), so that training the first layer needs only the pooled map
+//            and the switches. The map of the convolution's gradient (297 MB for conv1 at N=128 in bfloat16) exists
+//            nowhere, and each of its values is gathered once.
+//   x        [input row][pixel][run], a ring of KH + SH rows: each input row is spread into its pixels' runs once, and
+//            serves all the (KH/SH) rows that need it. A run that starts at an odd element begins one earlier, so that
+//            the spreading moves whole words; what it computes for that column is thrown away.
+//
+// Rows there are an odd number of 16 bytes long, so ldmatrix's 8 rows fall on different banks. conv1: 2 * 112 * 208 +
+// 9 * 112 * 48 bytes = 93 KiB, two blocks an SM.
+//
+// A pooled gradient that first_layer_kernel does not serve is unpooled into the workspace first: conv2's map is 44 MB,
+// 20 microseconds on an H200, where weight_grad_kernel's 19 column tiles would gather it 19 times.
+//
+// Arithmetic on an H200 at N=128 in bfloat16: conv1 reads 39 + 74 + 37 MB, 35 microseconds; its products, with 168 of
+// 176 columns counting, are 48 GFLOP. conv2-5 are bound by the products, as forward. The bias gradient reads g once
+// more: 44 MB, 10 microseconds for conv2.
 #include <algorithm>
 
 #include "cuda/correlation.h"
@@ -47,11 +61,13 @@ struct WeightGrad {
     const T* g;               // (N, OH, OW, K), or the pooled gradient
     const uint8_t* switches;  // null: g is not pooled
     Window pool;
-    float* sums;  // [range][K][KH][run], then the bias's [range][K]
-    int run;
+    float* sums;    // [range][K][KH][run], then the bias's [range][K]
+    int run, lead;  // elements of a run with its zeros; of those before its first
     int tiles_n;
-    int64_t pixels, range;  // of the whole map; of one block, a multiple of a stage
-    bool copy_x, copy_g;    // which serve 16-byte copies
+    int64_t range;  // pixels (first_layer_kernel: rows) of a block
+    bool copy_g;    // serves 16-byte copies
+    bool copy_x;    // so does x; first_layer_kernel: its rows serve words
+    int pitch_g;    // first_layer_kernel: pixels of a row in shared memory
 };
 
 // A pixel of the convolution's map, and how to get to the one `step` further on without dividing.
@@ -86,8 +102,8 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     const int t = threadIdx.x, chunk = t % kTileChunks;
     const int m = static_cast<int>(blockIdx.x) / p.tiles_n * BM + chunk * kChunk<M>;
     const int n = static_cast<int>(blockIdx.x) % p.tiles_n * BN + chunk * kChunk<M>;
-    const int64_t begin = blockIdx.y * p.range, first = begin + t / kTileChunks;
-    int left = static_cast<int>(smaller(p.range, p.pixels - begin)) - t / kTileChunks;  // after the thread's next pixel
+    const int64_t pixels = p.N * p.OH * p.OW, begin = blockIdx.y * p.range, first = begin + t / kTileChunks;
+    int left = static_cast<int>(smaller(p.range, pixels - begin)) - t / kTileChunks;  // after the thread's next pixel
 
     const bool loads_a = chunk < BM / kChunk<M> && m < p.K;
     const int kh = n / p.run, e = n % p.run, row_elements = p.W * p.C, run_elements = p.KW * p.C;
@@ -96,32 +112,21 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     const Pixel step(kLoadRows, p.OH, p.OW);
     const T* g = p.g + first * p.K + m;
 
-    auto load = [&](int stage) {
+    const auto load = [&](int stage) {
         char* a = stages + stage * 2 * kTileBytes;
-#pragma unroll
-        for (int load = 0; load < kLoads; ++load) {
+        const auto each = [&](int load, auto copies) {
             char* to = a + column_tile_offset<M>(t / kTileChunks + load * kLoadRows, chunk);
             const bool inside = left > 0 && loads_a;
-            if (p.switches != nullptr) {
-                *reinterpret_cast<uint4*>(to) =
-                    inside ? unpooled(p.pool, p.g, p.switches, p.K, p.copy_g, at.image,
-                                      windows_over(at.i, p.pool.OH, p.pool.KH, p.pool.SH, p.pool.PH),
-                                      windows_over(at.j, p.pool.OW, p.pool.KW, p.pool.SW, p.pool.PW), at.i, at.j, m)
-                           : uint4{};
-            } else if (p.copy_g) {
-                ptx::cp_async<16>(to, inside ? g : p.g, inside ? 16 : 0);
-            } else {
-                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
-            }
-            to += kTileBytes;
             const int h = at.i * p.SH + kh - p.PH, from_e = (at.j * p.SW - p.PW) * p.C + e;
             const bool inside_h = left > 0 && loads_b && static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
             const T* from = p.x + (at.image * p.H + h) * row_elements + from_e;
-            if (p.copy_x) {
+            if constexpr (decltype(copies)::value) {
                 const bool whole = inside_h && static_cast<unsigned>(from_e) < static_cast<unsigned>(row_elements);
-                ptx::cp_async<16>(to, whole ? from : p.x, whole ? 16 : 0);
+                ptx::cp_async<16>(to, inside ? g : p.g, inside ? 16 : 0);
+                ptx::cp_async<16>(to + kTileBytes, whole ? from : p.x, whole ? 16 : 0);
             } else {
-                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) {
+                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
+                *reinterpret_cast<uint4*>(to + kTileBytes) = chunk_of<T>([&](int i) {
                     const bool there = inside_h && e + i < run_elements &&
                                        static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
                     return there ? from[i] : T{};
@@ -130,13 +135,20 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
             g += static_cast<int64_t>(kLoadRows) * p.K;
             left -= kLoadRows;
             at.advance(step, p.OH, p.OW);
+        };
+        if (p.copy_g && p.copy_x) {
+#pragma unroll
+            for (int load = 0; load < kLoads; ++load) each(load, std::true_type{});
+        } else {
+#pragma unroll 1
+            for (int load = 0; load < kLoads; ++load) each(load, std::false_type{});
         }
     };
 
     Accumulators<M, BM, BN, true> sums;
     sums.clear();
-    const int steps = static_cast<int>(ceil_div(smaller(p.range, p.pixels - begin), kSum));
-#pragma unroll
+    const int steps = static_cast<int>(ceil_div(smaller(p.range, pixels - begin), kSum));
+#pragma unroll 1  // three copies of the loader would be all that unrolling gives
     for (int s = 0; s < kStages - 1; ++s) {
         if (s < steps) load(s);
         ptx::cp_async_commit();
@@ -157,6 +169,147 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     sums.each([&](int row, int col, float v) {
         if (m0 + row < p.K && n0 + col < columns) out[static_cast<int64_t>(row) * columns + col] = v;
     });
+}
+
+constexpr int kFirstThreads = 128;
+constexpr int kFirstFilters = 96, kFirstTiles = 11;  // filters of a block; tiles of 8 columns of a warp
+constexpr int kFirstPitch = kFirstFilters + 8;       // elements from a pixel of g to the next
+
+template <class M>
+__global__ void __launch_bounds__(kFirstThreads, 2) first_layer_kernel(WeightGrad<typename M::T> p) {
+    using T = typename M::T;
+    const int pixels = p.pitch_g, ring_rows = p.KH + p.SH, slot_elements = pixels * p.run;
+    T* const g_rows = ptx::shared_memory<T>();
+    T* const ring = g_rows + 2 * pixels * kFirstPitch;
+
+    const int t = threadIdx.x, lane = t % 32, warp = t / 32, matrix = lane / 8;
+    const int k0 = static_cast<int>(blockIdx.y) * kFirstFilters;
+    const int64_t begin = blockIdx.x * p.range, end = smaller(p.N * p.OH, begin + p.range);
+
+    // Row i of an image's gradient, filters k0 ...; 0 past its end.
+    const auto fetch_g = [&](int64_t image, int i, T* to) {
+        constexpr int kChunks = kFirstFilters / 8;
+        const Window& q = p.pool;
+        const Span over = p.switches != nullptr ? windows_over(i, q.OH, q.KH, q.SH, q.PH) : Span{0, -1};
+        for (int at = t; at < pixels * kChunks; at += kFirstThreads) {
+            const int j = at / kChunks, k = k0 + at % kChunks * 8;
+            T* const there = to + j * kFirstPitch + at % kChunks * 8;
+            const bool inside = j < p.OW && k < p.K;
+            if (p.switches != nullptr) {
+                uint4 v{};
+                if (inside) {
+                    v = unpooled(q, p.g, p.switches, p.K, p.copy_g, image, over,
+                                 windows_over(j, q.OW, q.KW, q.SW, q.PW), i, j, k);
+                }
+                *reinterpret_cast<uint4*>(there) = v;
+                continue;
+            }
+            const T* from = p.g + ((image * p.OH + i) * p.OW + j) * p.K + k;
+            if (p.copy_g) {
+                ptx::cp_async<16>(there, inside ? from : p.g, inside ? 16 : 0);
+            } else {
+                *reinterpret_cast<uint4*>(there) =
+                    chunk_of<T>([&](int e) { return inside && k + e < p.K ? from[e] : T{}; });
+            }
+        }
+    };
+
+    // Input rows [from, to) of an image into their slots of the ring, each pixel's run beside the next one's.
+    const auto spread_x = [&](int64_t image, int from, int to) {
+        const int chunks = p.run / 8, row_elements = p.W * p.C, slot = pixels * chunks;
+        for (int at = t; at < (to - from) * slot; at += kFirstThreads) {
+            const int h = from + at / slot, j = at % slot / chunks, e = at % chunks * 8;
+            const int place = (j * p.SW - p.PW) * p.C - p.lead + e;
+            const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.H) && j < p.OW;
+            const T* const source = p.x + (image * p.H + h) * row_elements + place;
+            uint4 v;
+            if (p.copy_x) {
+                uint32_t word[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const bool there =
+                        inside && static_cast<unsigned>(place + 2 * i) < static_cast<unsigned>(row_elements);
+                    word[i] = there ? *reinterpret_cast<const uint32_t*>(source + 2 * i) : 0;
+                }
+                v = {word[0], word[1], word[2], word[3]};
+            } else {
+                v = chunk_of<T>([&](int i) {
+                    return inside && static_cast<unsigned>(place + i) < static_cast<unsigned>(row_elements) ? source[i]
+                                                                                                            : T{};
+                });
+            }
+            *reinterpret_cast<uint4*>(ring + (h + p.PH) % ring_rows * slot_elements + j * p.run + e) = v;
+        }
+    };
+
+    float sums[3][kFirstTiles][4] = {};
+    const T* const a_lane =
+        g_rows + (lane % 8 + matrix / 2 * 8) * kFirstPitch + warp / 2 * (kFirstFilters / 2) + matrix % 2 * 8;
+    const int run_tiles = p.run / 8, columns = p.KH * run_tiles, pixel = (lane % 8 + matrix % 2 * 8) * p.run;
+
+    int64_t image = begin / p.OH;
+    int i = static_cast<int>(begin - image * p.OH);
+    bool fresh = true;  // the image's input rows are not there yet
+    if (begin < end) fetch_g(image, i, g_rows);
+    for (int64_t row = begin; row < end; ++row) {
+        if (fresh) {
+            __syncthreads();  // the last image's rows have been read
+            spread_x(image, i * p.SH - p.PH, i * p.SH - p.PH + p.KH);
+            fresh = false;
+        }
+        ptx::cp_async_commit();
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+        const int buffer = static_cast<int>(row - begin) % 2, top = i * p.SH;
+        if (++i == p.OH) i = 0, ++image, fresh = true;
+        if (row + 1 < end) {
+            fetch_g(image, i, g_rows + (1 - buffer) * pixels * kFirstPitch);
+            if (!fresh) {
+                const int first = i * p.SH - p.PH;
+                spread_x(image, max(first, first - p.SH + p.KH), first + p.KH);
+            }
+        }
+        const T* b_lane[(kFirstTiles + 1) / 2];
+#pragma unroll
+        for (int j = 0; j < (kFirstTiles + 1) / 2; ++j) {
+            int column = warp % 2 * kFirstTiles + j * 2 + matrix / 2;
+            if (column >= columns) column = 0;
+            b_lane[j] = ring + (top + column / run_tiles) % ring_rows * slot_elements + column % run_tiles * 8 + pixel;
+        }
+#pragma unroll 1
+        for (int k = 0; k < pixels; k += 16) {
+            uint32_t fa[3][4];
+#pragma unroll
+            for (int m = 0; m < 3; ++m) {
+                ptx::ldmatrix_x4_trans(fa[m], a_lane + (buffer * pixels + k) * kFirstPitch + m * 16);
+            }
+#pragma unroll
+            for (int j = 0; j < kFirstTiles; j += 2) {
+                uint32_t fb[4];
+                ptx::ldmatrix_x4_trans(fb, b_lane[j / 2] + k * p.run);
+#pragma unroll
+                for (int half = 0; half < 2 && j + half < kFirstTiles; ++half) {
+                    const uint32_t pair[2] = {fb[half * 2], fb[half * 2 + 1]};
+#pragma unroll
+                    for (int m = 0; m < 3; ++m) multiply<M>(sums[m][j + half], fa[m], pair);
+                }
+            }
+        }
+    }
+
+    float* const out = p.sums + static_cast<int64_t>(blockIdx.x) * p.K * (p.KH * p.run);
+#pragma unroll
+    for (int m = 0; m < 3; ++m)
+#pragma unroll
+        for (int j = 0; j < kFirstTiles; ++j)
+#pragma unroll
+            for (int v = 0; v < 4; ++v) {
+                const int k = k0 + warp / 2 * (kFirstFilters / 2) + m * 16 + v / 2 * 8 + lane / 4;
+                const int tile = warp % 2 * kFirstTiles + j;
+                if (k < p.K && tile < columns) {
+                    out[static_cast<int64_t>(k) * (p.KH * p.run) + tile * 8 + lane % 4 * 2 + v % 2] = sums[m][j][v];
+                }
+            }
 }
 
 // Sums of g over a range of its pixels: a block has 32 channels (blockIdx.x) of one range (blockIdx.y), a warp every
@@ -202,9 +355,9 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
     const int64_t count = static_cast<int64_t>(p.K) * p.KH * p.run, at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     float sum = 0.0f;
     if (at < count) {
-        const int e = static_cast<int>(at % p.run), kh = static_cast<int>(at / p.run % p.KH);
+        const int e = static_cast<int>(at % p.run) - p.lead, kh = static_cast<int>(at / p.run % p.KH);
         const int64_t k = at / p.run / p.KH;
-        if (e >= p.KW * p.C) return;
+        if (e < 0 || e >= p.KW * p.C) return;
 #pragma unroll 4
         for (int64_t r = 0; r < ranges; ++r) sum += p.sums[r * count + at];
         gw[k * wk + e % p.C * wc + kh * wi + e / p.C * wj] = rounded<T>(sum);
@@ -220,33 +373,52 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
 
 // The tiling of one problem, and what it needs.
 struct Plan {
-    bool small;  // 96 x 96 tiles
-    int run;
-    int64_t tiles_m, tiles_n, pixels, range, ranges, sums;
+    bool first_layer;  // first_layer_kernel serves it
+    int run, lead, pitch_g;
+    int64_t tiles_m, tiles_n, range, ranges, sums;  // sums: how many
+    std::size_t shared;
 };
 
 template <class M>
 Plan plan_of(const Call& call, const Conv& p) {
-    constexpr int kSum = kRowChunks * kChunk<M>;
-    Plan plan;
-    plan.run = static_cast<int>(round_up(p.KW * p.C, kChunk<M>));
-    const int64_t columns = p.KH * plan.run;
-    plan.small =
-        M::kTensorCores && round_up(p.K, 96) * round_up(columns, 96) < round_up(p.K, 128) * round_up(columns, 128);
-    const int tile = plan.small ? 96 : 128;
-    plan.tiles_m = ceil_div(p.K, tile);
-    plan.tiles_n = ceil_div(columns, tile);
-    plan.pixels = p.N * p.OH * p.OW;
-    const int64_t blocks = int64_t{multiprocessors(call.device)} * 2 * kBlocks<M>;
-    const int64_t most = ceil_div(plan.pixels, 8 * kSum);
-    // A range's pixels are counted in 32 bits, and a grid has at most 65535 of them.
-    plan.ranges =
-        larger(ceil_div(plan.pixels, int64_t{1} << 30), smaller(most, blocks / (plan.tiles_m * plan.tiles_n)));
-    plan.ranges = smaller(larger(plan.ranges, plan.pixels > 0), 65535);
-    plan.range = plan.ranges == 0 ? kSum : round_up(ceil_div(plan.pixels, plan.ranges), kSum);
-    plan.ranges = ceil_div(plan.pixels, plan.range);
-    plan.sums = plan.ranges * p.K * columns;
+    constexpr std::size_t kMostShared = 99 * 1024;  // what a block can have on every GPU from sm_80 on
+    const int64_t slots = int64_t{multiprocessors(call.device)} * kBlocks<M>;
+    Plan plan{};
+    if constexpr (sizeof(typename M::T) == 2) {
+        const bool words = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0;
+        plan.lead = words ? static_cast<int>(p.PW * p.C % 2) : 0;
+        plan.run = static_cast<int>(round_up(plan.lead + p.KW * p.C, 8));
+        plan.pitch_g = static_cast<int>(round_up(p.OW, 16));
+        const int64_t elements = plan.pitch_g * (2 * kFirstPitch + (p.KH + p.SH) * plan.run);
+        plan.first_layer = plan.run % 16 == 8 && p.KH * plan.run <= 2 * kFirstTiles * 8 && elements * 2 <= kMostShared;
+        plan.shared = static_cast<std::size_t>(elements) * 2;
+        plan.tiles_m = ceil_div(p.K, kFirstFilters);
+        plan.tiles_n = 1;
+        const int64_t rows = p.N * p.OH;
+        plan.range = larger(1, ceil_div(rows, larger(1, slots / plan.tiles_m)));
+        plan.ranges = ceil_div(rows, plan.range);
+    }
+    if (!plan.first_layer) {
+        constexpr int kSum = kRowChunks * kChunk<M>;
+        plan.lead = 0;
+        plan.run = static_cast<int>(round_up(p.KW * p.C, kChunk<M>));
+        plan.shared = kStages * 2 * kSum * kColumns * sizeof(typename M::T);
+        plan.tiles_m = ceil_div(p.K, kColumns);
+        plan.tiles_n = ceil_div(p.KH * plan.run, kColumns);
+        const int64_t pixels = p.N * p.OH * p.OW;
+        const int64_t most = ceil_div(pixels, 8 * kSum), wanted = 2 * slots / (plan.tiles_m * plan.tiles_n);
+        // A range's pixels are counted in 32 bits, and a grid has at most 65535 of them.
+        plan.ranges = larger(ceil_div(pixels, int64_t{1} << 30), smaller(most, wanted));
+        plan.ranges = smaller(larger(plan.ranges, pixels > 0), 65535);
+        plan.range = plan.ranges == 0 ? kSum : round_up(ceil_div(pixels, plan.ranges), kSum);
+        plan.ranges = ceil_div(pixels, plan.range);
+    }
+    plan.sums = plan.ranges * p.K * p.KH * plan.run;
     return plan;
+}
+
+int64_t workspace_of(const Plan& plan, const Conv& p) {
+    return (plan.sums + kBiasRanges * p.K) * static_cast<int64_t>(sizeof(float));
 }
 
 template <class M>
@@ -260,26 +432,23 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
     o.N = p.N, o.H = sizes.H, o.W = sizes.W, o.C = sizes.C, o.K = sizes.K, o.OH = sizes.OH, o.OW = sizes.OW;
     o.KH = sizes.KH, o.KW = sizes.KW, o.SH = sizes.SH, o.SW = sizes.SW, o.PH = sizes.PH, o.PW = sizes.PW;
     o.x = static_cast<const T*>(x), o.g = static_cast<const T*>(g), o.switches = switches;
-    o.sums = static_cast<float*>(workspace), o.run = plan.run, o.tiles_n = static_cast<int>(plan.tiles_n);
-    o.pixels = plan.pixels, o.range = plan.range;
-    o.copy_x = p.C % kChunk<M> == 0 && aligned(x, kChunkBytes);
+    if (pool != nullptr) o.pool = window_of(*pool);
+    o.sums = static_cast<float*>(workspace), o.run = plan.run, o.lead = plan.lead, o.pitch_g = plan.pitch_g;
+    o.tiles_n = static_cast<int>(plan.tiles_n), o.range = plan.range;
     o.copy_g = p.K % kChunk<M> == 0 && aligned(g, kChunkBytes) && aligned(switches, kChunk<M>);
-    if (pool != nullptr) {
-        o.pool = window_of(*pool);
-    }
     float* bias_sums = o.sums + plan.sums;
     if (plan.ranges > 0) {
-        const dim3 blocks(static_cast<unsigned>(plan.tiles_m * plan.tiles_n), static_cast<unsigned>(plan.ranges));
-        constexpr std::size_t kShared = kStages * 2 * kRowChunks * kChunk<M> * kColumns * sizeof(T);
-        const Grid grid{name, blocks, kThreads<M>, kShared};
-        if constexpr (M::kTensorCores) {
-            if (plan.small) {
-                launch(call, p, grid, weight_grad_kernel<M, 96, 96>, o);
-            } else {
-                launch(call, p, grid, weight_grad_kernel<M, 128, 128>, o);
+        if constexpr (sizeof(T) == 2) {
+            if (plan.first_layer) {
+                o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0 && aligned(x, 4);
+                const dim3 blocks(static_cast<unsigned>(plan.ranges), static_cast<unsigned>(plan.tiles_m));
+                launch(call, p, {name, blocks, kFirstThreads, plan.shared}, first_layer_kernel<M>, o);
             }
-        } else {
-            launch(call, p, grid, weight_grad_kernel<M, 128, 128>, o);
+        }
+        if (!plan.first_layer) {
+            o.copy_x = p.C % kChunk<M> == 0 && aligned(x, kChunkBytes);
+            const dim3 blocks(static_cast<unsigned>(plan.tiles_m * plan.tiles_n), static_cast<unsigned>(plan.ranges));
+            launch(call, p, {name, blocks, kThreads<M>, plan.shared}, weight_grad_kernel<M, kColumns, kColumns>, o);
         }
         if (gb != nullptr) {
             const dim3 ranges(static_cast<unsigned>(ceil_div(p.K, kBiasChannels)), kBiasRanges);
@@ -314,20 +483,29 @@ void conv2d_weight_grad(const Call& call, const Conv& p, const void* x, const vo
 }
 
 int64_t conv2d_weight_grad_workspace(const Call& call, const Conv& p) {
-    const int64_t sums = with_math(call, [&](auto math) { return plan_of<decltype(math)>(call, p).sums; });
-    return (sums + kBiasRanges * p.K) * static_cast<int64_t>(sizeof(float));
+    return with_math(call, [&](auto math) { return workspace_of(plan_of<decltype(math)>(call, p), p); });
 }
 
 void conv2d_relu_max_pool2d_weight_grad(const Call& call, const Conv& p, const Pool& pool, const void* x, const void* g,
                                         const uint8_t* switches, void* gw, void* gb, void* workspace) {
+    const char* const name = "conv2d_relu_max_pool2d_weight_grad";
     with_math(call, [&](auto math) {
-        weight_grad_in<decltype(math)>(call, p, &pool, "conv2d_relu_max_pool2d_weight_grad", x, g, switches, gw, gb,
-                                       workspace);
+        using M = decltype(math);
+        if (p.N == 0 || plan_of<M>(call, p).first_layer) {
+            weight_grad_in<M>(call, p, &pool, name, x, g, switches, gw, gb, workspace);
+        } else {
+            void* const rest = static_cast<char*>(workspace) + map_bytes(call, p);
+            max_unpool2d(call, pool, g, switches, workspace);
+            weight_grad_in<M>(call, p, nullptr, name, x, workspace, nullptr, gw, gb, rest);
+        }
     });
 }
 
 int64_t conv2d_relu_max_pool2d_weight_grad_workspace(const Call& call, const Conv& p, const Pool&) {
-    return conv2d_weight_grad_workspace(call, p);
+    return with_math(call, [&](auto math) {
+        const Plan plan = plan_of<decltype(math)>(call, p);
+        return (plan.first_layer ? 0 : map_bytes(call, p)) + workspace_of(plan, p);
+    });
 }
 
 }  // namespace zf::cuda

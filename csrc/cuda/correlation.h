@@ -90,6 +90,11 @@ void correlate(const Call&, const Conv& sizes, const Correlation&, const char* n
                const void* bias, void* result, bool relu, bool rectify, void* workspace);
 int64_t correlate_workspace(const Call&, const Correlation&);
 
+// Bytes of the convolution's map (N, OH, OW, K), rounded up to what a workspace is aligned to.
+static inline int64_t map_bytes(const Call& call, const Conv& p) {
+    return round_up(p.N * p.K * p.OH * p.OW * (call.dtype == kFloat32 ? 4 : 2), 256);
+}
+
 // The convolution as kernels.h describes it, and its adjoint.
 Correlation forward_of(const Conv&);
 Correlation adjoint_of(const Conv&);

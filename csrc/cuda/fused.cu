@@ -394,10 +394,6 @@ void layer_in(const Call& call, const Conv& p, const Pool& pool, const void* x, 
     }
 }
 
-int64_t map_bytes(const Call& call, const Conv& p) {
-    return round_up(p.N * p.K * p.OH * p.OW * (call.dtype == kFloat32 ? 4 : 2), 256);
-}
-
 bool fused_layer(const Call& call, const Conv& p, const Pool& pool) {
     return call.dtype != kFloat32 && p.N > 0 && layer_of<BFloat16>(call, p, pool).step_rows > 0;
 }

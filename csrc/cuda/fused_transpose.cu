@@ -262,10 +262,6 @@ void reversed_in(const Call& call, const Conv& p, const Pool& pool, const void* 
            o);
 }
 
-int64_t map_bytes(const Call& call, const Conv& p) {
-    return round_up(p.N * p.K * p.OH * p.OW * (call.dtype == kFloat32 ? 4 : 2), 256);
-}
-
 bool fused_layer(const Call& call, const Conv& p, const Pool& pool) {
     return call.dtype != kFloat32 && p.N > 0 && reversed_of<BFloat16>(call, p, pool).bands > 0;
 }
