@@ -11,7 +11,8 @@
 //            slower, right. A chunk of a run is contiguous memory, and lies inside the map where its element offset in
 //            the row does, so no tap and no channel is ever divided out.
 //   Tile     BN = 128, 96 or 64, whichever wastes the least of K: 96 is conv1's K and the adjoint of conv2's.
-//   Shared   4 stages x (128 + BN) x 64 bytes = 64 KiB for BN = 128: two blocks an SM on sm_80 and on. The result of a
+//   Shared   4 stages x (128 + BN) x 64 bytes = 64 KiB for BN = 128: two blocks an SM of an A100 or an H200. The result
+//   of a
 //            half-precision block is turned through the same memory into 16-byte stores; its rows there are 16 bytes
 //            longer, so that the 8 rows that a warp writes at once fall on different banks.
 //   Blocks   the tiles of one pixel range follow each other, so that its source is read from L2 after the first.
@@ -25,6 +26,7 @@
 
 #include "cuda/correlation.h"
 #include "cuda/launch.h"
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 
 namespace zf::cuda {
@@ -212,15 +214,14 @@ template <class M>
 void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
                   const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
     using T = typename M::T;
-    auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % kChunkBytes == 0; };
     Operands<T> o{static_cast<const T*>(source),
                   static_cast<const T*>(workspace),
                   static_cast<const T*>(bias),
                   static_cast<T*>(result),
                   relu,
                   rectify,
-                  p.C % kChunk<M> == 0 && aligned(source),
-                  p.K % kChunk<M> == 0 && aligned(result),
+                  p.C % kChunk<M> == 0 && aligned(kChunkBytes, source),
+                  p.K % kChunk<M> == 0 && aligned(kChunkBytes, result),
                   0,
                   0};
     launch(call, sizes, {"pack_filters", blocks_of(static_cast<int64_t>(classes_of(p)) * p.K), 256}, pack_kernel<T>, p,
@@ -240,17 +241,9 @@ void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, con
 void correlate(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
                const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
     if (p.N == 0) return;
-    auto in = [&](auto math) {
+    with_math(call, [&](auto math) {
         correlate_in<decltype(math)>(call, sizes, p, name, source, w, bias, result, relu, rectify, workspace);
-    };
-    switch (call.dtype) {
-        case kBFloat16:
-            return in(Bf16{});
-        case kFloat16:
-            return in(F16{});
-        default:
-            return call.tf32 ? in(Tf32{}) : in(Ieee{});
-    }
+    });
 }
 
 int64_t correlate_workspace(const Call& call, const Correlation& p) {

@@ -44,6 +44,7 @@
 
 #include "cuda/correlation.h"
 #include "cuda/launch.h"
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 #include "cuda/unpool.cuh"
 
@@ -51,7 +52,7 @@ namespace zf::cuda {
 namespace {
 
 constexpr int kStages = 4;
-constexpr int kBiasRanges = 128, kBiasThreads = 256, kBiasChannels = 32;
+constexpr int kBiasRanges = 256, kBiasThreads = 256, kBiasChannels = 32;
 
 template <class T>
 struct WeightGrad {
@@ -325,19 +326,23 @@ __global__ void __launch_bounds__(kBiasThreads) bias_grad_kernel(WeightGrad<T> p
     const int64_t end = smaller(pixels, (blockIdx.y + 1) * range);
     float sum = 0.0f;
     if (k < p.K) {
-#pragma unroll 4
+        Pixel place(blockIdx.y * range + warp, height, width);
+        const Pixel step(kWarps, height, width);
+#pragma unroll 8
         for (int64_t at = blockIdx.y * range + warp; at < end; at += kWarps) {
-            const float v = to_float(p.g[at * p.K + k]);
-            if (p.switches == nullptr) {
-                sum += v;
-            } else {
+            float v = to_float(p.g[at * p.K + k]);
+            if (p.switches != nullptr) {
                 const Window& q = p.pool;
-                const int s = p.switches[at * p.K + k], i = static_cast<int>(at / width % height);
-                const int h = i * q.SH - q.PH + s / q.KW, w = static_cast<int>(at % width) * q.SW - q.PW + s % q.KW;
-                const bool inside = s < q.KH * q.KW && static_cast<unsigned>(h) < static_cast<unsigned>(p.OH) &&
+                const unsigned s = p.switches[at * p.K + k], kernel_w = q.KW;
+                const int h = place.i * q.SH - q.PH + static_cast<int>(s / kernel_w);
+                const int w = place.j * q.SW - q.PW + static_cast<int>(s % kernel_w);
+                const bool inside = static_cast<int>(s) < q.KH * q.KW &&
+                                    static_cast<unsigned>(h) < static_cast<unsigned>(p.OH) &&
                                     static_cast<unsigned>(w) < static_cast<unsigned>(p.OW);
-                sum += inside ? v : 0.0f;
+                v = inside ? v : 0.0f;
+                place.advance(step, height, width);
             }
+            sum += v;
         }
     }
     partial[threadIdx.x] = sum;
@@ -358,13 +363,13 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
         const int e = static_cast<int>(at % p.run) - p.lead, kh = static_cast<int>(at / p.run % p.KH);
         const int64_t k = at / p.run / p.KH;
         if (e < 0 || e >= p.KW * p.C) return;
-#pragma unroll 4
+#pragma unroll 16
         for (int64_t r = 0; r < ranges; ++r) sum += p.sums[r * count + at];
         gw[k * wk + e % p.C * wc + kh * wi + e / p.C * wj] = rounded<T>(sum);
     } else if (gb != nullptr && at - count < p.K) {
         const int64_t k = at - count;
         if (p.N > 0) {
-#pragma unroll 4
+#pragma unroll 16
             for (int r = 0; r < kBiasRanges; ++r) sum += bias_sums[r * p.K + k];
         }
         gb[k] = rounded<T>(sum);
@@ -381,7 +386,6 @@ struct Plan {
 
 template <class M>
 Plan plan_of(const Call& call, const Conv& p) {
-    constexpr std::size_t kMostShared = 99 * 1024;  // what a block can have on every GPU from sm_80 on
     const int64_t slots = int64_t{multiprocessors(call.device)} * kBlocks<M>;
     Plan plan{};
     if constexpr (sizeof(typename M::T) == 2) {
@@ -425,7 +429,6 @@ template <class M>
 void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const char* name, const void* x, const void* g,
                     const uint8_t* switches, void* gw, void* gb, void* workspace) {
     using T = typename M::T;
-    const auto aligned = [](const void* at, int bytes) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; };
     const Plan plan = plan_of<M>(call, p);
     const Correlation sizes = forward_of(p);
     WeightGrad<T> o{};
@@ -435,18 +438,18 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
     if (pool != nullptr) o.pool = window_of(*pool);
     o.sums = static_cast<float*>(workspace), o.run = plan.run, o.lead = plan.lead, o.pitch_g = plan.pitch_g;
     o.tiles_n = static_cast<int>(plan.tiles_n), o.range = plan.range;
-    o.copy_g = p.K % kChunk<M> == 0 && aligned(g, kChunkBytes) && aligned(switches, kChunk<M>);
+    o.copy_g = p.K % kChunk<M> == 0 && aligned(kChunkBytes, g) && aligned(kChunk<M>, switches);
     float* bias_sums = o.sums + plan.sums;
     if (plan.ranges > 0) {
         if constexpr (sizeof(T) == 2) {
             if (plan.first_layer) {
-                o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0 && aligned(x, 4);
+                o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0 && aligned(4, x);
                 const dim3 blocks(static_cast<unsigned>(plan.ranges), static_cast<unsigned>(plan.tiles_m));
                 launch(call, p, {name, blocks, kFirstThreads, plan.shared}, first_layer_kernel<M>, o);
             }
         }
         if (!plan.first_layer) {
-            o.copy_x = p.C % kChunk<M> == 0 && aligned(x, kChunkBytes);
+            o.copy_x = p.C % kChunk<M> == 0 && aligned(kChunkBytes, x);
             const dim3 blocks(static_cast<unsigned>(plan.tiles_m * plan.tiles_n), static_cast<unsigned>(plan.ranges));
             launch(call, p, {name, blocks, kThreads<M>, plan.shared}, weight_grad_kernel<M, kColumns, kColumns>, o);
         }
@@ -459,18 +462,6 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
     const int64_t results = p.K * p.KH * plan.run + p.K;
     launch(call, p, {"weight_grad_finish", static_cast<unsigned>(ceil_div(results, 256)), 256}, finish_kernel<T>, o,
            plan.ranges, bias_sums, p.wk, p.wc, p.wi, p.wj, static_cast<T*>(gw), static_cast<T*>(gb));
-}
-
-template <class F>
-auto with_math(const Call& call, F f) {
-    switch (call.dtype) {
-        case kBFloat16:
-            return f(Bf16{});
-        case kFloat16:
-            return f(F16{});
-        default:
-            return call.tf32 ? f(Tf32{}) : f(Ieee{});
-    }
 }
 
 }  // namespace

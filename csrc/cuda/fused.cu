@@ -41,6 +41,7 @@
 
 #include "cuda/correlation.h"
 #include "cuda/launch.h"
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 
 namespace zf::cuda {
@@ -52,7 +53,6 @@ constexpr int kMostSteps = 10;   // of k16: what fits into registers
 constexpr int kMaskedSteps = 2;  // the first ones
 constexpr int kPixelBytes = kSlice * 2 + 16;
 constexpr int kLayerThreads = 128;
-constexpr int kMostShared = 99 * 1024;  // what a block can have on every GPU from sm_80 on
 
 // How the elements of a filter are dealt out to slots, two to a slot, 8 slots a step.
 struct Slots {
@@ -375,13 +375,12 @@ void layer_in(const Call& call, const Conv& p, const Pool& pool, const void* x, 
               void* y, uint8_t* switches, void* workspace) {
     using T = typename M::T;
     Layer<T> o = layer_of<T>(call, p, pool);
-    const auto aligned = [](const void* at, int bytes) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; };
     o.x = static_cast<const T*>(x), o.bias = static_cast<const T*>(bias), o.y = static_cast<T*>(y);
     o.switches = switches, o.table = static_cast<const uint2*>(workspace);
     auto* const packed = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTableBytes);
     o.packed = reinterpret_cast<const uint4*>(packed);
-    o.copy_chunks = p.W * p.C % 8 == 0 && aligned(x, 16);
-    o.store_vectors = p.K % 4 == 0 && aligned(y, 8) && aligned(switches, 4);
+    o.copy_chunks = p.W * p.C % 8 == 0 && aligned(16, x);
+    o.store_vectors = p.K % 4 == 0 && aligned(8, y) && aligned(4, switches);
     launch(call, p, {"pack_fragments", static_cast<unsigned>(o.slices), 256}, pack_fragments_kernel<T>, o,
            static_cast<const T*>(w), p.wk, p.wc, p.wi, p.wj, static_cast<uint2*>(workspace), packed);
     const std::size_t shared =

@@ -30,6 +30,7 @@
 
 #include "cuda/correlation.h"
 #include "cuda/launch.h"
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 #include "cuda/unpool.cuh"
 
@@ -40,7 +41,6 @@ constexpr int kThreadsReversed = 128;
 constexpr int kGroups = 4;  // of rows that one window row adds to
 constexpr int kTiles = 7;   // of 8 columns: 2 a group, 1 for the last
 constexpr int kPixels = 128;
-constexpr int kMostShared = 99 * 1024;  // what a block can have on every GPU from sm_80 on
 
 template <class T>
 struct Reversed {
@@ -249,10 +249,9 @@ void reversed_in(const Call& call, const Conv& p, const Pool& pool, const void* 
                  const void* w, void* x, bool rectify, void* workspace) {
     using T = typename M::T;
     Reversed<T> o = reversed_of<T>(call, p, pool);
-    const auto aligned = [](const void* at, int bytes) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; };
     o.y = static_cast<const T*>(y), o.switches = switches, o.packed = static_cast<const T*>(workspace);
     o.x = static_cast<T*>(x), o.rectify = rectify;
-    o.vectors = p.K % 8 == 0 && aligned(y, 16) && aligned(switches, 8);
+    o.vectors = p.K % 8 == 0 && aligned(16, y) && aligned(8, switches);
     launch(call, p, {"pack_columns", 8 * kTiles, 128}, pack_columns_kernel<T>, o, static_cast<const T*>(w), p.wk, p.wc,
            p.wi, p.wj, static_cast<T*>(workspace));
     const std::size_t shared =

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/kernels.h"
 #include "cuda/types.cuh"
 
 namespace zf::cuda {
@@ -23,7 +24,8 @@ namespace zf::cuda {
 constexpr int kChunkBytes = 16;
 constexpr int kRowBytes = 64;
 constexpr int kRowChunks = kRowBytes / kChunkBytes;
-constexpr int kTileRows = 128;  // BM
+constexpr int kTileRows = 128;          // BM
+constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU from sm_80 on
 
 struct Bf16 {
     using T = BFloat16;
@@ -41,6 +43,19 @@ struct Ieee {
     using T = float;
     static constexpr bool kTensorCores = false;
 };
+
+// f(M{}) in the arithmetic that a call asks for.
+template <class F>
+auto with_math(const Call& call, F f) {
+    switch (call.dtype) {
+        case kBFloat16:
+            return f(Bf16{});
+        case kFloat16:
+            return f(F16{});
+        default:
+            return call.tf32 ? f(Tf32{}) : f(Ieee{});
+    }
+}
 
 template <class M>
 constexpr int kThreads = M::kTensorCores ? 128 : 256;
