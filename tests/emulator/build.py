@@ -19,7 +19,7 @@ import pybind11
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
-COMMON = ["-std=c++17", "-g", "-fPIC", "-march=native", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
+COMMON = ["-std=c++17", "-g1", "-fPIC", "-march=native", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 COMMON += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fvisibility=hidden"]
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -60,7 +60,8 @@ def compiler() -> list[str]:
 
 def run(command: list[str]) -> None:
     print(shlex.join(command), flush=True)
-    subprocess.run(command, check=True)
+    if subprocess.run(command).returncode != 0:
+        raise SystemExit("the command above failed")
 
 
 if __name__ == "__main__":
