@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,15 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
 import zfkernels as zf
 from zfkernels import backends
 
+# The path of a module that tests/emulator/build.py made: backend cuda is then tested on the CPU, as "emulated".
+if os.environ.get("ZFKERNELS_EMULATED"):
+    from emulator import backend
+
+    backend.register(Path(os.environ["ZFKERNELS_EMULATED"]))
+
 # Relative in norm, ||out - ref|| / ||ref||.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TF32_BOUND = 1e-3
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,7 @@ def same_start():
     """The same random numbers, threads and default backend for each test, whatever ran before it."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    with zf.use_backend(None):
+    with zf.use_backend(None), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.set_num_threads(threads)
 

@@ -11,7 +11,7 @@ import cases
 import pytest
 import torch
 from cases import CASES, Case
-from conftest import BOUNDS, assert_close, error
+from conftest import BOUNDS, TF32_BOUND, assert_close, error
 
 import zfkernels as zf
 from zfkernels import backends
@@ -103,6 +103,9 @@ def expected_gradients(case: Case, tensors: dict, outputs: tuple, g: torch.Tenso
         return {"y": reference.max_unpool2d_backward(gu, t["switches"], *pool), "weight": gw}
     if case.op == "max_pool2d_with_switches":
         return {"x": reference.max_unpool2d(g, outputs[1], *pool, size)}
+    if case.op == "max_pool2d_contrast_norm":
+        through_norm = reference.contrast_norm_backward(g, y, *list(case.settings.values())[-5:])
+        return {"x": reference.max_unpool2d(g + through_norm, outputs[1], *pool, size)}
     if case.op == "max_unpool2d_with_switches":
         return {"y": reference.max_unpool2d_backward(g, t["switches"], *pool)}
     return {"x": reference.contrast_norm_backward(g, t["x"], *case.settings.values())}
@@ -110,6 +113,8 @@ def expected_gradients(case: Case, tensors: dict, outputs: tuple, g: torch.Tenso
 
 def moves_only(case: Case, gradient: bool) -> bool:
     """Does the op only move and compare data, so that its result must be exact? (Two values meeting add exactly.)"""
+    if case.op == "max_pool2d_contrast_norm":
+        return not gradient
     gathers = case.op == ("max_unpool2d_with_switches" if gradient else "max_pool2d_with_switches")
     return gathers or (case.fill in ("ties", "zero") and "pool2d_with" in case.op)
 
@@ -127,21 +132,26 @@ def test_against_reference(backend, case, dtype, layout):
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
 
     # Half types: pooling compares rounded values, so the reference too must round before it.
-    wide = dtype if len(outputs) == 2 else torch.float64
+    wide = dtype if len(outputs) > 1 else torch.float64
     expected = run(case, {n: v if n == "switches" else v.to(wide) for n, v in plain.items()}, "reference")
     expected = expected if isinstance(expected, tuple) else (expected,)
     assert_close("result", outputs[0], expected[0], dtype, exact=moves_only(case, gradient=False))
-    if len(outputs) == 2:
+    if len(outputs) > 1:
         assert outputs[1].dtype == torch.uint8
         assert outputs[1].stride() == outputs[0].stride()
         assert not outputs[1].requires_grad
-        if case.op == "max_pool2d_with_switches" or case.fill in ("ties", "zero"):
+        if case.op.startswith("max_pool2d") or case.fill in ("ties", "zero"):
             assert torch.equal(outputs[1].cpu(), expected[1])
+    if len(outputs) == 3:
+        assert_close("result", outputs[2], expected[2], dtype)
 
     g = cases.values(outputs[0].shape, case.fill if case.fill == "ties" else "normal", torch.Generator().manual_seed(1))
     g = laid_out(g.to(dtype), layout)
     wanted = {name: value for name, value in tensors.items() if name != "switches"}
-    gradients = torch.autograd.grad(outputs[0], list(wanted.values()), g.to(device[backend]))
+    differentiable = outputs[::2]  # all but the switches, with the same gradient
+    gradients = torch.autograd.grad(
+        differentiable, list(wanted.values()), [g.to(device[backend])] * len(differentiable)
+    )
     expected = expected_gradients(case, plain, [output.detach().cpu() for output in outputs], g)
     for name, gradient in zip(wanted, gradients, strict=True):
         assert_close(name, gradient, expected[name], dtype, exact=moves_only(case, gradient=True))
@@ -163,6 +173,12 @@ def one_case_an_op() -> list[Case]:
         Case("max_pool2d_with_switches", "large", {"x": map_}, pool | {"ceil_mode": True}),
         Case(
             "max_unpool2d_with_switches", "large", {"y": pooled, "switches": pooled}, pool | {"output_size": (29, 31)}
+        ),
+        Case(
+            "max_pool2d_contrast_norm",
+            "large",
+            {"x": map_},
+            pool | {"ceil_mode": True, "size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0, "center": False},
         ),
         Case("contrast_norm", "large", {"x": map_}, {"size": 5, "alpha": 0.1, "beta": 0.75, "k": 2.0, "center": True}),
         Case("conv2d_relu_max_pool2d", "large", {"x": image} | parameters, layer | {"ceil_mode": True}),
@@ -190,7 +206,7 @@ def test_same_bits_on_every_run_and_for_any_number_of_threads(backend, case, dty
         outputs = run(case, tensors, backend)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         g = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1)).to(outputs[0])
-        results.append([*outputs, *torch.autograd.grad(outputs[0], wanted, g)])
+        results.append([*outputs, *torch.autograd.grad(outputs[::2], wanted, [g] * len(outputs[::2]))])
     assert all(result.abs().sum() > 0 for result in results[0])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -257,6 +273,29 @@ def test_switch_out_of_range_raises(backend, switch, op):
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "weight" in c.shapes and c.fill == "normal"], ids=lambda c: c.id)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if getattr(backends.module(name), "TF32", False)])
+def test_tf32_where_it_is_allowed(backend, case):
+    """Within its own bound, forward and backward, and not the same bits as without it where there is much to round."""
+    plain = cases.tensors(case, torch.float32)
+    tensors = {name: value.to(device[backend]) for name, value in plain.items()}
+    wanted = {n: v.requires_grad_() for n, v in tensors.items() if n != "switches"}
+    ieee = run(case, tensors, backend)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        outputs = run(case, tensors, backend)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        g = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(outputs[0], list(wanted.values()), g.to(device[backend]))
+    plain = cases.tensors(case, torch.float32)
+    exact = run(case, plain, "reference")
+    assert error(outputs[0], exact[0] if isinstance(exact, tuple) else exact) <= TF32_BOUND
+    expected = expected_gradients(case, plain, [output.detach().cpu() for output in outputs], g)
+    for name, gradient in zip(wanted, gradients, strict=True):
+        assert error(gradient, expected[name]) <= TF32_BOUND, name
+    if outputs[0].numel() > 500:
+        assert not torch.equal(outputs[0], ieee[0] if isinstance(ieee, tuple) else ieee)
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])

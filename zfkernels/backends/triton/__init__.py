@@ -15,7 +15,12 @@ if importlib.util.find_spec("triton") is None:
 else:
     from .contrast_norm import contrast_norm, contrast_norm_backward
     from .conv import conv2d, conv2d_weight_grad, conv_transpose2d
-    from .fused import conv2d_relu_max_pool2d, max_unpool2d_relu_conv_transpose2d
+    from .fused import (
+        conv2d_relu_max_pool2d,
+        conv2d_relu_max_pool2d_weight_grad,
+        max_pool2d_contrast_norm,
+        max_unpool2d_relu_conv_transpose2d,
+    )
     from .max_pool import max_pool2d, max_unpool2d, max_unpool2d_backward
     from .tensors import INTERPRETED
 
@@ -30,9 +35,11 @@ __all__ = [
     "contrast_norm_backward",
     "conv2d",
     "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_weight_grad",
     "conv2d_weight_grad",
     "conv_transpose2d",
     "max_pool2d",
+    "max_pool2d_contrast_norm",
     "max_unpool2d",
     "max_unpool2d_backward",
     "max_unpool2d_relu_conv_transpose2d",

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ...ops import window
 from . import conv, max_pool, tuning
+from .contrast_norm import contrast_norm
 from .conv import Call, Conv, _pixels, _product
 from .tensors import INTERPRETED, Compilation, empty
 from .tuning import Config, Target
@@ -229,6 +230,32 @@ def conv2d_relu_max_pool2d(
     call = conv2d_relu_max_pool2d_call(of, x.dtype, target, bias is not None, *pool)
     call(x=xs, weight=ws, bias=ws if bias is None else bias.contiguous(), y=y, switches=switches)
     return y, switches
+
+
+def conv2d_relu_max_pool2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    switches: Tensor,
+    kernel_size,
+    stride,
+    padding,
+    pool_kernel,
+    pool_stride,
+    pool_padding,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The composition: the weight gradient reads each gradient once a tile of taps, and would gather it each time."""
+    size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
+    unpooled = max_pool.max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv.conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+
+
+def max_pool2d_contrast_norm(
+    x: Tensor, kernel_size, stride, padding, output_size, size: int, alpha: float, beta: float, k: float, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The composition: one program would have to hold a pooled pixel's whole stack of maps."""
+    y, switches = max_pool.max_pool2d(x, kernel_size, stride, padding, output_size)
+    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
 
 
 def max_unpool2d_relu_conv_transpose2d(
