@@ -5,6 +5,7 @@ same module; csrc/cpu/dispatch.cpp chooses among them at import. csrc/cuda is co
 
 Environment variables:
     ZFKERNELS_CUDA=0|1      0 leaves csrc/cuda out, 1 makes a missing nvcc an error. Unset: built when nvcc is found.
+    ZFKERNELS_CUDA_RESOURCES=1  print what each CUDA kernel takes of a multiprocessor; spilled registers are an error.
     ZFKERNELS_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer; Python then needs LD_PRELOAD=libasan.so.
     CUDA_HOME, CC, CXX      as usual.
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pybind11
 from setuptools import Extension, setup
@@ -104,6 +106,48 @@ def static_cudart(nvcc: str) -> str:
     return str(path.resolve())
 
 
+class Resources(NamedTuple):
+    """What ptxas says of a kernel on an architecture; bytes are a thread's. (Shared memory is asked for at launch.)"""
+
+    kernel: str
+    architecture: str
+    registers: int
+    stack: int
+    spilled: int
+
+
+def ptxas_resources(log: str) -> list[Resources]:
+    """The kernels of a log of `nvcc -Xptxas -v`."""
+    entry = re.compile(
+        r"Compiling entry function '(\S+)' for '(\w+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    return [
+        Resources(readable(name), architecture, int(registers), int(stack), int(stores) + int(loads))
+        for name, architecture, stack, stores, loads, registers in entry.findall(log)
+    ]
+
+
+def readable(symbol: str) -> str:
+    """A kernel's name as in its source, where the compiler's tools can tell it."""
+    if not shutil.which("c++filt"):
+        return symbol
+    name = subprocess.run(["c++filt", "-p", symbol], capture_output=True, text=True).stdout.strip()
+    return re.sub(r"zf::cuda::|\(anonymous namespace\)::", "", name)
+
+
+def report_resources(rows: list[Resources]) -> None:
+    """Prints the table; SystemExit where a kernel spills."""
+    print(f"{'registers':>9} {'stack':>6} {'spilled':>7}  architecture  kernel")
+    for row in sorted(rows):
+        print(f"{row.registers:>9} {row.stack:>6} {row.spilled:>7}  {row.architecture:<12}  {row.kernel}")
+    spilling = [row for row in rows if row.spilled]
+    print(f"{len(rows)} kernels, {len(spilling)} of them spill registers", flush=True)
+    if spilling:
+        raise SystemExit(f"{spilling[0].kernel} spills {spilling[0].spilled} bytes on {spilling[0].architecture}")
+
+
 class BuildKernels(build_ext):
     """build_ext that compiles a source several times with different flags, in parallel, and keeps fresh objects."""
 
@@ -138,6 +182,9 @@ class BuildKernels(build_ext):
             if nvcc:
                 objects += [pool.submit(self._compile_cuda, nvcc, str(s)) for s in sorted(CSRC.glob("cuda/*.cu"))]
             objects = [o.result() for o in objects]
+        if nvcc and wanted("ZFKERNELS_CUDA_RESOURCES"):
+            logs = [Path(o).with_suffix(".ptxas") for o in objects]
+            report_resources([row for log in logs if log.exists() for row in ptxas_resources(log.read_text())])
 
         libraries = ["dl"] if sys.platform.startswith("linux") else []
         link_flags = ["-fsanitize=address,undefined"] if sanitize and not msvc else []
@@ -169,7 +216,7 @@ class BuildKernels(build_ext):
         return target
 
     def _compile_cuda(self, nvcc: str, source: str) -> str:
-        flags = ["-std=c++17", "-O3", *cuda_code_flags(nvcc), "-I", str(CSRC)]
+        flags = ["-std=c++17", "-O3", *cuda_code_flags(nvcc), "-I", str(CSRC), "-Xptxas", "-v"]
         if os.name != "nt":
             flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
         target = Path(self._object_folder("cuda", [nvcc, *flags]), source).with_suffix(".o")
@@ -177,8 +224,14 @@ class BuildKernels(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             command = [nvcc, *flags, "-c", source, "-o", str(target)]
             print(" ".join(command), flush=True)
-            if subprocess.run(command).returncode != 0:
+            done = subprocess.run(command, capture_output=True, text=True)
+            log = done.stdout + done.stderr
+            serialised = re.search(r".*\(C75(08|10)\).*", log)  # wgmma one by one: a fraction of the speed
+            if done.returncode != 0 or serialised:
+                target.unlink(missing_ok=True)
+                print(log, flush=True)
                 raise SystemExit(f"nvcc failed on {source}; ZFKERNELS_CUDA=0 builds zfkernels without the CUDA kernels")
+            target.with_suffix(".ptxas").write_text(log)
         return str(target)
 
     def _object_folder(self, variant: str, command: list[str]) -> str:

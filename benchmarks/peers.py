@@ -45,18 +45,36 @@ def names() -> list[str]:
     convs = [f"{op}{i}" for op in ("conv", "convt", "wgrad") for i in CONVS]
     pools = [f"{op}{i}" for op in ("pool", "unpool", "poolgrad", "unpoolgrad") for i in POOLS]
     norms = [f"{op}{i}" for op in ("norm", "normtrain") for i in NORMS]
-    return [*convs, *pools, *norms, *(f"fused{i}" for i in POOLS), *(f"unfused{i}" for i in POOLS), "forward"]
+    layers = [f"{op}{i}" for op in ("fused", "unfused") for i in POOLS]
+    return [*convs, *pools, *norms, *layers, *PATHS]
 
 
-def make(name: str, n: int, backend: str = "cpu", threads: int = 2, peers: tuple[str, ...] = PEERS) -> Case:
-    """The case of that name at batch size n, with the contenders that are installed and asked for."""
+def make(
+    name: str,
+    n: int,
+    backend: str = "cpu",
+    threads: int = 2,
+    peers: tuple[str, ...] = PEERS,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """The case of that name at batch size n, with the contenders that are installed and asked for.
+
+    The same arguments give the same numbers, whatever the backend. ONNX Runtime and OpenVINO run in float32 on the CPU.
+    """
     torch.manual_seed(0)
-    ours = backends.resolve(backend, "cpu")
-    if name == "forward":
-        case, graph = forward(n, ours)
-    else:
-        op = name.rstrip("0123456789")
-        case, graph = MAKERS[op](int(name[len(op) :]), n, ours)
+    ours = backends.module(backend)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            if name in PATHS:
+                case, graph = PATHS[name](n, ours)
+            else:
+                op = name.rstrip("0123456789")
+                case, graph = MAKERS[op](int(name[len(op) :]), n, ours)
+    finally:
+        torch.set_default_dtype(before)
     case.name = name
     case.run = {who: run for who, run in case.run.items() if not who.startswith("eager") or "eager" in peers}
     if graph is not None and CAN_EXPORT:
@@ -154,7 +172,7 @@ def scattered(p: Pool, values: torch.Tensor, indices: torch.Tensor) -> torch.Ten
 def pool(i: int, n: int, ours) -> tuple[Case, bytes | None]:
     p = POOLS[i]
     x = torch.randn(n, p.channels, p.size, p.size)
-    y, indices = pooled(p, x)
+    y, indices = (t.to(x.device) for t in pooled(p, x.cpu()))  # on GPUs another than the first maximum may win
     case = Case("", n, (y, switches_of(p, indices)), bytes=4 * x.numel() + 5 * y.numel())
     last = x.contiguous(memory_format=LAST)
     kernel, stride, out = (p.kernel,) * 2, (p.stride,) * 2, (p.out, p.out)
@@ -347,6 +365,44 @@ def forward(n: int, ours) -> tuple[Case, bytes | None]:
     return case, graph.done()
 
 
+def reverse(n: int, ours) -> tuple[Case, bytes | None]:
+    """The deconvnet's way back, from pool5 to the pixels: each layer's unpooling, rectifier, transposed convolution."""
+    parameters = {i: weights(c)[0] for i, c in CONVS.items()}
+    indices = {i: pooled(p, torch.randn(n, p.channels, p.size, p.size))[1] for i, p in POOLS.items()}
+    y = torch.randn(indices[5].shape).relu()
+
+    def torch_reverse(y: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor]:
+        weights, kept = dict(zip(CONVS, flat, strict=False)), dict(zip(POOLS, flat[len(CONVS) :], strict=True))
+        for i, c in reversed(CONVS.items()):
+            if i in POOLS:
+                y = scattered(POOLS[i], y, kept[i])
+            extra = c.size - ((c.out - 1) * c.stride - 2 * c.padding + c.kernel)
+            y = F.conv_transpose2d(F.relu(y), weights[i], None, c.stride, c.padding, extra)
+        return (y,)
+
+    def run() -> tuple[torch.Tensor]:
+        value = last
+        for i, c in reversed(CONVS.items()):
+            where = (c.stride,) * 2, (c.padding,) * 2
+            if i in POOLS:
+                window = (POOLS[i].kernel,) * 2, (POOLS[i].stride,) * 2, (0, 0), (c.size,) * 2
+                value = ours.max_unpool2d_relu_conv_transpose2d(
+                    value, switches[i], parameters[i], *where, *window, True
+                )
+            else:
+                value = ours.conv_transpose2d(value, parameters[i], *where, (c.size,) * 2, True)
+        return (value,)
+
+    right = torch_reverse(y.double(), *(w.double() for w in parameters.values()), *indices.values())
+    case = Case("", n, right, flops=n * sum(c.flops for c in CONVS.values()))
+    last = y.contiguous(memory_format=LAST)
+    switches = {i: switches_of(p, indices[i]) for i, p in POOLS.items()}
+    case.run["zfkernels"] = run
+    eager(case, torch_reverse, y, *parameters.values(), *indices.values())
+    return case, None
+
+
+PATHS = {"forward": forward, "reverse": reverse}
 MAKERS = {
     "conv": conv,
     "convt": convt,
@@ -374,7 +430,7 @@ class Graph:
 
     def constant(self, tensor: torch.Tensor) -> str:
         name = "c" + self.name()
-        self.constants.append((name, tensor.numpy()))
+        self.constants.append((name, tensor))
         return name
 
     def node(self, kind: str, inputs: list[str], outputs: int = 1, **attributes) -> None:
@@ -396,8 +452,8 @@ class Graph:
         self.node("LRN", [self.value], size=s.window, alpha=s.alpha, beta=s.beta, bias=s.k)
 
     def done(self) -> tuple[bytes, dict[str, np.ndarray]] | None:
-        """The serialized model and its inputs as arrays; None where the onnx package is missing."""
-        if not CAN_EXPORT:
+        """The serialized model and its inputs as arrays; None without the onnx package, or the CPU and float32."""
+        if not CAN_EXPORT or any(t.is_cuda or t.dtype in (torch.bfloat16, torch.float16) for t in self.inputs.values()):
             return None
         from onnx import TensorProto, helper, numpy_helper
 
@@ -406,7 +462,7 @@ class Graph:
         outputs = [helper.make_tensor_value_info(self.value, TensorProto.FLOAT, None)]
         outputs += [helper.make_tensor_value_info(k, TensorProto.INT64, None) for k in self.indices]
         nodes = [helper.make_node(kind, i, o, **attributes) for kind, i, o, attributes in self.nodes]
-        constants = [numpy_helper.from_array(array, name) for name, array in self.constants]
+        constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in self.constants]
         graph = helper.make_graph(nodes, "case", inputs, outputs, constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         return model.SerializeToString(), {k: t.numpy() for k, t in self.inputs.items()}

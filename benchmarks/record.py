@@ -18,13 +18,18 @@ def environment(backend: str) -> dict:
             peers[package] = version(package)
         except PackageNotFoundError:
             peers[package] = None
-    return info.environment() | peers | {"backend": backend, "commit": commit(), "csrc_sha256": csrc_digest()}
+    return info.environment() | peers | {"backend": backend, "commit": commit()} | digests()
 
 
-def csrc_digest() -> str:
-    """SHA-256 over the path and content of every file under csrc/, in the order of their paths."""
+def digests() -> dict[str, str]:
+    """Of the C++ and CUDA sources, and of the Triton kernels."""
+    return {"csrc_sha256": digest_of("csrc"), "triton_sha256": digest_of("zfkernels/backends/triton", "*.py")}
+
+
+def digest_of(folder: str, pattern: str = "*") -> str:
+    """SHA-256 over the path and content of every such file under `folder`, in the order of their paths."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()):
+    for path in sorted(p for p in (ROOT / folder).rglob(pattern) if p.is_file()):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -1,11 +1,9 @@
 // zfkernels._C: the compiled kernels, taking addresses, sizes and a thread count. Nothing here knows torch: one build
-// serves every version of it. Sizes come as tuples in the order of kernels.h's structs; `f64` chooses the element type,
+// serves every version of it. Sizes come as tuples in the order of problem.h's structs; `f64` chooses the element type,
 // float or double; an address of 0 is a null pointer.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
-
+#include "arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 
@@ -17,25 +15,12 @@ void bind_cuda(py::module_& m);
 
 namespace {
 
-using Address = std::uintptr_t;
-using ConvSizes = std::array<int64_t, 17>;
-using PoolSizes = std::array<int64_t, 12>;
-
-zf::Conv conv(const ConvSizes& s) {
-    return {s[0], s[1],  s[2],  s[3],  s[4],  s[5],  s[6],  s[7], s[8],
-            s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16]};
-}
-
-zf::Pool pool(const PoolSizes& s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]}; }
-
-// An address that becomes whatever pointer a kernel's parameter is.
-struct Pointer {
-    Address address;
-    template <typename T>
-    operator T*() const {
-        return reinterpret_cast<T*>(address);
-    }
-};
+using zf::Address;
+using zf::conv;
+using zf::ConvSizes;
+using zf::Pointer;
+using zf::pool;
+using zf::PoolSizes;
 
 // Calls kernel(table) with the table of the element type, without the interpreter's lock.
 template <typename Kernel>

@@ -8,6 +8,7 @@
 // correlation, and no multiplication by an inserted zero is made.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define ZF_HOST_DEVICE __host__ __device__
@@ -17,35 +18,59 @@
 
 namespace zf {
 
+// All of these compute in the common type of their arguments: int64_t, or int where every size is known to be small.
+
 // a / b rounded down, b > 0.
-ZF_HOST_DEVICE static inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+template <typename A, typename B>
+ZF_HOST_DEVICE inline std::common_type_t<A, B> floor_div(A a, B b) {
+    return a >= 0 ? a / b : -((-a + b - 1) / b);
+}
 
 // a / b rounded up, b > 0.
-ZF_HOST_DEVICE static inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+template <typename A, typename B>
+ZF_HOST_DEVICE inline std::common_type_t<A, B> ceil_div(A a, B b) {
+    return -floor_div(-a, b);
+}
 
-ZF_HOST_DEVICE static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+template <typename A, typename B>
+ZF_HOST_DEVICE inline std::common_type_t<A, B> round_up(A a, B b) {
+    return ceil_div(a, b) * b;
+}
 
-ZF_HOST_DEVICE static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-ZF_HOST_DEVICE static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+template <typename A, typename B>
+ZF_HOST_DEVICE inline std::common_type_t<A, B> smaller(A a, B b) {
+    return a < b ? a : b;
+}
+template <typename A, typename B>
+ZF_HOST_DEVICE inline std::common_type_t<A, B> larger(A a, B b) {
+    return a > b ? a : b;
+}
 
 // The first window that covers position i (may exceed the last one: then none does).
-ZF_HOST_DEVICE static inline int64_t first_window(int64_t i, int64_t k, int64_t s, int64_t p) {
+template <typename I, typename K, typename S, typename P>
+ZF_HOST_DEVICE inline std::common_type_t<I, K, S, P> first_window(I i, K k, S s, P p) {
     return larger(0, ceil_div(i + p - k + 1, s));
 }
 
 // The last of `count` windows that covers position i.
-ZF_HOST_DEVICE static inline int64_t last_window(int64_t i, int64_t s, int64_t p, int64_t count) {
+template <typename I, typename S, typename P, typename C>
+ZF_HOST_DEVICE inline std::common_type_t<I, S, P, C> last_window(I i, S s, P p, C count) {
     return smaller(count - 1, floor_div(i + p, s));
 }
 
 // The taps of window o that lie inside a map of `size` positions: [first_tap, end_tap).
-ZF_HOST_DEVICE static inline int64_t first_tap(int64_t o, int64_t s, int64_t p) { return larger(0, p - o * s); }
-ZF_HOST_DEVICE static inline int64_t end_tap(int64_t o, int64_t k, int64_t s, int64_t p, int64_t size) {
+template <typename O, typename S, typename P>
+ZF_HOST_DEVICE inline std::common_type_t<O, S, P> first_tap(O o, S s, P p) {
+    return larger(0, p - o * s);
+}
+template <typename O, typename K, typename S, typename P, typename H>
+ZF_HOST_DEVICE inline std::common_type_t<O, K, S, P, H> end_tap(O o, K k, S s, P p, H size) {
     return smaller(k, size + p - o * s);
 }
 
 // How many of k taps fall to residue r of stride s.
-ZF_HOST_DEVICE static inline int64_t taps_of_residue(int64_t k, int64_t s, int64_t r) {
+template <typename K, typename S, typename R>
+ZF_HOST_DEVICE inline std::common_type_t<K, S, R> taps_of_residue(K k, S s, R r) {
     return r < k ? (k - r + s - 1) / s : 0;
 }
 

@@ -92,6 +92,19 @@ NORMS = [
     ("special_centered", (2, 21, 3, 4), 4, 1.0, 0.75, 2.0, True, "special"),
 ]
 
+# name, x (N, C, H, W), (pool kernel, stride, padding, ceil_mode), (size, alpha, beta, k, center), fill
+POOLED_NORMS = [
+    ("paper", (2, 16, 11, 12), (3, 2, 0, True), (5, 0.5, 0.75, 2.0, False), "normal"),
+    ("many_pixels_a_block", (1, 8, 7, 29), (3, 2, 1, True), (5, 1.0, 0.75, 1.0, False), "normal"),
+    ("wide", (1, 2064, 3, 4), (2, 1, 0, False), (5, 1.0, 0.75, 1.0, False), "normal"),
+    ("rectangular", (2, 24, 9, 13), ((1, 5), (2, 3), (0, 2), False), (5, 0.5, 1.25, 1.0, False), "normal"),
+    ("odd_channels", (2, 7, 5, 6), (3, 2, 0, True), (5, 1.0, 0.75, 1.0, False), "normal"),
+    ("even_centered", (1, 16, 5, 5), (2, 2, 0, False), (4, 1.0, 0.75, 1.0, True), "normal"),
+    ("no_images", (0, 8, 5, 5), (3, 2, 0, True), (5, 1.0, 0.75, 1.0, False), "normal"),
+    ("ties", (2, 16, 7, 7), (3, 2, 0, True), (5, 1.0, 0.75, 1.0, False), "ties"),
+    ("special", (2, 24, 7, 8), (3, 2, 1, True), (5, 1.0, 0.75, 2.0, False), "special"),
+]
+
 # name, x (N, C, H, W), filters, kernel, stride, padding, bias, pool kernel, stride, padding, ceil_mode, fill
 LAYERS = [
     ("first_layer", (1, 3, 25, 22), 33, (7, 7), 2, 1, True, 3, 2, 0, True, "normal"),
@@ -138,6 +151,10 @@ def _cases():
     for name, x, size, alpha, beta, k, center, fill in NORMS:
         settings = {"size": size, "alpha": alpha, "beta": beta, "k": k, "center": center}
         yield Case("contrast_norm", name, {"x": x}, settings, fill)
+    for name, x, pool, norm, fill in POOLED_NORMS:
+        settings = dict(zip(("kernel_size", "stride", "padding", "ceil_mode"), pool, strict=True))
+        settings |= dict(zip(("size", "alpha", "beta", "k", "center"), norm, strict=True))
+        yield Case("max_pool2d_contrast_norm", name, {"x": x}, settings, fill)
     for name, x, filters, kernel, stride, padding, bias, *pool, ceil_mode, fill in LAYERS:
         weight = (filters, x[1], *kernel)
         shapes = {"x": x, "weight": weight} | ({"bias": (filters,)} if bias else {})

@@ -1,12 +1,28 @@
 """What every test runs under, and the one way that results are compared with the reference."""
 
+import importlib.util
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be said before they are defined.
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import zfkernels as zf
+from zfkernels import backends
+
+# The path of a module that tests/emulator/build.py made: backend cuda is then tested on the CPU, as "emulated".
+if os.environ.get("ZFKERNELS_EMULATED"):
+    from emulator import backend
+
+    backend.register(Path(os.environ["ZFKERNELS_EMULATED"]))
 
 # Relative in norm, ||out - ref|| / ||ref||.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TF32_BOUND = 1e-3
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +40,16 @@ def same_start():
     """The same random numbers, threads and default backend for each test, whatever ran before it."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    with zf.use_backend(None):
+    with zf.use_backend(None), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def triton_absent(monkeypatch):
+    """Backend "triton" cannot run."""
+    monkeypatch.setitem(backends.MODULES, "triton", "zfkernels.backends.absent")
+    monkeypatch.delitem(backends._loaded, "triton", raising=False)
 
 
 def error(out: torch.Tensor, expected: torch.Tensor) -> float:

@@ -312,7 +312,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     assert f"needs {package}, which is not installed: pip install 'zfkernels[demo]'" in errors
 
 
-def test_a_backend_that_cannot_run_is_a_mistake_of_the_call(capsys, weights, photo, tmp_path, monkeypatch):
+def test_a_backend_that_cannot_run_is_a_mistake_of_the_call(
+    capsys, weights, photo, tmp_path, monkeypatch, triton_absent
+):
     monkeypatch.setattr(zfkernels.backends, "_chosen", "triton")
     code, _, errors = run(capsys, "project", photo, "--weights", weights, "--out", tmp_path / "p.png")
     assert code == 2

@@ -43,6 +43,10 @@ def norm(x=X, **settings):
     return zf.contrast_norm(x, **settings)
 
 
+def pool_norm(x=X, kernel_size=2, **settings):
+    return zf.max_pool2d_contrast_norm(x, kernel_size, **settings)
+
+
 def unpool(y=P, switches=S, kernel_size=2, output_size=8, **settings):
     return zf.max_unpool2d_with_switches(y, switches, kernel_size, output_size=output_size, **settings)
 
@@ -310,6 +314,13 @@ WRONG = [
         ValueError,
         "pool_kernel (7, 7) must fit into the convolution's map",
     ),
+    ("pool and norm: an array", pool_norm, {"x": X.numpy()}, TypeError, "x must be a torch.Tensor, got ndarray"),
+    ("pool and norm: kernel_size 0", pool_norm, {"kernel_size": 0}, ValueError, "kernel_size must be at least 1"),
+    ("pool and norm: no window", pool_norm, {"kernel_size": 9}, ValueError, "kernel_size (9, 9) must fit into x's"),
+    ("pool and norm: size 0", pool_norm, {"size": 0}, ValueError, "size must be from 1 to"),
+    ("pool and norm: k 0", pool_norm, {"k": 0}, ValueError, "k must be above 0, got 0"),
+    ("pool and norm: center", pool_norm, {"center": 1}, TypeError, "center must be True or False, got 1"),
+    ("pool and norm: ceil_mode", pool_norm, {"ceil_mode": 0}, TypeError, "ceil_mode must be True or False, got 0"),
     ("ceil_mode is a number", pool, {"ceil_mode": 1}, TypeError, "ceil_mode must be True or False, got 1"),
     ("ceil_mode is None", layer, {"ceil_mode": None}, TypeError, "ceil_mode must be True or False, got None"),
     # switches
@@ -407,7 +418,7 @@ WRONG = [
     ),
     ("backend is a module", pool, {"backend": reference}, TypeError, "backend must be a str or None, got module"),
     (
-        "backend not here yet",
+        "backend that is not there",
         norm,
         {"backend": "triton"},
         RuntimeError,
@@ -417,7 +428,7 @@ WRONG = [
 
 
 @pytest.fixture(params=["reference", "cpu"])
-def nothing_runs(request, monkeypatch):
+def nothing_runs(request, monkeypatch, triton_absent):
     """The default backend, every kernel of which fails the test."""
     if request.param not in zf.available_backends():
         pytest.skip(f"{request.param} cannot run here")
@@ -443,7 +454,7 @@ def test_wrong_call(nothing_runs, call, arguments, kind, text):
 
 def test_the_right_calls_run():
     """The calls that the table spoils are sound."""
-    for call in (conv, pool, norm, unpool, deconv, layer, reverse):
+    for call in (conv, pool, norm, pool_norm, unpool, deconv, layer, reverse):
         assert call(backend="reference") is not None
 
 
@@ -478,7 +489,7 @@ def test_device_whose_backends_cannot_run(monkeypatch):
         conv()
 
 
-def test_use_backend_refuses_at_once():
+def test_use_backend_refuses_at_once(triton_absent):
     with pytest.raises(ValueError, match="backend must be one of"):
         zf.use_backend("fastest")
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run here"):

@@ -18,9 +18,15 @@ from zfkernels import backends
 from zfkernels.backends import reference
 from zfkernels.ops import window
 from zfkernels.ops.conv import conv2d, conv2d_weight_grad, conv_transpose2d
+from zfkernels.ops.fused import layer_weight_grad
 from zfkernels.ops.max_pool import max_unpool2d_backward
 
-BACKENDS = [name for name in zf.available_backends() if "cpu" in backends.module(name).DEVICES]
+# Not those in an interpreter: what is tested here is the way to a backend.
+BACKENDS = [
+    name
+    for name in zf.available_backends()
+    if "cpu" in backends.module(name).DEVICES and not getattr(backends.module(name), "INTERPRETED", False)
+]
 on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -51,7 +57,9 @@ def library_calls(backend: str, n: int = 2, filters: int = 4, grad: bool = True)
         "max_unpool2d_backward": (x, switches, *pool, backend),
         "contrast_norm": (x, *norm),
         "contrast_norm_backward": (randn(n, 3, 7, 6, grad=False), x.detach(), *norm),
+        "max_pool2d_contrast_norm": (x, *pool, (4, 3), *norm),
         "conv2d_relu_max_pool2d": (x, weight, bias, *layer_window, layer.shape[2:], backend),
+        "conv2d_relu_max_pool2d_weight_grad": (x, layer, layer_switches, (3, 2), *layer_window, True, backend),
         "max_unpool2d_relu_conv_transpose2d": (layer, layer_switches, weight, *layer_window, (7, 6), True, backend),
     }
 
@@ -65,7 +73,9 @@ LIBRARY_OPS = [
     "max_unpool2d_backward",
     "contrast_norm",
     "contrast_norm_backward",
+    "max_pool2d_contrast_norm",
     "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_weight_grad",
     "max_unpool2d_relu_conv_transpose2d",
 ]
 
@@ -258,7 +268,7 @@ def test_gradcheck(backend):
 
                 def call(*tensors, name=name, rest=rest):
                     out = getattr(torch.ops.zfkernels, name)(*tensors, *rest)
-                    return out[0] if name in ("max_pool2d", "conv2d_relu_max_pool2d") else out
+                    return out[::2] if "_pool2d" in name and name != "conv2d_relu_max_pool2d_weight_grad" else out
 
                 assert gradcheck(call, tensors, fast_mode=True), name
 
@@ -294,6 +304,12 @@ def eager_calls(backend: str) -> dict:
             (x,),
         ),
         "layer": (lambda x, w, b: zf.conv2d_relu_max_pool2d(x, w, b, 1, 1, 3, 2, 0, True, **kw)[0], (x, weight, bias)),
+        "layer_weight_grad": (
+            lambda x, g: layer_weight_grad(
+                x, g, layer_switches, (3, 2), *a["conv2d_relu_max_pool2d"][3:8], True, backend
+            ),
+            (x, layer),
+        ),
         "layer_reversed": (reverse(True), (layer, weight)),
         "layer_reversed_plain": (reverse(False), (layer, weight)),
     }
@@ -315,6 +331,23 @@ def test_gradcheck_contrast_norm(backend, center, size):
     assert gradcheck(
         lambda x: zf.contrast_norm(x, size, 0.9, 0.75, 1.1, center=center, backend=backend), (x,), fast_mode=True
     )
+
+
+@on_each_backend
+def test_pooling_and_norm_in_one_are_the_two(backend):
+    x = randn(2, 6, 7, 8)
+    y, switches = zf.max_pool2d_with_switches(x, 3, 2, ceil_mode=True, backend=backend)
+    z = zf.contrast_norm(y, 4, 0.3, center=True, backend=backend)
+    fused = zf.max_pool2d_contrast_norm(x, 3, 2, 0, True, 4, 0.3, center=True, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(fused, (y, switches, z), strict=True))
+    weights = torch.randn_like(y), torch.randn_like(z)
+    for chosen in ((True, True), (True, False), (False, True)):
+        loss, fused_loss = (
+            sum((w * v).sum() for w, v, c in zip(weights, values, chosen, strict=True) if c)
+            for values in ((y, z), fused[::2])
+        )
+        (gx,), (fused_gx,) = (torch.autograd.grad(v, x, retain_graph=True) for v in (loss, fused_loss))
+        assert error(fused_gx, gx) <= 1e-12
 
 
 class Counted:
@@ -368,7 +401,9 @@ def test_gradients_of_the_fused_layer_use_the_fewest_passes(calls):
             assert calls[0] == "max_unpool2d_relu_conv_transpose2d"
             assert "conv2d_weight_grad" not in calls
         else:
-            assert calls == ["max_unpool2d"] + ["conv_transpose2d"] * needed[0] + ["conv2d_weight_grad"]
+            first = ["max_unpool2d", "conv_transpose2d"] if needed[0] else ["conv2d_relu_max_pool2d_weight_grad"]
+            assert calls[: len(first)] == first
+            assert calls.count("conv2d_weight_grad") == 1
         assert not switches.requires_grad
 
 

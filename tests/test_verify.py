@@ -104,6 +104,16 @@ BROKEN = [
         lambda x, w, b, s, p, *pool: last_maximum_wins(sound["conv2d"](x, w, b, s, p, True), *pool),
     ),
     (
+        "max_pool2d_contrast_norm",
+        "not normalized",
+        lambda *a: (*sound["max_pool2d_contrast_norm"](*a)[:2], sound["max_pool2d_contrast_norm"](*a)[0]),
+    ),
+    (
+        "conv2d_relu_max_pool2d_weight_grad",
+        "switches shifted by an image",
+        lambda x, g, *a: sound["conv2d_relu_max_pool2d_weight_grad"](x, g.flip(0, 1), *a),
+    ),
+    (
         "max_unpool2d_relu_conv_transpose2d",
         "not rectified",
         lambda *a: sound["max_unpool2d_relu_conv_transpose2d"](*a[:-1], False),
@@ -150,7 +160,7 @@ def test_command_line_passes(capsys):
         (("--cases", "-1"), "cases must be at least 0, got -1"),
     ],
 )
-def test_command_line_refuses(argv, message, capsys):
+def test_command_line_refuses(argv, message, capsys, triton_absent):
     assert verify.main(arguments(*argv)) == 2
     assert message in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from .deconvnet import Deconvnet
 from .occlusion import occlusion_map
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu, relu_conv_transpose2d
-from .ops.fused import conv2d_relu_max_pool2d, max_unpool2d_relu_conv_transpose2d
+from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
 from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
 from .zfnet import ZFNet
 
@@ -20,6 +20,7 @@ __all__ = [
     "contrast_norm",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
+    "max_pool2d_contrast_norm",
     "max_pool2d_with_switches",
     "max_unpool2d_relu_conv_transpose2d",
     "max_unpool2d_with_switches",

@@ -42,7 +42,7 @@ DEMO = """examples:
 """
 VERIFY = """examples:
   zfkernels verify
-  zfkernels verify --help
+  zfkernels verify --compile-only --quick
 """
 INFO = """examples:
   zfkernels info

@@ -8,6 +8,7 @@ Of the reference itself this checks rounding and strides; its formulas are check
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import random
@@ -58,6 +59,7 @@ FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
     (1, 33, (3, 5), 2, 0.1, 1.3, 1.5, True),
     (0, 8, (4, 4), 5, 1e-4, 0.75, 2.0, True),
 )
+TF32_BOUND = 1e-3  # of the ops that multiply, where a backend may round float32 operands to TF32
 FILLS = ("normal", "ties", "nonfinite", "zeros")
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
@@ -93,10 +95,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results, with device and versions, to FILE"
     )
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="run nothing: compile the Triton kernels of every layer for sm_80, sm_90, sm_100 and gfx942, for which no "
+        "GPU is needed, and fail on spills, too much shared memory, or matrix units left unused",
+    )
+    parser.add_argument("--quick", action="store_true", help="with --compile-only: bfloat16 on sm_90 alone")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table; 0 when every check passed, 1 when one failed, 2 when the request cannot be met."""
+    if args.compile_only:
+        return compile_only(args)
     try:
         ops = args.ops.split(",") if args.ops else None
         print(heading())
@@ -118,6 +129,16 @@ def main(args: argparse.Namespace) -> int:
         results = [asdict(row) | {"error": row.error if math.isfinite(row.error) else str(row.error)} for row in rows]
         args.json.write_text(json.dumps(head | info.environment() | {"results": results}, indent=1) + "\n")
     return 1 if failures else 0
+
+
+def compile_only(args: argparse.Namespace) -> int:
+    """The compile gate of the Triton backend; 2 where triton is missing."""
+    if importlib.util.find_spec("triton") is None:
+        print("zfkernels verify: triton is not installed; run: pip install 'zfkernels[triton]'", file=sys.stderr)
+        return 2
+    from .backends.triton import gate
+
+    return gate.main(args.quick, args.json)
 
 
 def run(
@@ -145,20 +166,23 @@ def run(
             drawn = list(OPS[op].cases(seed, cases))
             for name, module in modules.items():
                 rows.append([check(op, name, module, dtype, drawn) for dtype in BOUNDS if dtype in module.DTYPES])
+                if getattr(module, "TF32", False) and "conv" in op:
+                    rows[-1].append(check(op, name, module, torch.float32, drawn, tf32=True))
                 report(rows[-1])
     return [row for group in rows for row in group]
 
 
-def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case]) -> Row:
+def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf32: bool = False) -> Row:
     """One Row: backend `module`'s function against the reference on all the cases."""
-    row = Row(op, name, str(dtype).removeprefix("torch."), len(cases), 0.0, 0.0 if OPS[op].exact else BOUNDS[dtype])
+    bound = 0.0 if OPS[op].exact else TF32_BOUND if tf32 else BOUNDS[dtype]
+    row = Row(op, name, "tf32" if tf32 else str(dtype).removeprefix("torch."), len(cases), 0.0, bound)
     device = module.DEVICES[0]
     for case in cases:
         args = tuple(placed(a.to(dtype), case.layout) if is_float(a) else a for a in case.args)
         try:
             exact = tuple(a.double() if is_float(a) else a for a in args)
             right = tuple_of(getattr(reference, op)(*exact))
-            with poisoned_memory():
+            with poisoned_memory(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
                 out = tuple(o.cpu() if o is not None else None for o in tuple_of(getattr(module, op)(*moved)))
             error = OPS[op].error(out, right, exact, dtype, row.bound)
@@ -221,7 +245,7 @@ def fused_error(out: tuple, right: tuple, args: tuple, dtype: torch.dtype, bound
     x, weight, bias, stride, padding, kernel, pool_stride, pool_padding, _ = args
     linear = reference.conv2d(x, weight, bias, stride, padding, False)
     taps = windows_of(linear, kernel, pool_stride, pool_padding, right[1].shape[2:])
-    gap = BOUNDS[dtype] * float(linear[linear.isfinite()].abs().max()) if linear.isfinite().any() else 0.0
+    gap = bound * float(linear[linear.isfinite()].abs().max()) if linear.isfinite().any() else 0.0
     switches = out[1].long()
     if int(switches.max() if switches.numel() else 0) >= taps.shape[-1]:
         return math.inf
@@ -385,6 +409,17 @@ def norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         yield draw.case((x, *constants) if op == "contrast_norm" else (g, x, *constants), label)
 
 
+def pool_norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, FIXED_POOLS):
+        n, c, size, kernel, stride, padding, ceil = shape = shape or random_pool(draw)
+        constants = random_norm(draw)[3:]
+        if draw.index % 2:  # what the fused kernels are made for
+            c, constants = round(c / 16 + 0.5) * 16, (5, *constants[1:4], False)
+        out = pool_size(size, kernel, stride, padding, ceil)
+        label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {c} maps, norm {constants}"
+        yield draw.case((draw.tensor(n, c, *size), kernel, stride, padding, out, *constants), label)
+
+
 def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     """A convolution and a pooling after it that fits the convolution's map."""
     for draw, shape in draws(op, seed, count, FIXED_CONVS):
@@ -395,15 +430,23 @@ def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         pool_padding = tuple(draw.choice.randint(0, k // 2) for k in pool_kernel)
         pool = pool_kernel, pool_stride, pool_padding
         out = pool_size(middle, *pool, ceil)
-        fill = draw.fill(n * c_out * math.prod(out) if op.startswith("conv") else n * c_in * math.prod(size))
+        values = {
+            "conv2d_relu_max_pool2d": n * c_out * math.prod(out),
+            "conv2d_relu_max_pool2d_weight_grad": min(c_out, c_in * math.prod(kernel)),
+        }
+        fill = draw.fill(values.get(op, n * c_in * math.prod(size)))
         w = draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
         label = f"n, c_in, c_out, size, kernel, stride, padding = {shape}, pool {pool}, ceil {ceil}, {fill}"
         if op == "conv2d_relu_max_pool2d":
             x, bias = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, fill=narrow(fill))
             bias = bias if draw.index % 4 else None
             yield draw.case((x, w, bias, stride, padding, *pool, out), f"{label}, bias {bias is not None}")
+            continue
+        switches = reference.max_pool2d(draw.tensor(n, c_out, *middle), *pool, out)[1]
+        if op == "conv2d_relu_max_pool2d_weight_grad":
+            x, g, flag = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill), True
+            yield draw.case((x, g, switches, kernel, stride, padding, *pool, flag), label)
         else:
-            switches = reference.max_pool2d(draw.tensor(n, c_out, *middle), *pool, out)[1]
             y, flag = draw.tensor(n, c_out, *out, fill=fill), bool(draw.index % 2)
             yield draw.case((y, switches, w, stride, padding, *pool, size, flag), f"{label}, rectify {flag}")
 
@@ -432,7 +475,9 @@ OPS = {
         Op(pool_cases, "max_unpool2d_backward", exact=True),
         Op(norm_cases, "contrast_norm"),
         Op(norm_cases, "contrast_norm_backward"),
+        Op(pool_norm_cases, "max_pool2d_contrast_norm"),
         Op(layer_cases, "conv2d_relu_max_pool2d", error=fused_error),
+        Op(layer_cases, "conv2d_relu_max_pool2d_weight_grad"),
         Op(layer_cases, "max_unpool2d_relu_conv_transpose2d"),
     )
 }
@@ -460,9 +505,12 @@ def placed(x: Tensor, layout: str) -> Tensor:
     return wide[::2, 1::2, ::2, 1::2]
 
 
+COLUMNS = {str(dtype).removeprefix("torch."): bound for dtype, bound in BOUNDS.items()} | {"tf32": TF32_BOUND}
+
+
 def heading() -> str:
     """The head of the table: each dtype with the bound of its column."""
-    cells = (f"{str(dtype).removeprefix('torch.')} {bound:.0e}" for dtype, bound in BOUNDS.items())
+    cells = (f"{name} {bound:.0e}" for name, bound in COLUMNS.items())
     return f"{'op':<35}{'backend':<10}{'cases':>5}  " + "".join(f"{cell:<16}" for cell in cells).rstrip()
 
 
@@ -470,8 +518,8 @@ def line(rows: list[Row]) -> str:
     """One line of the table: an op of a backend, and in each dtype the worst error ("exact": it must be, and is, 0)."""
     found = {row.dtype: row for row in rows}
     cells = []
-    for dtype in BOUNDS:
-        row = found.get(str(dtype).removeprefix("torch."))
+    for name in COLUMNS:
+        row = found.get(name)
         if row is None:
             cells.append("-")
         else:

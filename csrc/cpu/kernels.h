@@ -1,4 +1,4 @@
-// The table of CPU kernels, one per instruction set, and the problem descriptions they take.
+// The table of CPU kernels, one per instruction set.
 //
 // Every pointer is to a dense channels-last array: x[n][h][w][c] with c contiguous. Weights are the exception: they are
 // read and written through strides (in elements), so that both of torch's memory formats serve without a copy.
@@ -7,27 +7,9 @@
 #pragma once
 #include <cstdint>
 
+#include "../problem.h"
+
 namespace zf {
-
-// A convolution from (N, C, H, W) to (N, K, OH, OW); w[k][c][i][j] lies at k*wk + c*wc + i*wi + j*wj.
-struct Conv {
-    int64_t N, C, H, W, K, OH, OW;
-    int64_t KH, KW, SH, SW, PH, PW;
-    int64_t wk, wc, wi, wj;
-};
-
-// A pooling from (N, C, H, W) to (N, C, OH, OW). Windows may overhang the map; no window lies wholly outside it.
-struct Pool {
-    int64_t N, C, H, W, OH, OW;
-    int64_t KH, KW, SH, SW, PH, PW;
-};
-
-// Cross-map normalization of P pixels of C maps.
-struct Norm {
-    int64_t P, C, size;
-    double alpha, beta, k;
-    bool center;
-};
 
 // To which type a convolution's value is rounded before a pooling window compares it (the accumulation is in T).
 enum Rounding : int { kNone = 0, kBfloat16 = 1, kFloat16 = 2 };

@@ -1,34 +1,8 @@
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-
 #include "cuda/device.h"
+#include "cuda/launch.h"
 
 namespace zf::cuda {
 namespace {
-
-void check(cudaError_t status, const char* what) {
-    if (status != cudaSuccess) {
-        (void)cudaGetLastError();  // a refused call must not be reported again by the next one
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" +
-                                 cudaGetErrorName(status) + ")");
-    }
-}
-
-// Makes a device current, and the previous one again at the end of the scope: torch owns that choice.
-class Current {
-   public:
-    explicit Current(int index) {
-        check(cudaGetDevice(&previous_), "cudaGetDevice");
-        check(cudaSetDevice(index), "cudaSetDevice");
-    }
-    ~Current() { (void)cudaSetDevice(previous_); }
-    Current(const Current&) = delete;
-    Current& operator=(const Current&) = delete;
-
-   private:
-    int previous_ = 0;
-};
 
 // One block of 32 threads: each writes the sum over the warp of its lanes' squares, 0 + 1 + 4 + ... + 31^2.
 __global__ void sum_of_squares(int* out) {
@@ -38,6 +12,13 @@ __global__ void sum_of_squares(int* out) {
 }
 
 }  // namespace
+
+Current::Current(int index) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (index != previous_) check(cudaSetDevice(index), "cudaSetDevice");
+}
+
+Current::~Current() { (void)cudaSetDevice(previous_); }
 
 int device_count() {
     int count = 0;

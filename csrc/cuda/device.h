@@ -17,6 +17,18 @@ int device_count();
 
 Device device(int index);
 
+// Makes a device current, and the previous one again at the end of the scope: torch owns that choice.
+class Current {
+   public:
+    explicit Current(int index);
+    ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    int previous_ = 0;
+};
+
 // CUDA versions as 1000 * major + 10 * minor: what the driver supports (0 when there is none), and the runtime linked
 // in.
 int driver_version();

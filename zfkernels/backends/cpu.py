@@ -147,6 +147,30 @@ def conv2d_relu_max_pool2d(
     return _rounded(ys, y), switches
 
 
+def conv2d_relu_max_pool2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    switches: Tensor,
+    kernel_size,
+    stride,
+    padding,
+    pool_kernel,
+    pool_stride,
+    pool_padding,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
+    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+
+
+def max_pool2d_contrast_norm(
+    x: Tensor, kernel_size, stride, padding, output_size, size: int, alpha: float, beta: float, k: float, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
+    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+
+
 def max_unpool2d_relu_conv_transpose2d(
     y: Tensor,
     switches: Tensor,

@@ -232,6 +232,21 @@ def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, pool_kernel, pool_s
     return max_pool2d(y, pool_kernel, pool_stride, pool_padding, output_size)
 
 
+def conv2d_relu_max_pool2d_weight_grad(
+    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias
+):
+    """conv2d_weight_grad(x, max_unpool2d(g, switches))."""
+    size = tuple((x.shape[2 + d] + 2 * padding[d] - kernel_size[d]) // stride[d] + 1 for d in (0, 1))
+    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+
+
+def max_pool2d_contrast_norm(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center):
+    """y, switches = max_pool2d(x); contrast_norm(y), of y rounded to x's dtype."""
+    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
+    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+
+
 def max_unpool2d_relu_conv_transpose2d(
     y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify
 ):

@@ -87,6 +87,23 @@ contrast_norm_backward = door(
 )
 
 
+def check_norm(size, alpha, beta, k, center) -> tuple[float, float, float]:
+    """Check a norm's settings; alpha, beta and k as floats."""
+    if not window.whole(size):
+        raise TypeError(f"size must be an int, got {size!r}")
+    if size < 1 or size > window.LARGEST:
+        raise ValueError(f"size must be from 1 to {window.LARGEST}, got {size!r}")
+    alpha = checks.number("alpha", alpha)
+    beta = checks.number("beta", beta)
+    k = checks.number("k", k)
+    if alpha < 0:
+        raise ValueError(f"alpha must be at least 0, got {alpha!r}")
+    if k <= 0:
+        raise ValueError(f"k must be above 0, got {k!r}")
+    checks.flag("center", center)
+    return alpha, beta, k
+
+
 def contrast_norm(
     x: Tensor,
     size: int = 5,
@@ -121,16 +138,5 @@ def contrast_norm(
     Source: Krizhevsky et al. 2012, section 3.3; cuda-convnet's convContrastNormCrossMap; torch's local_response_norm.
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    if not window.whole(size):
-        raise TypeError(f"size must be an int, got {size!r}")
-    if size < 1 or size > window.LARGEST:
-        raise ValueError(f"size must be from 1 to {window.LARGEST}, got {size!r}")
-    alpha = checks.number("alpha", alpha)
-    beta = checks.number("beta", beta)
-    k = checks.number("k", k)
-    if alpha < 0:
-        raise ValueError(f"alpha must be at least 0, got {alpha!r}")
-    if k <= 0:
-        raise ValueError(f"k must be above 0, got {k!r}")
-    checks.flag("center", center)
+    alpha, beta, k = check_norm(size, alpha, beta, k, center)
     return contrast_norm_op(x, size, alpha, beta, k, center, checks.backend(backend, x))

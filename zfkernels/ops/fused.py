@@ -1,4 +1,5 @@
-"""The whole-layer fusions: convolution, rectifier and pooling in one, and the same layer run backwards.
+"""The fusions: convolution, rectifier and pooling in one, the same layer run backwards, its weight gradient from the
+pooled map's gradient, and pooling with the normalisation after it.
 
 Each gives the result of its parts composed on the same backend. The map between the parts is never kept: the forward
 saves the pooled map and the switches, for the rectifier's mask at a window's winner is the pooled value's own sign.
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from .. import backends
 from . import checks, window
+from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
 from .door import door, empty
-from .max_pool import check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
+from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
 # conv2d_relu_max_pool2d
 
@@ -48,6 +50,9 @@ def _layer_backward(ctx, g, _):
         return None, None, None
     g = rectifier_grad(g, y)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if needs_weight and not needs_x:
+        gw, gb = layer_weight_grad(x, g, switches, weight.shape[2:], stride, padding, *pool, needs_bias, backend)
+        return None, gw, gb if needs_bias else None
     if needs_weight:
         size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
         g = max_unpool2d(g, switches, *pool, size, backend)
@@ -69,6 +74,62 @@ layer = door(
     _layer_fake,
     _layer_setup,
     _layer_backward,
+)
+
+
+# conv2d_relu_max_pool2d_weight_grad; g is the pooled map's gradient, masked to where that map is positive
+
+
+def _layer_weight_grad_forward(
+    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
+):
+    gw, gb = backends.module(backend).conv2d_relu_max_pool2d_weight_grad(
+        x,
+        g,
+        switches,
+        tuple(kernel_size),
+        tuple(stride),
+        tuple(padding),
+        tuple(pool_kernel),
+        tuple(pool_stride),
+        tuple(pool_padding),
+        with_bias,
+    )
+    return gw, gb if with_bias else x.new_empty(0)
+
+
+def _layer_weight_grad_fake(
+    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
+):
+    return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if with_bias else 0)
+
+
+def _layer_weight_grad_setup(ctx, inputs, output):
+    x, g, switches, *ctx.settings = inputs
+    ctx.save_for_backward(x, g, switches)
+
+
+def _layer_weight_grad_backward(ctx, ggw, ggb):
+    x, g, switches = ctx.saved_tensors
+    _, stride, padding, *pool, with_bias, backend = ctx.settings
+    gx = gg = None
+    if ctx.needs_input_grad[0]:
+        gx = layer_reversed(g, switches, ggw, stride, padding, *pool, x.shape[2:], False, backend)
+    if ctx.needs_input_grad[1]:
+        gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
+        gg = max_unpool2d_backward(gg, switches, *pool, backend)
+    return gx, gg, None
+
+
+layer_weight_grad = door(
+    "conv2d_relu_max_pool2d_weight_grad(Tensor x, Tensor g, Tensor switches, SymInt[2] kernel_size, int[2] stride, "
+    "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool with_bias, str backend) "
+    "-> (Tensor, Tensor)",
+    3,
+    _layer_weight_grad_forward,
+    _layer_weight_grad_fake,
+    _layer_weight_grad_setup,
+    _layer_weight_grad_backward,
 )
 
 
@@ -131,6 +192,49 @@ layer_reversed = door(
     _layer_reversed_fake,
     _layer_reversed_setup,
     _layer_reversed_backward,
+)
+
+
+# max_pool2d_contrast_norm
+
+
+def _pool_norm_forward(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
+    return backends.module(backend).max_pool2d_contrast_norm(
+        x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size), size, alpha, beta, k, center
+    )
+
+
+def _pool_norm_fake(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
+    y = empty(x, *x.shape[:2], *output_size)
+    return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
+
+
+def _pool_norm_setup(ctx, inputs, output):
+    x, *ctx.settings = inputs
+    ctx.input_shape = x.shape
+    ctx.save_for_backward(*output[:2])
+    mark_switches(ctx, output[1])
+
+
+def _pool_norm_backward(ctx, g, _, gn):
+    y, switches = ctx.saved_tensors
+    kernel_size, stride, padding, _, *norm, backend = ctx.settings
+    if gn is not None:
+        gn = contrast_norm_backward(gn, y, *norm, backend)
+        g = gn if g is None else g + gn
+    if g is None:
+        return (None,)
+    return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
+
+
+pool_norm = door(
+    "max_pool2d_contrast_norm(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, "
+    "SymInt size, float alpha, float beta, float k, bool center, str backend) -> (Tensor, Tensor, Tensor)",
+    1,
+    _pool_norm_forward,
+    _pool_norm_fake,
+    _pool_norm_setup,
+    _pool_norm_backward,
 )
 
 
@@ -250,3 +354,46 @@ def max_unpool2d_relu_conv_transpose2d(
         rectify,
         name,
     )
+
+
+def max_pool2d_contrast_norm(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    *,
+    center: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, switches = max_pool2d_with_switches(x, ...); z = contrast_norm(y, ...): both, reading the pooled map once.
+
+    The same results as the two calls on the same backend. Backward: z's gradient through the norm at y, plus y's own,
+    each sent to its window's winner. It has no second derivative through z.
+
+    Args:
+        x, kernel_size, stride, padding, ceil_mode: as `max_pool2d_with_switches`'s.
+        size, alpha, beta, k, center: as `contrast_norm`'s.
+        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+
+    Returns:
+        y of x's dtype, switches of dtype uint8 and z of x's dtype, (N, C, OH, OW) each, channels-last. Under autocast
+        x's dtype stays. The switches carry no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value, named in the message.
+        RuntimeError: the backend cannot run here, or does not serve x's device or dtype.
+
+    Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1 and 2).
+    """
+    checks.tensor("x", x, ("N", "C", "H", "W"))
+    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
+    checks.flag("ceil_mode", ceil_mode)
+    output_size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
+    alpha, beta, k = check_norm(size, alpha, beta, k, center)
+    name = checks.backend(backend, x)
+    return pool_norm(x, kernel, stride, padding, output_size, size, alpha, beta, k, center, name)

@@ -1,0 +1,375 @@
+"""On a GPU machine: verify, tune and time every GPU backend beside torch, within a time limit, into JSON files.
+
+    python benchmarks/gpu.py --out benchmarks/results/<device>
+    python benchmarks/gpu.py --out /tmp/dry --device cpu --backends cpu --ops pool5,norm2 --n 1   # without a GPU
+
+Each section runs in a process of its own with a share of the time, and writes <section>.json row by row: a crash or an
+overrun loses what it had not reached and nothing else. Sections, in order:
+
+    verify        zfkernels verify on every op and dtype, one file a backend
+    determinism   every case three times, the same bits
+    sanitizer     compute-sanitizer's memcheck over a few cases of verify, where the tool is installed
+    tune          every case once with ZFKERNELS_TUNE=1, so that what follows runs the measured configurations
+    ceilings      a large copy and large matrix products: the rates that the floors are computed with
+    <dtype>-<n>   every case: error against float64 first, then time (a wrong result has none)
+    compile       whole paths and layers under torch.compile(mode="max-autotune-no-cudagraphs")
+
+Timing: contenders interleaved in a shuffled order within each round, on random data, the L2 cache flushed before every
+call; batch 1 as a CUDA graph, for every contender; medians and quartiles over the rounds. "tf32" is float32 tensors
+with TF32 products. A floor is the larger of the bytes that must move by the measured copy rate and the operations by
+the measured product rate; `of_floor` is floor / time.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
+# A path of five convolutions rounds five times: the bound of one, times their root.
+BOUNDS = {"bf16": 1e-2, "tf32": 1e-3}
+PATH_LAYERS = 5
+COMPILED = ("forward", "reverse", "fused1", "unfused1", "conv2", "norm1")
+SHARES = {"verify": 90, "determinism": 30, "sanitizer": 40, "tune": 100, "ceilings": 15, "compile": 90}  # seconds
+ROWS_SHARE = 45
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--backends", help="by commas; default: all that run on a GPU here")
+    parser.add_argument("--ops", default="", help="prefixes of case names, by commas; default: all")
+    parser.add_argument("--n", default="128,1,16", help="batch sizes, by commas, in this order")
+    parser.add_argument("--dtypes", default="bf16,tf32")
+    parser.add_argument("--sections", help="by commas; default: all")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--section", help=argparse.SUPPRESS)  # in the process of one section
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the sections; 0 when all came to their end and no result of ours was wrong, else 1."""
+    args = arguments(argv)
+    sys.path.insert(0, str(HERE))
+    args.backends = args.backends or ",".join(gpu_backends())
+    if not args.backends:
+        print("no backend runs on a GPU here; `zfkernels info` says why", file=sys.stderr)
+        return 2
+    if args.section:
+        return section(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = [f"{dtype}-{n}" for n in args.n.split(",") for dtype in args.dtypes.split(",")]
+    names = ["verify", "determinism", "sanitizer", "tune", "ceilings", *rows, "compile"]
+    end, bad = time.monotonic() + 60 * args.minutes, []
+    for name in [n for n in names if not args.sections or n in args.sections.split(",")]:
+        limit = min(SHARES.get(name, ROWS_SHARE), end - time.monotonic())
+        done = run_section(args, name, limit)
+        print(f"{name:<14}{done}", flush=True)
+        bad += [name] if done not in ("passed", "skipped") and not done.startswith("stopped") else []
+    print(summary(args.out, rows))
+    return 1 if bad else 0
+
+
+def gpu_backends() -> list[str]:
+    from zfkernels import backends
+
+    return [name for name in backends.available_backends() if backends.module(name).DEVICES[0] == "cuda"]
+
+
+def run_section(args: argparse.Namespace, name: str, limit: float) -> str:
+    """How the section ended: passed, FAILED, stopped (its time was over; what it wrote stays) or skipped."""
+    if limit < 5:
+        return "stopped: no time was left"
+    own = [f"--out={args.out}", f"--device={args.device}", f"--backends={args.backends}", f"--ops={args.ops}"]
+    command = [sys.executable, __file__, *own, f"--rounds={args.rounds}", f"--n={args.n}", f"--dtypes={args.dtypes}"]
+    command += [f"--section={name}"]
+    environment = os.environ | ({"ZFKERNELS_TUNE": "1"} if name == "tune" else {})
+    log = args.out / f"{name}.log"
+    start = time.monotonic()
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+    if code == 0:
+        log.unlink()
+        return "passed"
+    return "skipped" if code == 77 else f"FAILED after {time.monotonic() - start:.0f} s: {log}"
+
+
+def section(args: argparse.Namespace) -> int:
+    if args.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    named = {"verify": verify, "determinism": determinism, "sanitizer": sanitizer, "tune": tune, "ceilings": ceilings}
+    if args.section in named:
+        return named[args.section](args)
+    return compiled(args) if args.section == "compile" else timed_rows(args, *args.section.split("-"))
+
+
+def verify(args: argparse.Namespace) -> int:
+    worst = 0
+    for name in args.backends.split(","):
+        command = [sys.executable, "-m", "zfkernels", "verify", "--backend", name, "--cases", "10"]
+        command += ["--json", str(args.out / f"verify-{name}.json")]
+        worst = max(worst, subprocess.run(command).returncode)
+    return worst
+
+
+def determinism(args: argparse.Namespace) -> int:
+    different, checked = [], 0
+    for dtype in args.dtypes.split(","):
+        for name in chosen(args):
+            for backend in args.backends.split(","):
+                run = case_of(args, name, 16 if args.device == "cuda" else 1, backend, dtype).run["zfkernels"]
+                first, *others = (run() for _ in range(3))
+                same = all(torch.equal(bits(a), bits(b)) for o in others for a, b in zip(first, o, strict=True))
+                different += [] if same else [f"{name} {dtype} {backend}"]
+                checked += 1
+                write(args, "determinism", [{"checked": checked, "different": different}])
+    return 1 if different else 0
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view(torch.uint8) if x.is_floating_point() else x
+
+
+def sanitizer(args: argparse.Namespace) -> int:
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if args.device != "cuda" or not os.access(tool, os.X_OK):
+        return 77
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "zfkernels", "verify"]
+    codes = [subprocess.run([*command, "--backend", b, "--cases", "0"]).returncode for b in args.backends.split(",")]
+    write(args, "sanitizer", [{"tool": "memcheck", "exit_codes": codes}])
+    return max(codes)
+
+
+def tune(args: argparse.Namespace) -> int:
+    for n in args.n.split(","):
+        for dtype in args.dtypes.split(","):
+            for name in chosen(args):
+                for backend in args.backends.split(","):
+                    case_of(args, name, int(n), backend, dtype).run["zfkernels"]()
+    return 0
+
+
+def ceilings(args: argparse.Namespace) -> int:
+    """Bytes a second of a copy (read plus written) and operations a second of products, medians of 20."""
+    large = args.device == "cuda"
+    x = torch.randn(2**28 if large else 2**22, device=args.device)
+    y = torch.empty_like(x)
+    row = {"copy": 2 * x.nbytes / statistics.median(times({"copy": lambda: y.copy_(x)}, 20, args.device)["copy"])}
+    size = 8192 if large else 256
+    for dtype in args.dtypes.split(","):
+        a = torch.randn(size, size, device=args.device, dtype=DTYPES[dtype])
+        taken = times({"product": lambda a=a: a @ a}, 20, args.device)["product"]
+        row[dtype] = 2 * size**3 / statistics.median(taken)
+    write(args, "ceilings", [row])
+    return 0
+
+
+def timed_rows(args: argparse.Namespace, dtype: str, n: str) -> int:
+    """Every case of one dtype and batch size; 1 when a result of ours is wrong or raises."""
+    rows, wrong = [], 0
+    for name in chosen(args):
+        case = case_with_contenders(args, name, int(n), dtype)
+        row = measured(args, case, dtype)
+        wrong |= any(who in row["failures"] for who in args.backends.split(","))
+        rows.append(row)
+        write(args, args.section, rows)
+        del case
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    return int(wrong)
+
+
+def compiled(args: argparse.Namespace) -> int:
+    if args.device != "cuda":
+        return 77
+    rows = []
+    for dtype in args.dtypes.split(","):
+        for name in [c for c in COMPILED if c in chosen(args)]:
+            case = case_with_contenders(args, name, 128, dtype)
+            case.run["torch.compile"] = torch.compile(case.run["eager nhwc"], mode="max-autotune-no-cudagraphs")
+            rows.append(measured(args, case, dtype))
+            write(args, "compile", rows)
+    return 0
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    import compare
+    import peers
+
+    return compare.chosen(args.ops, peers.names())
+
+
+def case_of(args: argparse.Namespace, name: str, n: int, backend: str, dtype: str):
+    import peers
+
+    return peers.make(name, n, backend, 1, ("eager",), args.device, DTYPES[dtype])
+
+
+def case_with_contenders(args: argparse.Namespace, name: str, n: int, dtype: str):
+    """The case with each of our backends by its name, torch in channels-last, and cuDNN's own fused convolution."""
+    from shapes import CONVS
+
+    first, *rest = args.backends.split(",")
+    case = case_of(args, name, n, first, dtype)
+    case.run[first] = case.run.pop("zfkernels")
+    for backend in rest:
+        case.run[backend] = case_of(args, name, n, backend, dtype).run["zfkernels"]
+    case.run = {who: run for who, run in case.run.items() if not who.endswith("nchw")}
+    if args.device == "cuda" and name.rstrip("0123456789") == "conv":
+        x, w, b = case.run["eager nhwc"].__defaults__[0]  # the copies that torch's contender reads
+        c = CONVS[int(name[4:])]
+        stride, padding = [c.stride] * 2, [c.padding] * 2
+        case.run["cudnn_convolution_relu"] = lambda: (
+            torch.cudnn_convolution_relu(x, w, b, stride, padding, [1, 1], 1),
+        )
+    return case
+
+
+def measured(args: argparse.Namespace, case, dtype: str) -> dict:
+    """One row: every contender's error, the times of the right ones, the floor."""
+    import compare
+    import peers
+
+    bound = BOUNDS[dtype] * (PATH_LAYERS**0.5 if case.name in peers.PATHS else 1)
+    row = {"case": case.name, "n": case.n, "dtype": dtype, "bound": bound, "errors": {}, "failures": {}}
+    right = {}
+    for who, run in case.run.items():
+        try:
+            row["errors"][who] = compare.error(case, who)
+            if row["errors"][who] <= bound:
+                right[who] = graphed(run) if case.n == 1 and args.device == "cuda" else run
+            else:
+                row["failures"][who] = f"error {row['errors'][who]:.2g}, bound {bound:.2g}"
+        except Exception as error:  # one contender's crash is its row's, not the others'
+            row["failures"][who] = f"{type(error).__name__}: {str(error)[:300]}"
+    row["errors"] = {who: e if e < float("inf") else "inf" for who, e in row["errors"].items()}
+    taken = times(right, args.rounds, args.device)
+    row["us"] = {who: statistics.median(t) * 1e6 for who, t in taken.items()}
+    row["us_quartiles"] = {who: [q * 1e6 for q in statistics.quantiles(t, n=4)] for who, t in taken.items()}
+    row["flops"], row["bytes"] = work(case.name, case.n, DTYPES[dtype].itemsize)
+    file = args.out / "ceilings.json"
+    if file.exists():
+        rates = json.loads(file.read_text())["rows"][0]
+        row["floor_us"] = 1e6 * max(row["bytes"] / rates["copy"], row["flops"] / rates[dtype])
+        row["of_floor"] = {who: row["floor_us"] / us for who, us in row["us"].items()}
+    return row
+
+
+def graphed(run):
+    """`run` as the replay of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def times(runs: dict, rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of single calls, one a round for each contender, with a cold L2 cache on a GPU."""
+    found: dict[str, list[float]] = {who: [] for who in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
+    for run in runs.values():
+        run(), run()
+    if device == "cpu":
+        for _ in range(rounds):
+            shuffle(order)
+            for who in order:
+                start = time.perf_counter()
+                runs[who]()
+                found[who].append(time.perf_counter() - start)
+        return found
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)  # several times any L2
+    for _ in range(rounds):
+        shuffle(order)
+        for who in order:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            torch.cuda._sleep(300_000)  # cycles, for the host to queue the call while the device waits
+            start.record()
+            runs[who]()
+            end.record()
+            torch.cuda.synchronize()
+            found[who].append(start.elapsed_time(end) / 1e3)
+    return found
+
+
+def work(name: str, n: int, size: int) -> tuple[int, int]:
+    """Operations, and the fewest bytes that must move through memory, a value being `size` bytes, a switch one."""
+    from shapes import CONVS, NORMS, POOLS
+
+    op, layer = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
+    if op in ("forward", "reverse"):
+        fused, plain = ("fused", "conv") if op == "forward" else ("unfused", "convt")
+        parts = [f"{fused if i in POOLS else plain}{i}" for i in CONVS]
+        parts += [f"norm{i}" for i in NORMS] if op == "forward" else []
+        return tuple(map(sum, zip(*(work(part, n, size) for part in parts), strict=True)))
+    i = int(layer)
+    flops = traffic = 0
+    if op in ("conv", "convt", "wgrad", "fused", "unfused"):
+        c = CONVS[i]
+        flops = n * c.flops
+        traffic = size * (n * c.channels * c.size**2 + c.filters * c.channels * c.kernel**2)
+        if op in ("conv", "convt", "wgrad"):
+            traffic += size * n * c.filters * c.out**2
+        else:
+            traffic += (size + 1) * n * POOLS[i].channels * POOLS[i].out ** 2
+    elif op in ("pool", "unpool", "poolgrad", "unpoolgrad"):
+        p = POOLS[i]
+        traffic = n * p.channels * (size * p.size**2 + (size + 1) * p.out**2)
+    else:
+        s = NORMS[i]
+        traffic = n * s.channels * s.size**2 * size * (2 if op == "norm" else 5)
+    return flops, traffic
+
+
+def write(args: argparse.Namespace, name: str, rows: list[dict]) -> None:
+    """The section's file, whole or as it was: with the device, versions, commit, digest of the kernels, and date."""
+    import record
+
+    head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "section": name, "rounds": args.rounds}
+    head |= record.environment(args.backends)
+    if args.device == "cuda":
+        head["gpu"], head["torch_cuda"] = torch.cuda.get_device_name(), torch.version.cuda
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        if shutil.which(query[0]):
+            head["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    file = args.out / f"{name}.json"
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    part.replace(file)
+
+
+def summary(out: Path, names: list[str]) -> str:
+    """The rows of the files, as a table."""
+    lines = []
+    for file in (out / f"{name}.json" for name in [*names, "compile"]):
+        for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+            cells = [f"{who} {us:.1f}" for who, us in row["us"].items()]
+            cells += [f"{who} FAILED ({why})" for who, why in row["failures"].items()]
+            floor = f"floor {row['floor_us']:.1f}" if "floor_us" in row else ""
+            lines.append(f"{row['case']:<13}{row['n']:>4} {row['dtype']:<5} us: {', '.join([*cells, floor])}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+// conv2d, and the correlation kernel that conv_transpose.cu uses too.
+//
+// correlation_kernel: an implicit matrix product. A = result pixels x (kh, kw, c) gathered from the source map while it
+// is copied into shared memory, B = packed filters (correlation.h). One block makes 128 pixels of one residue class (in
+// the order n, i, j) x BN channels; tile.cuh has the tiles and the warps' part. The sum's axis is walked 64 bytes at a
+// time, 4 stages deep, with cp.async: the copy of a stage is issued three stages before it is used, and one barrier a
+// stage both publishes what has arrived and frees the buffer that was read last.
+//
+//   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32) and the map lies on 16 bytes; a chunk
+//            is then wholly inside or outside the map. Otherwise elements are loaded one by one (any C, any alignment):
+//            slower, right. A chunk of a run is contiguous memory, and lies inside the map where its element offset in
+//            the row does, so no tap and no channel is ever divided out.
+//   Tile     BN = 128, 96 or 64, whichever wastes the least of K: 96 is conv1's K and the adjoint of conv2's.
+//   Shared   4 stages x (128 + BN) x 64 bytes = 64 KiB for BN = 128: two blocks an SM of an A100 or an H200. The result
+//   of a
+//            half-precision block is turned through the same memory into 16-byte stores; its rows there are 16 bytes
+//            longer, so that the 8 rows that a warp writes at once fall on different banks.
+//   Blocks   the tiles of one pixel range follow each other, so that its source is read from L2 after the first.
+//
+// Arithmetic on an H200 at N=128 in bfloat16: conv2 106, conv3 37, conv4 57, conv5 37 GFLOP; the floors of 135, 48, 73,
+// 48 microseconds are at the rate of wgmma, and mma.sync cannot reach them: about 1.6 times as much is its bound.
+// Padding wastes nothing of conv3-5 (M = 169 * 128, K of 384 and 256) and of conv2 (M = 676 * 128).
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/correlation.h"
+#include "cuda/launch.h"
+#include "cuda/pack.cuh"
+#include "cuda/tile.cuh"
+
+namespace zf::cuda {
+namespace {
+
+constexpr int kStages = 4;
+
+// One block packs one filter of one residue class; consecutive threads write consecutive elements.
+template <class T>
+__global__ void __launch_bounds__(256) pack_kernel(Correlation p, const T* __restrict__ w, T* __restrict__ packed) {
+    constexpr int kChunkElements = kChunkBytes / sizeof(T);
+    const int index = blockIdx.x / p.K, k = blockIdx.x % p.K;
+    const ResidueClass r = class_of(p, index, kChunkElements);
+    const int row = r.taps_h * r.run, hop_h = p.transposed ? -p.SH : 1, hop_w = p.transposed ? -p.SW : 1;
+    // The tap of run 0: the last of its residue where the order is reversed.
+    const int first_h = p.transposed ? index / p.SW + (r.taps_h - 1) * p.SH : 0;
+    const int first_w = p.transposed ? index % p.SW + (r.taps_w - 1) * p.SW : 0;
+    T* out = packed + r.packed + static_cast<int64_t>(k) * row;
+    for (int e = threadIdx.x; e < row; e += blockDim.x) {
+        const int i = e / r.run, j = e % r.run / p.C, c = e % r.run % p.C;
+        const int64_t at = k * p.w_out + c * p.w_in + (first_h + i * hop_h) * p.w_h + (first_w + j * hop_w) * p.w_w;
+        out[e] = j < r.taps_w ? w[at] : T{};
+    }
+}
+
+template <class T>
+struct Operands {
+    const T* source;
+    const T* packed;
+    const T* bias;
+    T* result;
+    bool relu, rectify;
+    bool copy_chunks;   // the source serves 16-byte copies
+    bool store_chunks;  // so does the result
+    int64_t tiles_m;    // a residue class
+    int tiles_n;
+};
+
+template <class M, int BN>
+constexpr int correlation_shared = kTileRows * sizeof(int64_t) + kStages * (kTileRows + BN) * kRowBytes;
+
+template <class M, int BN>
+__global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
+    correlation_kernel(Correlation p, Operands<typename M::T> o) {
+    using T = typename M::T;
+    constexpr int kLoadRows = kThreads<M> / kRowChunks, kLoadsA = kTileRows / kLoadRows;
+    constexpr int kLoadsB = (BN + kLoadRows - 1) / kLoadRows;
+    constexpr int kStep = kRowChunks * kChunk<M>;
+    // The first element of each result pixel (-1: there is none), then the stages.
+    int64_t* result_at = ptx::shared_memory<int64_t>();
+    char* stages = reinterpret_cast<char*>(result_at + kTileRows);
+
+    const int t = threadIdx.x;
+    const int64_t tile_m = blockIdx.x / o.tiles_n;
+    const int n0 = static_cast<int>(blockIdx.x % o.tiles_n) * BN;
+    const ResidueClass r = class_of(p, static_cast<int>(tile_m / o.tiles_m), kChunk<M>);
+    const int64_t m0 = tile_m % o.tiles_m * kTileRows;
+    const int64_t pixels = r.rows <= 0 || r.cols <= 0 ? 0 : p.N * r.rows * r.cols;
+    if (m0 >= pixels) return;
+
+    // This thread copies chunk `chunk` of rows t/4, t/4 + kLoadRows, ...
+    const int chunk = t % kRowChunks;
+    const int row_elements = p.W * p.C, total = r.taps_h * r.run, run_elements = r.taps_w * p.C;
+    const T* source[kLoadsA];  // of the row's first tap, which may lie outside the map
+    int from_h[kLoadsA], from_e[kLoadsA];
+#pragma unroll
+    for (int i = 0; i < kLoadsA; ++i) {
+        const int row = t / kRowChunks + i * kLoadRows;
+        const int64_t m = m0 + row, image = m / (static_cast<int64_t>(r.rows) * r.cols);
+        const int64_t rest = m - image * r.rows * r.cols;
+        const int a = static_cast<int>(rest / r.cols), b = static_cast<int>(rest - static_cast<int64_t>(a) * r.cols);
+        from_h[i] = m < pixels ? a * r.step_h + r.from_h : -(1 << 30);
+        from_e[i] = (b * r.step_w + r.from_w) * p.C;
+        source[i] = o.source + (image * p.H + from_h[i]) * row_elements + from_e[i];
+        if (chunk == 0) {
+            const int64_t at = (image * p.OH + r.to_h + a * r.hop_h) * p.OW + r.to_w + b * r.hop_w;
+            result_at[row] = m < pixels ? at * p.K : -1;
+        }
+    }
+    const T* filters = o.packed + r.packed;
+    int k = chunk * kChunk<M>, kh = 0, e = k;  // e: the offset in run kh of what this thread copies next
+    while (kh < r.taps_h && e >= r.run) e -= r.run, ++kh;
+
+    auto load = [&](int stage) {
+        char* a = stages + stage * (kTileRows + BN) * kRowBytes;
+        char* b = a + kTileRows * kRowBytes;
+#pragma unroll
+        for (int i = 0; i < kLoadsA; ++i) {
+            const int row = t / kRowChunks + i * kLoadRows;
+            const bool inside_h = kh < r.taps_h && static_cast<unsigned>(from_h[i] + kh) < static_cast<unsigned>(p.H);
+            const T* from = source[i] + static_cast<int64_t>(kh) * row_elements + e;
+            char* to = a + tile_offset(row, chunk);
+            if (o.copy_chunks) {
+                const bool inside =
+                    inside_h && static_cast<unsigned>(from_e[i] + e) < static_cast<unsigned>(row_elements);
+                ptx::cp_async<16>(to, inside ? from : o.source, inside ? 16 : 0);
+            } else {
+                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int j) {
+                    const bool inside = inside_h && e + j < run_elements &&
+                                        static_cast<unsigned>(from_e[i] + e + j) < static_cast<unsigned>(row_elements);
+                    return inside ? from[j] : T{};
+                });
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kLoadsB; ++i) {
+            const int row = t / kRowChunks + i * kLoadRows;
+            if (BN % kLoadRows != 0 && row >= BN) break;
+            const bool inside = n0 + row < p.K && k < total;
+            const T* from = filters + static_cast<int64_t>(n0 + row) * total + k;
+            ptx::cp_async<16>(b + tile_offset(row, chunk), inside ? from : o.packed, inside ? 16 : 0);
+        }
+        k += kStep;
+        e += kStep;
+        while (kh < r.taps_h && e >= r.run) e -= r.run, ++kh;
+    };
+
+    Accumulators<M, kTileRows, BN> sums;
+    sums.clear();
+    const int steps = (total + kStep - 1) / kStep;
+#pragma unroll 1  // three copies of the loader would be all that unrolling gives
+    for (int s = 0; s < kStages - 1; ++s) {
+        if (s < steps) load(s);
+        ptx::cp_async_commit();
+    }
+    for (int s = 0; s < steps; ++s) {
+        ptx::cp_async_wait<kStages - 2>();
+        __syncthreads();
+        if (s + kStages - 1 < steps) load((s + kStages - 1) % kStages);
+        ptx::cp_async_commit();
+        const char* a = stages + s % kStages * (kTileRows + BN) * kRowBytes;
+        sums.add(a, a + kTileRows * kRowBytes, o.rectify);
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+
+    if constexpr (sizeof(T) == 2) {
+        constexpr int kPitch = BN + kChunk<M>;
+        static_assert(kTileRows * kPitch * sizeof(T) <= kStages * (kTileRows + BN) * kRowBytes);
+        T* out = reinterpret_cast<T*>(stages);
+        sums.each([&](int row, int col, float v) {
+            if (o.bias != nullptr && n0 + col < p.K) v += to_float(o.bias[n0 + col]);
+            out[row * kPitch + col] = rounded<T>(o.relu ? rectified(v) : v);
+        });
+        __syncthreads();
+        for (int at = t; at < kTileRows * (BN / kChunk<M>); at += kThreads<M>) {
+            const int row = at / (BN / kChunk<M>), col = at % (BN / kChunk<M>)*kChunk<M>;
+            if (result_at[row] < 0) continue;
+            T* to = o.result + result_at[row] + n0 + col;
+            const T* from = out + row * kPitch + col;
+            if (o.store_chunks) {
+                if (n0 + col < p.K) *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+            } else {
+                for (int j = 0; j < kChunk<M> && n0 + col + j < p.K; ++j) to[j] = from[j];
+            }
+        }
+    } else {
+        // A quad's (TF32) or 8 lanes' (Ieee) stores make a whole sector of 32 bytes as they are.
+        sums.each([&](int row, int col, float v) {
+            if (result_at[row] < 0 || n0 + col >= p.K) return;
+            if (o.bias != nullptr) v += o.bias[n0 + col];
+            o.result[result_at[row] + n0 + col] = o.relu ? rectified(v) : v;
+        });
+    }
+}
+
+dim3 blocks_of(int64_t count) {
+    if (count > 0x7fffffff)
+        throw std::runtime_error("a CUDA grid has at most 2^31 - 1 blocks, got " + std::to_string(count));
+    return dim3(static_cast<unsigned>(count));
+}
+
+template <class M, int BN>
+void launch_correlation(const Call& call, const Conv& sizes, const Correlation& p, const char* name,
+                        Operands<typename M::T> o) {
+    o.tiles_n = static_cast<int>(ceil_div(p.K, BN));
+    const int64_t rows = p.transposed ? ceil_div(p.OH, p.SH) : p.OH, cols = p.transposed ? ceil_div(p.OW, p.SW) : p.OW;
+    o.tiles_m = ceil_div(p.N * rows * cols, kTileRows);
+    const int64_t blocks = o.tiles_m * classes_of(p) * o.tiles_n;
+    launch(call, sizes, {name, blocks_of(blocks), kThreads<M>, correlation_shared<M, BN>}, correlation_kernel<M, BN>, p,
+           o);
+}
+
+template <class M>
+void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
+                  const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
+    using T = typename M::T;
+    Operands<T> o{static_cast<const T*>(source),
+                  static_cast<const T*>(workspace),
+                  static_cast<const T*>(bias),
+                  static_cast<T*>(result),
+                  relu,
+                  rectify,
+                  p.C % kChunk<M> == 0 && aligned(kChunkBytes, source),
+                  p.K % kChunk<M> == 0 && aligned(kChunkBytes, result),
+                  0,
+                  0};
+    launch(call, sizes, {"pack_filters", blocks_of(static_cast<int64_t>(classes_of(p)) * p.K), 256}, pack_kernel<T>, p,
+           static_cast<const T*>(w), static_cast<T*>(workspace));
+    const auto padded = [&](int64_t bn) { return round_up(p.K, bn); };
+    if (padded(128) <= padded(96) && padded(128) <= padded(64)) {
+        launch_correlation<M, 128>(call, sizes, p, name, o);
+    } else if (padded(96) <= padded(64)) {
+        launch_correlation<M, 96>(call, sizes, p, name, o);
+    } else {
+        launch_correlation<M, 64>(call, sizes, p, name, o);
+    }
+}
+
+}  // namespace
+
+void correlate(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
+               const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
+    if (p.N == 0) return;
+    with_math(call, [&](auto math) {
+        correlate_in<decltype(math)>(call, sizes, p, name, source, w, bias, result, relu, rectify, workspace);
+    });
+}
+
+int64_t correlate_workspace(const Call& call, const Correlation& p) {
+    const int bytes = call.dtype == kFloat32 ? 4 : 2;
+    return packed_filters(p, kChunkBytes / bytes) * bytes;
+}
+
+namespace {
+
+// A size as an int: a row of a map, and every extent, must have fewer than 2^31 elements; the map itself may have more.
+int narrow(int64_t size) {
+    if (size > (int64_t{1} << 30)) {
+        throw std::runtime_error("the CUDA kernels take extents and rows of up to 2^30 elements, got " +
+                                 std::to_string(size));
+    }
+    return static_cast<int>(size);
+}
+
+Correlation sizes_of(const Conv& p) {
+    narrow((p.W + p.PW + p.KW) * std::max(p.C, p.K));
+    narrow((p.OW + p.KW) * std::max(p.C, p.K));
+    narrow(p.KH * p.KW * (std::max(p.C, p.K) + 8));
+    narrow(p.SH * p.SW);
+    Correlation c{};
+    c.N = p.N;
+    c.KH = narrow(p.KH), c.KW = narrow(p.KW), c.SH = narrow(p.SH), c.SW = narrow(p.SW);
+    c.PH = narrow(p.PH), c.PW = narrow(p.PW);
+    c.w_h = p.wi, c.w_w = p.wj;
+    return c;
+}
+
+}  // namespace
+
+Correlation forward_of(const Conv& p) {
+    Correlation c = sizes_of(p);
+    c.H = narrow(p.H), c.W = narrow(p.W), c.C = narrow(p.C);
+    c.OH = narrow(p.OH), c.OW = narrow(p.OW), c.K = narrow(p.K);
+    c.w_out = p.wk, c.w_in = p.wc;
+    return c;
+}
+
+Correlation adjoint_of(const Conv& p) {
+    Correlation c = sizes_of(p);
+    c.H = narrow(p.OH), c.W = narrow(p.OW), c.C = narrow(p.K);
+    c.OH = narrow(p.H), c.OW = narrow(p.W), c.K = narrow(p.C);
+    c.w_out = p.wc, c.w_in = p.wk;
+    c.transposed = true;
+    return c;
+}
+
+void conv2d(const Call& call, const Conv& p, const void* x, const void* w, const void* bias, void* y, bool relu,
+            void* workspace) {
+    correlate(call, p, forward_of(p), "conv2d", x, w, bias, y, relu, false, workspace);
+}
+
+int64_t conv2d_workspace(const Call& call, const Conv& p) { return correlate_workspace(call, forward_of(p)); }
+
+}  // namespace zf::cuda

@@ -1,0 +1,288 @@
+// max_unpool2d_relu_conv_transpose2d: the deconvnet's layer without its unpooled map.
+//
+// layer_reversed_kernel serves first layers (few channels C, narrow enough K) in half precision: unpooling by switches,
+// rectifier and transposed convolution in one kernel. Everything else is the composition of max_unpool2d and
+// conv_transpose2d over a map in the workspace. The arithmetic, on an H200 at N=128 in bfloat16: conv1's unpooled map
+// is 297 MB, to be written and read (138 microseconds), where 74 + 37 MB of pooled map and switches make 39 MB of
+// pixels (35); and the adjoint of conv1 has 3 result channels where a tile of conv.cu has 64, 21 times too many. The
+// deeper layers' maps cost 20 and 5 microseconds beside 200 and 75 of products, on channels that fill a tile.
+//
+// The formulation. Result row h = r*SH + rh - PH and column w = s*SW + rw - PW: a residue class (rh, rw) of every group
+// of rows r and of columns s. Window row i gives group r = i + a its taps kh = a*SH + rh; window column s - b gives
+// group s its taps kw = b*SW + rw. So one matrix product for each window row i:
+//
+//     rows      128 groups of columns s, a pixel of the unpooled row each
+//     columns   (a; rh, rw, c): for 7x7 stride 2 and 3 channels 4 groups of up to 12, in tiles of 8: 2, 2, 2 and 1
+//     sum       (b, k): 4 taps x 96 maps; the pixel moves by one for each b, and no im2col is needed
+//
+// The sums of group a belong to row group i + a, so they stay in registers from window row to window row: after row i
+// group 0 is finished and written, and the others move down by one. No result is ever added to in memory: no atomics,
+// the same bits on every run, and each result's sum has its terms in the same order wherever it lies.
+// Of the products 75% count (147 taps of 4 * 4 * 12, in 56 columns); with a group of pixels as the row and the window's
+// 4 x 4 pixels as the sum it would be 57%, and each fragment of A would serve 2 tiles instead of 7.
+//
+// A block makes a band of row groups of one image for 128 column groups: 4 warps, 32 groups each. It holds the packed
+// filters (56 rows of b*k, 44 KB for conv1) and two unpooled rows of 131 pixels (54 KB): while the warps multiply one,
+// they gather the next from the pooled map and the switches, 16 bytes of maps a thread, summed in the windows' order,
+// rounded to the type as max_unpool2d rounds it, rectified. A band starts (KH-1)/SH window rows early. Rows in shared
+// memory are 16 bytes longer than a multiple of 32, so that ldmatrix's 8 rows fall on different banks.
+#include <algorithm>
+
+#include "cuda/correlation.h"
+#include "cuda/launch.h"
+#include "cuda/pack.cuh"
+#include "cuda/tile.cuh"
+#include "cuda/unpool.cuh"
+
+namespace zf::cuda {
+namespace {
+
+constexpr int kThreadsReversed = 128;
+constexpr int kGroups = 4;  // of rows that one window row adds to
+constexpr int kTiles = 7;   // of 8 columns: 2 a group, 1 for the last
+constexpr int kPixels = 128;
+
+template <class T>
+struct Reversed {
+    int64_t N;
+    int H, W, C, K, OH, OW, KH, KW, SH, SW, PH, PW;
+    Window pool;
+    const T* y;
+    const uint8_t* switches;
+    const T* packed;  // [8 * kTiles][filter_pitch]
+    T* x;
+    bool rectify, vectors;
+    int channels, taps;             // K and zeros up to a multiple of 16; window columns a pixel's sum runs over (b)
+    int pixel_pitch, filter_pitch;  // elements from a pixel, a filter row, to the next in shared memory
+    int first_r, end_r, first_s;    // groups of rows, of columns
+    int band_rows, bands, column_blocks;
+};
+
+// Row n of the packed filters: column n of the product. One block a row.
+template <class T>
+__global__ void __launch_bounds__(128) pack_columns_kernel(Reversed<T> p, const T* __restrict__ w, int64_t wk,
+                                                           int64_t wc, int64_t wi, int64_t wj, T* packed) {
+    const int n = blockIdx.x, col = n % 16;
+    const int kh = n / 16 * p.SH + col / (p.SW * p.C), rw = col / p.C % p.SW, c = col % p.C;
+    for (int at = threadIdx.x; at < p.filter_pitch; at += blockDim.x) {
+        const int kw = at / p.channels * p.SW + rw, k = at % p.channels;
+        const bool there = col < p.SH * p.SW * p.C && kh < p.KH && kw < p.KW && at / p.channels < p.taps && k < p.K;
+        packed[n * p.filter_pitch + at] = there ? w[k * wk + c * wc + kh * wi + kw * wj] : T{};
+    }
+}
+
+template <class M>
+__global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Reversed<typename M::T> p) {
+    using T = typename M::T;
+    T* const filters = ptx::shared_memory<T>();
+    T* const rows = filters + 8 * kTiles * p.filter_pitch;
+    const int row_elements = (kPixels + p.taps - 1) * p.pixel_pitch;
+
+    const int t = threadIdx.x, lane = t % 32, warp = t / 32;
+    const int block = static_cast<int>(blockIdx.x % (p.column_blocks * p.bands));
+    const int64_t image = blockIdx.x / (p.column_blocks * p.bands);
+    const int first_s = p.first_s + block % p.column_blocks * kPixels;
+    const int begin = p.first_r + block / p.column_blocks * p.band_rows, end = min(p.end_r, begin + p.band_rows);
+
+    for (int at = t; at < 8 * kTiles * p.filter_pitch / 8; at += kThreadsReversed) {
+        ptx::cp_async<16>(filters + at * 8, p.packed + at * 8);
+    }
+    ptx::cp_async_commit();
+
+    // Pixel b of an unpooled row in shared memory is window column first_s - (taps - 1) + b; outside the map it is 0.
+    const auto gather = [&](int i, T* row) {
+        const int chunks = p.channels / 8;
+        const Span over = windows_over(i, p.pool.OH, p.pool.KH, p.pool.SH, p.pool.PH);
+        for (int at = t; at < (kPixels + p.taps - 1) * chunks; at += kThreadsReversed) {
+            const int pixel = at / chunks, k = at % chunks * 8, j = first_s - (p.taps - 1) + pixel;
+            uint4 v{};
+            if (static_cast<unsigned>(j) < static_cast<unsigned>(p.OW) && k < p.K) {
+                v = unpooled(p.pool, p.y, p.switches, p.K, p.vectors, image, over,
+                             windows_over(j, p.pool.OW, p.pool.KW, p.pool.SW, p.pool.PW), i, j, k);
+                if (p.rectify) {
+                    v = {rectified_pair<T>(v.x), rectified_pair<T>(v.y), rectified_pair<T>(v.z),
+                         rectified_pair<T>(v.w)};
+                }
+            }
+            *reinterpret_cast<uint4*>(row + pixel * p.pixel_pitch + k) = v;
+        }
+    };
+
+    // Where this lane's columns of a finished group go: rows above, elements to the right of the group's first pixel.
+    int to_h[4], to_e[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        const int col = e / 2 * 8 + lane % 4 * 2 + e % 2;
+        to_h[e] = col < p.SH * p.SW * p.C ? col / (p.SW * p.C) - p.PH : -(1 << 30);
+        to_e[e] = (col / p.C % p.SW - p.PW) * p.C + col % p.C;
+    }
+
+    // A column whose tap does not exist (kh >= KH in the last group, kw >= KW at the last b) has filters of 0, but 0
+    // times inf or NaN is NaN: bit 2j + e of `no_row`, `no_last` says that the lane's column e of tile j is one. The
+    // first kind is set to 0 after every row, the second gets back what it was before the last b.
+    uint32_t no_row = 0, no_last = 0;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int col = j % 2 * 8 + lane % 4 * 2 + e;
+            if (j / 2 * p.SH + col / (p.SW * p.C) >= p.KH) no_row |= 1u << (j * 2 + e);
+            if ((p.taps - 1) * p.SW + col / p.C % p.SW >= p.KW) no_last |= 1u << (j * 2 + e);
+        }
+    const bool keeps = p.KW % p.SW != 0;
+
+    float sums[2][kTiles][4] = {};
+    const T* const a_lane = rows + (warp * 32 + lane % 16 + p.taps - 1) * p.pixel_pitch + lane / 16 * 8;
+    const T* const b_lane = filters + (lane % 8 + lane / 16 * 8) * p.filter_pitch + lane / 8 % 2 * 8;
+    const T* const b_last = filters + (48 + lane % 8) * p.filter_pitch + lane / 8 % 2 * 8;
+    const auto inside = [&](int i) { return static_cast<unsigned>(i) < static_cast<unsigned>(p.OH); };
+
+    const int start = begin - (p.KH - 1) / p.SH;
+    if (inside(start)) gather(start, rows);
+    ptx::cp_async_wait<0>();
+    for (int i = start; i < end; ++i) {
+        __syncthreads();
+        const int buffer = (i - start) % 2;
+        if (i + 1 < end && inside(i + 1)) gather(i + 1, rows + (1 - buffer) * row_elements);
+        if (inside(i)) {
+            float kept[2][kTiles][4];
+            for (int b = 0; b < p.taps; ++b) {
+                if (keeps && b == p.taps - 1) {
+#pragma unroll
+                    for (int m = 0; m < 2; ++m)
+#pragma unroll
+                        for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                            for (int e = 0; e < 4; ++e) kept[m][j][e] = sums[m][j][e];
+                }
+                const T* a_tap = a_lane + buffer * row_elements - b * p.pixel_pitch;
+                const T* b_tap = b_lane + b * p.channels;
+                const T* last_tap = b_last + b * p.channels;
+#pragma unroll 2
+                for (int k = 0; k < p.channels; k += 16) {
+                    uint32_t fa[2][4], fb[kTiles / 2][4], last[2];
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) ptx::ldmatrix_x4(fa[m], a_tap + m * 16 * p.pixel_pitch + k);
+#pragma unroll
+                    for (int j = 0; j < kTiles / 2; ++j) ptx::ldmatrix_x4(fb[j], b_tap + j * 16 * p.filter_pitch + k);
+                    ptx::ldmatrix_x2(last, last_tap + k);
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+                        for (int j = 0; j < kTiles - 1; ++j) {
+                            const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
+                            multiply<M>(sums[m][j], fa[m], pair);
+                        }
+                        multiply<M>(sums[m][kTiles - 1], fa[m], last);
+                    }
+                }
+            }
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        if (keeps && (no_last >> (j * 2 + e % 2) & 1)) sums[m][j][e] = kept[m][j][e];
+                        if (no_row >> (j * 2 + e % 2) & 1) sums[m][j][e] = 0.0f;
+                    }
+        }
+        if (i >= begin) {
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int v = 0; v < 8; ++v) {
+                    const int column = v / 4 * 2 + v % 2, s = first_s + warp * 32 + m * 16 + v / 2 % 2 * 8 + lane / 4;
+                    const int h = i * p.SH + to_h[column], e = s * p.SW * p.C + to_e[column];
+                    if (static_cast<unsigned>(h) < static_cast<unsigned>(p.H) &&
+                        static_cast<unsigned>(e) < static_cast<unsigned>(p.W * p.C)) {
+                        p.x[(image * p.H + h) * (p.W * p.C) + e] = rounded<T>(sums[m][v / 4][v % 4]);
+                    }
+                }
+        }
+#pragma unroll
+        for (int m = 0; m < 2; ++m)
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[m][j][e] = j + 2 < kTiles ? sums[m][j + 2][e] : 0.0f;
+    }
+}
+
+// The layer as the kernel takes it, but for pointers; bands 0: the kernel does not serve it.
+template <class T>
+Reversed<T> reversed_of(const Call& call, const Conv& p, const Pool& pool) {
+    Reversed<T> o{};
+    const Correlation sizes = forward_of(p);
+    o.N = p.N, o.H = sizes.H, o.W = sizes.W, o.C = sizes.C, o.K = sizes.K, o.OH = sizes.OH, o.OW = sizes.OW;
+    o.KH = sizes.KH, o.KW = sizes.KW, o.SH = sizes.SH, o.SW = sizes.SW, o.PH = sizes.PH, o.PW = sizes.PW;
+    o.pool = window_of(pool);
+    const int64_t columns = p.SH * p.SW * p.C;  // of a group of rows
+    if (columns > 16 || p.KH > kGroups * p.SH) return o;
+    if (p.KH > (kGroups - 1) * p.SH && (p.KH - (kGroups - 1) * p.SH) * p.SW * p.C > 8) return o;
+    const int64_t channels = round_up(p.K, 16), taps = ceil_div(p.KW, p.SW);
+    const int64_t elements = 8 * kTiles * (taps * channels + 8) + 2 * (kPixels + taps - 1) * (channels + 8);
+    if (elements * 2 > kMostShared) return o;
+    o.channels = static_cast<int>(channels), o.taps = static_cast<int>(taps);
+    o.pixel_pitch = o.channels + 8, o.filter_pitch = o.taps * o.channels + 8;
+    o.first_r = o.PH / o.SH, o.end_r = (o.H - 1 + o.PH) / o.SH + 1;
+    o.first_s = o.PW / o.SW;
+    const int groups = o.end_r - o.first_r, groups_s = (o.W - 1 + o.PW) / o.SW + 1 - o.first_s;
+    o.column_blocks = static_cast<int>(ceil_div(groups_s, kPixels));
+    // Bands: of those that fill the device in the fewest row-times, the fewest.
+    const int64_t slots = int64_t{multiprocessors(call.device)} * 2;
+    int64_t least = INT64_MAX;
+    for (int bands = 1; bands <= groups; ++bands) {
+        const int64_t height = ceil_div(groups, bands), count = ceil_div(groups, height);
+        const int64_t time = ceil_div(p.N * count * o.column_blocks, slots) * (height + (p.KH - 1) / p.SH);
+        if (time < least) {
+            least = time;
+            o.band_rows = static_cast<int>(height), o.bands = static_cast<int>(count);
+        }
+    }
+    if (p.N * o.bands * o.column_blocks > INT32_MAX) o.bands = 0;
+    return o;
+}
+
+template <class M>
+void reversed_in(const Call& call, const Conv& p, const Pool& pool, const void* y, const uint8_t* switches,
+                 const void* w, void* x, bool rectify, void* workspace) {
+    using T = typename M::T;
+    Reversed<T> o = reversed_of<T>(call, p, pool);
+    o.y = static_cast<const T*>(y), o.switches = switches, o.packed = static_cast<const T*>(workspace);
+    o.x = static_cast<T*>(x), o.rectify = rectify;
+    o.vectors = p.K % 8 == 0 && aligned(16, y) && aligned(8, switches);
+    launch(call, p, {"pack_columns", 8 * kTiles, 128}, pack_columns_kernel<T>, o, static_cast<const T*>(w), p.wk, p.wc,
+           p.wi, p.wj, static_cast<T*>(workspace));
+    const std::size_t shared =
+        2 * (std::size_t(8 * kTiles) * o.filter_pitch + std::size_t(2) * (kPixels + o.taps - 1) * o.pixel_pitch);
+    const unsigned blocks = static_cast<unsigned>(p.N * o.bands * o.column_blocks);
+    launch(call, p, {"max_unpool2d_relu_conv_transpose2d", blocks, kThreadsReversed, shared}, layer_reversed_kernel<M>,
+           o);
+}
+
+bool fused_layer(const Call& call, const Conv& p, const Pool& pool) {
+    return call.dtype != kFloat32 && p.N > 0 && reversed_of<BFloat16>(call, p, pool).bands > 0;
+}
+
+}  // namespace
+
+void max_unpool2d_relu_conv_transpose2d(const Call& call, const Conv& p, const Pool& pool, const void* y,
+                                        const uint8_t* switches, const void* w, void* x, bool rectify,
+                                        void* workspace) {
+    if (!fused_layer(call, p, pool)) {
+        max_unpool2d(call, pool, y, switches, workspace);
+        conv_transpose2d(call, p, workspace, w, x, rectify, static_cast<char*>(workspace) + map_bytes(call, p));
+    } else if (call.dtype == kBFloat16) {
+        reversed_in<Bf16>(call, p, pool, y, switches, w, x, rectify, workspace);
+    } else {
+        reversed_in<F16>(call, p, pool, y, switches, w, x, rectify, workspace);
+    }
+}
+
+int64_t max_unpool2d_relu_conv_transpose2d_workspace(const Call& call, const Conv& p, const Pool& pool) {
+    if (!fused_layer(call, p, pool)) return map_bytes(call, p) + conv_transpose2d_workspace(call, p);
+    return int64_t{8 * kTiles} * reversed_of<BFloat16>(call, p, pool).filter_pitch * 2;
+}
+
+}  // namespace zf::cuda

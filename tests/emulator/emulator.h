@@ -1,0 +1,484 @@
+// CUDA on a CPU, for tests: csrc/cuda/*.cu compiled by g++ against this header run their grids in host memory.
+//
+// A thread is a fiber. Blocks run one after another; within a block, control changes hands where threads meet: at
+// block, named and warp barriers, shuffles, votes, mma and ldmatrix. Which thread goes on is the environment variable
+// ZFKERNELS_EMULATOR_ORDER: "forward" (the lowest thread, as far as it can get), "reverse", or a number, the seed of a
+// random choice at each meeting. Blocks run in that order too. A kernel that lacks a barrier gives other results in one
+// of them.
+//
+// What it sees: accesses outside an array (AddressSanitizer: arrays, and the dynamic shared memory, which is a heap
+// block of just the size asked for), misaligned vector accesses (UndefinedBehaviorSanitizer), reads of shared memory
+// that nobody wrote (each block starts with NaN in it), barriers that not every thread reaches, lanes that disagree
+// about a warp operation, a copy read before its wait (cp.async fills its target with NaN and delivers when waited
+// for), a copy never waited for. Faults that it detects itself are exceptions that name kernel, block and thread.
+//
+// What it does not: the order of memory operations between barriers, bank conflicts, registers, time, and float
+// rounding where PTX leaves it open (rsqrt.approx; the order of sums inside mma).
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "fiber.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) alignas(n)
+// __shared__ is left undefined: kernels take dynamic shared memory (shared_memory in ptx.cuh), which can be poisoned.
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+// The alignment of the vector types is what makes a misaligned access show.
+#define ZF_VECTORS(type, name)                                       \
+    struct alignas(2 * sizeof(type)) name##2 { type x, y; };         \
+    struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; };   \
+    inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
+    inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+ZF_VECTORS(float, float)
+ZF_VECTORS(int, int)
+ZF_VECTORS(unsigned, uint)
+#undef ZF_VECTORS
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace zf::emulator {
+
+constexpr int kLargestBlock = 1024;
+constexpr std::size_t kLargestShared = 227 * 1024;
+
+struct Copy {  // one cp.async under way
+    void* to;
+    const void* from;
+    int bytes, source_bytes, group;
+};
+
+struct Thread {
+    Fiber fiber;
+    uint3 index;
+    enum State { kReady, kAtBlockBarrier, kAtNamedBarrier, kAtWarp, kReturned } state;
+    int line;                                   // of the block barrier it waits at
+    uint32_t mask;                              // of the warp operation it waits at
+    const char* operation;                      // that operation
+    alignas(16) unsigned char in[64], out[64];  // what it brings to the operation, and takes from it
+    std::vector<Copy> copies;
+    int groups;  // committed
+};
+
+struct Named {
+    int expected = 0;
+    std::vector<int> waiting;
+};
+
+struct Machine {
+    std::vector<std::unique_ptr<Thread>> threads;
+    Fiber system;
+    std::vector<int> ready;
+    Named named[16];
+    uint32_t arrived[kLargestBlock / 32];  // at the warp's operation
+    int count, current, at_barrier, returned;
+    unsigned char* shared;
+    std::size_t shared_bytes;
+    void (*body)(void*);
+    void* arguments;
+    const char* kernel;
+    std::string fault;
+    enum Order { kForward, kReverse, kRandom } order;
+    uint64_t random;
+};
+
+inline Machine& machine() {
+    static Machine m{};
+    return m;
+}
+inline Thread& self() { return *machine().threads[machine().current]; }
+
+inline uint32_t draw(uint32_t below) {
+    uint64_t& r = machine().random;
+    r = r * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<uint32_t>((r >> 33) % below);
+}
+
+inline std::string triple(const char* name, unsigned x, unsigned y, unsigned z) {
+    return std::string(name) + " (" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+}
+
+// Ends the launch: every fiber is abandoned where it stands, and launch() throws.
+[[noreturn]] inline void fail(const std::string& what) {
+    Machine& m = machine();
+    m.fault = what;
+    self().fiber.switch_to(m.system, true);
+    std::abort();
+}
+
+inline void take_up(int thread) {
+    machine().current = thread;
+    threadIdx = self().index;
+}
+
+// Hands control to another thread that can run; comes back when the caller's state is kReady again and its turn comes.
+inline void give_way() {
+    Machine& m = machine();
+    Thread& me = self();
+    const bool last = me.state == Thread::kReturned;
+    if (m.ready.empty()) {
+        if (m.returned == m.count) me.fiber.switch_to(m.system, true);
+        for (int t = 0; t < m.count; ++t)
+            if (m.threads[t]->state == Thread::kAtBlockBarrier)
+                fail("some threads wait at __syncthreads (line " + std::to_string(m.threads[t]->line) +
+                     ") and others can never get there: " + std::to_string(m.returned) + " returned");
+        fail("threads wait for each other for ever at " + std::string(me.operation ? me.operation : "a barrier"));
+    }
+    if (m.order == Machine::kRandom) std::swap(m.ready[draw(m.ready.size())], m.ready.back());
+    const int next = m.ready.back();
+    m.ready.pop_back();
+    const int mine = m.current;
+    if (next == mine) return;
+    take_up(next);
+    me.fiber.switch_to(self().fiber, last);
+    take_up(mine);
+}
+
+// Threads first ... first + 31 of `lanes`, or all listed, become ready; in forward order the lowest goes on first.
+template <typename Threads>
+void wake(const Threads& who) {
+    Machine& m = machine();
+    const auto begin = m.ready.size();
+    for (int t : who) {
+        m.threads[t]->state = Thread::kReady;
+        m.ready.push_back(t);
+    }
+    if (m.order == Machine::kForward) std::reverse(m.ready.begin() + begin, m.ready.end());
+}
+
+inline void block_barrier(int line) {
+    Machine& m = machine();
+    Thread& me = self();
+    me.state = Thread::kAtBlockBarrier;
+    me.line = line;
+    if (++m.at_barrier == m.count) {
+        std::vector<int> all(m.count);
+        std::iota(all.begin(), all.end(), 0);
+        for (int t : all)
+            if (m.threads[t]->line != line)
+                fail("threads wait at different __syncthreads (lines " + std::to_string(line) + " and " +
+                     std::to_string(m.threads[t]->line) + ")");
+        m.at_barrier = 0;
+        wake(all);
+    }
+    give_way();
+}
+
+// bar.sync id, threads: whoever arrives, in whole warps, until `threads` are there.
+inline void named_barrier(int id, int threads) {
+    Machine& m = machine();
+    if (id < 1 || id > 15) fail("named barrier " + std::to_string(id) + " is not one of 1 ... 15");
+    if (threads < 32 || threads % 32 || threads > m.count) fail("a named barrier's thread count must be whole warps");
+    Named& barrier = m.named[id];
+    if (!barrier.waiting.empty() && barrier.expected != threads) fail("threads disagree on a named barrier's count");
+    barrier.expected = threads;
+    barrier.waiting.push_back(m.current);
+    self().state = Thread::kAtNamedBarrier;
+    self().operation = "a named barrier";
+    if (static_cast<int>(barrier.waiting.size()) == threads) {
+        std::vector<int> all;
+        all.swap(barrier.waiting);
+        std::sort(all.begin(), all.end());
+        wake(all);
+    }
+    give_way();
+}
+
+// A warp operation: every lane of `mask` brings `in`; the last to come runs compute(lanes), which reads their `in` and
+// writes their `out` (lanes[l] is null outside the mask); then each takes its own.
+template <typename Out, typename In, typename Compute>
+Out warp_operation(const char* name, uint32_t mask, const In& in, const Compute& compute) {
+    static_assert(sizeof(In) <= sizeof(Thread::in) && sizeof(Out) <= sizeof(Thread::out));
+    static_assert(std::is_trivially_copyable_v<In> && std::is_trivially_copyable_v<Out>);
+    Machine& m = machine();
+    Thread& me = self();
+    const int lane = m.current % 32, base = m.current - lane;
+    if (!(mask >> lane & 1)) fail(std::string(name) + ": the mask leaves out the lane that calls");
+    if (m.count - base < 32 && mask >> (m.count - base))
+        fail(std::string(name) + ": the mask names lanes of no thread");
+    std::memcpy(me.in, &in, sizeof(In));
+    me.mask = mask;
+    me.operation = name;
+    me.state = Thread::kAtWarp;
+    uint32_t& arrived = m.arrived[base / 32];
+    arrived |= 1u << lane;
+    if ((arrived & mask) == mask) {
+        Thread* lanes[32] = {};
+        int others[32];
+        int count = 0;
+        for (int l = 0; l < 32; ++l) {
+            if (!(mask >> l & 1)) continue;
+            lanes[l] = m.threads[base + l].get();
+            if (lanes[l]->mask != mask) fail(std::string(name) + ": lanes of a warp give different masks");
+            if (std::strcmp(lanes[l]->operation, name))
+                fail(std::string("lanes of a warp meet at ") + name + " and " + lanes[l]->operation);
+            others[count++] = base + l;
+        }
+        arrived &= ~mask;
+        compute(lanes);
+        struct Some {
+            int *first, *last;
+            int* begin() const { return first; }
+            int* end() const { return last; }
+        };
+        wake(Some{others, others + count});
+    }
+    give_way();
+    Out out;
+    std::memcpy(&out, me.out, sizeof(Out));
+    return out;
+}
+
+template <typename T>
+T brought(const Thread* lane) {
+    T value;
+    std::memcpy(&value, lane->in, sizeof(T));
+    return value;
+}
+template <typename T>
+void give(Thread* lane, const T& value) {
+    std::memcpy(lane->out, &value, sizeof(T));
+}
+
+template <typename T>
+struct Shuffled {
+    T value;
+    int source;  // -1: the lane's own
+};
+
+template <typename T>
+T shuffle(const char* name, uint32_t mask, T value, int source) {
+    return warp_operation<T>(name, mask, Shuffled<T>{value, source}, [&](Thread** lanes) {
+        for (int l = 0; l < 32; ++l) {
+            if (!lanes[l]) continue;
+            const auto in = brought<Shuffled<T>>(lanes[l]);
+            if (in.source >= 0 && !lanes[in.source]) fail(std::string(name) + " reads a lane outside the mask");
+            give(lanes[l], in.source < 0 ? in.value : brought<Shuffled<T>>(lanes[in.source]).value);
+        }
+    });
+}
+inline int lane_id() { return machine().current % 32; }
+// The lane that a shuffle within groups of `width` reads, -1 for the lane's own where it would leave the group.
+inline int within(int lane, int source, int width) {
+    return source / width == lane / width && source >= 0 ? source : -1;
+}
+
+inline uint32_t ballot(const char* name, uint32_t mask, bool vote) {
+    return warp_operation<uint32_t>(name, mask, vote, [](Thread** lanes) {
+        uint32_t votes = 0;
+        for (int l = 0; l < 32; ++l)
+            if (lanes[l] && brought<bool>(lanes[l])) votes |= 1u << l;
+        for (int l = 0; l < 32; ++l)
+            if (lanes[l]) give(lanes[l], votes);
+    });
+}
+
+// Where T lies in the block's shared memory; fails for an address outside it.
+inline void check_shared(const char* name, const void* at, int bytes) {
+    Machine& m = machine();
+    const auto* p = static_cast<const unsigned char*>(at);
+    if (p < m.shared || p + bytes > m.shared + m.shared_bytes) fail(std::string(name) + " leaves the shared memory");
+    if (reinterpret_cast<std::uintptr_t>(p) % bytes) fail(std::string(name) + ": misaligned shared address");
+}
+
+inline void entry() {
+    Machine& m = machine();
+    Thread& me = self();
+    me.fiber.arrived();
+    m.body(m.arguments);
+    if (!me.copies.empty()) fail("returned with a cp.async that was never waited for");
+    me.state = Thread::kReturned;
+    me.operation = "return";
+    ++m.returned;
+    give_way();
+    std::abort();
+}
+
+inline void run_block() {
+    Machine& m = machine();
+    std::memset(m.shared, 0xFF, m.shared_bytes);  // NaN in float32, bfloat16 and float16
+    std::fill(std::begin(m.arrived), std::end(m.arrived), 0u);
+    for (Named& n : m.named) n.waiting.clear();
+    m.at_barrier = m.returned = 0;
+    m.ready.clear();
+    std::vector<int> all(m.count);
+    std::iota(all.begin(), all.end(), 0);
+    for (int t : all) {
+        Thread& thread = *m.threads[t];
+        thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+        thread.fiber.start(entry);
+        thread.copies.clear();
+        thread.groups = 0;
+        thread.operation = nullptr;
+    }
+    wake(all);
+    if (m.order == Machine::kRandom) std::swap(m.ready[draw(m.ready.size())], m.ready.back());
+    const int first = m.ready.back();
+    m.ready.pop_back();
+    take_up(first);
+    m.system.switch_to(self().fiber);
+    if (!m.fault.empty())
+        throw std::runtime_error("emulator: kernel " + std::string(m.kernel) + ", " +
+                                 triple("block", blockIdx.x, blockIdx.y, blockIdx.z) + ", " +
+                                 triple("thread", threadIdx.x, threadIdx.y, threadIdx.z) + ": " + m.fault);
+}
+
+inline void choose_order() {
+    Machine& m = machine();
+    const char* order = std::getenv("ZFKERNELS_EMULATOR_ORDER");
+    const std::string name = order && *order ? order : "forward";
+    m.order = name == "forward" ? Machine::kForward : name == "reverse" ? Machine::kReverse : Machine::kRandom;
+    if (m.order == Machine::kRandom) m.random = std::stoull(name) * 2654435761u + 1;
+}
+
+// Runs kernel(arguments...) on the grid, here and now. `name` is for messages.
+template <typename... Parameters>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+            std::tuple<std::decay_t<Parameters>...> arguments) {
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    Machine& m = machine();
+    const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    const auto refuse = [&](const std::string& what) {
+        throw std::runtime_error("kernel " + std::string(name) + ": " + what);
+    };
+    if (threads < 1 || threads > kLargestBlock || block.z > 64)
+        refuse("a block of " + std::to_string(threads) + " threads");
+    if (shared > kLargestShared) refuse(std::to_string(shared) + " bytes of shared memory");
+    if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+        refuse(triple("grid", grid.x, grid.y, grid.z));
+    while (m.threads.size() < threads) m.threads.push_back(std::make_unique<Thread>());
+
+    struct Work {
+        void (*kernel)(Parameters...);
+        std::tuple<std::decay_t<Parameters>...>* arguments;
+    } work{kernel, &arguments};
+    m.body = [](void* w) {
+        auto* of = static_cast<Work*>(w);
+        std::apply(of->kernel, *of->arguments);
+    };
+    m.arguments = &work;
+    m.kernel = name;
+    m.count = static_cast<int>(threads);
+    m.fault.clear();
+    gridDim = grid;
+    blockDim = block;
+    choose_order();
+
+    struct Shared {
+        void* memory = nullptr;
+        ~Shared() { std::free(memory); }
+    } memory;
+    if (posix_memalign(&memory.memory, 1024, shared) != 0) throw std::bad_alloc();
+    m.shared = static_cast<unsigned char*>(memory.memory);
+    m.shared_bytes = shared;
+
+    std::vector<uint64_t> order(blocks);
+    std::iota(order.begin(), order.end(), uint64_t{0});
+    if (m.order == Machine::kReverse) std::reverse(order.begin(), order.end());
+    if (m.order == Machine::kRandom)
+        for (uint64_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[draw(static_cast<uint32_t>(i + 1))]);
+    for (uint64_t b : order) {
+        blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                    static_cast<unsigned>(b / grid.x / grid.y)};
+        run_block();
+    }
+}
+
+}  // namespace zf::emulator
+
+#define __syncthreads() zf::emulator::block_barrier(__LINE__)
+inline void __syncwarp(uint32_t mask = ~0u) { zf::emulator::ballot("__syncwarp", mask, false); }
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
+    const int lane = zf::emulator::lane_id();
+    return zf::emulator::shuffle("__shfl_sync", mask, value, lane / width * width + source % width);
+}
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
+    const int lane = zf::emulator::lane_id(), source = lane - static_cast<int>(delta);
+    return zf::emulator::shuffle("__shfl_up_sync", mask, value, zf::emulator::within(lane, source, width));
+}
+template <typename T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
+    const int lane = zf::emulator::lane_id(), source = lane + static_cast<int>(delta);
+    return zf::emulator::shuffle("__shfl_down_sync", mask, value, zf::emulator::within(lane, source, width));
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32) {
+    const int lane = zf::emulator::lane_id();
+    return zf::emulator::shuffle("__shfl_xor_sync", mask, value, zf::emulator::within(lane, lane ^ bits, width));
+}
+inline uint32_t __ballot_sync(uint32_t mask, int vote) {
+    return zf::emulator::ballot("__ballot_sync", mask, vote != 0);
+}
+inline int __any_sync(uint32_t mask, int vote) { return zf::emulator::ballot("__any_sync", mask, vote != 0) != 0; }
+inline int __all_sync(uint32_t mask, int vote) { return zf::emulator::ballot("__all_sync", mask, vote == 0) == 0; }
+
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+template <typename T>
+T __ldg(const T* p) {
+    return *p;
+}
+template <typename T>
+T __ldcs(const T* p) {
+    return *p;
+}
+template <typename T>
+void __stcs(T* p, T value) {
+    *p = value;
+}
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+inline float __fsqrt_rn(float v) { return std::sqrt(v); }
+inline float __frcp_rn(float v) { return 1 / v; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+    return b < a ? b : a;
+}
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+    return a < b ? b : a;
+}

@@ -1,0 +1,163 @@
+"""Runs the CUDA kernels' own source on the CPU: faults on purpose first, then the kernels.
+
+    python tests/emulator/run.py [--quick]
+
+1. Kernels that are wrong on purpose (faults.cpp), and real ones with a barrier taken out: each must be caught.
+2. tests/test_backends.py through the emulated backend, in several orders of the threads.
+3. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
+
+--quick leaves out what takes longest: all orders but the first, and the sanitizers. Objects are kept in build/emulator.
+Needs g++ or clang++ (CXX) on Linux, and zfkernels installed or built in place.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import build
+
+OUT = build.ROOT / "build/emulator"
+ORDERS = ("forward", "reverse", "1")
+
+RIGHT = ("right", "right_rewriting")
+# Fault -> what is said about it; "" is a wrong result, in one of the orders. Those marked True need the sanitizers.
+FAULTS = {
+    "missing_barrier": ("wrong result", False),
+    "missing_second_barrier": ("wrong result", False),
+    "divergent_barrier": ("some threads wait at __syncthreads", False),
+    "different_barriers": ("threads wait at different __syncthreads", False),
+    "unwritten_shared_memory": ("wrong result", False),
+    "read_before_wait": ("wrong result", False),
+    "wait_for_too_few": ("wrong result", False),
+    "never_waits": ("cp.async that was never waited for", False),
+    "lanes_missing": ("threads wait for each other", False),
+    "lanes_disagree": ("different masks", False),
+    "read_past_array": ("heap-buffer-overflow", True),
+    "write_past_array": ("heap-buffer-overflow", True),
+    "past_shared_memory": ("heap-buffer-overflow", True),
+    "misaligned_vector": ("misaligned address", True),
+}
+
+# A real kernel's source, the text to change in it (each must occur), what it becomes, and the op that must fail.
+MUTATIONS = [
+    (
+        "contrast_norm.cu",
+        "    __syncthreads();\n    if (!works) return;",
+        "    if (!works) return;",
+        "max_pool2d_contrast_norm",
+    ),
+    (
+        "max_pool.cu",
+        "if (switches[i] == static_cast<uint32_t>(tap)) ",
+        "if (switches[i] <= static_cast<uint32_t>(tap)) ",
+        "max_unpool2d",
+    ),
+    ("conv.cu", "ptx::cp_async_wait<kStages - 2>();\n", "ptx::cp_async_wait<kStages - 1>();\n", "conv2d"),
+    ("conv.cu", "cp_async_wait<kStages - 2>();\n        __syncthreads();", "cp_async_wait<kStages - 2>();", "conv2d"),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one order, no sanitizers")
+    quick = parser.parse_args().quick
+    started = time.monotonic()
+    faults(sanitize=False)
+    if not quick:
+        faults(sanitize=True)
+    module = build.build()
+    mutations()
+    tests = ["tests/test_backends.py", "-k", "emulated"]
+    pytest(module, "forward", tests)
+    for order in () if quick else ORDERS[1:]:
+        pytest(module, order, ["tests/test_backends.py", "-k", "emulated and against_reference and channels_last"])
+    if not quick:
+        verify(build.build(sanitize=True), sanitize=True)
+    print(f"passed in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def faults(sanitize: bool) -> None:
+    """Every fault of FAULTS must end the program with what it says there, and the right kernel must pass."""
+    program = OUT / ("faults-sanitized" if sanitize else "faults")
+    OUT.mkdir(parents=True, exist_ok=True)
+    flags = [*build.COMMON, *(build.SANITIZED if sanitize else build.PLAIN), f"-I{build.ROOT}/csrc", f"-I{build.HERE}"]
+    build.run([*build.compiler(), *flags, str(build.HERE / "faults.cpp"), "-o", str(program)])
+
+    def report(name: str, order: str) -> tuple[int, str]:
+        environment = os.environ | {"ZFKERNELS_EMULATOR_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
+        done = subprocess.run([program, name], capture_output=True, text=True, env=environment)
+        return done.returncode, done.stderr
+
+    for name in RIGHT:
+        for order in ORDERS:
+            if report(name, order) != (0, ""):
+                raise SystemExit(f"the kernel {name!r} failed in order {order}: {report(name, order)[1]}")
+    for name, (text, needs_sanitizer) in FAULTS.items():
+        if needs_sanitizer == sanitize:
+            reports = [report(name, order) for order in ORDERS]
+            if not any(code != 0 and text in words for code, words in reports):
+                raise SystemExit(f"the fault {name!r} was not caught: {reports}")
+            print(f"fault {name}: caught ({text})", flush=True)
+
+
+def mutations() -> None:
+    """The emulated tests must fail for every kernel of MUTATIONS in one of the orders."""
+    modules = []
+    for number, (file, before, after, _) in enumerate(MUTATIONS):
+        source = (build.ROOT / "csrc/cuda" / file).read_text()
+        if source.count(before) != 1:
+            raise SystemExit(f"the text to change is not in {file} once: {before!r}")
+        mutated = OUT / f"mutated_{number}.cu"
+        mutated.write_text(source.replace(before, after))
+        others = [p for p in (build.ROOT / "csrc/cuda").glob("*.cu") if p.name not in (file, "device.cu")]
+        modules.append(lambda s=[mutated, *others], n=f"mutated_{number}": build.build(sources=s, name=n))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        modules = list(pool.map(lambda make: make(), modules))
+    for module, (file, before, after, op) in zip(modules, MUTATIONS, strict=True):
+        codes = [verify(module, order=order, ops=op, check=False) for order in ORDERS]
+        if not any(codes):
+            raise SystemExit(f"{op} passed with {before!r} changed to {after!r} in {file}")
+        print(f"mutation of {file}: caught by {op}", flush=True)
+
+
+def environment(module: Path, order: str) -> dict[str, str]:
+    return os.environ | {
+        "ZFKERNELS_EMULATED": str(module),
+        "ZFKERNELS_EMULATOR_ORDER": order,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(build.ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def pytest(module: Path, order: str, arguments: list[str]) -> None:
+    print(f"order {order}: pytest {' '.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    subprocess.run(command, check=True, cwd=build.ROOT, env=environment(module, order))
+
+
+def verify(module: Path, order: str = "forward", ops: str = "", sanitize: bool = False, check: bool = True) -> int:
+    """`zfkernels verify` of the emulated backend, in a process of its own; returns its exit code."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(build.HERE)!r})
+from pathlib import Path
+import backend
+backend.register(Path({str(module)!r}))
+from zfkernels.cli import main
+sys.exit(main(["verify", "--backend", "emulated", "--cases", "6", *{["--ops", ops] if ops else []!r}]))
+"""
+    variables = environment(module, order)
+    if sanitize:
+        library = subprocess.run([*build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+        variables |= {"LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    quiet = {} if check else {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.run([sys.executable, "-c", code], cwd=build.ROOT, env=variables, check=check, **quiet).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Kernels in Triton, for NVIDIA GPUs of compute capability 8.0 and up.
+
+With TRITON_INTERPRET=1 in the environment before the first import, the same kernels run in Triton's interpreter, in
+NumPy and slowly, on tensors in host memory: for tests, without a GPU.
+"""
+
+import importlib.util
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+if importlib.util.find_spec("triton") is None:
+    INSTALLED, INTERPRETED = False, False
+else:
+    from .contrast_norm import contrast_norm, contrast_norm_backward
+    from .conv import conv2d, conv2d_weight_grad, conv_transpose2d
+    from .fused import (
+        conv2d_relu_max_pool2d,
+        conv2d_relu_max_pool2d_weight_grad,
+        max_pool2d_contrast_norm,
+        max_unpool2d_relu_conv_transpose2d,
+    )
+    from .max_pool import max_pool2d, max_unpool2d, max_unpool2d_backward
+    from .tensors import INTERPRETED
+
+    INSTALLED = True
+
+DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
+
+__all__ = [
+    "DEVICES",
+    "DTYPES",
+    "contrast_norm",
+    "contrast_norm_backward",
+    "conv2d",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_weight_grad",
+    "conv2d_weight_grad",
+    "conv_transpose2d",
+    "max_pool2d",
+    "max_pool2d_contrast_norm",
+    "max_unpool2d",
+    "max_unpool2d_backward",
+    "max_unpool2d_relu_conv_transpose2d",
+    "unavailable",
+]
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, and what would change that; None when it can."""
+    if not INSTALLED:
+        return (
+            "triton is not installed; run: pip install 'zfkernels[triton]' (torch's builds for CUDA bring it on Linux)"
+        )
+    if INTERPRETED:
+        return None
+    slowly = "or set TRITON_INTERPRET=1 before Python starts, to run the kernels slowly on the CPU"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA; install a build with it, {slowly}"
+    if not torch.cuda.is_available():
+        return f"torch finds no GPU: no driver, or CUDA_VISIBLE_DEVICES hides it; {slowly}"
+    if torch.version.cuda is not None and torch.cuda.get_device_capability() < (8, 0):
+        major, minor = torch.cuda.get_device_capability()
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {major}.{minor}, and the kernels need 8.0 or more; {slowly}"
+    return None

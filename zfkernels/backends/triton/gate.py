@@ -1,0 +1,237 @@
+"""The compile gate: every launch on ZFNet's layers, compiled for four kinds of GPU without having one.
+
+`zfkernels verify --compile-only` prints a line a kernel and fails on
+
+    spills        values moved to local memory: stack, LDL or STL in the machine code
+    registers     a wgmma whose first operand comes from registers: ptxas before 13.3 may overwrite it while the
+                  product still reads it (triton issues 9433, 11781), and the result is wrong without an error
+    matrix units  a product of matrices without their instructions
+    memory        more shared memory than a program may have
+
+The launches are what each file's `compilations` lists, from the function that its launches take their arguments from.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .contrast_norm import compilations as of_contrast_norm
+from .conv import compilations as of_conv
+from .fused import compilations as of_fused
+from .max_pool import compilations as of_max_pool
+from .tensors import INTERPRETED, Compilation
+from .tuning import Target
+
+LISTS = (of_conv, of_fused, of_max_pool, of_contrast_norm)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+REGISTER_OPERAND = re.compile(r"wgmma\.mma_async[^;]*\}, \{")
+
+
+class Architecture(NamedTuple):
+    """Where to compile for: what triton and what tuning.py call it, and the shared memory of a program in bytes."""
+
+    gpu: GPUTarget
+    target: Target
+    shared: int
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), Target("cuda", 80, 108), 163 << 10),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), Target("cuda", 90, 132), 227 << 10),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), Target("cuda", 100, 148), 227 << 10),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), Target("hip", "gfx942", 304), 64 << 10),
+}
+QUICK = {"architectures": ("sm_90",), "dtypes": (torch.bfloat16,)}  # what every run of the tests can afford
+
+
+@dataclass
+class Built:
+    """What one compilation came to; `problems` is empty when it passes."""
+
+    kernel: str
+    architecture: str
+    dtype: str
+    seconds: float = 0.0
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared: int = 0
+    matrix: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def main(quick: bool, file: Path | None) -> int:
+    """Prints the table, writes JSON to `file`; 0 when every kernel passed, 1 when one failed, 2 without the tools."""
+    if INTERPRETED:
+        # Under TRITON_INTERPRET the kernels are Python functions from the moment of their definition.
+        command = [sys.executable, "-m", "zfkernels", "verify", "--compile-only"]
+        command += (["--quick"] if quick else []) + (["--json", str(file)] if file else [])
+        return subprocess.run(command, env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}).returncode
+    if missing := [name for name in ("cuobjdump", "nvdisasm") if tool(name) is None]:
+        print(
+            f"zfkernels verify: {', '.join(missing)} not found in triton {triton.__version__}'s folder, PATH or "
+            "CUDA_HOME; install the CUDA toolkit, or triton 3.6, which brings them",
+            file=sys.stderr,
+        )
+        return 2
+    built = []
+    print(heading())
+    for one in build_all(**(QUICK if quick else {})):
+        built.append(one)
+        print(line(one), flush=True)
+    failed = [one for one in built if one.problems]
+    print(f"{len(built)} kernels compiled by triton {triton.__version__}, {len(failed)} failed")
+    if file:
+        file.write_text(
+            json.dumps({"triton": triton.__version__, "kernels": [asdict(b) for b in built]}, indent=1) + "\n"
+        )
+    return 1 if failed else 0
+
+
+def build_all(
+    architectures: Iterable[str] = tuple(ARCHITECTURES), dtypes: Iterable[torch.dtype] = DTYPES
+) -> Iterator[Built]:
+    """Compiles every launch once, however many layers it serves."""
+    seen = set()
+    for architecture in architectures:
+        for dtype in dtypes:
+            for compilations in LISTS:
+                for compilation in compilations(dtype, ARCHITECTURES[architecture].target):
+                    source = signature(compilation)
+                    key = repr((architecture, compilation.kernel.__name__, source, sorted(compilation.options.items())))
+                    if key not in seen:
+                        seen.add(key)
+                        yield build(compilation, architecture, dtype)
+
+
+def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Built:
+    """Compiles for `architecture` what launching `compilation` there would compile, and inspects it."""
+    built = Built(compilation.name, architecture, str(dtype).removeprefix("torch."))
+    types, constants, attributes = signature(compilation)
+    source = ASTSource(compilation.kernel, signature=types, constexprs=constants, attrs=attributes)
+    gpu, _, limit = ARCHITECTURES[architecture]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = cache
+        try:
+            kernel = triton.compile(source, target=gpu, options=dict(compilation.options))
+        except Exception as error:  # whatever the compiler raises, this kernel does not compile
+            built.problems.append(f"does not compile: {type(error).__name__}: {str(error).strip()[-300:]}")
+            return built
+    built.seconds = time.perf_counter() - start
+    built.shared = kernel.metadata.shared
+    (inspect_amd if gpu.backend == "hip" else inspect_nvidia)(kernel, built)
+    if built.stack or built.spills:
+        built.problems.append(f"spills: {built.stack} bytes of stack, {built.spills} spilling instructions")
+    if built.shared > limit:
+        built.problems.append(f"memory: {built.shared} bytes of shared memory, {architecture} has {limit}")
+    if REGISTER_OPERAND.search(kernel.asm.get("ptx", "")):
+        built.problems.append("registers: a wgmma takes its first operand from registers")
+    if compilation.matrix:
+        wanted = matrix_instruction(compilation, architecture)
+        if not built.matrix.get(wanted):
+            built.problems.append(f"matrix units: no {wanted} in a product of matrices")
+    return built
+
+
+def signature(compilation: Compilation) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict]:
+    """The types, constants and alignments that triton's launcher would specialise the kernel for."""
+    types: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    for i, parameter in enumerate(compilation.kernel.params):
+        value = compilation.arguments[parameter.name]
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or (value == 1 and isinstance(value, int) and specialised):
+            types[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.dtype):
+            types[parameter.name], attributes[(i,)] = POINTERS[value], [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            types[parameter.name] = "fp32"
+        else:
+            types[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and specialised:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def matrix_instruction(compilation: Compilation, architecture: str) -> str:
+    """The instruction of the matrix units that a product of this tile must use there."""
+    # Hopper's and Blackwell's own take 64 rows or more of four warps together; smaller tiles run Ampere's.
+    large = compilation.arguments["BM"] >= 64 and compilation.options["num_warps"] % 4 == 0
+    return {"sm_80": "HMMA", "sm_90": "HGMMA" if large else "HMMA", "sm_100": "UTCMMA" if large else "HMMA"}.get(
+        architecture, "MFMA"
+    )
+
+
+def inspect_nvidia(kernel, built: Built) -> None:
+    """Reads registers and stack from the binary, spills and matrix instructions from its disassembly."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = output(tool("cuobjdump"), "--dump-resource-usage", file.name)
+        code = output(tool("nvdisasm"), "-c", file.name)
+    built.registers = int(re.findall(r"\bREG:(\d+)", usage)[-1])
+    built.stack = int(re.findall(r"\bSTACK:(\d+)", usage)[-1])
+    built.spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    built.matrix = counted({"HGMMA": r"\bHGMMA\b", "HMMA": r"\bHMMA\b", "UTCMMA": r"\bUTC\w*MMA\b"}, code)
+
+
+def inspect_amd(kernel, built: Built) -> None:
+    """Reads the same from the assembly's metadata and text."""
+    code = kernel.asm["amdgcn"]
+
+    def stated(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1])
+
+    built.registers = stated("vgpr_count")
+    built.stack = stated("private_segment_fixed_size")
+    built.spills = stated("vgpr_spill_count") + stated("sgpr_spill_count")
+    built.matrix = counted({"MFMA": r"\bv_mfma_"}, code)
+
+
+def counted(patterns: dict[str, str], code: str) -> dict[str, int]:
+    return {name: count for name, pattern in patterns.items() if (count := len(re.findall(pattern, code)))}
+
+
+def tool(name: str) -> str | None:
+    """The path of a CUDA binary tool: triton's own, else PATH's or the toolkit's."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    candidates = (
+        str(Path(triton.__file__).parent / "backends/nvidia/bin" / name),
+        shutil.which(name) or "",
+        str(Path(home, "bin", name)),
+    )
+    return next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def heading() -> str:
+    return (
+        f"{'kernel':<44}{'for':<8}{'dtype':<10}{'registers':>9}{'stack':>7}{'spills':>8}{'shared':>8}{'seconds':>9}  "
+        "matrix instructions"
+    )
+
+
+def line(b: Built) -> str:
+    text = f"{b.kernel:<44}{b.architecture:<8}{b.dtype:<10}{b.registers:>9}{b.stack:>7}{b.spills:>8}{b.shared:>8}"
+    text += f"{b.seconds:>9.1f}  " + (", ".join(f"{n} {name}" for name, n in b.matrix.items()) or "-")
+    return text + "".join(f"\n  FAILED {problem}" for problem in b.problems)
