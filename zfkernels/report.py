@@ -132,12 +132,12 @@ def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
     return tile(pictures, columns=-(-len(pictures) // 2) if len(pictures) <= 32 else 16, zoom=9, gap=4)
 
 
-def _plain_axes(axes) -> None:
+def plain_axes(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=SOFT, labelsize=8)
 
 
-def _outline(axes, box: tuple[int, int, int, int]) -> None:
+def outline(axes, box: tuple[int, int, int, int]) -> None:
     from matplotlib.patches import Rectangle
 
     top, left, bottom, right = box
@@ -145,7 +145,7 @@ def _outline(axes, box: tuple[int, int, int, int]) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line))
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -159,7 +159,7 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
 
     columns = 5
     rows = -(-len(photographs) // columns)
-    figure = _figure(9.6, 1.95 * rows)
+    figure = new_figure(9.6, 1.95 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(photographs) :]:
         axes.set_axis_off()
@@ -169,14 +169,14 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
         small.thumbnail((280, 280))
         axes.imshow(np.asarray(small), extent=(0, width, height, 0))
         for cell in photograph.cells:
-            _outline(axes, cell)
+            outline(axes, cell)
         axes.set_title(f"{photograph.name}: {photograph.accuracy:.0%}", fontsize=9, color=INK)
         axes.set_axis_off()
     figure.savefig(path)
 
 
 def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
-    figure = _figure(8.4, 2.6)
+    figure = new_figure(8.4, 2.6)
     loss, accuracy = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     loss.plot(epochs, [epoch.loss for epoch in history], color=ACCENT, marker=".")
@@ -188,7 +188,7 @@ def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
     )
     accuracy.set(xlabel="epoch", title="held-out accuracy", ylabel="crops recognised (%)", ylim=(0, 102))
     for axes in (loss, accuracy):
-        _plain_axes(axes)
+        plain_axes(axes)
         axes.title.set_fontsize(10)
         axes.xaxis.get_major_locator().set_params(integer=True)
         for before, after in zip(range(len(history)), range(1, len(history)), strict=False):
@@ -208,7 +208,7 @@ def projection_figure(picture: torch.Tensor, projection: Projection, title: str,
         (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(pixels, limit)),
     )
     sees_all = (top, left, bottom, right) == (0, 0, height, width)
-    figure = _figure(9.0, 5.2 if sees_all else 9.6)
+    figure = new_figure(9.0, 5.2 if sees_all else 9.6)
     grid = figure.subplots(1 if sees_all else 2, 2, squeeze=False)
     figure.suptitle(f"{title}: activation {float(projection.values[0]):.4g}", fontsize=12, color=INK)
     for column, (name, view) in zip(grid.T, views, strict=True):
@@ -218,7 +218,7 @@ def projection_figure(picture: torch.Tensor, projection: Projection, title: str,
         column[0].set_title(name, fontsize=10)
         column[-1].set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
         if not sees_all:
-            _outline(column[0], (top, left, bottom, right))
+            outline(column[0], (top, left, bottom, right))
             column[1].set(xlim=(left, right), ylim=(bottom, top))
             column[1].set_title(f"the {bottom - top} x {right - left} pixels it sees", fontsize=10)
     figure.savefig(path)
@@ -239,11 +239,11 @@ def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None
     left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
     extent = (left, left + columns * stride_w, top + rows * stride_h, top)
 
-    figure = _figure(11.2, 2.9)
+    figure = new_figure(11.2, 2.9)
     picture, activity, probability, label = figure.subplots(1, 4)
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), columns)
-    _outline(picture, result.boxes[worst].tolist())
+    outline(picture, result.boxes[worst].tolist())
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
 
     sums = result.activity.numpy()
