@@ -429,7 +429,9 @@ def alive(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
             nn.init.uniform_(module.bias, -0.3, 0.3, generator=generator)
             nn.init.uniform_(module.running_mean, -0.3, 0.3, generator=generator)

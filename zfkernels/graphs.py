@@ -196,8 +196,7 @@ def _reverse_step(step: Step, g: Tensor, below: torch.Size, record: Tensor | Non
         return g * step.scale
     if isinstance(step, (AveragePool, Average)):
         rows, columns = (_averaging(step, below[2 + a], g.shape[2 + a], a).to(g) for a in (0, 1))
-        g = torch.einsum("ncij,ih,jw->nchw", g, rows, columns)
-        return g / step.divisor if isinstance(step, AveragePool) and step.divisor else g
+        return torch.einsum("ncij,ih,jw->nchw", g, rows, columns)
     if isinstance(step, Mean):
         return (g / (size[0] * size[1]))[:, :, None, None].expand(-1, -1, *size)
     if isinstance(step, Linear):
@@ -217,22 +216,25 @@ def _transposed(step: Conv, g: Tensor, size: Pair) -> Tensor:
 
 def _averaging(step: AveragePool | Average, below: int, above: int, axis: int) -> Tensor:
     """Along one axis, the part that each of `below` pixels has in each of `above` windows: (above, below)."""
-    windows = np.arange(above)
+    windows, pixels = np.arange(above), np.arange(below)
     if isinstance(step, Average):
         first, last = windows * below // above, -(-(windows + 1) * below // above)
         sizes = last - first
     else:
         first = windows * step.stride[axis] - step.padding[axis]
-        last = np.minimum(first + step.kernel[axis], below + step.padding[axis])
-        sizes = last - first
-        first, last = first.clip(0), last.clip(max=below)
-        if not step.count_include_pad:
-            sizes = last - first
-        if step.divisor:
-            sizes = np.ones_like(sizes)
-    pixels = np.arange(below)
+        last = first + step.kernel[axis]
+        sizes = window_sizes(step, below, above, axis)
     inside = (pixels >= first[:, None]) & (pixels < last[:, None])
     return torch.from_numpy(inside / sizes[:, None])
+
+
+def window_sizes(step: AveragePool, below: int, above: int, axis: int) -> np.ndarray:
+    """Along one axis, what a window's sum is divided by, window by window: (above,). The axes' divisors multiply."""
+    if step.divisor:
+        return np.full(above, step.divisor if axis == 0 else 1)
+    first = np.arange(above) * step.stride[axis] - step.padding[axis]
+    last = np.minimum(first + step.kernel[axis], below + step.padding[axis])
+    return last - first if step.count_include_pad else last.clip(max=below) - first.clip(0)
 
 
 def norm_factors(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:

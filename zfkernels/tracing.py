@@ -191,6 +191,7 @@ class Opaque:
 
     name: str
     call: Callable[[dict[int, object], list], object]  # (values by number, shapes by number) -> what it gives
+    pointwise: bool  # whether each element depends on its own place alone
 
 
 @dataclass(frozen=True)
@@ -593,6 +594,12 @@ WITH_SWITCHES = (conv2d_relu_max_pool2d, max_pool2d_with_switches)
 RESHAPES = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
 
+# Without a reverse here, but computed element by element
+POINTWISE = {
+    *(nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish),
+    *(nn.Hardsigmoid, nn.Hardtanh, F.silu, F.gelu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus),
+    *(torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.clamp, "sigmoid", "tanh", "clamp", "clamp_", "abs"),
+}
 NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 LEAVES = (
     nn.Conv2d,
@@ -898,7 +905,8 @@ def _opaque(name: str, model: nn.Module, node: fx.Node, made: dict[fx.Node, int]
             return getattr(arguments[0], node.target)(*arguments[1:], **keywords)
         return node.target(*arguments, **keywords)
 
-    return Opaque(name, call)
+    kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+    return Opaque(name, call, kind in POINTWISE and len(node.all_input_nodes) == 1)
 
 
 def _evaluate(node: fx.Node, shapes: dict[fx.Node, torch.Size]) -> object:
