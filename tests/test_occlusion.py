@@ -152,7 +152,7 @@ class Squeeze(nn.Module):
         self.act = nn.SiLU()
         self.down, self.up = nn.Conv2d(8, 3, 1), nn.Conv2d(3, 8, 1)
         self.depthwise = nn.Conv2d(8, 8, 5, padding=2, groups=8)
-        self.half = nn.Conv2d(4, 4, 3, dilation=2, padding=2)
+        self.dilated = nn.Conv2d(4, 4, 3, dilation=2, padding=2)
         self.norm = nn.GroupNorm(2, 8)
         self.fc = nn.Linear(8, 4)
 
@@ -163,7 +163,7 @@ class Squeeze(nn.Module):
         n, c, h, w = x.shape
         x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
         left, right = x.chunk(2, 1)
-        x = torch.cat([F.hardswish(self.half(left)), right], 1)
+        x = torch.cat([F.hardswish(self.dilated(left)), right], 1)
         return self.fc(self.norm(x).amax((2, 3)))
 
 
@@ -176,7 +176,7 @@ NETWORKS = {
     "VGG with batch norms": (lambda: nets.vgg11(batch_norm=True), (70, 61), "features.8"),
     "functional": (nets.Functional, (41, 35), "conv_b"),
     "odd": (nets.odd, (23, 29), "6"),
-    "Squeeze": (Squeeze, (37, 42), "half"),
+    "Squeeze": (Squeeze, (37, 42), "dilated"),
 }
 
 

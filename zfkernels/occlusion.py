@@ -263,10 +263,10 @@ def _by_regions(model: torch.nn.Module, image: torch.Tensor, layer: str | None) 
             raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
         if layer is not None and layer not in graph.submodules:
             raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
+        return _Regions(graph, image, layer)
     except (NotImplementedError, RuntimeError) as error:
         warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
         return None
-    return _Regions(graph, image, layer)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from .tracing import (
     Concat,
     Conv,
     Graph,
+    Mean,
     Norm,
     Opaque,
     Pair,
@@ -47,6 +48,7 @@ class Recomputed:
     """What the graph makes of images that differ from `image` (1, C, H, W) in a box.
 
     `wanted` are the numbers of the values asked for; `clear` holds what each value is for `image` itself.
+    NotImplementedError for a step of maps that is given something else.
     """
 
     def __init__(self, graph: Graph, image: Tensor, wanted: list[int]) -> None:
@@ -60,8 +62,13 @@ class Recomputed:
             node, self.before[number] = graph.nodes[number - 1], []
             x = [self.clear[i] for i in node.inputs]
             for step in node.steps:
+                if isinstance(step, (Conv, Pool, Norm, Average, AveragePool, Mean)) and x[0].ndim != 4:
+                    raise NotImplementedError(f"layer {step.name!r} is given {x[0].ndim} dimensions, not maps")
                 self.before[number].append(x[0])
-                x = [step.call(self.clear, sizes) if isinstance(step, Opaque) else forward(step, x)[0]]
+                if isinstance(step, Opaque):
+                    x = [step.call({i: _plain(self.clear[i]) for i in node.inputs}, sizes)]
+                else:
+                    x = [forward(step, x)[0]]
             self.clear[number] = x[0]
             sizes[number] = x[0].shape if isinstance(x[0], Tensor) else None
 
@@ -102,8 +109,8 @@ class Recomputed:
     def _opaque(self, step: Opaque, inputs: tuple[int, ...], values: dict[int, object], sizes: list) -> object:
         if step.pointwise and isinstance(values[inputs[0]], Region):
             region = values[inputs[0]]
-            return Region(step.call({inputs[0]: region.pixels}, []), region.origins)
-        wholes = {i: self.whole(i, values[i]) for i in inputs}
+            return Region(step.call({inputs[0]: region.pixels}, sizes), region.origins)
+        wholes = {i: _plain(self.whole(i, values[i])) for i in inputs}
         y = step.call(wholes, sizes)
         if isinstance(y, Tensor) and y.ndim == 4 and len(y) == sizes[0][0]:
             return Region(y, np.zeros((len(y), 2), np.int64))
@@ -193,6 +200,11 @@ def _cut(clear: Tensor, origins: np.ndarray, size: Pair, x: Region, fill: float)
     )
     boxes = table.index_select(0, torch.from_numpy(index.ravel()).to(clear.device))
     return boxes.view(len(origins), *size, channels).permute(0, 3, 1, 2)
+
+
+def _plain(value: object) -> object:
+    """As torch's own layers would have made it, for models that `view` it."""
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def _pixels(maps: Tensor) -> Tensor:

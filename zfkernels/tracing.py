@@ -796,6 +796,8 @@ def _walk(model: nn.Module, fx_graph: fx.Graph, results: dict[str, fx.Node], opa
             if opaque and _hooked(model, node):
                 raise Irreversible("hooks may change what it gives")
             part, inputs = _part(name, model, node, made)
+            if opaque and any(isinstance(step, Flatten) for step in part.steps):
+                raise Irreversible("it may make other shapes than vectors")
         except Irreversible as why:
             if not opaque:
                 raise irreversible(name, kind, why) from None
