@@ -1,8 +1,8 @@
 """Networks in plain torch, and what a projection must be, computed in another way: autograd with other rules.
 
-`Rules` is a mode in which plain torch calls get another backward: a ReLU's is a ReLU of the gradient, and a response
-norm's one of the three that `project` offers. It sees modules, functions and methods, in-place or not, as torch runs
-them, and knows nothing of chains, switches or boxes.
+`Rules` is a mode in which plain torch calls get another backward: a ReLU's is a ReLU of the gradient (or one of the
+other methods), and a response norm's one of the three that `project` offers. It sees modules, functions and methods,
+in-place or not, as torch runs them, and knows nothing of graphs, chains, switches or boxes.
 """
 
 import torch
@@ -12,16 +12,22 @@ from torch.overrides import TorchFunctionMode
 
 
 class RectifiedGradient(torch.autograd.Function):
+    """max(0, x) + slope min(0, x), at most cap, whose backward is the same of the gradient, without a cap."""
+
     @staticmethod
-    def forward(ctx, x, in_place):
+    def forward(ctx, x, in_place, slope, cap, guided):
+        ctx.slope, ctx.guided = slope, guided
+        ctx.passed = torch.full_like(x, slope).masked_fill((x > 0) & (x < cap), 1.0).masked_fill(x >= cap, 0.0)
+        y = torch.where(x > 0, x, slope * x).clamp(max=cap)
         if in_place:
             ctx.mark_dirty(x)
-            return x.clamp_(min=0)
-        return x.clamp(min=0)
+            return x.copy_(y)
+        return y
 
     @staticmethod
     def backward(ctx, g):
-        return g.clamp(min=0), None
+        g = torch.where(g > 0, g, ctx.slope * g)
+        return g * ctx.passed if ctx.guided else g, None, None, None, None
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -36,18 +42,28 @@ class ScaledGradient(torch.autograd.Function):
 
 
 class Rules(TorchFunctionMode):
-    PLAIN = (F.relu, torch.relu, torch.Tensor.relu)
-    IN_PLACE = (F.relu_, torch.relu_, torch.Tensor.relu_)
+    RELU = (F.relu, torch.relu, torch.Tensor.relu, F.relu_, torch.relu_, torch.Tensor.relu_)
 
-    def __init__(self, norm):
+    def __init__(self, norm, method="deconvnet"):
         super().__init__()
-        self.norm = norm
+        self.norm, self.method = norm, method
+
+    def rule(self, function, args, kwargs):
+        """In-place, slope and cap of a call of a rectifier; None of another."""
+        in_place = function.__name__.endswith("_") or kwargs.get("inplace", False)
+        if function in self.RELU:
+            return in_place or (len(args) > 1 and args[1]), 0.0, float("inf")
+        if function in (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_):
+            return in_place, kwargs.get("negative_slope", args[1] if len(args) > 1 else 0.01), float("inf")
+        if function in (F.relu6, F.hardtanh, F.hardtanh_):
+            return in_place or True in args, 0.0, 6.0
+        return None
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in self.PLAIN or function in self.IN_PLACE:
-            in_place = function in self.IN_PLACE or kwargs.get("inplace", len(args) > 1 and args[1])
-            return RectifiedGradient.apply(args[0] if args else kwargs["input"], in_place)
+        rule = self.rule(function, args, kwargs) if self.method != "gradient" else None
+        if rule:
+            return RectifiedGradient.apply(args[0] if args else kwargs["input"], *rule, self.method == "guided")
         y = function(*args, **kwargs)
         if function is F.local_response_norm and self.norm != "gradient":
             factors = response_factors(*args, **kwargs) if self.norm == "rescale" else torch.ones_like(y)
@@ -63,14 +79,14 @@ def response_factors(x, size, alpha=1e-4, beta=0.75, k=1.0):
     return (k + alpha / size * torch.stack(sums, 1)) ** -beta
 
 
-def modified_gradient(value_of, images, channel, position=None, norm="identity"):
+def modified_gradient(value_of, images, channel, position=None, norm="identity", method="deconvnet"):
     """The projections of one activation of each image, their values and places.
 
     `value_of(images)` gives the layer's value. `channel` and `position` hold for all images; position None is the
     strongest place, the first in row-major order.
     """
     images = images.detach().clone().requires_grad_()
-    with Rules(norm):
+    with Rules(norm, method):
         value = value_of(images + 0)
     maps = value[:, channel].flatten(1) if value.ndim == 4 else value[:, channel, None]
     width = value.shape[3] if value.ndim == 4 else 1
@@ -230,12 +246,192 @@ def flattened():
     )
 
 
+class Residual(nn.Module):
+    """ResNet's basic block: one ReLU module used twice and in place, `out += identity`."""
+
+    def __init__(self, before, maps, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, maps, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(maps)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(maps, maps, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(maps)
+        self.downsample = None
+        if stride != 1 or before != maps:
+            self.downsample = nn.Sequential(nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet, narrower and shallower."""
+
+    def __init__(self, width=5, classes=4):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(Residual(width, width), Residual(width, width))
+        self.layer2 = nn.Sequential(Residual(width, 2 * width, 2), Residual(2 * width, 2 * width))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(2 * width, classes)
+
+    def stages(self, x):
+        """The value of each layer of interest."""
+        values = {}
+        x = values["conv1"] = self.relu(self.bn1(self.conv1(x)))
+        x = values["maxpool"] = self.maxpool(x)
+        block = self.layer1[0]
+        values["layer1.0.conv1"] = block.relu(block.bn1(block.conv1(x)))
+        values["layer1.0.conv2"] = block.bn2(block.conv2(values["layer1.0.conv1"]))
+        x = values["iadd"] = self.layer1[0](x)
+        x = values["iadd_1"] = self.layer1[1](x)
+        values["layer2.0.downsample.0"] = self.layer2[0].downsample(x)
+        x = values["iadd_3"] = self.layer2(x)
+        values["fc"] = self.fc(torch.flatten(self.avgpool(x), 1))
+        return values
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer2(self.layer1(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class Inception(nn.Module):
+    """GoogLeNet's branches with functional ReLUs, an average pool among them, LRN below, the mean at the end."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 5, 2)
+        self.one = nn.Conv2d(6, 4, 1)
+        self.reduce = nn.Conv2d(6, 3, 1)
+        self.three = nn.Conv2d(3, 5, 3, padding=1)
+        self.five = nn.Sequential(nn.Conv2d(6, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, (1, 5), padding=(0, 2)), nn.ReLU())
+        self.pool = nn.Conv2d(6, 3, 1)
+        self.top = nn.Conv2d(16, 6, 3, stride=2)
+        self.fc = nn.Linear(6, classes)
+
+    def stages(self, x):
+        values = {}
+        x = values["stem"] = F.relu(self.stem(x))
+        x = values["local_response_norm"] = F.local_response_norm(x, 3, 0.5, k=1.2)
+        values["three"] = F.relu(self.three(F.relu(self.reduce(x))))
+        values["avg_pool2d"] = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        pooled = F.relu(self.pool(values["avg_pool2d"]), inplace=True)
+        x = values["cat"] = torch.cat([F.relu(self.one(x)), values["three"], self.five(x), pooled], 1)
+        x = values["max_pool2d"] = F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+        x = values["top"] = torch.relu(self.top(x))
+        values["fc"] = self.fc(x.mean([2, 3]))
+        return values
+
+    def forward(self, x):
+        return self.stages(x)["fc"]
+
+
+class DenseNet(nn.Module):
+    """DenseNet: batch norm and ReLU before each convolution, all earlier maps joined; transitions average."""
+
+    def __init__(self, classes=3, growth=3):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 + growth * i) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(4 + growth * i, growth, 3, 1, 1, bias=False) for i in range(3))
+        self.drop = nn.Dropout(0.2)
+        self.norm = nn.BatchNorm2d(4 + growth * 3)
+        self.transition = nn.Sequential(nn.Conv2d(4 + growth * 3, 6, 1, bias=False), nn.AvgPool2d(2, 2, ceil_mode=True))
+        self.last = nn.BatchNorm2d(6)
+        self.classifier = nn.Linear(24, classes)
+
+    def stages(self, x):
+        values = {}
+        maps = [self.stem(x)]
+        values["stem"] = maps[0]
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            values[f"norms.{i}"] = F.relu(norm(torch.cat(maps, 1)), inplace=True)
+            maps.append(self.drop(conv(values[f"norms.{i}"])))
+            values[f"convs.{i}"] = maps[-1]
+        x = values["transition.1"] = self.transition(F.relu(self.norm(torch.cat(maps, dim=1))))
+        x = values["last"] = F.relu(self.last(x))
+        values["classifier"] = self.classifier(F.adaptive_avg_pool2d(x, (2, 2)).flatten(1))
+        return values
+
+    def forward(self, x):
+        return self.stages(x)["classifier"]
+
+
+class MobileNet(nn.Module):
+    """MobileNetV2's inverted residuals: depthwise and grouped convolutions, ReLU6, sums that are not rectified."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+
+        def unit(before, maps, kernel, stride=1, groups=1, **padding):
+            conv = nn.Conv2d(before, maps, kernel, stride, kernel // 2, groups=groups, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(maps), nn.ReLU6(inplace=True))
+
+        self.stem = unit(3, 4, 3, 2)
+        self.expand = nn.Sequential(unit(4, 12, 1), unit(12, 12, 3, groups=12))
+        self.project = nn.Sequential(nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.down = nn.Sequential(
+            unit(4, 8, 1), unit(8, 8, 5, 2, groups=4), nn.Conv2d(8, 6, 1), nn.LeakyReLU(0.2, inplace=True)
+        )
+        self.head = nn.Conv2d(6, classes, 1)
+
+    def stages(self, x):
+        values = {}
+        x = values["stem.0"] = self.stem(x)
+        values["expand.1.0"] = self.expand(x)
+        values["project.0"] = self.project(values["expand.1.0"])
+        x = values["add"] = x + values["project.0"]
+        x = values["down.2"] = self.down(0.5 * x - 0.1)
+        x = F.leaky_relu(self.head(x))
+        values["head"] = x
+        values["logits"] = x.mean((2, 3))
+        return values
+
+    def forward(self, x):
+        return self.stages(x)["logits"]
+
+
+class Changed(nn.Module):
+    """Values that in-place calls change for those who read them later, and copies that they do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(n, 4, 3, padding=1) for n in (3, 4, 4))
+
+    def stages(self, x):
+        x = self.a(x)
+        kept = x.clone()
+        other = x
+        F.relu_(x)
+        scaled = x * 1.5
+        kin = scaled
+        scaled += self.b(other)
+        y = kin + kept
+        y *= 0.5
+        return {"c": self.c(other + y)}
+
+    def forward(self, x):
+        return self.stages(x)["c"]
+
+
 def alive(model, seed=0):
     """`model` in float64 and evaluation mode, with weights and batch norms that leave much of each map above 0."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
             nn.init.uniform_(module.bias, -0.3, 0.3, generator=generator)
             nn.init.uniform_(module.running_mean, -0.3, 0.3, generator=generator)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from zfkernels import Deconvnet, ZFNet, top_activations
+from zfkernels import Deconvnet, ZFNet, activations, top_activations
+from zfkernels.activations import merge
 
 
 def net():
@@ -141,3 +142,72 @@ def test_hundreds_of_equal_activations_rank_in_the_loaders_order():
 def test_wrong_calls_name_the_argument(change, error, words):
     with pytest.raises(error, match=words):
         top_activations(**{"model": net(), "loader": [images(2)], "layer": "0"} | change)
+
+
+# Several layers, numbered parts, states
+
+
+def numbers_of(x, order, batch):
+    return [(x[part], part) for part in order.split(batch)]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_numbered_images_rank_alike_in_any_order_and_in_any_parts(batch):
+    x = images(12)
+    x[7] = x[2]  # ties between images
+    x[9] = x[2]
+    whole = top_activations(net(), [x], ["0", "3"], k=4)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(batch))
+    shuffled = top_activations(net(), numbers_of(x, order, batch), ["0", "3"], k=4, numbered=True)
+    parts = [top_activations(net(), numbers_of(x, p, batch), "3", k=4, numbered=True) for p in order.split([2, 3, 7])]
+    for found in (shuffled["3"], merge(parts, 4), merge([parts[2], merge(parts[:2], 4)], 4)):
+        assert all(torch.equal(a, b) for a, b in zip(found, whole["3"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(shuffled["0"], whole["0"], strict=True))
+    assert as_ranks(whole["0"]) == naive(Deconvnet(net()).activations(x, "0"), 4)
+
+
+def test_a_number_met_twice_counts_once():
+    x = images(5)
+    twice = torch.tensor([0, 1, 2, 3, 4, 1, 0])
+    found = top_activations(net(), numbers_of(x, twice, 3), "2", k=9, numbered=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, top_activations(net(), [x], "2", k=9), strict=True))
+
+
+class Stops(Exception):
+    pass
+
+
+def test_a_search_that_stopped_continues_without_looking_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(activations, "SAVE_EVERY", 2)
+    x, file = images(10), tmp_path / "state.pt"
+
+    def broken():
+        yield from x.split(2)[:3]
+        raise Stops
+
+    with pytest.raises(Stops):
+        top_activations(net(), broken(), ["0", "3"], k=3, state=file)
+    poisoned = [torch.full_like(x[:2], float("nan"))] * 2 + list(x.split(2)[2:])
+    found = top_activations(net(), poisoned, ["0", "3"], k=3, state=file)
+    again = top_activations(net(), poisoned, ["0", "3"], k=3, state=file)
+    whole = top_activations(net(), [x], ["0", "3"], k=3)
+    for name in ("0", "3"):
+        assert all(torch.equal(a, b) for a, b in zip(found[name], whole[name], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(again[name], whole[name], strict=True))
+    with pytest.raises(ValueError, match="another search, with other k: 3, not 4"):
+        top_activations(net(), poisoned, ["0", "3"], k=4, state=file)
+    other = net()
+    other[0].weight.data += 1
+    with pytest.raises(ValueError, match="with other weights"):
+        top_activations(other, poisoned, ["0", "3"], k=3, state=file)
+    file.write_bytes(b"")
+    torch.save([1], file)
+    with pytest.raises(ValueError, match="is no state of top_activations"):
+        top_activations(net(), poisoned, "0", k=3, state=file)
+
+
+def test_wrong_numbers_are_named():
+    with pytest.raises(ValueError, match="must end each batch with 2 int64 numbers, got NoneType"):
+        top_activations(net(), [images(2)], "0", numbered=True)
+    with pytest.raises(ValueError, match=r"2 int64 numbers, got torch.int64 \(3,\)"):
+        top_activations(net(), [(images(2), torch.arange(3))], "0", numbered=True)

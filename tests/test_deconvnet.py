@@ -11,7 +11,7 @@ from conftest import error
 from torch import nn
 
 import zfkernels as zf
-from zfkernels import backends, deconvnet
+from zfkernels import backends, deconvnet, graphs
 
 NORMS = ("identity", "gradient", "rescale")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
@@ -543,7 +543,7 @@ def test_dtypes(zfnet, dtype):
 def test_norm_factors_of_large_half_activations():
     """Whose squares float16 cannot hold."""
     x = 300 + 20 * torch.randn(1, 6, 2, 2)
-    factors = deconvnet._factors(x.half(), 5, 0.5, 0.75, 2.0, False)
+    factors = graphs.norm_factors(x.half(), 5, 0.5, 0.75, 2.0, False)
     assert factors.dtype == torch.float16
     assert error(factors, nets.response_factors(x.half().double(), 5, 0.5, 0.75, 2.0)) < 2e-3
 
@@ -558,26 +558,47 @@ class Branches(nn.Module):
         self.block = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
 
 
-class Residual(Branches):
-    def forward(self, x):
-        x = self.stem(x)
-        return x + self.block(x)
+class Gate(nn.Module):
+    def forward(self, x, y):
+        return x * y
 
 
-class Heads(Branches):
-    def forward(self, x):
-        x = self.stem(x)
-        return self.block(x), self.block[1](x)
-
-
-class ChangedLater(Branches):
-    """The ReLU in place changes what the second conv reads, but not what a copy made before holds."""
+class Gated(Branches):
+    def __init__(self):
+        super().__init__()
+        self.gate = Gate()
 
     def forward(self, x):
         x = self.stem(x)
-        y = x.clone()
-        F.relu_(y)
+        return self.gate(x, self.block(x))
+
+
+class ViewChanged(Branches):
+    def forward(self, x):
+        x = self.stem(x)
+        F.relu_(x.flatten(1))
         return self.block[1](x)
+
+
+class Squared(Branches):
+    def forward(self, x):
+        return self.stem(x) ** 2
+
+
+class Inverse(Branches):
+    def forward(self, x):
+        return 1 / self.stem(x)
+
+
+class Pooled(Branches):
+    def forward(self, x):
+        return self.stem(x).mean(1, keepdim=True)
+
+
+class Stacked(Branches):
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.cat([x, x])
 
 
 class Looking(Branches):
@@ -593,11 +614,6 @@ class Computed(Branches):
 class Slice(Branches):
     def forward(self, x):
         return self.stem(x)[:, :2]
-
-
-class Whitening(Branches):
-    def forward(self, x):
-        return self.stem((x - 0.5) / 0.25)
 
 
 class Squeezing(Branches):
@@ -630,10 +646,13 @@ def after_conv(*layers):
 
 
 IRREVERSIBLE = {
-    "average pool": (after_conv(nn.AvgPool2d(2)), r"layer '2' \(AvgPool2d\): it has no reverse here"),
+    "stochastic pool": (after_conv(nn.FractionalMaxPool2d(2, 2)), r"layer '2' \(FractionalMaxPool2d\): it has no rev"),
     "inner sigmoid": (after_conv(nn.Sequential(nn.Identity(), nn.Sigmoid())), r"layer '2\.1' \(Sigmoid\)"),
-    "ReLU6": (after_conv(nn.ReLU6()), r"layer '2' \(ReLU6\)"),
-    "leaky ReLU": (after_conv(nn.LeakyReLU()), r"layer '2' \(LeakyReLU\)"),
+    "SiLU": (after_conv(nn.SiLU()), r"layer '2' \(SiLU\)"),
+    "leaky ReLU that folds": (
+        after_conv(nn.LeakyReLU(-0.1)),
+        r"'2' \(LeakyReLU\): its negative_slope must be at least",
+    ),
     "batch statistics": (after_conv(nn.BatchNorm2d(4, track_running_stats=False)), r"\(BatchNorm2d\).*running mean"),
     "instance norm": (after_conv(nn.InstanceNorm2d(4)), r"\(InstanceNorm2d\)"),
     "transposed conv": (after_conv(nn.ConvTranspose2d(4, 4, 2)), r"\(ConvTranspose2d\)"),
@@ -643,13 +662,15 @@ IRREVERSIBLE = {
     "large window": (after_conv(nn.MaxPool2d(17)), r"\(MaxPool2d\): its window \(17, 17\) has more than 256"),
     "softmax": (after_conv(nn.Flatten(), nn.Softmax(1)), r"\(Softmax\)"),
     "unflatten": (after_conv(nn.Unflatten(1, (2, 2))), r"\(Unflatten\)"),
-    "residual": (Residual(), r"layer 'add' \(function add\): it joins branches"),
-    "two heads": (Heads(), r"\(Conv2d\): the model branches there"),
-    "changed copy": (ChangedLater(), r"\(Conv2d\): the model branches there"),
+    "product": (Gated(), r"layer 'mul' \(function mul in gate\): it joins branches .*only their sum"),
+    "changed view": (ViewChanged(), r"layer 'block\.1' \(Conv2d\): what it takes shares memory"),
+    "square": (Squared(), r"layer 'pow_1' \(function pow\)"),
     "looks at values": (Looking(), r"cannot trace Looking.*no `if`.*model\.features"),
     "computed filters": (Computed(), r"'conv2d' \(function conv2d\): its argument 'mul' is computed"),
     "slice": (Slice(), r"layer 'getitem'"),
-    "whitening": (Whitening(), r"layer 'sub' \(function sub\)"),
+    "inverse": (Inverse(), r"layer 'truediv' \(function truediv\): a number divided by it is not linear"),
+    "mean of maps": (Pooled(), r"layer 'mean' \(method mean\): a mean must be over the maps' places"),
+    "joined images": (Stacked(), r"layer 'cat' \(function cat\): .*along dimension 1, not 0"),
     "forward of its own": (after_conv(Own(4, 4, 3)), r"layer 'sigmoid'"),
     "weight by hook": (weight_made_by_a_hook(), r"'0' \(Conv2d\): a hook makes its"),
     "filters of its own": (after_conv(Normalised(4, 4, 3)), r"is computed when the model runs"),
@@ -664,11 +685,14 @@ def test_what_cannot_be_reversed_is_named(name):
 
 
 def test_what_only_the_images_size_tells(built):
-    _net, deconv, _ = built["AlexNet"]
+    net, deconv, _ = built["AlexNet"]
     small = nets.images(1, 160, 160)
     assert deconv.project(small, "features.12", 0).pixels.shape == small.shape
-    with pytest.raises(NotImplementedError, match=r"'avgpool' \(AdaptiveAvgPool2d\).*averages to \(6, 6\)"):
-        deconv.project(small, "classifier.1", 0)
+    p = deconv.project(small, "classifier.1", 0)  # its maps are 4x4, which the 6x6 bins of the average pool repeat
+    assert_equal(
+        p,
+        *nets.modified_gradient(lambda x: F.relu(net.classifier[1](net.avgpool(net.features(x)).flatten(1))), small, 0),
+    )
     with pytest.raises(NotImplementedError, match=r"'flatten' \(reshaping\): it must make one vector an image"):
         zf.Deconvnet(nn.Sequential(Squeezing().double(), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2))).project(
             nets.images(1, 5, 5), "3", 0

@@ -10,10 +10,32 @@ import torch
 
 import zfkernels
 
-from . import backends, demo, info, verify
+from . import (
+    ablation,
+    atlas,
+    backends,
+    correspondence,
+    demo,
+    evolution,
+    filters,
+    info,
+    invariance,
+    neighbours,
+    probes,
+    sources,
+    train,
+    verify,
+)
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
-OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "skimage": "scikit-image", "tqdm": "tqdm"}
+OPTIONAL = {
+    "PIL": "demo",
+    "matplotlib": "demo",
+    "skimage": "demo",
+    "tqdm": "demo",
+    "sklearn": "analysis",
+}  # -> the extra that brings it
+PACKAGES = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
@@ -40,6 +62,53 @@ DEMO = """examples:
   zfkernels demo --out page --seed 3
   zfkernels demo --epochs 5 --quiet
 """
+TRAIN = """examples:
+  zfkernels train photos --out run
+  zfkernels train photos --out run --resume --epochs 90
+  zfkernels train photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20 --plot
+  torchrun --nproc-per-node 4 -m zfkernels train photos --out run --workers 8
+
+FOLDER holds a folder of pictures for each class. The recipe is that of section 3 of the paper: shortest
+side 256, centre 256 x 256, less the mean of each pixel; 10 sub-crops of 224; 128 pictures a step, rate
+1e-2, momentum 0.9; every filter held to a root mean square of 0.1. --out gets zfnet.pt (for the other
+commands), epoch_NNN.pt, state.pt (for --resume) and log.jsonl.
+"""
+ATLAS = """examples:
+  zfkernels atlas photos --weights run/zfnet.pt
+  zfkernels atlas photos --weights run/zfnet.pt --layers conv3 conv5 --maps 40
+  torchrun --nproc-per-node 4 -m zfkernels atlas photos --weights run/zfnet.pt
+
+--out gets a PNG sheet a layer and index.html, one file that holds all its pictures. A search that was stopped
+continues where it was.
+"""
+EVOLUTION = """examples:
+  zfkernels evolution photos --weights run/epoch_*.pt
+  zfkernels evolution photos --weights run/epoch_001.pt run/epoch_064.pt --layer conv3 --maps 4 8 15
+"""
+INVARIANCE = """examples:
+  zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
+  zfkernels invariance photos/cat photos/dog --weights run/zfnet.pt --layers conv1 conv5 fc7
+"""
+FILTERS = """examples:
+  zfkernels filters --weights run/zfnet.pt --against free/zfnet.pt      # free: trained with --no-clamp
+"""
+CORRESPOND = """examples:
+  zfkernels correspond faces.json --weights run/zfnet.pt --layers pool5 fc7
+
+PARTS.json lists pictures and the boxes of their parts, in the picture's own pixels:
+  [{"image": "dog1.jpg", "parts": {"right eye": [top, left, bottom, right], "nose": [...]}}, ...]
+"""
+PROBE = """examples:
+  zfkernels probe photos --weights run/zfnet.pt --per-class 15 30
+  zfkernels probe photos --weights run/zfnet.pt --layers conv5 fc7 --classifiers svm
+"""
+NEIGHBOURS = """examples:
+  zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
+"""
+ABLATE = """examples:
+  zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
+  zfkernels ablate photos --rows 0 1 4
+"""
 VERIFY = """examples:
   zfkernels verify
   zfkernels verify --compile-only --quick
@@ -47,6 +116,22 @@ VERIFY = """examples:
 INFO = """examples:
   zfkernels info
 """
+
+ANALYSES = (
+    ("atlas", "every map's strongest activations on your pictures, projected to pixels (Fig. 2)", atlas,
+     ATLAS + sources.NETWORK),
+    ("evolution", "what maps respond to as training goes on (Fig. 4)", evolution, EVOLUTION),
+    ("invariance", "how features move when pictures are moved, scaled and turned (Fig. 5)", invariance,
+     INVARIANCE + sources.NETWORK),
+    ("filters", "first-layer filters, and how many are dead or of one frequency (Fig. 6)", filters,
+     FILTERS + sources.NETWORK),
+    ("correspond", "whether the network relates the same part of different pictures (Table 1)", correspondence,
+     CORRESPOND + sources.NETWORK),
+    ("ablate", "train the variants of the architecture and print their errors (Table 3)", ablation, ABLATE),
+    ("probe", "linear classifiers on the features of each layer (Table 7)", probes, PROBE + sources.NETWORK),
+    ("neighbours", "the pictures nearest to one in the features of any layer", neighbours,
+     NEIGHBOURS + sources.NETWORK),
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,9 +188,16 @@ def parser() -> argparse.ArgumentParser:
                          help="grey, or red green blue, 0 to 255 (default: the network's mean picture)")  # fmt: skip
     occlude.add_argument("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     occlude.add_argument("--channel", type=int, help="sum this map instead")
+    occlude.add_argument("--images", type=Path, metavar="FOLDER",
+                         help="pictures whose strongest activations of the same map are projected beside")  # fmt: skip
     occlude.add_argument("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
     occlude.add_argument("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
 
+    train.add_arguments(
+        command("train", "train a ZFNet on a folder of class folders by the paper's recipe", _analysis(train), TRAIN)
+    )
+    for name, summary, module, epilog in ANALYSES:
+        module.add_arguments(command(name, summary, _analysis(module), epilog))
     verify.add_arguments(
         command("verify", "check every backend that runs here against the reference", verify.main, VERIFY)
     )
@@ -122,8 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
-        return _mistake(args, f"this needs {OPTIONAL[package]}, which is not installed: pip install 'zfkernels[demo]'")
-    except (ValueError, TypeError, OSError) as error:
+        name, extra = PACKAGES.get(package, package), OPTIONAL[package]
+        return _mistake(args, f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'")
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:
         print(f"zfkernels {args.command}: stopped", file=sys.stderr)
@@ -150,6 +243,14 @@ def _require_backend() -> None:
 def _demo(args: argparse.Namespace) -> int:
     _require_backend()
     return demo.main(args)
+
+
+def _analysis(module):
+    def run(args: argparse.Namespace) -> int:
+        _require_backend()
+        return module.main(args)
+
+    return run
 
 
 def _load(args: argparse.Namespace):
@@ -207,7 +308,7 @@ def _project(args: argparse.Namespace) -> int:
 def _occlude(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from .report import Occluded, occlusion_figure
+    from .report import Occluded, occlusion_figure, project_map
 
     network, picture, image = _load(args)
     for name in ("patch", "stride"):
@@ -231,7 +332,8 @@ def _occlude(args: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     _make_folder(args.out)
-    occlusion_figure(Occluded(args.picture.stem, picture, result), network.classes, args.out)
+    projected = project_map(network, image, result.layer, result.channel, args.images)
+    occlusion_figure(Occluded(args.picture.stem, picture, result, projected), network.classes, args.out)
     lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
     top, left, bottom, right = result.boxes[lowest].tolist()
     print(f"clear       {network.classes[result.clear_label]}; P({network.classes[result.target]}) = "
@@ -239,7 +341,7 @@ def _occlude(args: argparse.Namespace) -> int:
     print(f"lowest      P = {float(result.probability[lowest]):.4f} with rows {top} to {bottom - 1}, "
           f"columns {left} to {right - 1} covered")  # fmt: skip
     print(f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw")
-    print(f"picture     {args.out}")
+    print(f"picture     {args.out}" + (", with the map's projections from other pictures" if args.images else ""))
     if args.raw:
         _make_folder(args.raw)
         with args.raw.open("wb") as file:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .deconvnet import Projection
+from .activations import top_activations
+from .checkpoint import Network
+from .deconvnet import Deconvnet, Projection
 from .occlusion import OcclusionMap
 from .pictures import cut, frame, plain_picture, signed_picture, tile
 from .training import Epoch
@@ -47,6 +49,8 @@ class Occluded:
     name: str
     image: torch.Tensor  # uint8 (3, H, W)
     result: OcclusionMap
+    projected: list[tuple[str, torch.Tensor, tuple[int, int, int, int]]] = field(default_factory=list)
+    """(title, projection (3, H, W), box) of the map that `result` sums: in this image first, then in others."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,12 @@ def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
     return tile(pictures, columns=-(-len(pictures) // 2) if len(pictures) <= 32 else 16, zoom=9, gap=4)
 
 
-def _plain_axes(axes) -> None:
+def plain_axes(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=SOFT, labelsize=8)
 
 
-def _outline(axes, box: tuple[int, int, int, int]) -> None:
+def outline(axes, box: tuple[int, int, int, int]) -> None:
     from matplotlib.patches import Rectangle
 
     top, left, bottom, right = box
@@ -145,7 +149,7 @@ def _outline(axes, box: tuple[int, int, int, int]) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line))
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -159,7 +163,7 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
 
     columns = 5
     rows = -(-len(photographs) // columns)
-    figure = _figure(9.6, 1.95 * rows)
+    figure = new_figure(9.6, 1.95 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(photographs) :]:
         axes.set_axis_off()
@@ -169,14 +173,14 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
         small.thumbnail((280, 280))
         axes.imshow(np.asarray(small), extent=(0, width, height, 0))
         for cell in photograph.cells:
-            _outline(axes, cell)
+            outline(axes, cell)
         axes.set_title(f"{photograph.name}: {photograph.accuracy:.0%}", fontsize=9, color=INK)
         axes.set_axis_off()
     figure.savefig(path)
 
 
 def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
-    figure = _figure(8.4, 2.6)
+    figure = new_figure(8.4, 2.6)
     loss, accuracy = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     loss.plot(epochs, [epoch.loss for epoch in history], color=ACCENT, marker=".")
@@ -188,7 +192,7 @@ def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
     )
     accuracy.set(xlabel="epoch", title="held-out accuracy", ylabel="crops recognised (%)", ylim=(0, 102))
     for axes in (loss, accuracy):
-        _plain_axes(axes)
+        plain_axes(axes)
         axes.title.set_fontsize(10)
         axes.xaxis.get_major_locator().set_params(integer=True)
         for before, after in zip(range(len(history)), range(1, len(history)), strict=False):
@@ -208,7 +212,7 @@ def projection_figure(picture: torch.Tensor, projection: Projection, title: str,
         (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(pixels, limit)),
     )
     sees_all = (top, left, bottom, right) == (0, 0, height, width)
-    figure = _figure(9.0, 5.2 if sees_all else 9.6)
+    figure = new_figure(9.0, 5.2 if sees_all else 9.6)
     grid = figure.subplots(1 if sees_all else 2, 2, squeeze=False)
     figure.suptitle(f"{title}: activation {float(projection.values[0]):.4g}", fontsize=12, color=INK)
     for column, (name, view) in zip(grid.T, views, strict=True):
@@ -218,7 +222,7 @@ def projection_figure(picture: torch.Tensor, projection: Projection, title: str,
         column[0].set_title(name, fontsize=10)
         column[-1].set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
         if not sees_all:
-            _outline(column[0], (top, left, bottom, right))
+            outline(column[0], (top, left, bottom, right))
             column[1].set(xlim=(left, right), ylim=(bottom, top))
             column[1].set_title(f"the {bottom - top} x {right - left} pixels it sees", fontsize=10)
     figure.savefig(path)
@@ -239,31 +243,38 @@ def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None
     left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
     extent = (left, left + columns * stride_w, top + rows * stride_h, top)
 
-    figure = _figure(11.2, 2.9)
-    picture, activity, probability, label = figure.subplots(1, 4)
+    figure = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
+    upper = figure
+    if occluded.projected:
+        upper, lower = figure.subfigures(2, 1)
+        _projected_row(lower, occluded)
+    picture, activity, probability, label = upper.subplots(1, 4)
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), columns)
-    _outline(picture, result.boxes[worst].tolist())
+    outline(picture, result.boxes[worst].tolist())
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
 
     sums = result.activity.numpy()
     low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
     drawn = activity.imshow(sums, cmap="viridis", extent=extent, vmin=low, vmax=high, interpolation="nearest")
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
-    bar = figure.colorbar(drawn, ax=activity, shrink=0.8)
+    bar = upper.colorbar(drawn, ax=activity, shrink=0.8)
     bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
 
     drawn = probability.imshow(
         result.probability.numpy(), cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest"
     )
-    probability.set_title(f"(c) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9)
-    bar2 = figure.colorbar(drawn, ax=probability, shrink=0.8)
+    lettered = "d" if occluded.projected else "c"
+    probability.set_title(
+        f"({lettered}) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9
+    )
+    bar2 = upper.colorbar(drawn, ax=probability, shrink=0.8)
 
     seen = sorted(set(result.label.ravel().tolist()), key=lambda c: -int((result.label == c).sum()))
     palette = colormaps["tab20"]
     colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
     label.imshow(colours[result.label.numpy()], extent=extent, interpolation="nearest")
-    label.set_title("(d) most probable class", fontsize=9)
+    label.set_title(f"({'e' if occluded.projected else 'd'}) most probable class", fontsize=9)
     label.legend(
         handles=[Patch(color=colours[c], label=classes[c]) for c in seen[:6]],
         loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1,
@@ -277,6 +288,45 @@ def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None
         each.ax.tick_params(colors=SOFT, labelsize=7)
         each.outline.set_visible(False)
     figure.savefig(path)
+
+
+def _projected_row(figure, occluded: Occluded) -> None:
+    """(c) of the paper's Fig. 7: the map's strongest activation projected, in this image and in others."""
+    for axes, (title, pixels, box) in zip(
+        figure.subplots(1, max(4, len(occluded.projected))), occluded.projected, strict=False
+    ):
+        top, left, bottom, right = box
+        part = cut(pixels, box)
+        limit = float(part.abs().flatten().quantile(0.995))
+        axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
+        axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
+        axes.tick_params(colors=SOFT, labelsize=7)
+    for axes in figure.axes[len(occluded.projected) :]:
+        axes.set_axis_off()
+
+
+def project_map(
+    network: Network, image: torch.Tensor, layer: str, channel: int, folder: Path | None, others: int = 3
+) -> list[tuple[str, torch.Tensor, tuple[int, int, int, int]]]:
+    """The map's strongest activation in `image` and in the `others` pictures of `folder` that excite it most.
+
+    `image`: (3, H, W), as the network takes it. Without a folder only the first.
+    """
+    from . import sources
+
+    deconv, inputs, names = Deconvnet(network.model), image[None], ["(c) projection, this picture"]
+    if folder is not None:
+        paths, size = sources.find_pictures(folder), tuple(image.shape[1:])
+        top = top_activations(deconv, sources.stream(network, paths, size), layer, others + 1, numbered=True)
+        chosen = [paths[i] for i in top.images[channel].tolist()]
+        read = sources.normalise(network, sources.read_all(chosen, size))
+        kept = [i for i, one in enumerate(read) if not torch.equal(one, image)][:others]
+        inputs = torch.cat([inputs, read[kept]])
+        names += [f"(c) {chosen[i].stem}" for i in kept]
+    found = deconv.project(inputs, layer, channel)
+    return [
+        (name, pixels, tuple(box)) for name, pixels, box in zip(names, found.pixels, found.boxes.tolist(), strict=True)
+    ]
 
 
 def _gallery(findings: Findings, path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Folders of pictures: class folders to train on, and any folder to search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .pictures import read_picture
+
+ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Picture files with their classes, in an order that depends on their names only."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def pick(self, numbers) -> Pictures:
+        return Pictures(tuple(self.paths[i] for i in numbers), tuple(self.labels[i] for i in numbers), self.classes)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture file under `folder`, subfolders included, sorted by path.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a folder without pictures.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
+    return paths
+
+
+def class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Pictures:
+    """The pictures of a folder of class folders; a picture's class is the first folder below `folder`.
+
+    Args:
+        classes: the classes, when another folder has settled them; otherwise every subfolder that holds pictures.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: pictures outside class folders, fewer than two classes, or a class that `classes` lacks.
+    """
+    paths = find_pictures(folder)
+    names = [path.relative_to(folder).parts for path in paths]
+    loose = [path for path, parts in zip(paths, names, strict=True) if len(parts) == 1]
+    if loose:
+        raise ValueError(f"{folder} must hold a folder of pictures for each class; {loose[0].name} lies in none")
+    found = tuple(sorted({parts[0] for parts in names}))
+    if classes is None:
+        if len(found) < 2:
+            raise ValueError(f"{folder} must hold at least 2 class folders with pictures, got {', '.join(found)}")
+        classes = found
+    elif set(found) - set(classes):
+        raise ValueError(f"{folder} has a class {min(set(found) - set(classes))!r} that the training folder lacks")
+    return Pictures(tuple(paths), tuple(classes.index(parts[0]) for parts in names), tuple(classes))
+
+
+def hold_out(pictures: Pictures, fraction: float, seed: int = 0) -> tuple[Pictures, Pictures]:
+    """(kept, held out): `fraction` of each class, rounded, at least one and never all, drawn by `seed`.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), or a class of one picture.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    labels, random = np.array(pictures.labels), np.random.default_rng(seed)
+    out: list[int] = []
+    for label, name in enumerate(pictures.classes):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) == 1:
+            raise ValueError(f"class {name!r} has one picture, which cannot be both trained on and held out")
+        out += members[: min(max(1, round(fraction * len(members))), len(members) - 1)].tolist()
+    chosen = set(out)
+    return pictures.pick([i for i in range(len(pictures)) if i not in chosen]), pictures.pick(sorted(chosen))
+
+
+class PictureSet(Dataset):
+    """item i -> (uint8 (3, height, width), label, i): read when asked for, resized to cover `size`, its centre cut."""
+
+    def __init__(self, pictures: Pictures | list[Path], size: tuple[int, int]) -> None:
+        self.paths = pictures.paths if isinstance(pictures, Pictures) else tuple(pictures)
+        self.labels = pictures.labels if isinstance(pictures, Pictures) else (-1,) * len(self.paths)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return read_picture(self.paths[index], self.size), self.labels[index], index
+
+
+class Memory(Dataset):
+    """The same items from uint8 images (N, 3, H, W) and labels (N,) that are in memory already."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"images must be uint8 (N, C, H, W) with N labels, got {images.dtype} {tuple(images.shape)} and "
+                f"{len(labels)} labels"
+            )
+        self.images, self.labels, self.size = images, labels.tolist(), tuple(images.shape[2:])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.images[index], self.labels[index], index

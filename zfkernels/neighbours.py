@@ -1,0 +1,139 @@
+"""The images whose features lie nearest to an image's, in any layer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import sources
+from .deconvnet import Deconvnet
+
+METRICS = ("euclidean", "cosine")
+
+
+class Neighbours(NamedTuple):
+    """The k nearest of each query, nearest first."""
+
+    distances: Tensor  # (Q, k)
+    images: Tensor  # (Q, k) int64: the image's number
+
+
+@torch.no_grad()
+def neighbours(
+    model: nn.Module | Deconvnet,
+    queries: Tensor,
+    loader: Iterable,
+    layer: str,
+    k: int = 8,
+    *,
+    metric: str = "euclidean",
+) -> Neighbours:
+    """The `k` images of `loader` nearest to each query in the features of `layer`; of equal ones the earlier first.
+
+    "euclidean": ||f(x) - f(q)||; "cosine": 1 - f(x).f(q) / (||f(x)|| ||f(q)||), 1 where one of the two is all zero.
+    Summed in float64, so that an image is at distance 0 from itself. One batch is held at a time.
+
+    Args:
+        queries: (Q, C, H, W), as the model takes them.
+        loader: batches (N, C, H, W), or tuples or lists that begin with one; counted from 0.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be an int of at least 1, got {k!r}")
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+
+    def features(images: Tensor) -> Tensor:
+        found = deconv.activations(images, layer).flatten(1).double()
+        if metric == "cosine":
+            found = found / found.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return found
+
+    wanted, seen = features(queries), 0
+    best = (wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64))
+    for batch in loader:
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        have = features(images)
+        distances = torch.stack(
+            [(have - one).norm(dim=1) if metric == "euclidean" else 1 - have @ one for one in wanted]
+        )
+        numbers = torch.arange(seen, seen + len(images)).expand(len(wanted), -1)
+        seen += len(images)
+        both = torch.cat([best[0], distances], 1), torch.cat([best[1], numbers], 1)
+        order = both[0].argsort(dim=1, stable=True)[:, :k]
+        best = both[0].gather(1, order), both[1].gather(1, order)
+    if seen == 0:
+        raise ValueError("loader must give at least one image, got none")
+    return Neighbours(*best)
+
+
+def neighbours_figure(
+    found: dict[str, Neighbours], queries: Tensor, pictures: Tensor, path: Path, names: list[str] | None = None
+) -> None:
+    """For each layer and query a row: the query, then its neighbours with their distances. uint8 (N, 3, H, W) both."""
+    from .pictures import plain_picture
+    from .report import ACCENT, SOFT, new_figure
+
+    rows = [(layer, q) for layer in found for q in range(len(queries))]
+    k = max(one.images.shape[1] for one in found.values())
+    figure = new_figure(1.15 * (k + 1) + 0.6, 1.4 * len(rows))
+    grid = figure.subplots(len(rows), k + 1, squeeze=False)
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for row, (layer, q) in zip(grid, rows, strict=True):
+        row[0].imshow(plain_picture(queries[q]), interpolation="nearest")
+        row[0].set_ylabel(layer, fontsize=8)
+        row[0].set_title("query", fontsize=8, color=ACCENT)
+        pairs = zip(found[layer].distances[q].tolist(), found[layer].images[q].tolist(), strict=True)
+        for axes, (distance, image) in zip(row[1:], pairs, strict=False):
+            axes.imshow(plain_picture(pictures[image]), interpolation="nearest")
+            axes.set_title(f"{distance:.3g}" + (f" {names[image]}" if names else ""), fontsize=7, color=SOFT)
+    figure.savefig(path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels neighbours`."""
+    add = parser.add_argument
+    add("picture", type=Path, metavar="PICTURE", help="the query")
+    add("folder", type=Path, metavar="FOLDER", help="the pictures to search, subfolders included")
+    sources.add_network(parser)
+    add("--layers", nargs="+", metavar="LAYER", help="(default: the first and last convolution, the last hidden layer)")
+    add("--top", type=int, default=8, metavar="K", help="neighbours (%(default)s)")
+    add("--metric", choices=METRICS, default="euclidean", help="(%(default)s)")
+    add("--out", type=Path, default=Path("neighbours.png"), help="picture to write (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Draws and prints the neighbours; 0."""
+    made = sources.network(args)
+    deconv, size = Deconvnet(made.model), sources.input_size(args, made)
+    maps = sources.chosen_layers(deconv, None)
+    layers = sources.chosen_layers(deconv, args.layers or [maps[0], maps[-1], *deconv.vector_layers[:-1][-1:]])
+    paths = sources.find_pictures(args.folder)
+    query = sources.read_all([args.picture], size)
+    found = {
+        layer: neighbours(
+            deconv, sources.normalise(made, query), sources.stream(made, paths, size), layer, args.top,
+            metric=args.metric,
+        )
+        for layer in layers
+    }  # fmt: skip
+    shown = sorted({i for one in found.values() for i in one.images.flatten().tolist()})
+    places = {image: place for place, image in enumerate(shown)}
+    drawn = {
+        layer: Neighbours(one.distances, torch.tensor([[places[i] for i in one.images[0].tolist()]]))
+        for layer, one in found.items()
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    neighbours_figure(drawn, query, sources.read_all([paths[i] for i in shown], size), args.out)
+    for layer, one in found.items():
+        for distance, image in zip(one.distances[0].tolist(), one.images[0].tolist(), strict=True):
+            print(f"{layer:<10}{distance:12.5g}  {paths[image]}")
+    print(f"picture     {args.out}")
+    return 0
