@@ -11,8 +11,10 @@ import torch
 import zfkernels
 
 from . import backends, demo, info, verify
+from .bench import command as bench
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
+EXTRAS = {"bench": "bench"}  # the extra that brings what a command needs; "demo" for all others
 OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "skimage": "scikit-image", "tqdm": "tqdm"}
 
 PICTURE = """
@@ -43,6 +45,12 @@ DEMO = """examples:
 VERIFY = """examples:
   zfkernels verify
   zfkernels verify --help
+"""
+BENCH = """examples:
+  zfkernels bench --quick
+  zfkernels bench --jobs conv,project --n 1,8 --threads 2
+  zfkernels bench --json run.json --plots plots
+  zfkernels bench --show run.json
 """
 INFO = """examples:
   zfkernels info
@@ -109,6 +117,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_arguments(
         command("verify", "check every backend that runs here against the reference", verify.main, VERIFY)
     )
+    bench.add_arguments(
+        command("bench", "time every op and job beside PyTorch, ONNX Runtime and OpenVINO", bench.main, BENCH)
+    )
     info.add_arguments(command("info", "versions, backends and why each can or cannot run, threads", info.main, INFO))
     return top
 
@@ -122,7 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
-        return _mistake(args, f"this needs {OPTIONAL[package]}, which is not installed: pip install 'zfkernels[demo]'")
+        extra = EXTRAS.get(args.command, "demo")
+        return _mistake(
+            args, f"this needs {OPTIONAL[package]}, which is not installed: pip install 'zfkernels[{extra}]'"
+        )
     except (ValueError, TypeError, OSError) as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:
