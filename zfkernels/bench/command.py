@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", default="", help=f"by commas, of {', '.join(PEERS)} (default: all installed)")
     parser.add_argument("--compile-seconds", type=float, default=60, metavar="S",
                         help="what torch.compile may take for one case (%(default)g)")  # fmt: skip
-    parser.add_argument("--compile-total", type=float, default=900, metavar="S",
+    parser.add_argument("--compile-total", type=float, default=1800, metavar="S",
                         help="and in the whole run (%(default)g)")  # fmt: skip
     parser.add_argument("--keep-malloc", action="store_true", help="let malloc keep big blocks, for all contenders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")

@@ -7,6 +7,7 @@ networks through the public API.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from .peers import LAST, Case, Graph, Setting
 from .plain import conv_backward, normalized, pooled, scattered, unpooled
 from .shapes import CONVS, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, Conv, Norm, Pool, square
 
+# Plain convolutions, for which the compiler's code is torch's own or oneDNN's call: its time goes to the other groups.
+WITHOUT_COMPILER = ("others", "growth")
+
 
 class Job(NamedTuple):
     """A line of the table: its words, what builds its case at a batch size, its group, its batch sizes if not all."""
@@ -35,6 +39,8 @@ class Job(NamedTuple):
 def make(name: str, n: int, setting: Setting) -> Case:
     """The case of that name at batch size n on the setting's device, with the peers installed and asked for."""
     torch.manual_seed(0)
+    if JOBS[name].group in WITHOUT_COMPILER:
+        setting = replace(setting, peers=tuple(peer for peer in setting.peers if peer != "compile"))
     with torch.device(setting.device), zfkernels.use_backend(setting.backend):
         case = JOBS[name].make(n, setting)
     case.name = name

@@ -33,7 +33,7 @@ class Pace(NamedTuple):
     most: int
 
 
-FULL, QUICK = Pace(0.1, 15, 4, 9), Pace(0.02, 1.5, 3, 5)
+FULL, QUICK = Pace(0.06, 10, 3, 9), Pace(0.02, 1.5, 3, 5)
 
 
 def errors(case: Case) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import zfkernels
 from zfkernels import ZFNet, deconvnet
+from zfkernels.zfnet import clamp_filters_
 
 from . import checks
 from .peers import FORMATS, LAST, Case, Graph, Setting
@@ -305,7 +306,7 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                zfkernels.clamp_filters_(module)
+                clamp_filters_(module)
                 return loss.detach(), *(p.grad for p in module.parameters())
 
         return run

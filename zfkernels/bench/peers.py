@@ -38,7 +38,7 @@ class Setting:
     threads: int = 2
     peers: tuple[str, ...] = PEERS  # peers, or single contenders ("eager nhwc")
     compile_seconds: float = 60.0  # for one case
-    compile_total: float = 900.0  # left for the run
+    compile_total: float = 1800.0  # left for the run
 
     @property
     def ours(self) -> ModuleType:
