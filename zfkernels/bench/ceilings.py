@@ -1,6 +1,5 @@
 """What this machine does at best, measured through torch: the floors that times are compared with."""
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ def measured(device: str, synchronize: Callable, quick: bool) -> Ceilings:
     side = 8192 if device == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device)
     out = torch.empty_like(a)
-    product = best(lambda: torch.mm(a, b, out=out), 4 if quick else 12, synchronize)
+    product = best(lambda: torch.mm(a, b, out=out), 8 if quick else 20, synchronize)
     copies = {}
     for megabytes in (0.25, 1, 4, 16, 64, 256):
         x = torch.randn(int(megabytes * 2**17), device=device)
         y = torch.empty_like(x)
-        seconds = best(lambda x=x, y=y: y.copy_(x), 10 if quick else 30, synchronize)
+        seconds = best(lambda x=x, y=y: y.copy_(x), 20 if quick else 40, synchronize)
         copies[2 * x.nbytes] = 2 * x.nbytes / seconds
     return Ceilings(2 * side**3 / product, copies)
 
@@ -50,4 +49,4 @@ def best(call: Callable, repeats: int, synchronize: Callable) -> float:
             call()
         synchronize()
         found.append((time.perf_counter() - start) / 3)
-    return statistics.quantiles(found, n=10)[0] if len(found) > 10 else min(found)
+    return min(found)

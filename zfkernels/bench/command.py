@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +18,7 @@ from .measure import OURS
 from .peers import PEERS, Setting
 
 SIZES = {"cpu": (1, 8, 32), "cuda": (1, 16, 128)}
-QUICK = ("conv1", "conv2", "conv3", "convt2", "convt3", "wgrad3", "pool1", "unpool1", "poolgrad1", "norm1",
+QUICK = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1",
          "normtrain1", "fused1", "unfused1", "forward", "logits", "project", "smallstep")  # fmt: skip
 SCALED = ("conv2", "conv3", "fused1", "convt2", "wgrad2", "pool1", "norm1", "forward")
 MALLOC = "GLIBC_TUNABLES"
@@ -59,10 +60,12 @@ def main(args: argparse.Namespace) -> int:
             os.execve(sys.executable, [sys.executable, "-m", "zfkernels", *sys.argv[1:]], os.environ | {MALLOC: KEEP})
         for path in filter(None, (args.json, args.plots)):
             path.parent.mkdir(parents=True, exist_ok=True)
-        found = run(names, sizes, setting, args.quick, extras=not args.jobs)
-        found["keep_malloc"] = args.keep_malloc
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+        def save(found: dict) -> None:
+            if args.json:
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+        found = run(names, sizes, setting, args.quick, extras=not args.jobs, save=save)
     if args.plots:
         for path in plots.write(found, args.plots):
             print(f"plot: {path}")
@@ -107,14 +110,25 @@ def select(wanted: str, quick: bool = False) -> list[str]:
     return [name for name, names in named.items() if set(parts(wanted)) & set(names)]
 
 
-def run(names: list[str], sizes: list[int], setting: Setting, quick: bool = False, extras: bool = True) -> dict:
-    """Measures, prints as it goes, and returns the record. `extras`: memory and threads as well."""
+def run(
+    names: list[str],
+    sizes: list[int],
+    setting: Setting,
+    quick: bool = False,
+    extras: bool = True,
+    save: Callable[[dict], None] = lambda found: None,
+) -> dict:
+    """Measures, prints as it goes, and returns the record. `extras`: memory and threads as well.
+
+    `save` is called with the record so far after each row, for a long run may be stopped.
+    """
     torch.set_num_threads(setting.threads)
     pace = measure.QUICK if quick else measure.FULL
     if setting.device == "cuda":  # float32 means float32, for every contender
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     found = record.environment(setting.backend) | {
         "threads": setting.threads, "peers": list(setting.peers), "quick": quick,
+        "keep_malloc": os.environ.get(MALLOC) == KEEP,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     with torch.no_grad():
@@ -126,10 +140,12 @@ def run(names: list[str], sizes: list[int], setting: Setting, quick: bool = Fals
                 case = make(name, n, setting)
                 found["rows"].append(measure.measure(case, pace, top))
                 print(tables.line(found["rows"][-1]), flush=True)
+                save(found)
         if extras:
             n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]
-            found["memory"] = memory.rows(setting, n, ("forward", "smallstep") if quick else memory.JOBS)
+            found["memory"] = memory.rows(setting, n, ("forward",) if quick else memory.JOBS)
             if setting.threads > 1 and "cpu" in backends.module(setting.backend).DEVICES:
                 found["threads_scaling"] = measure.thread_scaling(setting, SCALED[-1:] if quick else SCALED, n, pace)
+            save(found)
     print("", *tables.summaries(found), sep="\n")
     return found

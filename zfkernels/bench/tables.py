@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from textwrap import wrap
 
 from .jobs import JOBS
 from .measure import OURS
@@ -163,7 +164,7 @@ def markdown(record: dict, source: str) -> str:
         "largest N. *floor*: the share of our time that the direct arithmetic or the memory traffic takes at the "
         "machine's measured best (Winograd's filtering does less arithmetic)."
     )
-    return "\n".join([legend, "", *lines, "", *(f"- {text}" for text in extra), "", note])
+    return "\n".join([*wrap(legend, 120), "", *lines, "", *(f"- {text}" for text in extra), "", *wrap(note, 120)])
 
 
 def markdown_cell(row: dict | None) -> str:
