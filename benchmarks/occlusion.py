@@ -8,8 +8,8 @@ Needs `pip install captum`. Captum runs the network on whole covered images, `--
 (`perturbations_per_eval`), with our kernels in the network ("captum") and with torch's own ("captum, torch"). Its
 windows lie at multiples of the stride and the last one is cut at the edge, as ours. It returns the mean fall of the
 logit over the windows that cover a pixel, so ours is averaged in the same way; the mean logits of each pixel (for falls
-are differences of near equals) may differ by 1e-5, relative in norm, or the run ends with exit code 1 and no times. Contenders take turns; a ratio is the median over
-rounds of theirs / ours within one round.
+are differences of near equals) may differ by 1e-5, relative in norm, or the run ends with exit code 1 and no times.
+Contenders take turns; a ratio is the median over rounds of theirs / ours within one round.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-import record
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import zfkernels as zf
+from zfkernels.bench import record
 
 BOUND = 1e-5
 
