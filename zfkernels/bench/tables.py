@@ -164,7 +164,11 @@ def markdown(record: dict, source: str) -> str:
         "largest N. *floor*: the share of our time that the direct arithmetic or the memory traffic takes at the "
         "machine's measured best (Winograd's filtering does less arithmetic)."
     )
-    return "\n".join([*wrap(legend, 120), "", *lines, "", *(f"- {text}" for text in extra), "", *wrap(note, 120)])
+    return "\n".join([*folded(legend), "", *lines, "", *(f"- {text}" for text in extra), "", *folded(note)])
+
+
+def folded(text: str) -> list[str]:
+    return wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def markdown_cell(row: dict | None) -> str:
