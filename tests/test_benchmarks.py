@@ -144,15 +144,38 @@ def test_gpu_benchmark_stops_a_section_in_time(gpu, tmp_path):
     assert gpu.run_section(args, "tf32-64", 6) == "stopped after 6 s"
 
 
-def test_gpu_benchmark_counts_work(gpu):
-    """By hand, for the layers whose figures are quoted."""
-    flops, traffic = gpu.work("conv1", 128, 2)
-    assert flops == 2 * 128 * 110 * 110 * 96 * 147
-    assert traffic == 2 * (128 * 224 * 224 * 3 + 96 * 147 + 128 * 110 * 110 * 96)
-    assert gpu.work("pool1", 128, 2) == (0, 128 * 96 * (2 * 110 * 110 + 3 * 55 * 55))
-    assert gpu.work("norm2", 1, 4)[1] == 2 * 4 * 256 * 169
-    parts = ["fused1", "norm1", "fused2", "norm2", "conv3", "conv4", "fused5"]
-    assert gpu.work("forward", 2, 2)[1] == sum(gpu.work(part, 2, 2)[1] for part in parts)
+def test_work_is_counted():
+    """By hand, in the dtype of the run."""
+    terms = peers.Setting(threads=1, peers=(), dtype=torch.bfloat16)
+
+    def work(name: str, n: int, setting: peers.Setting) -> tuple[int, int]:
+        case = jobs.make(name, n, setting)
+        return case.flops, case.bytes
+
+    conv1 = 2 * (2 * 224 * 224 * 3 + 96 * 147 + 2 * 110 * 110 * 96)
+    assert work("conv1", 2, terms) == (2 * 2 * 110 * 110 * 96 * 147, conv1)
+    assert work("pool1", 2, terms) == (0, 2 * 96 * (2 * 110 * 110 + 3 * 55 * 55))
+    assert work("norm2", 1, EAGER) == (0, 2 * 4 * 256 * 169)
+    for path in ("forward", "descent"):
+        assert work(path, 1, terms)[0] == sum(work(f"conv{i}", 1, terms)[0] for i in range(1, 6))
+    filters = 2 * sum(f * taps for f, taps in ((96, 147), (256, 2400), (384, 2304), (384, 3456), (256, 3456)))
+    switches = 96 * 55 * 55 + 256 * 13 * 13 + 256 * 6 * 6
+    assert work("descent", 1, terms)[1] == filters + switches + 2 * (256 * 6 * 6 + 3 * 224 * 224)
+
+
+def test_a_job_in_another_dtype_has_its_bound():
+    """float64 on the CPU, where all contenders are within rounding of it; and one error that only float32 allows."""
+    terms = peers.Setting(threads=1, peers=("eager", "ort"), dtype=torch.float64, bound=1e-12)
+    for name in ("fused5", "pool5", "unpool5", "normtrain2"):
+        case = jobs.make(name, 1, terms)
+        assert set(case.run) >= {"zfkernels"}
+        assert "ort" not in case.run
+        found = measure.errors(case)
+        assert max(found.values()) <= 1e-12, found
+    sound = case.run["zfkernels"]
+    case.run["zfkernels"] = lambda: tuple(out * (1 + 1e-7) for out in sound())
+    assert "zfkernels" not in measure.measure(case, measure.QUICK)["ms"]
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_the_help_and_the_list(capsys):
@@ -182,7 +205,7 @@ def test_every_contender_of_an_op_is_right(name):
     assert {who: e for who, e in found.items() if not e <= checks.BOUND} == {}
 
 
-@pytest.mark.parametrize("name", ["forward", "reverse", "project"])
+@pytest.mark.parametrize("name", ["forward", "descent", "reverse", "project"])
 def test_a_fault_in_one_layer_shows_in_the_networks(monkeypatch, name):
     with torch.no_grad():
         case = jobs.make(name, 1, peers.Setting(threads=1, peers=("eager nhwc",)))

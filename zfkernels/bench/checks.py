@@ -9,7 +9,7 @@ from torch import Tensor
 from ..verify import relative_error, windows_of
 from .shapes import Pool
 
-BOUND = 1e-5  # of float32
+BOUND = 1e-5  # of float32; a setting may have another
 # A window whose two largest values are within rounding of each other has two right switches, and a projection or a
 # gradient through it two right values. Of projections, this share of the pixels, the most different, is not compared...
 LEFT_OUT = 0.05
@@ -19,7 +19,7 @@ FORKED_BOUND = 1e-2
 
 def values(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     """The worst relative error of the outputs that have a right one; others, such as a peer's indices, are not read."""
-    return max(relative_error(out.cpu(), r.cpu()) for out, r in zip(outs, right, strict=False))
+    return max(relative_error(out, r) for out, r in zip(outs, right, strict=False))
 
 
 def apart_from(places: Tensor):
@@ -28,34 +28,34 @@ def apart_from(places: Tensor):
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
         if outs[0].shape != right[0].shape:
             return math.inf
-        return relative_error(outs[0].masked_fill(places, 0).cpu(), right[0].masked_fill(places, 0).cpu())
+        return relative_error(outs[0].masked_fill(places, 0), right[0].masked_fill(places, 0))
 
     return check
 
 
-def pooled(p: Pool, exact: bool):
+def pooled(p: Pool, bound: float):
     """The check of (map, switches) against (map, the values that were pooled).
 
-    `exact`: what was pooled is the same numbers, so that map and switches must be equal to the bit. Else it was made by
-    a convolution: a switch must then name a value within BOUND times the map's largest of its window's largest, and
-    the first place where the ReLU makes a whole window 0.
+    `bound` 0: what was pooled is the same numbers, so that map and switches must be equal to the bit. Else it was made
+    by a convolution: a switch must then name a value within `bound` times the map's largest of its window's largest,
+    and the first place where the ReLU makes a whole window 0.
     """
 
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
         error = values(outs[:1], right)
-        if exact and error > 0:
+        if bound == 0 and error > 0:
             return math.inf
-        return error if switches_hold(p, outs[1], right[1], 0.0 if exact else BOUND, not exact) else math.inf
+        return error if switches_hold(p, outs[1], right[1], bound, bound > 0) else math.inf
 
     return check
 
 
 def switches_hold(p: Pool, chosen: Tensor, maps: Tensor, bound: float, rectified: bool) -> bool:
     """Does each switch (or a peer's index into the map) name one of its window's largest values?"""
-    switches = chosen.cpu()
+    switches = chosen
     if switches.dtype != torch.uint8:
         switches = switches_of(p, switches % p.size**2)
-    maps = maps.cpu().double()
+    maps = maps.double()
     if switches.shape != (*maps.shape[:2], p.out, p.out) or int(switches.max()) >= p.kernel**2:
         return False
     gap = bound * float(maps.abs().max())

@@ -37,12 +37,20 @@ class Job(NamedTuple):
 
 
 def make(name: str, n: int, setting: Setting) -> Case:
-    """The case of that name at batch size n on the setting's device, with the peers installed and asked for."""
+    """The case of that name at batch size n on the setting's device, with the peers installed and asked for.
+
+    The same job, size, device and dtype give the same numbers, whatever the backend.
+    """
     torch.manual_seed(0)
     if JOBS[name].group in WITHOUT_COMPILER:
         setting = replace(setting, peers=tuple(peer for peer in setting.peers if peer != "compile"))
-    with torch.device(setting.device), zfkernels.use_backend(setting.backend):
-        case = JOBS[name].make(n, setting)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(setting.dtype)
+    try:
+        with torch.device(setting.device), zfkernels.use_backend(setting.backend):
+            case = JOBS[name].make(n, setting)
+    finally:
+        torch.set_default_dtype(before)
     case.name = name
     return case
 
@@ -63,7 +71,7 @@ def conv(c: Conv, n: int, setting: Setting) -> Case:
     x, (w, b) = torch.randn(n, c.channels, c.size, c.size), weights(c)
     case = Case(
         setting, n, lambda: (F.relu(F.conv2d(x.double(), w.double(), b.double(), c.stride, c.padding)),),
-        flops=n * c.flops, bytes=c.bytes(n),
+        flops=n * c.flops, bytes=c.bytes(n, setting.itemsize),
     )  # fmt: skip
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     stride, padding = twice(c.stride, c.padding)
@@ -81,7 +89,7 @@ def convt(c: Conv, n: int, setting: Setting) -> Case:
     g, (w, _) = torch.randn(n, c.filters, c.out, c.out), weights(c)
     case = Case(
         setting, n, lambda: (F.conv_transpose2d(g.double(), w.double(), None, c.stride, c.padding, c.extra),),
-        flops=n * c.flops, bytes=c.bytes(n),
+        flops=n * c.flops, bytes=c.bytes(n, setting.itemsize),
     )  # fmt: skip
     last, ours = g.contiguous(memory_format=LAST), setting.ours
     stride, padding, size = twice(c.stride, c.padding, c.size)
@@ -103,7 +111,7 @@ def wgrad(c: Conv, n: int, setting: Setting) -> Case:
     x, g, (w, _) = torch.randn(n, c.channels, c.size, c.size), torch.randn(n, c.filters, c.out, c.out), weights(c)
     case = Case(
         setting, n, lambda: conv_backward(c, g.double(), x.double(), w.double(), (False, True, True))[1:],
-        flops=n * c.flops, bytes=c.bytes(n),
+        flops=n * c.flops, bytes=c.bytes(n, setting.itemsize),
     )  # fmt: skip
     last, ours = (x.contiguous(memory_format=LAST), g.contiguous(memory_format=LAST)), setting.ours
     kernel, stride, padding = twice(c.kernel, c.stride, c.padding)
@@ -119,7 +127,8 @@ def pool(p: Pool, n: int, setting: Setting) -> Case:
     """Max-pooling with switches; the peers' with their indices."""
     x = torch.randn(n, p.channels, p.size, p.size)
     count = n * p.channels * p.out**2
-    case = Case(setting, n, lambda: (pooled(p, x)[0], x), bytes=x.nbytes + 5 * count, check=checks.pooled(p, True))
+    traffic = x.nbytes + (setting.itemsize + 1) * count
+    case = Case(setting, n, lambda: (pooled(p, x)[0], x), bytes=traffic, check=checks.pooled(p, 0.0))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     kernel, stride, out = twice(p.kernel, p.stride, p.out)
     case.run["zfkernels"] = lambda: ours.max_pool2d(last, kernel, stride, (0, 0), out)
@@ -175,7 +184,7 @@ def add_pool_backward(case: Case, p: Pool, g: Tensor, indices: Tensor, compiled:
 def unpooling(p: Pool, n: int, setting: Setting) -> tuple[Case, Tensor, Tensor]:
     _, indices = pooled(p, torch.randn(n, p.channels, p.size, p.size))
     g = torch.randn(indices.shape)
-    traffic = 5 * g.numel() + 4 * n * p.channels * p.size**2
+    traffic = (setting.itemsize + 1) * g.numel() + setting.itemsize * n * p.channels * p.size**2
     case = Case(setting, n, lambda: (scattered(p, g.double(), indices),), bytes=traffic)
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride, size = twice(p.kernel, p.stride, p.size)
@@ -191,7 +200,7 @@ def unpoolgrad(p: Pool, n: int, setting: Setting) -> Case:
     def gathered(g: Tensor, indices: Tensor) -> tuple[Tensor]:
         return (g.flatten(2).gather(2, indices.flatten(2)).view(indices.shape),)
 
-    case = Case(setting, n, lambda: gathered(g.double(), indices), bytes=9 * indices.numel())
+    case = Case(setting, n, lambda: gathered(g.double(), indices), bytes=(2 * setting.itemsize + 1) * indices.numel())
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride = twice(p.kernel, p.stride)
     case.run["zfkernels"] = lambda: (ours.max_unpool2d_backward(last, switches, kernel, stride, (0, 0)),)
@@ -247,8 +256,8 @@ def fused(c: Conv, p: Pool, n: int, setting: Setting) -> Case:
         linear = F.conv2d(x.double(), w.double(), b.double(), c.stride, c.padding)
         return pooled(p, linear)[0].relu(), linear
 
-    traffic = x.nbytes + w.nbytes + 5 * n * p.channels * p.out**2
-    case = Case(setting, n, right, flops=n * c.flops, bytes=traffic, check=checks.pooled(p, False))
+    traffic = x.nbytes + w.nbytes + (setting.itemsize + 1) * n * p.channels * p.out**2
+    case = Case(setting, n, right, flops=n * c.flops, bytes=traffic, check=checks.pooled(p, setting.bound))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     where = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (p.out, p.out)
     case.run["zfkernels"] = lambda: ours.conv2d_relu_max_pool2d(last, w, b, *where)
@@ -270,7 +279,8 @@ def unfused(c: Conv, p: Pool, n: int, setting: Setting) -> Case:
 
     case = Case(
         setting, n, lambda: reverse(y.double(), indices, w.double(), map_.double()),
-        flops=n * c.flops, bytes=5 * y.numel() + w.nbytes + 4 * n * c.channels * c.size**2,
+        flops=n * c.flops,
+        bytes=y.nbytes + y.numel() + w.nbytes + setting.itemsize * n * c.channels * c.size**2,
     )  # fmt: skip
     last, switches, ours = y.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     where = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (c.size, c.size)
@@ -315,7 +325,7 @@ def forward(n: int, setting: Setting) -> Case:
 
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
         hold = all(
-            checks.switches_hold(p, switches, maps, checks.BOUND, True)
+            checks.switches_hold(p, switches, maps, setting.bound, True)
             for p, switches, maps in zip(POOLS.values(), outs[1:], right[1:], strict=True)
         )
         return checks.values(outs[:1], right) if hold else float("inf")
@@ -339,7 +349,7 @@ def forward(n: int, setting: Setting) -> Case:
                 value = ours.contrast_norm(value, s.window, s.alpha, s.beta, s.k, False)
         return value, *kept
 
-    made = sum(p.channels * p.out**2 for p in POOLS.values()) + 4 * POOLS[5].channels * POOLS[5].out ** 2
+    made = sum(p.channels * p.out**2 for p in POOLS.values()) + setting.itemsize * POOLS[5].channels * POOLS[5].out ** 2
     traffic = x.nbytes + sum(t.nbytes for t in flat) + n * made
     case = Case(setting, n, right, flops=n * sum(c.flops for c in CONVS.values()), bytes=traffic, check=check)
     case.run["zfkernels"] = run
@@ -351,6 +361,51 @@ def forward(n: int, setting: Setting) -> Case:
             graph.pool(POOLS[i])
         if i in NORMS:
             graph.norm(NORMS[i])
+    case.add_graph(graph)
+    return case
+
+
+def descent(n: int, setting: Setting) -> Case:
+    """The deconvnet's way down, dense, from pool5's map to the pixels: unpooling, ReLU, transposed convolution."""
+    parameters = {i: weights(c) for i, c in CONVS.items()}
+    maps = {i: torch.randn(n, p.channels, p.size, p.size) for i, p in POOLS.items()}
+    indices = {i: pooled(p, maps[i])[1] for i, p in POOLS.items()}
+    y = torch.randn(indices[5].shape)
+
+    def dense(y: Tensor, fifth: Tensor, map5: Tensor, *others: Tensor) -> tuple[Tensor]:
+        return (networks.descend(unpooled(POOLS[5], y, fifth, map5), *others),)
+
+    floats = [y, maps[5], maps[1], maps[2], *(t for pair in parameters.values() for t in pair)]
+
+    def arguments(y: Tensor, map5: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return y, indices[5], map5, indices[1], indices[2], *others
+
+    switches = {i: switches_of(p, indices[i]) for i, p in POOLS.items()}
+    last, ours = y.contiguous(memory_format=LAST), setting.ours
+
+    def run() -> tuple[Tensor]:
+        value = last
+        for i, c in reversed(CONVS.items()):
+            w, (stride, padding, size) = parameters[i][0], twice(c.stride, c.padding, c.size)
+            if i in POOLS:
+                where = stride, padding, *twice(POOLS[i].kernel, POOLS[i].stride), (0, 0), size
+                value = ours.max_unpool2d_relu_conv_transpose2d(value, switches[i], w, *where, True)
+            else:
+                value = ours.conv_transpose2d(value, w, stride, padding, size, True)
+        return (value,)
+
+    read = [y, *switches.values(), *(w for w, _ in parameters.values())]
+    traffic = sum(t.nbytes for t in read) + setting.itemsize * n * CONVS[1].channels * CONVS[1].size ** 2
+    case = Case(
+        setting, n, lambda: dense(*arguments(*(t.double() for t in floats))),
+        flops=n * sum(c.flops for c in CONVS.values()), bytes=traffic,
+    )  # fmt: skip
+    case.run["zfkernels"] = run
+    case.add_torch(dense, *arguments(*floats))
+    planes = {i: torch.arange(n * p.channels).view(n, p.channels, 1, 1) * p.size**2 for i, p in POOLS.items()}
+    names = {i: f"indices{i}" for i in POOLS}
+    graph = Graph(x=y, **{names[i]: planes[i] + indices[i] for i in POOLS})
+    networks.add_descent(graph, parameters, n, names)
     case.add_graph(graph)
     return case
 
@@ -381,6 +436,7 @@ JOBS: dict[str, Job] = {
         for i, p in POOLS.items()
     },
     "forward": Job("images to pool5 with switches", forward, "network"),
+    "descent": Job("pool5 to pixels by switches, dense", descent, "network"),
     "logits": Job("images to logits", networks.logits, "network"),
     "project": Job("images to one conv5 projection each", networks.project, "network"),
     "reverse": Job("the projections alone", networks.reverse, "network"),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import checks, jobs
+from . import jobs
 from .ceilings import Ceilings
 from .peers import Case, Setting
 
@@ -44,9 +44,9 @@ def errors(case: Case) -> dict[str, float]:
         try:
             outs = tuple(torch.as_tensor(out) for out in run())
             found[who] = case.checks.get(who, case.check)(outs, right)
-        except RuntimeError as problem:
+        except Exception as problem:  # one contender's crash is its own, not the others'
             found[who] = float("inf")
-            case.missing[who] = str(problem).strip().splitlines()[0][:120]
+            case.missing[who] = (str(problem).strip() or type(problem).__name__).splitlines()[0][:120]
     return found
 
 
@@ -104,7 +104,7 @@ def noisiest(rounds: list[dict[str, float]]) -> int | None:
 def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
     """One row: the error of every contender, the times and ratios of those that are right."""
     wrong_by = errors(case)
-    runs = {who: run for who, run in case.run.items() if wrong_by[who] <= checks.BOUND}
+    runs = {who: run for who, run in case.run.items() if wrong_by[who] <= case.setting.bound}
     row = {
         "job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes,
         "errors": {who: e if e < float("inf") else str(e) for who, e in wrong_by.items()}, "missing": case.missing,

@@ -27,10 +27,10 @@ FLOPS = sum(c.flops for c in CONVS.values())
 
 
 @lru_cache(maxsize=1)
-def network(device: str) -> ZFNet:
+def network(device: str, dtype: torch.dtype) -> ZFNet:
     """The full ZFNet with He's weights. Nothing may train it: it is shared."""
     torch.manual_seed(0)
-    return ZFNet(weight_std=None, dropout=0.0, device=device).eval()
+    return ZFNet(weight_std=None, dropout=0.0, device=device, dtype=dtype).eval()
 
 
 def twin(model: ZFNet, memory_format: torch.memory_format = LAST) -> nn.Sequential:
@@ -57,10 +57,10 @@ def twin(model: ZFNet, memory_format: torch.memory_format = LAST) -> nn.Sequenti
 
 def logits(n: int, setting: Setting) -> Case:
     """Images to logits."""
-    x, model = torch.randn(n, 3, 224, 224), network(setting.device)
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     fc = [getattr(model, name) for name in ("fc6", "fc7", "fc8")]
     flops = FLOPS + 2 * sum(layer.weight.numel() for layer in fc)
-    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 4000 * n
+    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.itemsize
     case = Case(setting, n, lambda: (twin(copy.deepcopy(model).double())(x.double()),), n * flops, traffic)
     last = x.contiguous(memory_format=LAST)
 
@@ -140,10 +140,10 @@ def empty_maps(n: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
 
 
-def descent(graph: Graph, model: ZFNet, n: int, indices: dict[int, str]) -> None:
-    """`descend` as nodes of a graph."""
-    for i, (w, _) in reversed(parameters(model).items()):
-        if i in NORMS:
+def add_descent(graph: Graph, weights: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> None:
+    """`descend` as nodes of a graph, through the poolings that have indices."""
+    for i, (w, _) in reversed(weights.items()):
+        if i in indices:
             graph.unpool(POOLS[i], n, indices[i])
         graph.node("Relu", [graph.value])
         graph.transposed(CONVS[i], w)
@@ -151,7 +151,7 @@ def descent(graph: Graph, model: ZFNet, n: int, indices: dict[int, str]) -> None
 
 def project(n: int, setting: Setting) -> Case:
     """Images to conv5, and the projection of the strongest unit of one map of each."""
-    x, model = torch.randn(n, 3, 224, 224), network(setting.device)
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
 
     def dense(x: Tensor, channels: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> tuple[Tensor]:
@@ -184,14 +184,14 @@ def project(n: int, setting: Setting) -> Case:
     largest = graph.node("ReduceMax", [chosen, graph.constant([1, 2, 3])], keepdims=1)
     here = graph.node("Cast", [graph.node("Equal", [chosen, largest])], to=1)
     graph.node("Mul", [chosen, here])
-    descent(graph, model, n, indices)
+    add_descent(graph, parameters(model), n, indices)
     case.add_graph(graph)
     return case
 
 
 def reverse(n: int, setting: Setting) -> Case:
     """The projection of one conv5 unit an image, from what the forward pass left: the unit, switches or indices."""
-    x, model = torch.randn(n, 3, 224, 224), network(setting.device)
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
     deconv = zfkernels.Deconvnet(model)
     steps = deconv._chain.steps[: deconv._chain.stop("conv5")]
@@ -228,7 +228,7 @@ def reverse(n: int, setting: Setting) -> Case:
         for i, indices in ((1, first), (2, second))
     }
     graph = Graph(x=kept, first=whole[1], second=whole[2])
-    descent(graph, model, n, {1: "first", 2: "second"})
+    add_descent(graph, parameters(model), n, {1: "first", 2: "second"})
     case.add_graph(graph)
     return case
 
@@ -245,7 +245,7 @@ def atlas(maps: int, setting: Setting) -> Case:
 
     The peer climbs once, and descends in dense batches.
     """
-    x, model = torch.randn(ATLAS_IMAGES, 3, 224, 224), network(setting.device)
+    x, model = torch.randn(ATLAS_IMAGES, 3, 224, 224), network(setting.device, setting.dtype)
     flat = [t for pair in parameters(model).values() for t in pair]
     deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
     index = deconv.activations(last, "conv5")[:, :maps].amax((2, 3)).topk(ATLAS_TOP, 0).indices.T.flatten()
@@ -281,7 +281,7 @@ def atlas(maps: int, setting: Setting) -> Case:
 
 def step(n: int, setting: Setting) -> Case:
     """A step of training the full ZFNet: forward, backward, SGD with momentum, the filters' clamp. No dropout."""
-    return training(network(setting.device), n, setting)
+    return training(network(setting.device, setting.dtype), n, setting)
 
 
 def small_step(n: int, setting: Setting) -> Case:
@@ -317,7 +317,7 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
     case = Case(
         setting, n, lambda: stepping(fresh(LAST).double(), images.double())(), check=checks.training_step,
         flops=n * 3 * FLOPS if model.image_size == (224, 224) else 0,
-        bytes=images.nbytes + 20 * sum(p.numel() for p in model.parameters()),
+        bytes=images.nbytes + 5 * sum(p.nbytes for p in model.parameters()),
     )  # fmt: skip
     last = images.contiguous(memory_format=LAST)
     case.run["zfkernels"] = stepping(copy.deepcopy(model).train(), last)

@@ -32,21 +32,28 @@ PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
 
 @dataclass
 class Setting:
-    """The terms of a run: zfkernels' backend, threads, which peers, and the seconds that torch.compile may take."""
+    """The terms of a run: zfkernels' backend, threads, which peers, the seconds that torch.compile may take, on what
+    device and in which dtype, and the relative error that a right result may have."""
 
     backend: str = "cpu"
     threads: int = 2
     peers: tuple[str, ...] = PEERS  # peers, or single contenders ("eager nhwc")
     compile_seconds: float = 60.0  # for one case
     compile_total: float = 1800.0  # left for the run
+    device: str = ""  # the backend's first, if not given
+    dtype: torch.dtype = torch.float32  # what is not float32 has no graph for ONNX Runtime and OpenVINO
+    bound: float = checks.BOUND
+
+    def __post_init__(self) -> None:
+        self.device = self.device or self.ours.DEVICES[0]
 
     @property
     def ours(self) -> ModuleType:
         return backends.module(self.backend)
 
     @property
-    def device(self) -> str:
-        return self.ours.DEVICES[0]
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
 
     def wants(self, who: str) -> bool:
         return who in self.peers or who.split()[0] in self.peers
@@ -128,7 +135,7 @@ class Case:
         """ONNX Runtime's and OpenVINO's sessions of the graph."""
         made = None
         for who, start in (("ort", onnxruntime_session), ("openvino", openvino_session)):
-            if not self.setting.wants(who) or self.setting.device != "cpu":
+            if not self.setting.wants(who) or self.setting.device != "cpu" or self.setting.dtype != torch.float32:
                 continue
             if find_spec(PACKAGES[who]) is None or find_spec("onnx") is None:
                 self.missing[who] = "not installed"

@@ -24,10 +24,10 @@ class Conv(NamedTuple):
         """torch's output_padding: the rows and columns at the far edges that no window covers."""
         return self.size - ((self.out - 1) * self.stride - 2 * self.padding + self.kernel)
 
-    def bytes(self, n: int) -> int:
-        """Of n inputs, n outputs and the filters in float32: what must be read or written once."""
+    def bytes(self, n: int, itemsize: int) -> int:
+        """Of n inputs, n outputs and the filters, a value being `itemsize` bytes: what must be moved once."""
         maps = self.channels * self.size**2 + self.filters * self.out**2
-        return 4 * (n * maps + self.filters * self.channels * self.kernel**2)
+        return itemsize * (n * maps + self.filters * self.channels * self.kernel**2)
 
 
 class Pool(NamedTuple):
