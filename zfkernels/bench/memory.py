@@ -1,6 +1,6 @@
 """The most memory that a job needs, each contender in a process of its own.
 
-    python -m zfkernels.bench.memory forward "eager nhwc" 8 2
+    python -m zfkernels.bench.memory forward "eager nhwc" 8 2 cpu
 
 prints {"held": bytes, "peak": bytes}: what the process holds once weights and images are there, and its high-water mark
 while it runs the job twice. On a CPU these are VmRSS and VmHWM of /proc/self/status (Linux), on a GPU torch's own

@@ -54,7 +54,8 @@ def roofline(record: dict, figure) -> bool:
     axes = figure.subplots()
     points = [(row["flops"] / row["bytes"], row["flops"] / row["ms"][OURS] / 1e6, row["job"]) for row in rows]
     peak = record["ceilings"]["flops"] / 1e9
-    low, high = min(p[0] for p in points) / 2, max(p[0] for p in points) * 2
+    first_knee = peak / max(record["ceilings"]["copies"].values()) * 1e9
+    low, high = min(first_knee, *(p[0] for p in points)) / 2, max(p[0] for p in points) * 2
     for words, rate in (("in cache", max), ("in memory", min)):
         bandwidth = rate(record["ceilings"]["copies"].values()) / 1e9
         knee = peak / bandwidth
