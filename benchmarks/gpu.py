@@ -1,7 +1,7 @@
 """On a GPU machine: verify, tune and time every GPU backend beside torch, within a time limit, into JSON files.
 
     python benchmarks/gpu.py --out benchmarks/results/<device>
-    python benchmarks/gpu.py --out /tmp/dry --device cpu --backends cpu --ops pool5,norm2 --n 1   # without a GPU
+    python benchmarks/gpu.py --out /tmp/dry --device cpu --backends cpu --jobs pool5,norm2 --n 1   # without a GPU
 
 Each section runs in a process of its own with a share of the time, and writes <section>.json row by row: a crash or an
 overrun loses what it had not reached and nothing else. Sections, in order:
@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--backends", help="by commas; default: all that run on a GPU here")
-    parser.add_argument("--ops", default="", help="by commas: names (conv3) or ops (conv); default: all")
+    parser.add_argument("--jobs", default="", help="by commas: names (conv3) or ops (conv); default: all")
     parser.add_argument("--n", default="128,1,16", help="batch sizes, by commas, in this order")
     parser.add_argument("--dtypes", default="bf16,tf32")
     parser.add_argument("--sections", help="by commas; default: all")
@@ -70,7 +70,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sections; 0 when all came to their end and no result of ours was wrong, else 1."""
+    """Runs the sections; 0 when all came to their end and no result of ours was wrong, else 1; 2 for a wrong call."""
     args = arguments(argv)
     args.backends = args.backends or ",".join(gpu_backends())
     if not args.backends:
@@ -78,6 +78,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if args.section:
         return section(args)
+    try:
+        chosen(args)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [f"{dtype}-{n}" for n in args.n.split(",") for dtype in args.dtypes.split(",")]
     names = ["verify", "determinism", "sanitizer", "tune", "ceilings", *rows, "compile"]
@@ -99,7 +104,7 @@ def run_section(args: argparse.Namespace, name: str, limit: float) -> str:
     """How the section ended: passed, FAILED, stopped (its time was over; what it wrote stays) or skipped."""
     if limit < 5:
         return "stopped: no time was left"
-    own = [f"--out={args.out}", f"--device={args.device}", f"--backends={args.backends}", f"--ops={args.ops}"]
+    own = [f"--out={args.out}", f"--device={args.device}", f"--backends={args.backends}", f"--jobs={args.jobs}"]
     command = [sys.executable, __file__, *own, f"--rounds={args.rounds}", f"--n={args.n}", f"--dtypes={args.dtypes}"]
     command += [f"--section={name}"]
     environment = os.environ | ({"ZFKERNELS_TUNE": "1"} if name == "tune" else {})
@@ -218,7 +223,7 @@ def compiled(args: argparse.Namespace) -> int:
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
-    return [name for name in command.select(args.ops) if name in CASES]
+    return [name for name in command.select(args.jobs) if name in CASES]
 
 
 def case_of(args: argparse.Namespace, name: str, n: int, backend: str, dtype: str, peers: tuple[str, ...] = ()) -> Case:

@@ -72,7 +72,7 @@ def test_a_peer_that_is_wrong_or_raises_has_no_time_and_says_so():
     case.run["eager nchw"] = lambda: (torch.zeros(1, 256, 13, 13),)
 
     def raising():
-        raise RuntimeError("out of something")
+        raise ValueError("out of something")
 
     case.run["eager nhwc"] = raising
     row = measure.measure(case, measure.QUICK)
@@ -99,7 +99,7 @@ def gpu():
     return script("gpu")
 
 
-GPU = ["--device", "cpu", "--ops", "pool5,norm2", "--n", "1", "--rounds", "2", "--dtypes", "tf32"]
+GPU = ["--device", "cpu", "--jobs", "pool5,norm2", "--n", "1", "--rounds", "2", "--dtypes", "tf32"]
 HERE = [
     name for name in ("cpu", "triton") if name in zf.available_backends() and "cpu" in backends.module(name).DEVICES
 ]
@@ -137,10 +137,16 @@ def test_gpu_benchmark_gives_a_wrong_result_no_time(gpu, tmp_path, monkeypatch):
     assert gpu.main([*arguments, "--section", "determinism"]) == 1
 
 
+def test_gpu_benchmark_refuses_an_unknown_job(gpu, tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path / "no"), "--device", "cpu", "--backends", "cpu", "--jobs", "conv9"]) == 2
+    assert "--jobs: no job 'conv9'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_gpu_benchmark_stops_a_section_in_time(gpu, tmp_path):
     args = gpu.arguments([*GPU, "--out", str(tmp_path), "--backends", "cpu"])
     assert gpu.run_section(args, "tf32-1", 1) == "stopped: no time was left"
-    args.ops, args.n = "forward", "64"
+    args.jobs, args.n = "forward", "64"
     assert gpu.run_section(args, "tf32-64", 6) == "stopped after 6 s"
 
 
