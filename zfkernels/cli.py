@@ -22,6 +22,7 @@ from . import (
     invariance,
     neighbours,
     probes,
+    sanity,
     sources,
     train,
     verify,
@@ -105,6 +106,13 @@ PROBE = """examples:
 NEIGHBOURS = """examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
 """
+SANITY = """examples:
+  zfkernels sanity cat.jpg --weights run/zfnet.pt
+  zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
+
+The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
+What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
+"""
 ABLATE = """examples:
   zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
   zfkernels ablate photos --rows 0 1 4
@@ -131,6 +139,8 @@ ANALYSES = (
     ("probe", "linear classifiers on the features of each layer (Table 7)", probes, PROBE + sources.NETWORK),
     ("neighbours", "the pictures nearest to one in the features of any layer", neighbours,
      NEIGHBOURS + sources.NETWORK),
+    ("sanity", "how much a projection changes when weights are replaced by noise, layer by layer", sanity,
+     SANITY + sources.NETWORK),
 )  # fmt: skip
 
 
@@ -174,6 +184,12 @@ def parser() -> argparse.ArgumentParser:
         default="identity",
         help="how the contrast norms are undone (default: identity, i.e. skipped)",
     )
+    project.add_argument(
+        "--method",
+        choices=("deconvnet", "gradient", "guided"),
+        default="deconvnet",
+        help="what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: %(default)s)",
+    )
     project.add_argument("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
 
     occlude = command("occlude", "cover parts of your picture and see what the network's answer depends on", _occlude,
@@ -184,8 +200,9 @@ def parser() -> argparse.ArgumentParser:
                          help="side, or height and width, of the cover (default: a fifth of the input)")  # fmt: skip
     occlude.add_argument("--stride", type=int, nargs="+", metavar="PIXELS",
                          help="its step, one number or two (default: a quarter of the cover)")  # fmt: skip
-    occlude.add_argument("--fill", type=float, nargs="+", metavar="LEVEL",
-                         help="grey, or red green blue, 0 to 255 (default: the network's mean picture)")  # fmt: skip
+    occlude.add_argument("--fill", nargs="+", metavar="LEVEL",
+                         help="grey, or red green blue, 0 to 255; mean: the picture's mean colour; blur: the picture "
+                         "blurred (default: the network's mean picture)")  # fmt: skip
     occlude.add_argument("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     occlude.add_argument("--channel", type=int, help="sum this map instead")
     occlude.add_argument("--images", type=Path, metavar="FOLDER",
@@ -290,7 +307,8 @@ def _project(args: argparse.Namespace) -> int:
         channel = int(zfkernels.top_activations(network.model, [image[None]], layer, k=1).values[:, 0].argmax())
     position = tuple(args.position) if args.position else None
     deconv = zfkernels.Deconvnet(network.model)
-    projection = deconv.project(image[None], layer=layer, channel=channel, position=position, norm=args.norm)
+    projection = deconv.project(image[None], layer=layer, channel=channel, position=position,
+                                norm=args.norm, method=args.method)  # fmt: skip
     row, column = projection.positions[0].tolist()
     value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
     _make_folder(args.out)
@@ -314,11 +332,17 @@ def _occlude(args: argparse.Namespace) -> int:
     for name in ("patch", "stride"):
         if getattr(args, name) and len(getattr(args, name)) > 2:
             raise ValueError(f"--{name} takes one number or two (height width), got {len(getattr(args, name))}")
-    fill: torch.Tensor | float = 0.0
-    if args.fill:
+    fill: torch.Tensor | float | str = 0.0
+    if args.fill in (["mean"], ["blur"]):
+        fill = args.fill[0]
+    elif args.fill:
         if len(args.fill) not in (1, 3):
             raise ValueError(f"--fill takes one level or three (red green blue), got {len(args.fill)}")
-        level = torch.tensor(args.fill).view(-1, 1, 1).expand(3, *network.model.image_size)
+        try:
+            levels = [float(level) for level in args.fill]
+        except ValueError:
+            raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(args.fill)}") from None
+        level = torch.tensor(levels).view(-1, 1, 1).expand(3, *network.model.image_size)
         fill = (level - network.mean) / network.scale
     result = zfkernels.occlusion_map(
         network.model,
