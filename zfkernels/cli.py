@@ -18,6 +18,7 @@ from . import (
     demo,
     evolution,
     filters,
+    gallery,
     info,
     invariance,
     neighbours,
@@ -106,6 +107,10 @@ PROBE = """examples:
 NEIGHBOURS = """examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
 """
+GALLERY = """examples:
+  zfkernels gallery
+  zfkernels gallery --only invariance occlusion --out figures
+"""
 SANITY = """examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
@@ -141,6 +146,7 @@ ANALYSES = (
      NEIGHBOURS + sources.NETWORK),
     ("sanity", "how much a projection changes when weights are replaced by noise, layer by layer", sanity,
      SANITY + sources.NETWORK),
+    ("gallery", "every analysis once, on scikit-image's photographs, with captions", gallery, GALLERY),
 )  # fmt: skip
 
 
