@@ -47,12 +47,14 @@ input; what sticks out on either side is cut off.
 FILE is the zfnet.pt that `zfkernels demo` writes, or torch.save(model.state_dict()) of a full
 ZFNet, whose pictures are normalised as torchvision's (ImageNet's mean and standard deviation).
 Without --weights the network is a full ZFNet with random weights, which shows the machinery and
-means nothing.
+means nothing. MODULE:CALLABLE builds a network of yours instead, say torchvision.models:resnet18;
+FILE is then its state dict.
 """
 PROJECT = """examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt --layer conv3 --channel 7
   zfkernels project cat.jpg --layer conv2 --channel 0 --position 3 5 --norm gradient --out unit.png
+  zfkernels project cat.jpg --model torchvision.models:resnet18 --weights resnet18.pth --method guided
 """
 OCCLUDE = """examples:
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -239,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         name, extra = PACKAGES.get(package, package), OPTIONAL[package]
         return _mistake(args, f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError) as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:
         print(f"zfkernels {args.command}: stopped", file=sys.stderr)
@@ -253,7 +255,7 @@ def _mistake(args: argparse.Namespace, text: str) -> int:
 
 def _add_picture(command: argparse.ArgumentParser) -> None:
     command.add_argument("picture", type=Path, metavar="PICTURE", help="a picture file")
-    command.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
+    sources.add_network(command)
 
 
 def _require_backend() -> None:
@@ -282,6 +284,10 @@ def _load(args: argparse.Namespace):
     from .pictures import read_picture
 
     _require_backend()
+    if args.model is not None:
+        network = sources.network(args)
+        picture = read_picture(args.picture, sources.input_size(args, network))
+        return network, picture, sources.normalise(network, picture)
     if args.weights is None:
         print(
             "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
@@ -299,8 +305,12 @@ def _load(args: argparse.Namespace):
     return network, picture, (picture.float() - network.mean) / network.scale
 
 
-def _last_convolution(model: zfkernels.ZFNet) -> str:
-    return [row.layer.name for row in model.table if row.layer.kind == "conv"][-1]
+def _last_convolution(model: torch.nn.Module) -> str:
+    kinds = (torch.nn.Conv2d, zfkernels.nn.ConvReLU)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    if not names:
+        raise ValueError(f"--layer must be given, for {type(model).__name__} has no convolution among its modules")
+    return names[-1]
 
 
 def _project(args: argparse.Namespace) -> int:
@@ -319,7 +329,7 @@ def _project(args: argparse.Namespace) -> int:
     value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
     _make_folder(args.out)
     projection_figure(picture, projection, f"{layer}, map {channel}, place ({row}, {column})", args.out)
-    height, width = network.model.image_size
+    height, width = picture.shape[1:]
     print(f"unit        {layer}, map {channel}, row {row}, column {column}")
     print(f"activation  {value:.6g}")
     print(f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input")
@@ -348,7 +358,7 @@ def _occlude(args: argparse.Namespace) -> int:
             levels = [float(level) for level in args.fill]
         except ValueError:
             raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(args.fill)}") from None
-        level = torch.tensor(levels).view(-1, 1, 1).expand(3, *network.model.image_size)
+        level = torch.tensor(levels).view(-1, 1, 1).expand(picture.shape)
         fill = (level - network.mean) / network.scale
     result = zfkernels.occlusion_map(
         network.model,
