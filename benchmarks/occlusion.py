@@ -8,8 +8,8 @@ Needs `pip install captum`. Captum runs the network on whole covered images, `--
 (`perturbations_per_eval`), with our kernels in the network ("captum") and with torch's own ("captum, torch"). Its
 windows lie at multiples of the stride and the last one is cut at the edge, as ours. It returns the mean fall of the
 logit over the windows that cover a pixel, so ours is averaged in the same way; the mean logits of each pixel (for falls
-are differences of near equals) may differ by 1e-5, relative in norm, or the run ends with exit code 1 and no times. Contenders take turns; a ratio is the median over
-rounds of theirs / ours within one round.
+are differences of near equals) may differ by 1e-5, relative in norm, or the run ends with exit code 1 and no times.
+Contenders take turns; a ratio is the median over rounds of theirs / ours within one round.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     # He's weights: with the paper's, activations shrink until no window changes the logit
     model = zf.ZFNet(weight_std=None).eval().to(args.device)
     image = torch.randn(3, 224, 224, device=args.device)
-    target, fill = 7, 0.5
+    with torch.no_grad():
+        target = int(model(image[None]).argmax())
+    fill = 0.5
     rows = []
     for patch in args.patches:
         window, stride = (3, patch, patch), (3, args.stride, args.stride)
