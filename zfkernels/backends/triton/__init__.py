@@ -9,6 +9,7 @@ import importlib.util
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 if importlib.util.find_spec("triton") is None:
     INSTALLED, INTERPRETED = False, False
@@ -39,6 +40,7 @@ __all__ = [
     "DEVICES",
     "DTYPES",
     "NOTES",
+    "TF32",
     "contrast_norm",
     "contrast_norm_backward",
     "conv2d",
