@@ -9,7 +9,6 @@ import importlib.util
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 if importlib.util.find_spec("triton") is None:
     INSTALLED, INTERPRETED = False, False
@@ -28,6 +27,9 @@ else:
     INSTALLED = True
 
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
+TF32 = (
+    not INTERPRETED
+)  # where allowed, float32 products are of operands rounded to TF32; the interpreter does not round
 # What is computed as a composition, and why; fused.py has the arithmetic. `zfkernels info` prints it.
 NOTES = (
     "conv2d_relu_max_pool2d is one kernel for image layers in 16-bit types on NVIDIA GPUs, else convolution then "
