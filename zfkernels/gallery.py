@@ -436,8 +436,9 @@ def probes_section(stage: Stage) -> str:
         "`zfkernels probe`: linear classifiers on each layer's features of 400 crops that the network was not trained "
         "on, by the number of training crops a class, mean ± deviation over two draws; and the same on a network of "
         "random weights, which is the yardstick.",
-        "A difference between layers: crops from the same few cells overlap, so that even random weights do well here, and "
-        "the task is too easy. Nor transfer: the classes are those the network was trained on. Maps larger than 6 x 6 are max-pooled to that, "
+        "A difference between layers: crops from the same few cells overlap, so that even random weights do well here, "
+        "and the task is too easy. Nor transfer: the classes are those the network was trained on. Maps larger than "
+        "6 x 6 are max-pooled to that, "
         "which the paper does not say it did; chance is 10%.",
         probes.table(found),
     )
