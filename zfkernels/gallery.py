@@ -15,7 +15,6 @@ from torch import Tensor
 
 from . import ablation, atlas, checkpoint, correspondence, evolution, filters, invariance, neighbours, probes, recipe
 from .activations import top_activations
-from .checkpoint import Network
 from .deconvnet import Deconvnet
 from .demo import CHANNELS, CONV1_STD, FEATURES, LAYERS, SCALE, SIDE, _diverse, _tiles
 from .folders import Memory
@@ -417,30 +416,29 @@ def ablation_section(stage: Stage) -> str:
         "`zfkernels ablate`: each variant trained alike, 10 epochs of 600 crops of 64 x 64 pixels, by a network of "
         f"{', '.join(map(str, TABLE3['channels']))} maps; errors in percent on the training crops and on 200 held-out "
         "ones, beside the paper's on ImageNet for the rows of its own network.",
-        "An order of the variants: one seed and 200 held-out crops, where a difference of a few percent is noise, and "
-        "so few epochs that the deeper networks are only beginning.",
+        "What the architecture is worth: one seed and 10 epochs, in which most variants have not finished learning, so "
+        "that rows differ more by how far they have come than by what they can reach.",
         "\n".join([ablation.HEAD, *map(ablation.line, results)]),
     )
 
 
 def probes_section(stage: Stage) -> str:
-    layers = [*LAYERS, "fc6", "fc7"]
-    known = probes.features(stage.deconv, stage.inputs.split(64), layers)
-    found = [one for count in (5, 15, 30) for one in probes.probe(known, stage.crops.labels, count, draws=3)]
-    untrained = Network(ZFNet(10, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None).eval(), [], *(
-        (stage.network.mean, stage.network.scale)))  # fmt: skip
-    random = probes.features(untrained.model, stage.inputs.split(64), ["conv1", "conv5"])
-    for layer, values in random.items():
-        for count in (5, 15, 30):
-            one = probes.probe({layer: values}, stage.crops.labels, count, draws=3, classifiers=["svm"])[0]
-            found.append(replace(one, layer=f"{layer}, random"))
+    known = probes.features(stage.deconv, stage.inputs.split(64), ["conv1", "conv3", "conv5", "fc7"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = ZFNet(10, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None)
+    yardstick = probes.features(untrained, stage.inputs.split(64), ["conv5"])
+    known["conv5, random"] = yardstick["conv5"]
+    found = [one for count in (5, 30) for one in probes.probe(known, stage.crops.labels, count, draws=2)]
     return _section(
         "What each layer holds (Table 7)",
         None,
         "`zfkernels probe`: linear classifiers on each layer's features of 400 crops that the network was not trained "
-        "on, by the number of training crops a class, mean ± deviation over three draws; and the same on a network of "
+        "on, by the number of training crops a class, mean ± deviation over two draws; and the same on a network of "
         "random weights, which is the yardstick.",
-        "Transfer: the classes are those the network was trained on. Maps larger than 6 x 6 are max-pooled to that, "
+        "A difference between layers: crops from the same few cells overlap, so that even random weights do well here, "
+        "and the task is too easy. Nor transfer: the classes are those the network was trained on. Maps larger than "
+        "6 x 6 are max-pooled to that, "
         "which the paper does not say it did; chance is 10%.",
         probes.table(found),
     )
