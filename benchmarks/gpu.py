@@ -1,7 +1,7 @@
 """On a GPU machine: verify, tune and time every GPU backend beside torch, within a time limit, into JSON files.
 
     python benchmarks/gpu.py --out benchmarks/results/<device>
-    python benchmarks/gpu.py --out /tmp/dry --device cpu --backends cpu --ops pool5,norm2 --n 1   # without a GPU
+    python benchmarks/gpu.py --out dry-run --device cpu --backends cpu --ops pool5,norm2 --n 1   # without a GPU
 
 Each section runs in a process of its own with a share of the time, and writes <section>.json row by row: a crash or an
 overrun loses what it had not reached and nothing else. Sections, in order:
@@ -17,7 +17,8 @@ overrun loses what it had not reached and nothing else. Sections, in order:
 Timing: contenders interleaved in a shuffled order within each round, on random data, the L2 cache flushed before every
 call; batch 1 as a CUDA graph, for every contender; medians and quartiles over the rounds. "tf32" is float32 tensors
 with TF32 products. A floor is the larger of the bytes that must move by the measured copy rate and the operations by
-the measured product rate; `of_floor` is floor / time.
+the measured product rate; `of_floor` is floor / time. What a case is, its bytes, operations and right results are those
+of the job of that name in `zfkernels bench`.
 """
 
 import argparse
@@ -29,18 +30,27 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+from zfkernels import backends
+from zfkernels.bench import command, jobs, measure, record
+from zfkernels.bench.measure import OURS
+from zfkernels.bench.peers import Case, Setting
+from zfkernels.bench.shapes import CONVS
+
+PATHS = ("forward", "descent")
+CASES = [name for name, job in jobs.JOBS.items() if job.group == "op" or name in PATHS]
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
 # A path of five convolutions rounds five times: the bound of one, times their root.
 BOUNDS = {"bf16": 1e-2, "tf32": 1e-3}
 PATH_LAYERS = 5
-COMPILED = ("forward", "reverse", "fused1", "unfused1", "conv2", "norm1")
-SHARES = {"verify": 90, "determinism": 30, "sanitizer": 40, "tune": 100, "ceilings": 15, "compile": 90}  # seconds
+COMPILED = (*PATHS, "fused1", "unfused1", "conv2", "norm1")
+SHARES = {"verify": 90, "determinism": 30, "sanitizer": 40, "tune": 100, "ceilings": 30, "compile": 90}  # seconds
 ROWS_SHARE = 45
 
 
@@ -49,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--backends", help="by commas; default: all that run on a GPU here")
-    parser.add_argument("--ops", default="", help="prefixes of case names, by commas; default: all")
+    parser.add_argument("--ops", default="", help="by commas: names (conv3) or ops (conv); default: all")
     parser.add_argument("--n", default="128,1,16", help="batch sizes, by commas, in this order")
     parser.add_argument("--dtypes", default="bf16,tf32")
     parser.add_argument("--sections", help="by commas; default: all")
@@ -62,7 +72,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the sections; 0 when all came to their end and no result of ours was wrong, else 1."""
     args = arguments(argv)
-    sys.path.insert(0, str(HERE))
     args.backends = args.backends or ",".join(gpu_backends())
     if not args.backends:
         print("no backend runs on a GPU here; `zfkernels info` says why", file=sys.stderr)
@@ -83,8 +92,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def gpu_backends() -> list[str]:
-    from zfkernels import backends
-
     return [name for name in backends.available_backends() if backends.module(name).DEVICES[0] == "cuda"]
 
 
@@ -133,7 +140,7 @@ def determinism(args: argparse.Namespace) -> int:
     for dtype in args.dtypes.split(","):
         for name in chosen(args):
             for backend in args.backends.split(","):
-                run = case_of(args, name, 16 if args.device == "cuda" else 1, backend, dtype).run["zfkernels"]
+                run = case_of(args, name, 16 if args.device == "cuda" else 1, backend, dtype).run[OURS]
                 first, *others = (run() for _ in range(3))
                 same = all(torch.equal(bits(a), bits(b)) for o in others for a, b in zip(first, o, strict=True))
                 different += [] if same else [f"{name} {dtype} {backend}"]
@@ -161,7 +168,7 @@ def tune(args: argparse.Namespace) -> int:
         for dtype in args.dtypes.split(","):
             for name in chosen(args):
                 for backend in args.backends.split(","):
-                    case_of(args, name, int(n), backend, dtype).run["zfkernels"]()
+                    case_of(args, name, int(n), backend, dtype).run[OURS]()
     return 0
 
 
@@ -202,37 +209,33 @@ def compiled(args: argparse.Namespace) -> int:
     for dtype in args.dtypes.split(","):
         for name in [c for c in COMPILED if c in chosen(args)]:
             case = case_with_contenders(args, name, 128, dtype)
-            case.run["torch.compile"] = torch.compile(case.run["eager nhwc"], mode="max-autotune-no-cudagraphs")
+            eager = case.run["eager nhwc"]  # a partial: torch's function and its tensors
+            call = torch.compile(eager.func, dynamic=False, mode="max-autotune-no-cudagraphs")
+            case.run["torch.compile"] = partial(call, *eager.args)
             rows.append(measured(args, case, dtype))
             write(args, "compile", rows)
     return 0
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
-    import compare
-    import peers
-
-    return compare.chosen(args.ops, peers.names())
+    return [name for name in command.select(args.ops) if name in CASES]
 
 
-def case_of(args: argparse.Namespace, name: str, n: int, backend: str, dtype: str):
-    import peers
+def case_of(args: argparse.Namespace, name: str, n: int, backend: str, dtype: str, peers: tuple[str, ...] = ()) -> Case:
+    bound = BOUNDS[dtype] * (PATH_LAYERS**0.5 if name in PATHS else 1)
+    return jobs.make(name, n, Setting(backend, 1, peers, device=args.device, dtype=DTYPES[dtype], bound=bound))
 
-    return peers.make(name, n, backend, 1, ("eager",), args.device, DTYPES[dtype])
 
-
-def case_with_contenders(args: argparse.Namespace, name: str, n: int, dtype: str):
+def case_with_contenders(args: argparse.Namespace, name: str, n: int, dtype: str) -> Case:
     """The case with each of our backends by its name, torch in channels-last, and cuDNN's own fused convolution."""
-    from shapes import CONVS
-
     first, *rest = args.backends.split(",")
-    case = case_of(args, name, n, first, dtype)
-    case.run[first] = case.run.pop("zfkernels")
+    case = case_of(args, name, n, first, dtype, ("eager",))
+    case.run[first] = case.run.pop(OURS)
     for backend in rest:
-        case.run[backend] = case_of(args, name, n, backend, dtype).run["zfkernels"]
+        case.run[backend] = case_of(args, name, n, backend, dtype).run[OURS]
     case.run = {who: run for who, run in case.run.items() if not who.endswith("nchw")}
     if args.device == "cuda" and name.rstrip("0123456789") == "conv":
-        x, w, b = case.run["eager nhwc"].__defaults__[0]  # the copies that torch's contender reads
+        x, w, b = case.run["eager nhwc"].args
         c = CONVS[int(name[4:])]
         stride, padding = [c.stride] * 2, [c.padding] * 2
         case.run["cudnn_convolution_relu"] = lambda: (
@@ -241,28 +244,21 @@ def case_with_contenders(args: argparse.Namespace, name: str, n: int, dtype: str
     return case
 
 
-def measured(args: argparse.Namespace, case, dtype: str) -> dict:
+def measured(args: argparse.Namespace, case: Case, dtype: str) -> dict:
     """One row: every contender's error, the times of the right ones, the floor."""
-    import compare
-    import peers
-
-    bound = BOUNDS[dtype] * (PATH_LAYERS**0.5 if case.name in peers.PATHS else 1)
-    row = {"case": case.name, "n": case.n, "dtype": dtype, "bound": bound, "errors": {}, "failures": {}}
-    right = {}
-    for who, run in case.run.items():
+    found, bound, right = measure.errors(case), case.setting.bound, {}
+    row = {"case": case.name, "n": case.n, "dtype": dtype, "bound": bound, "flops": case.flops, "bytes": case.bytes}
+    row["errors"] = {who: e if e < float("inf") else str(e) for who, e in found.items()}
+    row["failures"] = {who: f"error {e:.2g}, bound {bound:.2g}" for who, e in found.items() if not e <= bound}
+    row["failures"] |= case.missing
+    for who in [who for who in found if who not in row["failures"]]:
         try:
-            row["errors"][who] = compare.error(case, who)
-            if row["errors"][who] <= bound:
-                right[who] = graphed(run) if case.n == 1 and args.device == "cuda" else run
-            else:
-                row["failures"][who] = f"error {row['errors'][who]:.2g}, bound {bound:.2g}"
+            right[who] = graphed(case.run[who]) if case.n == 1 and args.device == "cuda" else case.run[who]
         except Exception as error:  # one contender's crash is its row's, not the others'
             row["failures"][who] = f"{type(error).__name__}: {str(error)[:300]}"
-    row["errors"] = {who: e if e < float("inf") else "inf" for who, e in row["errors"].items()}
     taken = times(right, args.rounds, args.device)
     row["us"] = {who: statistics.median(t) * 1e6 for who, t in taken.items()}
     row["us_quartiles"] = {who: [q * 1e6 for q in statistics.quantiles(t, n=4)] for who, t in taken.items()}
-    row["flops"], row["bytes"] = work(case.name, case.n, DTYPES[dtype].itemsize)
     file = args.out / "ceilings.json"
     if file.exists():
         rates = json.loads(file.read_text())["rows"][0]
@@ -271,7 +267,7 @@ def measured(args: argparse.Namespace, case, dtype: str) -> dict:
     return row
 
 
-def graphed(run):
+def graphed(run: Callable) -> Callable:
     """`run` as the replay of a CUDA graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -286,18 +282,12 @@ def graphed(run):
 
 def times(runs: dict, rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of single calls, one a round for each contender, with a cold L2 cache on a GPU."""
+    if device == "cpu":
+        return measure.timed(runs, measure.Pace(0, 0, rounds, rounds))[0] if runs else {}
     found: dict[str, list[float]] = {who: [] for who in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for run in runs.values():
         run(), run()
-    if device == "cpu":
-        for _ in range(rounds):
-            shuffle(order)
-            for who in order:
-                start = time.perf_counter()
-                runs[who]()
-                found[who].append(time.perf_counter() - start)
-        return found
     flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)  # several times any L2
     for _ in range(rounds):
         shuffle(order)
@@ -313,39 +303,8 @@ def times(runs: dict, rounds: int, device: str) -> dict[str, list[float]]:
     return found
 
 
-def work(name: str, n: int, size: int) -> tuple[int, int]:
-    """Operations, and the fewest bytes that must move through memory, a value being `size` bytes, a switch one."""
-    from shapes import CONVS, NORMS, POOLS
-
-    op, layer = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
-    if op in ("forward", "reverse"):
-        fused, plain = ("fused", "conv") if op == "forward" else ("unfused", "convt")
-        parts = [f"{fused if i in POOLS else plain}{i}" for i in CONVS]
-        parts += [f"norm{i}" for i in NORMS] if op == "forward" else []
-        return tuple(map(sum, zip(*(work(part, n, size) for part in parts), strict=True)))
-    i = int(layer)
-    flops = traffic = 0
-    if op in ("conv", "convt", "wgrad", "fused", "unfused"):
-        c = CONVS[i]
-        flops = n * c.flops
-        traffic = size * (n * c.channels * c.size**2 + c.filters * c.channels * c.kernel**2)
-        if op in ("conv", "convt", "wgrad"):
-            traffic += size * n * c.filters * c.out**2
-        else:
-            traffic += (size + 1) * n * POOLS[i].channels * POOLS[i].out ** 2
-    elif op in ("pool", "unpool", "poolgrad", "unpoolgrad"):
-        p = POOLS[i]
-        traffic = n * p.channels * (size * p.size**2 + (size + 1) * p.out**2)
-    else:
-        s = NORMS[i]
-        traffic = n * s.channels * s.size**2 * size * (2 if op == "norm" else 5)
-    return flops, traffic
-
-
 def write(args: argparse.Namespace, name: str, rows: list[dict]) -> None:
     """The section's file, whole or as it was: with the device, versions, commit, digest of the kernels, and date."""
-    import record
-
     head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "section": name, "rounds": args.rounds}
     head |= record.environment(args.backends)
     if args.device == "cuda":

@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-import record
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import zfkernels as zf
+from zfkernels.bench import record
 
 BOUND = 1e-5
 

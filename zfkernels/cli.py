@@ -28,6 +28,7 @@ from . import (
     train,
     verify,
 )
+from .bench import command as bench
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
 OPTIONAL = {
@@ -128,6 +129,12 @@ VERIFY = """examples:
   zfkernels verify
   zfkernels verify --compile-only --quick
 """
+BENCH = """examples:
+  zfkernels bench --quick
+  zfkernels bench --jobs conv,project --n 1,8 --threads 2
+  zfkernels bench --json run.json --plots plots
+  zfkernels bench --show run.json
+"""
 INFO = """examples:
   zfkernels info
 """
@@ -226,6 +233,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_arguments(
         command("verify", "check every backend that runs here against the reference", verify.main, VERIFY)
     )
+    bench.add_arguments(
+        command("bench", "time every op and job beside PyTorch, ONNX Runtime and OpenVINO", bench.main, BENCH)
+    )
     info.add_arguments(command("info", "versions, backends and why each can or cannot run, threads", info.main, INFO))
     return top
 
@@ -239,7 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
-        name, extra = PACKAGES.get(package, package), OPTIONAL[package]
+        name = PACKAGES.get(package, package)
+        extra = "bench" if args.command == "bench" else OPTIONAL[package]
         return _mistake(args, f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'")
     except (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError) as error:
         return _mistake(args, str(error))

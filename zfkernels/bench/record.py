@@ -2,32 +2,28 @@
 
 import hashlib
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from zfkernels import info
+from .. import info
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout; an installed package has no csrc/ and no commit
 
 
 def environment(backend: str) -> dict:
-    """Device, versions, commit and the digest of the kernel sources."""
-    peers = {}
-    for package in ("onnxruntime", "openvino"):
-        try:
-            peers[package] = version(package)
-        except PackageNotFoundError:
-            peers[package] = None
+    """Device, versions, commit and the digests of the kernel sources."""
+    peers = {package: info.installed(package) for package in ("onnxruntime", "openvino")}
     return info.environment() | peers | {"backend": backend, "commit": commit()} | digests()
 
 
-def digests() -> dict[str, str]:
+def digests() -> dict[str, str | None]:
     """Of the C++ and CUDA sources, and of the Triton kernels."""
     return {"csrc_sha256": digest_of("csrc"), "triton_sha256": digest_of("zfkernels/backends/triton", "*.py")}
 
 
-def digest_of(folder: str, pattern: str = "*") -> str:
-    """SHA-256 over the path and content of every such file under `folder`, in the order of their paths."""
+def digest_of(folder: str, pattern: str = "*") -> str | None:
+    """SHA-256 over path and content of every such file under `folder`, in the order of their paths; None without it."""
+    if not (ROOT / folder).is_dir():
+        return None
     digest = hashlib.sha256()
     for path in sorted(p for p in (ROOT / folder).rglob(pattern) if p.is_file()):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -36,6 +32,8 @@ def digest_of(folder: str, pattern: str = "*") -> str:
 
 def commit() -> str | None:
     """The checked-out commit, with "+" when tracked files differ from it; None outside a git checkout."""
+    if not (ROOT / ".git").exists():
+        return None
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode != 0:

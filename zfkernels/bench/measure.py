@@ -1,0 +1,148 @@
+"""How time is taken: right results first, then interleaved bursts, medians and spread, noisy rounds again.
+
+In a round each contender runs one burst of calls, in a shuffled order, so that a slow second of the machine hits all
+of them. A burst's time is the median of its calls. A ratio is the median over the rounds of (the peer's time / ours)
+within one round; above 1 we are faster. A round in which a burst took NOISY times its contender's median is noisy and
+is measured again, at most as often as there are rounds.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from . import jobs
+from .ceilings import Ceilings
+from .peers import Case, Setting
+
+OURS = "zfkernels"
+NOISY = 1.25
+PAUSE = 0.02  # seconds before a burst, for the threads of the peer before it to stop spinning on our cores
+SLOW = 0.2  # seconds: a call this long is its own burst, without one before it that does not count
+
+
+class Pace(NamedTuple):
+    """How long to measure: seconds a burst, seconds a case, rounds at least and at most."""
+
+    burst: float
+    case: float
+    least: int
+    most: int
+
+
+FULL, QUICK = Pace(0.06, 10, 3, 9), Pace(0.02, 1.5, 3, 5)
+
+
+def errors(case: Case) -> dict[str, float]:
+    """Each contender's error. A function that raises is as wrong as can be, and the case says how."""
+    right = case.right()
+    found = {}
+    for who, run in case.run.items():
+        try:
+            outs = tuple(torch.as_tensor(out) for out in run())
+            found[who] = case.checks.get(who, case.check)(outs, right)
+        except Exception as problem:  # one contender's crash is its own, not the others'
+            found[who] = float("inf")
+            case.missing[who] = (str(problem).strip() or type(problem).__name__).splitlines()[0][:120]
+    return found
+
+
+def burst(run: Callable, calls: int, synchronize: Callable) -> float:
+    """The median of the calls' seconds, after one that is not counted unless calls is 1."""
+    times = []
+    for _ in range(calls + (calls > 1)):
+        start = time.perf_counter()
+        run()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[calls > 1 :])
+
+
+def timed(
+    runs: dict[str, Callable], pace: Pace, synchronize: Callable = lambda: None
+) -> tuple[dict[str, list[float]], int, int]:
+    """Seconds a call, for each contender and round; how many rounds were measured again, and how many stayed noisy."""
+    once = {who: burst(run, 1, synchronize) for who, run in runs.items()}
+    once = {who: burst(runs[who], 2, synchronize) if t < SLOW else t for who, t in once.items()}
+    calls = {who: 1 if t > SLOW else max(2, min(200, int(pace.burst / max(t, 1e-7)))) for who, t in once.items()}
+    length = sum(t * (calls[who] + 1) + PAUSE for who, t in once.items())
+    count = max(pace.least, min(pace.most, int(pace.case / length)))
+    order, shuffle = list(runs), random.Random(0).shuffle
+
+    def one_round() -> dict[str, float]:
+        shuffle(order)
+        found = {}
+        for who in order:
+            time.sleep(PAUSE)
+            found[who] = burst(runs[who], calls[who], synchronize)
+        return found
+
+    rounds = [one_round() for _ in range(count)]
+    again = 0
+    while (worst := noisiest(rounds)) is not None and again < count:
+        rounds[worst] = one_round()
+        again += 1
+    left = sum(noise(rounds)[i] > NOISY for i in range(count))
+    return {who: [r[who] for r in rounds] for who in runs}, again, left
+
+
+def noise(rounds: list[dict[str, float]]) -> list[float]:
+    """For each round, the most that a contender's time was above its median over the rounds (1: not at all)."""
+    usual = {who: statistics.median(r[who] for r in rounds) for who in rounds[0]}
+    return [max(t / usual[who] for who, t in r.items()) for r in rounds]
+
+
+def noisiest(rounds: list[dict[str, float]]) -> int | None:
+    found = noise(rounds)
+    worst = max(range(len(found)), key=found.__getitem__)
+    return worst if found[worst] > NOISY else None
+
+
+def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
+    """One row: the error of every contender, the times and ratios of those that are right."""
+    wrong_by = errors(case)
+    runs = {who: run for who, run in case.run.items() if wrong_by[who] <= case.setting.bound}
+    row = {
+        "job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes,
+        "errors": {who: e if e < float("inf") else str(e) for who, e in wrong_by.items()}, "missing": case.missing,
+        "ms": {}, "spread": {}, "ratio": {},
+    }  # fmt: skip
+    if OURS not in runs:
+        return row
+    times, row["again"], row["noisy"] = timed(runs, pace, case.setting.synchronize)
+    row["rounds"] = len(times[OURS])
+    for who, t in times.items():
+        quarter, middle, last = statistics.quantiles(t, n=4)
+        row["ms"][who], row["spread"][who] = middle * 1e3, (last - quarter) / middle
+    peers = [who for who in times if who != OURS]
+    row["ratio"] = {
+        who: statistics.median(a / b for a, b in zip(times[who], times[OURS], strict=True)) for who in peers
+    }
+    row["fastest"] = min(peers, key=row["ms"].get, default=None)
+    if ceilings is not None and (case.flops or case.bytes):
+        row["floor_ms"] = ceilings.floor(case.flops, case.bytes) * 1e3
+    return row
+
+
+def thread_scaling(setting: Setting, names: tuple[str, ...], n: int, pace: Pace) -> list[dict]:
+    """Our time on one thread and on setting.threads, interleaved."""
+
+    def on(threads: int, run: Callable) -> Callable:
+        def call() -> None:
+            torch.set_num_threads(threads)
+            run()
+
+        return call
+
+    rows = []
+    for name in names:
+        alone = Setting(setting.backend, setting.threads, ())
+        run = jobs.make(name, jobs.JOBS[name].sizes[0] if jobs.JOBS[name].sizes else n, alone).run[OURS]
+        times, _, noisy = timed({str(t): on(t, run) for t in (1, setting.threads)}, pace, setting.synchronize)
+        torch.set_num_threads(setting.threads)
+        ms = {threads: statistics.median(t) * 1e3 for threads, t in times.items()}
+        rows.append({"job": name, "n": n, "ms": ms, "speedup": ms["1"] / ms[str(setting.threads)], "noisy": noisy})
+    return rows

@@ -1,0 +1,333 @@
+"""The end-to-end jobs: zfkernels' networks through the public API, and the same networks built of torch's layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zfkernels
+from zfkernels import ZFNet, deconvnet
+from zfkernels.zfnet import clamp_filters_
+
+from . import checks
+from .peers import FORMATS, LAST, Case, Graph, Setting
+from .plain import normalized, pooled, unpooled
+from .shapes import CONVS, NORMS, POOLS
+
+CHANNEL = 7  # the map of conv5 whose strongest unit is projected
+ATLAS_IMAGES, ATLAS_TOP = 32, 9
+ATLAS_CHECKED, ATLAS_CHUNK = 36, 16  # units whose dense projection is computed in float64; units a dense batch
+FLOPS = sum(c.flops for c in CONVS.values())
+
+
+@lru_cache(maxsize=1)
+def network(device: str, dtype: torch.dtype) -> ZFNet:
+    """The full ZFNet with He's weights. Nothing may train it: it is shared."""
+    torch.manual_seed(0)
+    return ZFNet(weight_std=None, dropout=0.0, device=device, dtype=dtype).eval()
+
+
+def twin(model: ZFNet, memory_format: torch.memory_format = LAST) -> nn.Sequential:
+    """The same network of torch's own layers, sharing the weights where their memory format is the same."""
+    layers: list[nn.Module] = []
+    for row in model.table:
+        layer, ours = row.layer, getattr(model, row.layer.name)
+        if layer.kind == "conv":
+            conv = nn.Conv2d(row.in_channels, row.channels, layer.kernel, layer.stride, layer.padding, device="meta")
+            conv.weight = nn.Parameter(ours.weight.detach().contiguous(memory_format=memory_format))
+            conv.bias = ours.bias
+            layers += [conv, nn.ReLU(inplace=True)]
+        elif layer.kind == "pool":
+            layers.append(nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=layer.ceil_mode))
+        elif layer.kind == "norm":
+            layers.append(nn.LocalResponseNorm(ours.size, ours.alpha, ours.beta, ours.k))
+        else:
+            layers += [] if isinstance(layers[-1], nn.ReLU) and isinstance(layers[-2], nn.Linear) else [nn.Flatten()]
+            linear = nn.Linear(1, 1, device="meta")
+            linear.weight, linear.bias = ours.weight, ours.bias
+            layers += [linear, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1]).train(model.training)
+
+
+def logits(n: int, setting: Setting) -> Case:
+    """Images to logits."""
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
+    fc = [getattr(model, name) for name in ("fc6", "fc7", "fc8")]
+    flops = FLOPS + 2 * sum(layer.weight.numel() for layer in fc)
+    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.itemsize
+    case = Case(setting, n, lambda: (twin(copy.deepcopy(model).double())(x.double()),), n * flops, traffic)
+    last = x.contiguous(memory_format=LAST)
+
+    def ours() -> tuple[Tensor]:
+        with zfkernels.use_backend(setting.backend):
+            return (model(last),)
+
+    def run(module: Callable, x: Tensor) -> tuple[Tensor]:
+        return (module(x),)
+
+    case.run["zfkernels"] = ours
+    for name, memory_format in FORMATS.items():
+        if setting.wants(f"eager {name}"):
+            case.run[f"eager {name}"] = partial(
+                run, twin(model, memory_format), x.contiguous(memory_format=memory_format)
+            )
+    case.add_compiled(lambda: partial(run, torch.compile(twin(model), dynamic=False, options={"freezing": True}), last))
+    graph = Graph(x=x)
+    for i, (w, b) in parameters(model).items():
+        graph.conv(CONVS[i], w, b)
+        if i in POOLS:
+            graph.pool(POOLS[i], keep_indices=False)
+        if i in NORMS:
+            graph.norm(NORMS[i])
+    graph.node("Flatten", [graph.value])
+    for layer in fc:
+        graph.node("Gemm", [graph.value, graph.constant(layer.weight), graph.constant(layer.bias)], transB=1)
+        if layer is not fc[-1]:
+            graph.node("Relu", [graph.value])
+    case.add_graph(graph)
+    return case
+
+
+def parameters(model: ZFNet) -> dict[int, tuple[Tensor, Tensor]]:
+    """The weights and biases of the convolutions."""
+    convs = {i: getattr(model, f"conv{i}") for i in CONVS}
+    return {i: (conv.weight.detach(), conv.bias.detach()) for i, conv in convs.items()}
+
+
+# Projections, as a user of torch would write them: dense maps, from the top down to the pixels
+
+
+def climb(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+    """Images to conv5's map and the indices of pools 1 and 2."""
+    kept = []
+    for i, c in CONVS.items():
+        x = F.relu_(F.conv2d(x, flat[2 * i - 2], flat[2 * i - 1], c.stride, c.padding))
+        if i in NORMS:
+            x, indices = pooled(POOLS[i], x)
+            kept.append(indices)
+            x = normalized(NORMS[i], x)
+    return x, *kept
+
+
+def alone(x: Tensor, channels: Tensor) -> Tensor:
+    """x (N, C, H, W) with all activations set to 0 but the strongest of map channels[i] of image i."""
+    maps = x[torch.arange(len(x), device=x.device), channels].flatten(1)
+    value, place = maps.max(1, keepdim=True)
+    kept = torch.zeros_like(x)
+    rows, columns = place // x.shape[3], place % x.shape[3]
+    kept[torch.arange(len(x), device=x.device)[:, None], channels[:, None], rows, columns] = value
+    return kept
+
+
+def descend(g: Tensor, first: Tensor, second: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> Tensor:
+    """conv5's map to pixels. map1 and map2 have the shape and format of what pools 1 and 2 were made of."""
+    for i, c in reversed(CONVS.items()):
+        if i == 2:
+            g = unpooled(POOLS[2], g, second, map2)
+        elif i == 1:
+            g = unpooled(POOLS[1], g, first, map1)
+        g = F.conv_transpose2d(F.relu(g), flat[2 * i - 2], None, c.stride, c.padding, c.extra)
+    return g
+
+
+def empty_maps(n: int) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
+
+
+def add_descent(graph: Graph, weights: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> None:
+    """`descend` as nodes of a graph, through the poolings that have indices."""
+    for i, (w, _) in reversed(weights.items()):
+        if i in indices:
+            graph.unpool(POOLS[i], n, indices[i])
+        graph.node("Relu", [graph.value])
+        graph.transposed(CONVS[i], w)
+
+
+def project(n: int, setting: Setting) -> Case:
+    """Images to conv5, and the projection of the strongest unit of one map of each."""
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
+    flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
+
+    def dense(x: Tensor, channels: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> tuple[Tensor]:
+        top, first, second = climb(x, *flat)
+        return (descend(alone(top, channels), first, second, map1, map2, *flat),)
+
+    case = Case(
+        setting, n, lambda: dense(x.double(), channels, *(t.double() for t in (*maps, *flat))),
+        flops=n * FLOPS, bytes=2 * x.nbytes + sum(t.nbytes for t in flat), check=checks.projections,
+    )  # fmt: skip
+    deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
+
+    def ours() -> tuple[Tensor]:
+        with zfkernels.use_backend(setting.backend):
+            return (deconv.project(last, "conv5", CHANNEL).pixels,)
+
+    case.run["zfkernels"] = ours
+    case.add_torch(dense, x, channels, *maps, *flat)
+    graph, indices = Graph(x=x), {}
+    for i, (w, b) in parameters(model).items():
+        graph.conv(CONVS[i], w, b)
+        if i in NORMS:
+            indices[i] = graph.pool(POOLS[i])
+            graph.value = graph.value[:-1] + "0"
+            graph.norm(NORMS[i])
+    graph.indices.clear()
+    one = torch.zeros(1, CONVS[5].filters, 1, 1)
+    one[0, CHANNEL] = 1
+    chosen = graph.node("Mul", [graph.value, graph.constant(one)])
+    largest = graph.node("ReduceMax", [chosen, graph.constant([1, 2, 3])], keepdims=1)
+    here = graph.node("Cast", [graph.node("Equal", [chosen, largest])], to=1)
+    graph.node("Mul", [chosen, here])
+    add_descent(graph, parameters(model), n, indices)
+    case.add_graph(graph)
+    return case
+
+
+def reverse(n: int, setting: Setting) -> Case:
+    """The projection of one conv5 unit an image, from what the forward pass left: the unit, switches or indices."""
+    x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
+    flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
+    deconv = zfkernels.Deconvnet(model)
+    steps = deconv._chain.steps[: deconv._chain.stop("conv5")]
+    run = deconvnet._run(steps, deconv._chain.shapes(x.shape, len(steps)), x.contiguous(memory_format=LAST))
+    of, units = np.arange(n), channels.cpu().numpy()
+    places = deconvnet._strongest(run.value, of, units)
+    found = deconvnet._at(run.value, of, units, places)
+
+    def ours() -> tuple[Tensor]:
+        with zfkernels.use_backend(setting.backend):
+            boxes, origins = deconvnet._reverse(run, found, of, units, places, "identity")
+            pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
+            for out, box, origin in zip(pixels, boxes, origins.tolist(), strict=True):
+                deconvnet._paste(out, box, *origin)
+            return (pixels,)
+
+    # The same switches for all, so that there is one right answer.
+    switches = {i: run.recorded[k] for i, k in zip((1, 2), sorted(k for k in run.recorded if
+                run.recorded[k].dtype == torch.uint8), strict=True)}  # fmt: skip
+    first, second = (indices_of(i, switches[i]) for i in (1, 2))
+    kept = alone(run.value, channels)
+
+    def dense(g: Tensor, *others: Tensor) -> tuple[Tensor]:
+        return (descend(g, *others),)
+
+    case = Case(
+        setting, n, lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
+        flops=n * FLOPS, bytes=x.nbytes + sum(w.nbytes for w in flat),
+    )  # fmt: skip
+    case.run["zfkernels"] = ours
+    case.add_torch(dense, kept, first, second, *maps, *flat)
+    whole = {
+        i: torch.arange(n * POOLS[i].channels).view(n, -1, 1, 1) * POOLS[i].size ** 2 + indices
+        for i, indices in ((1, first), (2, second))
+    }
+    graph = Graph(x=kept, first=whole[1], second=whole[2])
+    add_descent(graph, parameters(model), n, {1: "first", 2: "second"})
+    case.add_graph(graph)
+    return case
+
+
+def indices_of(i: int, switches: Tensor) -> Tensor:
+    """torch's indices from pool i's switches."""
+    p, s = POOLS[i], switches.long()
+    rows = torch.arange(p.out, device=s.device)[:, None] * p.stride + s // p.kernel
+    return (rows * p.size + torch.arange(p.out, device=s.device) * p.stride + s % p.kernel).contiguous()
+
+
+def atlas(maps: int, setting: Setting) -> Case:
+    """The projections of the 9 images that excite each of some conv5 maps most, of 32 images: units/s.
+
+    The peer climbs once, and descends in dense batches.
+    """
+    x, model = torch.randn(ATLAS_IMAGES, 3, 224, 224), network(setting.device, setting.dtype)
+    flat = [t for pair in parameters(model).values() for t in pair]
+    deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
+    index = deconv.activations(last, "conv5")[:, :maps].amax((2, 3)).topk(ATLAS_TOP, 0).indices.T.flatten()
+    channels = torch.arange(maps).repeat_interleave(ATLAS_TOP)
+
+    def dense(x: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor, count: int = len(index)) -> tuple[Tensor]:
+        top, first, second = climb(x, *flat)
+        out = x.new_empty(count, *x.shape[1:])
+        for start in range(0, count, ATLAS_CHUNK):
+            some = slice(start, min(start + ATLAS_CHUNK, count))
+            of, size = index[some], some.stop - start
+            out[some] = descend(alone(top[of], channels[some]), first[of], second[of], map1[:size], map2[:size], *flat)
+        return (out,)
+
+    empty = empty_maps(ATLAS_CHUNK)
+    case = Case(
+        setting, maps, lambda: dense(x.double(), *(t.double() for t in (*empty, *flat)), count=ATLAS_CHECKED),
+        check=checks.projections, items=len(index),
+    )  # fmt: skip
+
+    def ours() -> tuple[Tensor]:
+        with zfkernels.use_backend(setting.backend):
+            return (deconv.project(last, "conv5", channels, image_index=index).pixels,)
+
+    case.run["zfkernels"] = ours
+    case.add_torch(dense, x, *empty, *flat, compiled=False)
+    case.missing |= {who: "no batch of units" for who in ("compile", "ort", "openvino") if setting.wants(who)}
+    return case
+
+
+# Training
+
+
+def step(n: int, setting: Setting) -> Case:
+    """A step of training the full ZFNet: forward, backward, SGD with momentum, the filters' clamp. No dropout."""
+    return training(network(setting.device, setting.dtype), n, setting)
+
+
+def small_step(n: int, setting: Setting) -> Case:
+    """The same of the network that `zfkernels demo` trains."""
+    from ..demo import CHANNELS, FEATURES, SIDE
+
+    model = ZFNet(8, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None, dropout=0.0)
+    return training(model, n, setting)
+
+
+def training(model: ZFNet, n: int, setting: Setting) -> Case:
+    """The rate is so small that all steps timed are the same; a result is the loss and the gradients of the first."""
+    images = torch.randn(n, model.in_channels, *model.image_size)
+    labels = torch.randint(model.num_classes, (n,))
+
+    def stepping(module: nn.Module, images: Tensor, call: Callable | None = None) -> Callable[[], tuple]:
+        optimiser = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
+
+        def run() -> tuple[Tensor, ...]:
+            with torch.enable_grad(), zfkernels.use_backend(setting.backend):
+                loss = F.cross_entropy((call or module)(images), labels)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                clamp_filters_(module)
+                return loss.detach(), *(p.grad for p in module.parameters())
+
+        return run
+
+    def fresh(memory_format: torch.memory_format) -> nn.Sequential:
+        return twin(copy.deepcopy(model).train(), memory_format)
+
+    case = Case(
+        setting, n, lambda: stepping(fresh(LAST).double(), images.double())(), check=checks.training_step,
+        flops=n * 3 * FLOPS if model.image_size == (224, 224) else 0,
+        bytes=images.nbytes + 5 * sum(p.nbytes for p in model.parameters()),
+    )  # fmt: skip
+    last = images.contiguous(memory_format=LAST)
+    case.run["zfkernels"] = stepping(copy.deepcopy(model).train(), last)
+    for name, memory_format in FORMATS.items():
+        if setting.wants(f"eager {name}"):
+            case.run[f"eager {name}"] = stepping(fresh(memory_format), images.contiguous(memory_format=memory_format))
+
+    def compiled() -> Callable[[], tuple]:
+        module = fresh(LAST)
+        return stepping(module, last, torch.compile(module, dynamic=False))
+
+    case.add_compiled(compiled)
+    return case

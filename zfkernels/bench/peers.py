@@ -1,0 +1,266 @@
+"""Who computes a case: zfkernels, torch eager in both memory formats, torch.compile, torch's fused oneDNN call, ONNX
+Runtime and OpenVINO.
+
+All see the same numbers and use the same count of threads, and all allocate their results in each call. What a peer can
+prepare once it has prepared before the clock starts: compiled code, packed weights.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import checks
+from .shapes import Conv, Norm, Pool
+
+LAST = torch.channels_last
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": LAST}
+PEERS = ("eager", "compile", "onednn", "ort", "openvino")
+PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass
+class Setting:
+    """The terms of a run: zfkernels' backend, threads, which peers, the seconds that torch.compile may take, on what
+    device and in which dtype, and the relative error that a right result may have."""
+
+    backend: str = "cpu"
+    threads: int = 2
+    peers: tuple[str, ...] = PEERS  # peers, or single contenders ("eager nhwc")
+    compile_seconds: float = 60.0  # for one case
+    compile_total: float = 1800.0  # left for the run
+    device: str = ""  # the backend's first, if not given
+    dtype: torch.dtype = torch.float32  # what is not float32 has no graph for ONNX Runtime and OpenVINO
+    bound: float = checks.BOUND
+
+    def __post_init__(self) -> None:
+        self.device = self.device or self.ours.DEVICES[0]
+
+    @property
+    def ours(self) -> ModuleType:
+        return backends.module(self.backend)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def wants(self, who: str) -> bool:
+        return who in self.peers or who.split()[0] in self.peers
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass
+class Case:
+    """One job at one batch size. Each function of `run` returns a tuple of tensors or arrays for `check`."""
+
+    setting: Setting
+    n: int
+    right: Callable[[], tuple[Tensor, ...]]  # in float64
+    flops: int = 0  # floating-point operations a call, a convolution's counted as if done directly
+    bytes: int = 0  # that a call must read or write at least
+    check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float] = checks.values
+    checks: dict[str, Callable] = field(default_factory=dict)  # of single contenders, where theirs differs
+    items: int = 0  # what a call makes (0: n)
+    name: str = ""
+    run: dict[str, Callable[[], tuple]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # contender: why it has no time
+
+    def add_torch(self, function: Callable[..., tuple], *tensors: Tensor, label: str = "", compiled: bool = True):
+        """`function` on copies of the tensors in each memory format (biases as they are), and compiled."""
+        for name, memory_format in FORMATS.items():
+            who = " ".join(filter(None, ("eager", label, name)))
+            if self.setting.wants(who):
+                self.run[who] = partial(function, *formatted(memory_format, tensors))
+        if compiled:
+            self.add_compiled(lambda: partial(torch.compile(function, dynamic=False), *formatted(LAST, tensors)))
+
+    def add_compiled(self, make: Callable[[], Callable[[], tuple]]) -> None:
+        """The function that `make` makes, whose first call compiles, within the time that is left for that."""
+        import torch._inductor.config
+
+        setting = self.setting
+        if not setting.wants("compile"):
+            return
+        limit = min(setting.compile_seconds, setting.compile_total)
+        if limit < 1:
+            self.missing["compile"] = "the run's time for compiling is spent"
+            return
+        torch._dynamo.reset()  # the cases' functions share code, and torch.compile gives up on what it has seen often
+        start = time.monotonic()
+        try:
+            with time_limit(limit), torch._inductor.config.patch(compile_threads=1):
+                run = make()
+                run()
+                run()
+            self.run["compile"] = run
+        except TimeUpError:
+            self.missing["compile"] = f"not compiled within {limit:.0f} s"
+        except Exception as error:  # whatever the compiler trips over, it is the peer that has no time
+            self.missing["compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        setting.compile_total -= time.monotonic() - start
+
+    def add_onednn(self, c: Conv, x: Tensor, w: Tensor, b: Tensor) -> None:
+        """torch's fused convolution and ReLU, the call that torch.compile makes, with weights packed in advance."""
+        if self.setting.wants("onednn") and self.setting.device == "cpu" and torch.backends.mkldnn.is_available():
+            padding, stride, one = [c.padding] * 2, [c.stride] * 2, [1, 1]
+            packed = torch.ops.mkldnn._reorder_convolution_weight(w, padding, stride, one, 1, list(x.shape))
+            x = x.contiguous(memory_format=LAST)
+            call = torch.ops.mkldnn._convolution_pointwise
+            self.run["onednn"] = lambda: (call(x, packed, b, padding, stride, one, 1, "relu", [], ""),)
+
+    def add_onednn_transposed(self, c: Conv, g: Tensor, w: Tensor) -> None:
+        """torch's transposed convolution with weights packed in advance."""
+        if self.setting.wants("onednn") and self.setting.device == "cpu" and torch.backends.mkldnn.is_available():
+            where = [c.padding] * 2, [c.extra] * 2, [c.stride] * 2, [1, 1], 1
+            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(w, *where, list(g.shape))
+            g = g.contiguous(memory_format=LAST)
+            call = torch.ops.mkldnn._convolution_transpose_pointwise
+            self.run["onednn"] = lambda: (call(g, packed, None, *where, "none", [], ""),)
+
+    def add_graph(self, graph: Graph) -> None:
+        """ONNX Runtime's and OpenVINO's sessions of the graph."""
+        made = None
+        for who, start in (("ort", onnxruntime_session), ("openvino", openvino_session)):
+            if not self.setting.wants(who) or self.setting.device != "cpu" or self.setting.dtype != torch.float32:
+                continue
+            if find_spec(PACKAGES[who]) is None or find_spec("onnx") is None:
+                self.missing[who] = "not installed"
+                continue
+            made = made or graph.done()
+            try:
+                self.run[who] = start(*made, self.setting.threads)
+            except RuntimeError as error:
+                self.missing[who] = f"refuses the graph: {str(error).strip().splitlines()[-1][:120]}"
+
+
+def formatted(memory_format: torch.memory_format, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in tensors]
+
+
+class TimeUpError(BaseException):
+    """Not an Exception, so that nothing that the compiler catches for itself catches it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeUpError in the main thread after `seconds` within the block."""
+
+    def stop(*_: object) -> None:
+        raise TimeUpError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Graph:
+    """A small ONNX model, written node by node. `value` names the last result; `indices` are outputs, too."""
+
+    def __init__(self, **inputs: Tensor):
+        self.inputs, self.nodes, self.constants, self.indices = inputs, [], [], []
+        self.value = "x"
+
+    def name(self) -> str:
+        return f"t{len(self.nodes)}_{len(self.constants)}"
+
+    def constant(self, value: Tensor | list[int]) -> str:
+        name = "c" + self.name()
+        self.constants.append((name, torch.as_tensor(value).detach().contiguous()))
+        return name
+
+    def node(self, kind: str, inputs: list[str], outputs: int = 1, **attributes) -> str:
+        """Appends a node; the name of its first output, which becomes `value`."""
+        out = [f"{self.name()}_{i}" for i in range(outputs)]
+        self.nodes.append((kind, inputs, out, attributes))
+        self.value = out[0]
+        return self.value
+
+    def conv(self, c: Conv, w: Tensor, b: Tensor) -> None:
+        inputs = [self.value, self.constant(w), self.constant(b)]
+        self.node("Conv", inputs, strides=[c.stride] * 2, pads=[c.padding] * 4)
+        self.node("Relu", [self.value])
+
+    def transposed(self, c: Conv, w: Tensor) -> None:
+        where = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
+        self.node("ConvTranspose", [self.value, self.constant(w)], **where)
+
+    def pool(self, p: Pool, keep_indices: bool = True) -> str:
+        """Appends a pooling; the name of its indices."""
+        window = {"kernel_shape": [p.kernel] * 2, "strides": [p.stride] * 2, "ceil_mode": int(p.ceil_mode)}
+        self.node("MaxPool", [self.value], 2 if keep_indices else 1, **window)
+        indices = self.value[:-1] + "1"
+        self.indices += [indices] if keep_indices else []
+        return indices
+
+    def unpool(self, p: Pool, n: int, indices: str) -> None:
+        """Appends the sum of the values at their indices, which count through the whole tensor of n images."""
+        size = n * p.channels * p.size**2
+        flat = self.node("Reshape", [self.value, self.constant([-1])])
+        places = self.node("Reshape", [indices, self.constant([-1])])
+        zeros = self.constant(torch.zeros(size))
+        summed = self.node("ScatterElements", [zeros, places, flat], axis=0, reduction="add")
+        self.node("Reshape", [summed, self.constant([n, p.channels, p.size, p.size])])
+
+    def norm(self, s: Norm) -> None:
+        self.node("LRN", [self.value], size=s.window, alpha=s.alpha, beta=s.beta, bias=s.k)
+
+    def done(self) -> tuple[bytes, dict[str, np.ndarray]]:
+        """The serialized model and its inputs as arrays."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        kinds = {torch.float32: TensorProto.FLOAT, torch.int64: TensorProto.INT64}
+        inputs = [helper.make_tensor_value_info(k, kinds[t.dtype], list(t.shape)) for k, t in self.inputs.items()]
+        outputs = [helper.make_tensor_value_info(self.value, TensorProto.FLOAT, None)]
+        outputs += [helper.make_tensor_value_info(k, TensorProto.INT64, None) for k in self.indices]
+        nodes = [helper.make_node(kind, i, o, **attributes) for kind, i, o, attributes in self.nodes]
+        constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in self.constants]
+        graph = helper.make_graph(nodes, "case", inputs, outputs, constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        return model.SerializeToString(), {k: t.contiguous().numpy() for k, t in self.inputs.items()}
+
+
+def onnxruntime_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], tuple]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: tuple(session.run(None, inputs))
+
+
+def openvino_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], tuple]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(model=model), "CPU", settings)
+    request = compiled.create_infer_request()
+    shapes = [(tuple(port.shape), port.element_type.to_dtype()) for port in compiled.outputs]
+
+    def run() -> tuple:
+        outputs = [np.empty(*shape) for shape in shapes]
+        for i, output in enumerate(outputs):
+            request.set_output_tensor(i, openvino.Tensor(output, shared_memory=True))
+        request.infer(inputs, share_inputs=True, share_outputs=True)
+        return tuple(outputs)
+
+    return run

@@ -1,0 +1,35 @@
+"""The ops as a user of torch writes them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .shapes import Conv, Norm, Pool
+
+aten = torch.ops.aten
+
+
+def conv_backward(c: Conv, g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]) -> tuple:
+    stride, padding = [c.stride] * 2, [c.padding] * 2
+    return aten.convolution_backward(g, x, w, [c.filters], stride, padding, [1, 1], False, [0, 0], 1, mask)
+
+
+def pooled(p: Pool, x: Tensor) -> tuple[Tensor, Tensor]:
+    return F.max_pool2d(x, p.kernel, p.stride, ceil_mode=p.ceil_mode, return_indices=True)
+
+
+def scattered(p: Pool, values: Tensor, indices: Tensor) -> Tensor:
+    """The values summed at their indices: the right unpooling."""
+    n, c = values.shape[:2]
+    flat = values.new_zeros(n, c, p.size * p.size).scatter_add_(2, indices.flatten(2), values.flatten(2))
+    return flat.view(n, c, p.size, p.size)
+
+
+def unpooled(p: Pool, g: Tensor, indices: Tensor, map_: Tensor) -> Tensor:
+    """The same by torch's backward of max-pooling, its fastest way to it; `map_` has the result's shape and format."""
+    kernel, stride = [p.kernel] * 2, [p.stride] * 2
+    return aten.max_pool2d_with_indices_backward(g, map_, kernel, stride, [0, 0], [1, 1], p.ceil_mode, indices)
+
+
+def normalized(s: Norm, x: Tensor) -> Tensor:
+    return F.local_response_norm(x, s.window, s.alpha, s.beta, s.k)

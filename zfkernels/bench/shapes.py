@@ -1,0 +1,95 @@
+"""The layers of ZFNet as the paper runs it (224 x 224 images) and of other networks, without the batch dimension."""
+
+from typing import NamedTuple
+
+
+class Conv(NamedTuple):
+    """A convolution from (channels, size, size) to (filters, out, out)."""
+
+    channels: int
+    size: int
+    filters: int
+    kernel: int
+    stride: int
+    padding: int
+    out: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations an image: a multiply and an add for each tap of each output."""
+        return 2 * self.filters * self.channels * self.kernel**2 * self.out**2
+
+    @property
+    def extra(self) -> int:
+        """torch's output_padding: the rows and columns at the far edges that no window covers."""
+        return self.size - ((self.out - 1) * self.stride - 2 * self.padding + self.kernel)
+
+    def bytes(self, n: int, itemsize: int) -> int:
+        """Of n inputs, n outputs and the filters, a value being `itemsize` bytes: what must be moved once."""
+        maps = self.channels * self.size**2 + self.filters * self.out**2
+        return itemsize * (n * maps + self.filters * self.channels * self.kernel**2)
+
+
+class Pool(NamedTuple):
+    """A max-pooling from (channels, size, size) to (channels, out, out), no padding."""
+
+    channels: int
+    size: int
+    kernel: int
+    stride: int
+    ceil_mode: bool
+    out: int
+
+
+class Norm(NamedTuple):
+    """A cross-map normalization of (channels, size, size), with the constants of the network."""
+
+    channels: int
+    size: int
+    window: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+
+
+def square(channels: int, size: int, filters: int, kernel: int, stride: int = 1, padding: int = 0) -> Conv:
+    """The convolution with the size that its map comes to."""
+    return Conv(channels, size, filters, kernel, stride, padding, (size + 2 * padding - kernel) // stride + 1)
+
+
+CONVS = {
+    1: square(3, 224, 96, 7, 2, 1),
+    2: square(96, 55, 256, 5, 2, 0),
+    3: square(256, 13, 384, 3, 1, 1),
+    4: square(384, 13, 384, 3, 1, 1),
+    5: square(384, 13, 256, 3, 1, 1),
+}
+POOLS = {1: Pool(96, 110, 3, 2, True, 55), 2: Pool(256, 26, 3, 2, True, 13), 5: Pool(256, 13, 3, 2, False, 6)}
+NORMS = {1: Norm(96, 55), 2: Norm(256, 13)}
+
+# Other people's layers: VGG-16, AlexNet (torchvision's), ResNet-50, and channels that are a multiple of nothing.
+OTHERS = {
+    "vgg-conv1_1": square(3, 224, 64, 3, 1, 1),
+    "vgg-conv1_2": square(64, 224, 64, 3, 1, 1),
+    "vgg-conv2_2": square(128, 112, 128, 3, 1, 1),
+    "vgg-conv3_2": square(256, 56, 256, 3, 1, 1),
+    "vgg-conv4_2": square(512, 28, 512, 3, 1, 1),
+    "vgg-conv5_2": square(512, 14, 512, 3, 1, 1),
+    "alexnet-conv1": square(3, 224, 64, 11, 4, 2),
+    "alexnet-conv2": square(64, 27, 192, 5, 1, 2),
+    "alexnet-conv3": square(192, 13, 384, 3, 1, 1),
+    "resnet-conv1": square(3, 224, 64, 7, 2, 3),
+    "resnet-1x1-widen": square(64, 56, 256, 1),
+    "resnet-1x1-narrow": square(256, 56, 64, 1),
+    "resnet-1x1-stride": square(256, 56, 512, 1, 2),
+    "resnet-3x3": square(64, 56, 64, 3, 1, 1),
+    "resnet-3x3-stride": square(128, 56, 128, 3, 2, 1),
+    "resnet-3x3-deep": square(512, 7, 512, 3, 1, 1),
+    "odd-17-33": square(17, 19, 33, 3, 1, 1),
+    "odd-1-8": square(1, 28, 8, 5),
+    "odd-130-70": square(130, 15, 70, 1),
+}
+
+# One 3x3 convolution whose batch, channels (in and out) or pixels grow while the rest stays.
+GROWTH_BASE = 4, 64, 28
+GROWTH = {"n": (1, 2, 4, 8, 16, 32), "channels": (16, 32, 64, 128, 256), "pixels": (7, 14, 28, 56, 112)}

@@ -1,0 +1,189 @@
+"""A run's record as text: for the terminal, and for README.md."""
+
+import math
+from collections.abc import Iterable
+from textwrap import wrap
+
+from .jobs import JOBS
+from .measure import OURS
+from .peers import PEERS
+
+NAMES = {"eager": "eager", "compile": "torch.compile", "onednn": "oneDNN", "ort": "ONNX Runtime",
+         "openvino": "OpenVINO"}  # fmt: skip
+SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT", "openvino": "OpenVINO"}
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def heading() -> str:
+    peers = "".join(f"{SHORT[peer]:>10}" for peer in PEERS)
+    return f"{'job':<19}{'N':>4}{'ours ms':>10}{'spread':>8}{'rate':>16}{'floor':>7}   {'fastest peer':<30}{peers}"
+
+
+def line(row: dict) -> str:
+    """Our time, spread between quartiles, rate, the floor's share; the fastest peer; each peer's best ratio."""
+    if OURS not in row["ms"]:
+        return f"{row['job']:<19}{row['n']:>4}{'WRONG':>10}  error {row['errors'][OURS]}"
+    ms = row["ms"][OURS]
+    if row["items"] != row["n"]:
+        rate = f"{row['items'] / ms * 1e3:.1f} /s"
+    elif row["flops"]:
+        rate = f"{row['flops'] / ms / 1e6:.1f} GFLOP/s"
+    else:
+        rate = f"{row['bytes'] / ms / 1e6:.1f} GB/s"
+    floor = f"{row['floor_ms'] / ms:.0%}" if "floor_ms" in row else "-"
+    fastest = row["fastest"]
+    first = f"{row['ratio'][fastest]:.2f}x {fastest}" if fastest else "none"
+    cells = [f"{row['job']:<19}{row['n']:>4}{ms:>10.3f}{row['spread'][OURS]:>8.0%}{rate:>16}{floor:>7}   {first:<30}"]
+    cells += [f"{cell(row, peer):>10}" for peer in PEERS]
+    if row["again"] or row["noisy"]:
+        cells.append(f"  ({row['again']} noisy rounds measured again, {row['noisy']} left)")
+    return "".join(cells)
+
+
+def cell(row: dict, peer: str) -> str:
+    """The ratio of a peer's fastest contender, "wrong", or "-" where it has none."""
+    times = {who: t for who, t in row["ms"].items() if who.split()[0] == peer}
+    if times:
+        return f"{row['ratio'][min(times, key=times.get)]:.2f}x"
+    return "wrong" if any(who.split()[0] == peer for who in row["errors"]) else "-"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """The slope of the line through the logarithms, by least squares."""
+    xs, ys = ([math.log(p[i]) for p in points] for i in (0, 1))
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    above = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    return above / sum((x - mean_x) ** 2 for x in xs)
+
+
+def growth(rows: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """axis -> contender -> (size along the axis, ms), for ours and the fastest eager."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        if row["job"].startswith("grow-") and OURS in row["ms"]:
+            _, axis, value = row["job"].split("-")
+            series = found.setdefault(axis, {})
+            series.setdefault(OURS, []).append((int(value), row["ms"][OURS]))
+            if peers := [t for who, t in row["ms"].items() if who.startswith("eager")]:
+                series.setdefault("eager", []).append((int(value), min(peers)))
+    return found
+
+
+def summaries(record: dict) -> list[str]:
+    """What follows the table: groups of jobs, growth, memory, threads, ceilings, what is missing and why."""
+    lines = []
+    for group, words in (("op", "ops"), ("network", "networks"), ("others", "other networks' layers")):
+        rows = [row for row in record["rows"] if JOBS[row["job"]].group == group and row.get("fastest")]
+        if rows:
+            ratios = {(row["job"], row["n"]): row["ratio"][row["fastest"]] for row in rows}
+            job, n = min(ratios, key=ratios.get)
+            ahead = sum(r > 1 for r in ratios.values())
+            lines.append(
+                f"{words}: {geometric_mean(ratios.values()):.2f}x the fastest peer on the geometric mean, ahead in "
+                f"{ahead} of {len(ratios)}, at worst {ratios[job, n]:.2f}x ({job}, N = {n})"
+            )
+    for axis, series in growth(record["rows"]).items():
+        parts = ", ".join(f"{who} ~ {axis}^{exponent(points):.2f}" for who, points in series.items() if len(points) > 1)
+        if parts:
+            expected = {"n": 1, "channels": 2, "pixels": 2}[axis]
+            lines.append(f"time of a 3x3 convolution: {parts} (its arithmetic: ^{expected})")
+    for row in record.get("memory", []):
+        lines.append(memory_line(row))
+    for row in record.get("threads_scaling", []):
+        most = max(row["ms"], key=int)
+        lines.append(
+            f"threads: {row['job']}, N = {row['n']}: {most} threads {row['speedup']:.2f}x as fast as one "
+            f"({row['ms'][most]:.2f} and {row['ms']['1']:.2f} ms)"
+        )
+    if ceilings := record.get("ceilings"):
+        rates = [rate / 1e9 for rate in ceilings["copies"].values()]
+        lines.append(
+            f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s (matrix product); copying {min(rates):.0f} to "
+            f"{max(rates):.0f} GB/s (large, in cache)"
+        )
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in record["rows"]:
+        for who, why in row["missing"].items():
+            reasons.setdefault((who, why), []).append(f"{row['job']} N = {row['n']}")
+    for (who, why), where in reasons.items():
+        some = ", ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
+        lines.append(f"no time for {who}: {why} ({some})")
+    return lines
+
+
+def memory_line(row: dict) -> str:
+    found = {who: (b["peak"] - b["held"]) / 2**20 for who, b in row["bytes"].items()}
+    parts = [f"{who} {mb:.0f} MB" for who, mb in found.items()]
+    parts += [f"{who} failed: {why}" for who, why in row["missing"].items()]
+    eager = [mb for who, mb in found.items() if who != OURS]
+    ratio = f"; {found[OURS] / min(eager):.0%} of the leaner eager" if OURS in found and eager and min(eager) else ""
+    return f"memory above weights and images: {row['job']}, N = {row['n']}: {', '.join(parts)}{ratio}"
+
+
+def table(record: dict) -> str:
+    """The whole record for a terminal."""
+    return "\n".join([heading(), *map(line, record["rows"]), "", *summaries(record)])
+
+
+# README.md
+
+
+def markdown(record: dict, source: str) -> str:
+    """The table of README.md: one line a job, the ratio to the fastest peer at each N; `source` is the JSON's path."""
+    rows = [row for row in record["rows"] if JOBS[row["job"]].group in ("op", "network")]
+    jobs = [job for job in JOBS if any(row["job"] == job for row in rows)]
+    sizes = sorted({row["n"] for row in rows if JOBS[row["job"]].sizes is None})
+    own = {(row["job"], row["n"]): row for row in rows}
+    lines = [
+        f"| job | {' | '.join(f'N = {n}' for n in sizes)} | ours, ms | floor |",
+        "|---|" + "---|" * (len(sizes) + 2),
+    ]
+    for job in jobs:
+        fixed = JOBS[job].sizes
+        cells = [markdown_cell(own.get((job, n))) for n in (fixed or sizes)]
+        cells += [""] * (len(sizes) - len(cells))
+        shown = [own[job, n] for n in (fixed or sizes) if OURS in own.get((job, n), {"ms": {}})["ms"]]
+        last = shown[-1] if shown else None
+        floor = f"{last['floor_ms'] / last['ms'][OURS]:.0%}" if last and "floor_ms" in last else ""
+        text = JOBS[job].text + (f" (N = {fixed[0]})" if fixed and job != "atlas" else "")
+        lines.append(f"| {text} | {' | '.join(cells)} | {last['ms'][OURS] if last else 0:.3g} | {floor} |")
+    extra = [text for text in summaries(record) if not text.startswith("no time")]
+    note = (
+        f"{record['cpu']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, "
+        f"ONNX Runtime {record['onnxruntime']}, OpenVINO {record['openvino']}; {record['date'][:10]}, kernels of "
+        f"commit {(record['commit'] or 'unknown')[:10]} (csrc {(record['csrc_sha256'] or 'unknown')[:10]}). From "
+        f"[{source}]({source}) by `python benchmarks/readme.py`."
+    )
+    legend = (
+        "How many times as fast as the fastest peer, who is named, in one interleaved run; the last columns are of the "
+        "largest N. *floor*: the share of our time that the direct arithmetic or the memory traffic takes at the "
+        "machine's measured best (Winograd's filtering does less arithmetic)."
+    )
+    return "\n".join([*folded(legend), "", *lines, "", *(f"- {text}" for text in extra), "", *folded(note)])
+
+
+def folded(text: str) -> list[str]:
+    return wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def markdown_cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    if OURS not in row["ms"]:
+        return "wrong"
+    fastest = row["fastest"]
+    return f"{row['ratio'][fastest]:.2f} ({NAMES[fastest.split()[0]]})" if fastest else "no peer"
+
+
+def replaced(text: str, table: str) -> str:
+    """`text` with what stands between the markers BEGIN and END replaced by the table."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the text must have the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
