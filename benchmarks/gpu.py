@@ -1,7 +1,7 @@
 """On a GPU machine: verify, tune and time every GPU backend beside torch, within a time limit, into JSON files.
 
     python benchmarks/gpu.py --out benchmarks/results/<device>
-    python benchmarks/gpu.py --out /tmp/dry --device cpu --backends cpu --jobs pool5,norm2 --n 1   # without a GPU
+    python benchmarks/gpu.py --out dry-run --device cpu --backends cpu --jobs pool5,norm2 --n 1   # without a GPU
 
 Each section runs in a process of its own with a share of the time, and writes <section>.json row by row: a crash or an
 overrun loses what it had not reached and nothing else. Sections, in order:

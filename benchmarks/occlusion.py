@@ -85,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     # He's weights: with the paper's, activations shrink until no window changes the logit
     model = zf.ZFNet(weight_std=None).eval().to(args.device)
     image = torch.randn(3, 224, 224, device=args.device)
-    target, fill = 7, 0.5
+    with torch.no_grad():
+        target = int(model(image[None]).argmax())
+    fill = 0.5
     rows = []
     for patch in args.patches:
         window, stride = (3, patch, patch), (3, args.stride, args.stride)

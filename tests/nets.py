@@ -424,6 +424,11 @@ class Changed(nn.Module):
         return self.stages(x)["c"]
 
 
+def gated():
+    """A layer that has no reverse."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
 def alive(model, seed=0):
     """`model` in float64 and evaluation mode, with weights and batch norms that leave much of each map above 0."""
     generator = torch.Generator().manual_seed(seed)

@@ -453,3 +453,25 @@ def test_a_network_of_ones_own_by_module_and_callable(capsys, world, tmp_path, m
     code, _, errors = call(capsys, f"atlas {world}/photos --model my_nets:small --size 43 --out a")
     assert code == 2
     assert "cannot take pictures of 43 x 43" in errors
+
+
+def test_the_gallery_draws_each_section_with_its_caption(capsys, tmp_path, monkeypatch):
+    from zfkernels import gallery
+
+    monkeypatch.setattr(gallery, "EPOCHS", (1,))
+    monkeypatch.setattr(gallery, "CROPS", 2)
+    monkeypatch.setattr(gallery, "PLAN", Plan(epochs=1, batch_size=10))
+    chosen = [one for one in gallery.SECTIONS if one[0] in ("training", "atlas", "evolution", "neighbours", "probes")]
+    monkeypatch.setattr(gallery, "SECTIONS", tuple(chosen))
+    pytest.importorskip("sklearn")
+    code, out, errors = call(capsys, f"gallery --out {tmp_path}/out --work {tmp_path}/work")
+    assert (code, errors) == (0, "")
+    assert "README.md" in out
+    text = (tmp_path / "out" / "README.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) == 5
+    for name in pictures:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 250
+    assert text.count("**Shows.**") == text.count("**Does not show.**") == 5
+    assert "softmax on fc7" in text

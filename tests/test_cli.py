@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -115,6 +116,31 @@ def test_a_number_names_a_class_too(capsys, tmp_path, weights, photo):
     code, text, _ = run(capsys, "occlude", photo, "--weights", weights, "--target", "2", "--out", tmp_path / "o.png")
     assert code == 0
     assert "P(tree)" in text
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "gradient", "guided"])
+def test_project_and_occlude_take_any_network(capsys, tmp_path, photo, method):
+    """A ResNet of the user's, by its name and state dict."""
+    model = nets.alive(nets.ResNet()).float()
+    torch.save(model.state_dict(), tmp_path / "resnet.pt")
+    network = ["--model", "nets:ResNet", "--weights", tmp_path / "resnet.pt", "--size", 64]
+    code, text, errors = run(capsys, "project", photo, *network, "--layer", "iadd_1", "--channel", 2,
+                             "--method", method, "--out", tmp_path / "p.png")  # fmt: skip
+    assert (code, errors) == (0, "")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (checkpoint.IMAGENET_MEAN, checkpoint.IMAGENET_STD))
+    image = (read_picture(photo, (64, 64)).float() / 255 - mean) / std
+    value = float(model.stages(image[None])["iadd_1"][0, 2].max())
+    assert f"activation  {value:.4f}"[:-1] in text
+    code, text, errors = run(capsys, "occlude", photo, *network, "--fill", "blur", "--patch", 16, "--stride", 16,
+                             "--out", tmp_path / "o.png")  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "cells       4 x 4" in text
+
+
+def test_a_network_that_cannot_be_reversed_is_a_mistake_and_named(capsys, tmp_path, photo):
+    code, _, errors = run(capsys, "project", photo, "--model", "nets:gated", "--size", 32, "--out", tmp_path / "p.png")
+    assert code == 2
+    assert "cannot reverse layer '1' (Sigmoid)" in errors
 
 
 def test_without_weights_it_says_that_the_network_is_random(capsys, tmp_path, photo):
@@ -282,7 +308,10 @@ def bad(tmp_path_factory, weights):
         ("occlude {photo} --weights {weights} --patch 1 2 3", "--patch takes one number or two"),
         ("occlude {photo} --weights {weights} --patch 4 --stride 5", "is larger than the patch"),
         ("occlude {photo} --weights {weights} --fill 1 2", "--fill takes one level or three"),
-        ("occlude {photo} --weights {weights} --fill grey", "invalid float value: 'grey'"),
+        (
+            "occlude {photo} --weights {weights} --fill grey",
+            "--fill takes levels from 0 to 255, mean or blur, got grey",
+        ),
         ("occlude {photo} --weights {weights} --layer conv9", "layer 'conv9' is no submodule"),
         ("occlude {photo} --weights {weights} --channel 99", "channel must be a map of conv5 in 0..7, got 99"),
         ("demo --epochs 0", "--epochs must be at least 1"),

@@ -9,6 +9,7 @@ from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu, relu_conv_transpose2d
 from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
 from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+from .sanity import sanity_check
 from .zfnet import ZFNet
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "nn",
     "occlusion_map",
     "relu_conv_transpose2d",
+    "sanity_check",
     "top_activations",
     "use_backend",
     "use_exact",

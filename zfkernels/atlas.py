@@ -99,11 +99,11 @@ def _frame(box: tuple[int, ...], side: list[int], shape: tuple[int, int]) -> tup
     return rows[0], columns[1], rows[2], columns[3]
 
 
-def panel(card: Card, zoom: int = 1) -> np.ndarray:
+def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:
     """Projections and, to their right, patches, each as a grid of ceil(sqrt(k)) columns; uint8 (H, W, 3)."""
     columns = int(np.ceil(len(card.values) ** 0.5))
-    grids = [tile(pictures, columns, zoom) for pictures in (card.projections, card.patches)]
-    return np.concatenate([grids[0], np.full((len(grids[0]), 6 * zoom, 3), 255, np.uint8), grids[1]], 1)
+    grids = [tile(pictures, columns, zoom, gap) for pictures in (card.projections, card.patches)]
+    return np.concatenate([grids[0], np.full((len(grids[0]), 3 * gap, 3), 255, np.uint8), grids[1]], 1)
 
 
 def sheet(panels: Sequence[np.ndarray], width: int = 2400, gap: int = 14) -> np.ndarray:
@@ -127,12 +127,9 @@ def write_layer(out: Path, layer: str, maps: int, made: Iterator[Card], names: S
     kept, panels = [], []
     for card in made:
         side = max(card.projections[0].shape[:2])
-        pixels = panel(card)
-        zoom = max(1, round(48 / side))
-        small = Image.fromarray(pixels)
-        if zoom > 1:
-            small = small.resize((small.width * zoom, small.height * zoom), Image.Resampling.NEAREST)
-        elif side > 72:
+        pixels = panel(card, gap=1 if side <= 16 else 2)
+        small = Image.fromarray(panel(card, max(1, round(48 / side))))
+        if side > 72:
             factor = 72 / side
             small = small.resize((round(small.width * factor), round(small.height * factor)), Image.Resampling.LANCZOS)
         panels.append(np.asarray(small))

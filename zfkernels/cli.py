@@ -18,10 +18,12 @@ from . import (
     demo,
     evolution,
     filters,
+    gallery,
     info,
     invariance,
     neighbours,
     probes,
+    sanity,
     sources,
     train,
     verify,
@@ -46,12 +48,14 @@ input; what sticks out on either side is cut off.
 FILE is the zfnet.pt that `zfkernels demo` writes, or torch.save(model.state_dict()) of a full
 ZFNet, whose pictures are normalised as torchvision's (ImageNet's mean and standard deviation).
 Without --weights the network is a full ZFNet with random weights, which shows the machinery and
-means nothing.
+means nothing. MODULE:CALLABLE builds a network of yours instead, say torchvision.models:resnet18;
+FILE is then its state dict.
 """
 PROJECT = """examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt --layer conv3 --channel 7
   zfkernels project cat.jpg --layer conv2 --channel 0 --position 3 5 --norm gradient --out unit.png
+  zfkernels project cat.jpg --model torchvision.models:resnet18 --weights resnet18.pth --method guided
 """
 OCCLUDE = """examples:
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -106,6 +110,17 @@ PROBE = """examples:
 NEIGHBOURS = """examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
 """
+GALLERY = """examples:
+  zfkernels gallery
+  zfkernels gallery --only invariance occlusion --out figures
+"""
+SANITY = """examples:
+  zfkernels sanity cat.jpg --weights run/zfnet.pt
+  zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
+
+The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
+What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
+"""
 ABLATE = """examples:
   zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
   zfkernels ablate photos --rows 0 1 4
@@ -138,6 +153,9 @@ ANALYSES = (
     ("probe", "linear classifiers on the features of each layer (Table 7)", probes, PROBE + sources.NETWORK),
     ("neighbours", "the pictures nearest to one in the features of any layer", neighbours,
      NEIGHBOURS + sources.NETWORK),
+    ("sanity", "how much a projection changes when weights are replaced by noise, layer by layer", sanity,
+     SANITY + sources.NETWORK),
+    ("gallery", "every analysis once, on scikit-image's photographs, with captions", gallery, GALLERY),
 )  # fmt: skip
 
 
@@ -181,6 +199,12 @@ def parser() -> argparse.ArgumentParser:
         default="identity",
         help="how the contrast norms are undone (default: identity, i.e. skipped)",
     )
+    project.add_argument(
+        "--method",
+        choices=("deconvnet", "gradient", "guided"),
+        default="deconvnet",
+        help="what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: %(default)s)",
+    )
     project.add_argument("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
 
     occlude = command("occlude", "cover parts of your picture and see what the network's answer depends on", _occlude,
@@ -191,8 +215,9 @@ def parser() -> argparse.ArgumentParser:
                          help="side, or height and width, of the cover (default: a fifth of the input)")  # fmt: skip
     occlude.add_argument("--stride", type=int, nargs="+", metavar="PIXELS",
                          help="its step, one number or two (default: a quarter of the cover)")  # fmt: skip
-    occlude.add_argument("--fill", type=float, nargs="+", metavar="LEVEL",
-                         help="grey, or red green blue, 0 to 255 (default: the network's mean picture)")  # fmt: skip
+    occlude.add_argument("--fill", nargs="+", metavar="LEVEL",
+                         help="grey, or red green blue, 0 to 255; mean: the picture's mean colour; blur: the picture "
+                         "blurred (default: the network's mean picture)")  # fmt: skip
     occlude.add_argument("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     occlude.add_argument("--channel", type=int, help="sum this map instead")
     occlude.add_argument("--images", type=Path, metavar="FOLDER",
@@ -227,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         name = PACKAGES.get(package, package)
         extra = "bench" if args.command == "bench" else OPTIONAL[package]
         return _mistake(args, f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError) as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:
         print(f"zfkernels {args.command}: stopped", file=sys.stderr)
@@ -241,7 +266,7 @@ def _mistake(args: argparse.Namespace, text: str) -> int:
 
 def _add_picture(command: argparse.ArgumentParser) -> None:
     command.add_argument("picture", type=Path, metavar="PICTURE", help="a picture file")
-    command.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
+    sources.add_network(command)
 
 
 def _require_backend() -> None:
@@ -270,6 +295,10 @@ def _load(args: argparse.Namespace):
     from .pictures import read_picture
 
     _require_backend()
+    if args.model is not None:
+        network = sources.network(args)
+        picture = read_picture(args.picture, sources.input_size(args, network))
+        return network, picture, sources.normalise(network, picture)
     if args.weights is None:
         print(
             "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
@@ -287,8 +316,12 @@ def _load(args: argparse.Namespace):
     return network, picture, (picture.float() - network.mean) / network.scale
 
 
-def _last_convolution(model: zfkernels.ZFNet) -> str:
-    return [row.layer.name for row in model.table if row.layer.kind == "conv"][-1]
+def _last_convolution(model: torch.nn.Module) -> str:
+    kinds = (torch.nn.Conv2d, zfkernels.nn.ConvReLU)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    if not names:
+        raise ValueError(f"--layer must be given, for {type(model).__name__} has no convolution among its modules")
+    return names[-1]
 
 
 def _project(args: argparse.Namespace) -> int:
@@ -301,12 +334,13 @@ def _project(args: argparse.Namespace) -> int:
         channel = int(zfkernels.top_activations(network.model, [image[None]], layer, k=1).values[:, 0].argmax())
     position = tuple(args.position) if args.position else None
     deconv = zfkernels.Deconvnet(network.model)
-    projection = deconv.project(image[None], layer=layer, channel=channel, position=position, norm=args.norm)
+    projection = deconv.project(image[None], layer=layer, channel=channel, position=position,
+                                norm=args.norm, method=args.method)  # fmt: skip
     row, column = projection.positions[0].tolist()
     value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
     _make_folder(args.out)
     projection_figure(picture, projection, f"{layer}, map {channel}, place ({row}, {column})", args.out)
-    height, width = network.model.image_size
+    height, width = picture.shape[1:]
     print(f"unit        {layer}, map {channel}, row {row}, column {column}")
     print(f"activation  {value:.6g}")
     print(f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input")
@@ -325,11 +359,17 @@ def _occlude(args: argparse.Namespace) -> int:
     for name in ("patch", "stride"):
         if getattr(args, name) and len(getattr(args, name)) > 2:
             raise ValueError(f"--{name} takes one number or two (height width), got {len(getattr(args, name))}")
-    fill: torch.Tensor | float = 0.0
-    if args.fill:
+    fill: torch.Tensor | float | str = 0.0
+    if args.fill in (["mean"], ["blur"]):
+        fill = args.fill[0]
+    elif args.fill:
         if len(args.fill) not in (1, 3):
             raise ValueError(f"--fill takes one level or three (red green blue), got {len(args.fill)}")
-        level = torch.tensor(args.fill).view(-1, 1, 1).expand(3, *network.model.image_size)
+        try:
+            levels = [float(level) for level in args.fill]
+        except ValueError:
+            raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(args.fill)}") from None
+        level = torch.tensor(levels).view(-1, 1, 1).expand(picture.shape)
         fill = (level - network.mean) / network.scale
     result = zfkernels.occlusion_map(
         network.model,

@@ -84,9 +84,10 @@ def evolution_figure(
     names, shape = list(found), tuple(pictures.shape[2:])
     figure = new_figure(1.25 * len(names) + 0.7, 2.6 * len(channels))
     grid = figure.subplots(2 * len(channels), len(names), squeeze=False)
+    sides = [(m.box[2] - m.box[0], m.box[3] - m.box[1]) for moments in found.values() for m in moments]
+    side = np.max(sides, 0).tolist()
     for column, name in enumerate(names):
         moments = found[name]
-        side = np.max([(m.box[2] - m.box[0], m.box[3] - m.box[1]) for m in moments], 0).tolist()
         for row, (moment, channel) in enumerate(zip(moments, channels, strict=True)):
             box = _frame(moment.box, side, shape)
             part = cut(moment.pixels, box)

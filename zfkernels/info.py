@@ -11,7 +11,7 @@ import torch
 
 import zfkernels
 from zfkernels import backends
-from zfkernels.backends import cuda
+from zfkernels.backends import cuda, triton
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,8 @@ def environment() -> dict:
         "triton": installed("triton"),
         "backends": {name: backends.reason(name) for name in backends.MODULES},
         "default_backend": os.environ.get(backends.VARIABLE) or None,
+        "triton_notes": list(triton.NOTES),
+        "triton_measured": triton.measured(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -104,6 +106,12 @@ def text(report: dict) -> str:
         "",
         "backends",
         *(f"  {name:<10} {reason or 'available'}" for name, reason in report["backends"].items()),
+        *(f"  triton: {note}" for note in report["triton_notes"]),
+        *(
+            f"  triton: measured on {device}: {problem}: {choice['config']}"
+            for device, choices in report["triton_measured"].items()
+            for problem, choice in choices.items()
+        ),
         f"  chosen by {backends.VARIABLE}: {report['default_backend'] or 'unset, the best for the tensor is taken'}",
         "",
         f"CPU: {report['cpu']}, {report['cores']} cores",

@@ -59,13 +59,13 @@ def probe(
     draws: int = 5,
     test_per_class: int = 50,
     seed: int = 0,
-    regularisation: float = 1.0,
+    regularisation: float = 10.0,
 ) -> list[Probe]:
     """Train on `per_class` images of each class, test on up to `test_per_class` others; a `Probe` a layer, classifier.
 
-    Features are scaled by the training images' overall root mean square after their mean is taken off (one number a
-    layer: features keep their own sizes). "svm" is scikit-learn's LinearSVC, "softmax" its LogisticRegression, both
-    with C = `regularisation`. Draws and their order follow from `seed`, the same for every layer.
+    The training images' mean is taken off the features, and one number a layer scales them to a mean squared norm of
+    1. "svm" is scikit-learn's LinearSVC, "softmax" its LogisticRegression, both with
+    C = `regularisation`. Draws and their order follow from `seed`, the same for every layer.
 
     Raises:
         ValueError: a class with too few images to leave one to test on.
@@ -97,10 +97,10 @@ def probe(
             accuracies = []
             for train, test in splits:
                 mean = values[train].mean(0)
-                scale = float((values[train] - mean).square().mean().sqrt()) or 1.0
+                scale = float((values[train] - mean).square().sum(1).mean().sqrt()) or 1.0
                 inputs, targets = ((values - mean) / scale).numpy(), labels.numpy()
                 made = (
-                    LinearSVC(C=regularisation / inputs.shape[1] ** 0.5, random_state=0, max_iter=5000)
+                    LinearSVC(C=regularisation, random_state=0, max_iter=5000)
                     if name == "svm"
                     else LogisticRegression(C=regularisation, max_iter=2000)
                 )

@@ -351,7 +351,7 @@ def _gallery(findings: Findings, path: Path) -> None:
     height = head + len(rows) * (panel_h + 2 * line + 8) + 8
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    title, text, small = (_font(size) for size in (22, 15, 13))
+    title, text, small = (font(size) for size in (22, 15, 13))
     draw.text((gap, 16), "Single activations projected to pixels, beside the patches that caused them", INK, title)
     draw.text((gap, 46), "left: projections (mid-grey is 0)   right: image patches", SOFT, small)
     y = head
@@ -371,7 +371,7 @@ def _filter(layer: LayerTop, side: int):
     return Image.Resampling.NEAREST if layer.receptive_field <= side else Image.Resampling.LANCZOS
 
 
-def _font(size: int):
+def font(size: int):
     import matplotlib
     from PIL import ImageFont
 

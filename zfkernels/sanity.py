@@ -8,14 +8,19 @@ inside the unit's receptive field, outside of which both are 0 anyway.
 
 from __future__ import annotations
 
+import argparse
 import copy
-from dataclasses import dataclass
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deconvnet import Deconvnet
+from . import sources
+from .deconvnet import METHODS, NORMS, Deconvnet
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Sanity:
 
 
 @torch.no_grad()
-def sanity(
+def sanity_check(
     model: nn.Module,
     image: Tensor,
     layer: str | None = None,
@@ -204,3 +209,87 @@ def ssim(a: Tensor, b: Tensor) -> float:
     c1, c2 = 0.01**2, 0.03**2
     similar = (2 * ma * mb + c1) * (2 * sab + c2) / ((ma * ma + mb * mb + c1) * (saa + sbb + c2))
     return float(similar.mean())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels sanity`."""
+    add = parser.add_argument
+    add("picture", type=Path, metavar="PICTURE", help="a picture file")
+    sources.add_network(parser)
+    add("--layer", help="layer of the unit (default: the last, whose units are the classes)")
+    add("--channel", type=int, help="its map or class (default: the strongest on this picture)")
+    add("--position", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="its place (default: the strongest)")
+    add("--norm", choices=NORMS, default="identity", help="how contrast norms are undone (%(default)s)")
+    add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do (%(default)s)")
+    add("--repeats", type=int, default=3, help="independent randomisations (%(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add("--out", type=Path, default=Path("sanity.png"), help="picture to write (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints what is left of the picture at each stage and draws the pictures; 0."""
+    made = sources.network(args)
+    if args.weights is None:
+        print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)
+    picture = sources.read_all([args.picture], sources.input_size(args, made))[0]
+    position = tuple(args.position) if args.position else None
+    result = sanity_check(
+        made.model,
+        sources.normalise(made, picture),
+        args.layer,
+        args.channel,
+        position,
+        norm=args.norm,
+        method=args.method,
+        repeats=args.repeats,
+        seed=args.seed,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"unit        {result.layer}, map {result.channel}, place {result.position}; {result.method}")
+    width = max(len("randomised down to"), *(len(stage.module) for stage in result.stages))
+    print(f"{'randomised down to':<{width}}  {'rank':>6}  {'|rank|':>6}  {'SSIM':>6}")
+    for stage in result.stages:
+        empty = f"  ({stage.empty} of {args.repeats} empty)" if stage.empty else ""
+        print(f"{stage.module:<{width}}  {stage.rank:6.2f}  {stage.rank_size:6.2f}  {stage.ssim:6.2f}{empty}")
+    print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sanity_figure(picture, result, args.out)
+    print(f"picture     {args.out}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
+        # JSON has no NaN
+        stages = [{name: None if value != value else value for name, value in asdict(s).items()} for s in result.stages]
+        args.json.write_text(json.dumps(unit | {"stages": stages}, indent=1))
+        print(f"numbers     {args.json}")
+    return 0
+
+
+def sanity_figure(picture: Tensor, result: Sanity, path: Path) -> None:
+    """The input's part that the unit sees, its picture, and that of each stage with its numbers, at equal contrast."""
+    from .report import cut, new_figure, plain_picture, signed_picture
+
+    shown = [result.original, *result.pictures]
+    names = ["trained", *(f"{s.module}\nrank {s.rank:.2f}  |rank| {s.rank_size:.2f}  SSIM {s.ssim:.2f}"
+                          for s in result.stages)]  # fmt: skip
+    columns = min(5, len(shown) + 1)
+    rows = -(-(len(shown) + 1) // columns)
+    figure = new_figure(2.5 * columns, 2.9 * rows + 0.8)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    row, column = result.position
+    figure.suptitle(
+        f"{result.layer}, map {result.channel}, place ({row}, {column}), {result.method}: "
+        "weights randomised from the top down to ...",
+        fontsize=11,
+    )
+    for axes in grid:
+        axes.axis("off")
+    grid[0].imshow(plain_picture(cut(picture, result.box)))
+    grid[0].set_title("what the unit sees", fontsize=8)
+    for axes, pixels, name in zip(grid[1:], shown, names, strict=False):
+        part = cut(pixels, result.box)
+        limit = float(part.abs().flatten().double().quantile(0.995)) or 1.0
+        axes.imshow(signed_picture(part, limit), interpolation="nearest")
+        axes.set_title(name, fontsize=8)
+    figure.savefig(path)

@@ -27,10 +27,22 @@ else:
     INSTALLED = True
 
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
+TF32 = (
+    not INTERPRETED
+)  # where allowed, float32 products are of operands rounded to TF32; the interpreter does not round
+# What is computed as a composition, and why; fused.py has the arithmetic. `zfkernels info` prints it.
+NOTES = (
+    "conv2d_relu_max_pool2d is one kernel for image layers in 16-bit types on NVIDIA GPUs, else convolution then "
+    "pooling: computing the pixels that windows share again would cost more than the map's round trip",
+    "max_unpool2d_relu_conv_transpose2d unpools and rectifies in one kernel, then filters: gathered in the product's "
+    "operand, values would lie in registers, where ptxas may reuse them too early (triton issues 9433, 11781)",
+)
 
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "NOTES",
+    "TF32",
     "contrast_norm",
     "contrast_norm_backward",
     "conv2d",
@@ -55,6 +67,7 @@ def unavailable() -> str | None:
         )
     if INTERPRETED:
         return None
+
     slowly = "or set TRITON_INTERPRET=1 before Python starts, to run the kernels slowly on the CPU"
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA; install a build with it, {slowly}"
@@ -65,3 +78,13 @@ def unavailable() -> str | None:
         name = torch.cuda.get_device_name()
         return f"{name} has compute capability {major}.{minor}, and the kernels need 8.0 or more; {slowly}"
     return None
+
+
+def measured() -> dict[str, dict]:
+    """The configurations that were measured on this machine's GPUs and are in use: device -> problem -> choice."""
+    if not INSTALLED or INTERPRETED or not torch.cuda.is_available():
+        return {}
+    from . import tuning
+
+    names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    return {name: tuning.table(name) for name in sorted(names)}
