@@ -279,12 +279,9 @@ def test_wrong_method_is_named(built):
         deconv.project(images, "iadd", 0, method="backprop")
 
 
-@pytest.mark.parametrize("backend", zf.available_backends())
+@pytest.mark.parametrize("backend", ["reference", "cpu"])  # those that serve float64
 def test_every_backend(built, backend):
     net, deconv, images = built["ResNet"]
-    if backend not in ("reference", "cpu"):
-        net, images = nets.alive(nets.ResNet()).cuda(), images.cuda()
-        deconv = zf.Deconvnet(net)
     with zf.use_backend(backend):
         p = deconv.project(images[:1], "iadd", 2)
     assert error(p.pixels, nets.modified_gradient(lambda x: net.stages(x)["iadd"], images[:1], 2)[0]) < 1e-11

@@ -13,6 +13,7 @@ from cases import CASES
 from conftest import BOUNDS, error
 
 import zfkernels as zf
+from zfkernels import _C
 from zfkernels.backends import cpu
 
 # n, c_in, c_out, (h, w), kernel, stride, padding: 2 to 5 taps a phase
@@ -37,10 +38,10 @@ SHAPES = [
 @pytest.fixture(autouse=True)
 def always():
     """Winograd's kernel wherever it can, however small the map."""
-    before = cpu.winograd()
-    cpu.set_winograd(cpu.ALWAYS)
+    before = _C.winograd()
+    _C.set_winograd(cpu.ALWAYS)
     yield
-    cpu.set_winograd(before)
+    _C.set_winograd(before)
 
 
 def problem(n, c_in, c_out, size, kernel, stride, padding):
@@ -178,19 +179,19 @@ def test_weights_are_never_remembered():
 
 
 def test_exact_mode_is_a_setter_a_context_and_a_variable():
-    cpu.set_winograd(cpu.WHERE_FASTER)
+    _C.set_winograd(cpu.WHERE_FASTER)
     with zf.use_exact():
-        assert cpu.winograd() == cpu.NEVER
+        assert _C.winograd() == cpu.NEVER
         with zf.use_exact(False):
-            assert cpu.winograd() == cpu.WHERE_FASTER
-        assert cpu.winograd() == cpu.NEVER
-    assert cpu.winograd() == cpu.WHERE_FASTER
+            assert _C.winograd() == cpu.WHERE_FASTER
+        assert _C.winograd() == cpu.NEVER
+    assert _C.winograd() == cpu.WHERE_FASTER
     zf.use_exact()
-    assert cpu.winograd() == cpu.NEVER
+    assert _C.winograd() == cpu.NEVER
     with pytest.raises(TypeError, match="exact must be True or False, got 1"):
         zf.use_exact(1)
 
-    program = "from zfkernels.backends import cpu; print(cpu.winograd())"
+    program = "from zfkernels.backends import cpu; print(cpu._C.winograd())"
     for value, expected in (("1", "0\n"), ("0", "1\n"), ("", "1\n")):
         environment = os.environ | {"ZFKERNELS_EXACT": value}
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -203,7 +204,7 @@ def test_exact_mode_is_a_setter_a_context_and_a_variable():
 
 def test_small_maps_stay_with_the_direct_kernel():
     """There the transforms cost more than they save; ZFNet's own layers 2 to 5 do not."""
-    cpu.set_winograd(cpu.WHERE_FASTER)
+    _C.set_winograd(cpu.WHERE_FASTER)
     for shape, expected in (((1, 3, 4, (8, 8), 3, 1, 1), True), ((1, 256, 384, (13, 13), 3, 1, 1), False)):
         x, weight, bias, stride, padding = problem(*shape)
         y = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")

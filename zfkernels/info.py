@@ -58,7 +58,7 @@ def compiled() -> dict:
         "isas": list(_C.isas()),
         "thread_pool": _C.pool(),
         "built_with_cuda": _C.built_with_cuda,
-        "exact": backends.module("cpu").winograd() == backends.module("cpu").NEVER,
+        "exact": _C.winograd() == backends.module("cpu").NEVER,
     }
 
 

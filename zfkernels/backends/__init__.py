@@ -107,12 +107,13 @@ class use_exact:
     def __init__(self, exact: bool = True) -> None:
         if not isinstance(exact, bool):
             raise TypeError(f"exact must be True or False, got {exact!r}")
-        self._cpu = module("cpu")
-        self._previous = self._cpu.winograd()
-        self._cpu.set_winograd(self._cpu.NEVER if exact else self._cpu.WHERE_FASTER)
+        cpu = module("cpu")
+        self._compiled = cpu._C
+        self._previous = self._compiled.winograd()
+        self._compiled.set_winograd(cpu.NEVER if exact else cpu.WHERE_FASTER)
 
     def __enter__(self) -> "use_exact":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._cpu.set_winograd(self._previous)
+        self._compiled.set_winograd(self._previous)

@@ -29,20 +29,12 @@ if os.environ.get("ZFKERNELS_ISA"):
     except ValueError as error:
         raise ValueError(f"ZFKERNELS_ISA: {error}") from None
 
-NEVER, WHERE_FASTER, ALWAYS = range(3)  # csrc/cpu/kernels.h, enum WinogradMode
+# Which convolutions go by Winograd's filtering, _C.set_winograd's argument: csrc/cpu/kernels.h, enum WinogradMode.
+NEVER, WHERE_FASTER, ALWAYS = range(3)
 
 if os.environ.get("ZFKERNELS_EXACT", "") not in ("", "0", "1"):
     raise ValueError(f"ZFKERNELS_EXACT must be 0 or 1, got {os.environ['ZFKERNELS_EXACT']!r}")
 _C.set_winograd(NEVER if os.environ.get("ZFKERNELS_EXACT") == "1" else WHERE_FASTER)
-
-
-def winograd() -> int:
-    """Which convolutions go by Winograd's filtering: NEVER, WHERE_FASTER or ALWAYS (float32, 2 to 5 taps a phase)."""
-    return _C.winograd()
-
-
-def set_winograd(mode: int) -> None:
-    _C.set_winograd(mode)
 
 
 def unavailable() -> str | None:

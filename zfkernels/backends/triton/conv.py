@@ -235,9 +235,10 @@ def conv_transpose2d_kernel(
         if C_OUT % BK != 0:
             y_mask = y_mask & (o + k < C_OUT)[None, :]
             w_mask = w_mask & (o + k < C_OUT)[:, None]
-        if INTERPRETED:
-            y_mask = y_mask & (step < steps)
-            w_mask = w_mask & (step < steps)
+        if INTERPRETED:  # a tensor: the newest interpreter makes a Python bool an integer, and a mask of integers
+            real = tl.zeros((1, 1), tl.int32) + step < steps
+            y_mask = y_mask & real
+            w_mask = w_mask & real
         ys = tl.load(y + (window - (a.to(tl.int64) * OW + b) * C_OUT + o)[:, None] + k[None, :], mask=y_mask, other=0.0)
         place = o.to(tl.int64) * FILTER + ((rh + a * SH) * KW + rw + b * SW) * TAP
         ws = tl.load(weight + place + (k[:, None] * FILTER + c[None, :] * CHANNEL), mask=w_mask, other=0.0)
