@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from zfkernels import ZFNet, checkpoint, demo
+from zfkernels.activations import TopActivations, diverse
 from zfkernels.photographs import CLASSES, Photographs, held_out_cells, overlap
 from zfkernels.pictures import cut, frame, signed_picture, tile
 from zfkernels.training import Recipe, normalise, predict, train
@@ -133,6 +134,7 @@ def test_frames_keep_the_size_inside_the_image():
     assert frame((10, 20, 17, 27), 7, (96, 96)) == (10, 20, 17, 27)
     assert frame((0, 90, 6, 96), 7, (96, 96)) == (0, 89, 7, 96)
     assert frame((0, 3, 80, 96), 107, (96, 90)) == (0, 0, 96, 90)
+    assert frame((0, 89, 6, 96), (7, 12), (96, 96)) == (0, 84, 7, 96)
 
 
 def test_pictures_are_symmetric_around_grey_and_tiles_lie_row_by_row():
@@ -206,9 +208,9 @@ def test_a_class_that_this_scikit_image_lacks_is_named(monkeypatch):
 
 
 def test_maps_take_turns_by_the_photograph_they_prefer():
-    top = demo.TopActivations(
+    top = TopActivations(
         values=torch.tensor([[9.0, 9.0], [8.0, 8.0], [7.0, 7.0], [0.0, 0.0], [6.0, 6.0]]),
         images=torch.tensor([[0, 1], [0, 1], [2, 3], [2, 3], [3, 2]]),
         positions=torch.zeros(5, 2, 2, dtype=torch.int64),
     )
-    assert demo._diverse(top, torch.tensor([4, 4, 6, 6])) == [0, 2, 1, 4]
+    assert diverse(top, torch.tensor([4, 4, 6, 6])) == [0, 2, 1, 4]

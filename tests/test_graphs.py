@@ -8,7 +8,7 @@ from conftest import error
 from torch import nn
 
 import zfkernels as zf
-from zfkernels import deconvnet, regions, tracing
+from zfkernels import deconvnet, graphs, regions, tracing
 
 METHODS = ("deconvnet", "gradient", "guided")
 SIZES = {
@@ -53,6 +53,24 @@ def test_equals_the_modified_gradient(built, name, method):
                 # The second bound is for units that are all but dead, whose own value is rounding
                 assert (p.pixels - pixels).norm() <= 1e-11 * pixels.norm() + 1e-13, (layer, channel, place)
     assert alive >= len(stages)
+
+
+@pytest.mark.parametrize("elements", [1, deconvnet.PASS_ELEMENTS])
+@pytest.mark.parametrize("name", SIZES)
+def test_several_layers_are_served_by_one_pass(built, monkeypatch, name, elements):
+    _, deconv, images = built[name]
+    layers = [*deconv.layers[::2], *deconv.vector_layers]
+    alone = {layer: deconv.activations(images, layer) for layer in layers}
+    monkeypatch.setattr(deconvnet, "PASS_ELEMENTS", elements)
+    runs = []
+    monkeypatch.setattr(graphs, "run", lambda *args, run=graphs.run: runs.append(args) or run(*args))
+    found = deconv.activations(images, layers)
+    assert len(runs) == (2 if elements == 1 else 1)
+    assert list(found) == layers
+    assert all(error(found[layer], alone[layer]) < 1e-12 for layer in layers)
+    assert deconv.activations(images, []) == {}
+    with pytest.raises(ValueError, match="nonsense"):
+        deconv.activations(images, [layers[0], "nonsense"])
 
 
 @pytest.mark.parametrize("norm", ["identity", "gradient", "rescale"])

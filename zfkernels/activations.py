@@ -90,8 +90,8 @@ def top_activations(
             raise TypeError(f"loader must give tensors or tuples that begin with one, got {type(images).__name__}")
         numbers = _numbers(batch, images) if numbered else torch.arange(seen, seen + len(images))
         seen += len(images)
-        for name in layers if len(images) else ():
-            found = _of_batch(deconv.activations(images, name), numbers)
+        for name, maps in deconv.activations(images, layers).items() if len(images) else ():
+            found = _of_batch(maps, numbers)
             best[name] = merge([best[name], found] if name in best else [found], k)
         if file is not None and (count + 1) % SAVE_EVERY == 0:
             _save(file, search, count + 1, seen, best)
@@ -137,6 +137,21 @@ def gather(found: TopActivations | dict[str, TopActivations], k: int = 9) -> Top
     if isinstance(found, dict):
         return {name: merge([part[name] for part in parts], k) for name in found}
     return merge(parts, k)
+
+
+def diverse(top: TopActivations, labels: Tensor) -> list[int]:
+    """Maps by falling strength (their weakest activation, above 0), the first of each class before any class's second.
+
+    A map's class is what most of its images have; `labels`: (N,) int64, the images'.
+    """
+    turns: dict[int, int] = {}
+    ranked = []
+    weakest, order = top.values[:, -1].sort(descending=True, stable=True)
+    for place, channel in enumerate(order[weakest > 0].tolist()):
+        favourite = int(labels[top.images[channel]].mode().values)
+        turns[favourite] = turns.get(favourite, 0) + 1
+        ranked.append((turns[favourite], place, channel))
+    return [channel for _, _, channel in sorted(ranked)]
 
 
 def _of_batch(maps: Tensor, numbers: Tensor) -> TopActivations:

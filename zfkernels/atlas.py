@@ -78,7 +78,7 @@ def cards(
         side = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(0).tolist()
         for place, channel in enumerate(some):
             units = range(place * k, (place + 1) * k)
-            frames = [_frame(tuple(found.boxes[u].tolist()), side, shape) for u in units]
+            frames = [frame(found.boxes[u].tolist(), side, shape) for u in units]
             parts = [cut(found.pixels[u], box).cpu() for u, box in zip(units, frames, strict=True)]
             limit = float(torch.cat([part.abs().flatten() for part in parts]).float().quantile(0.995))
             yield Card(
@@ -90,13 +90,6 @@ def cards(
                 patches=[plain_picture(cut(pixels[i], b)) for i, b in zip(index[place].tolist(), frames, strict=True)],
                 limit=limit,
             )
-
-
-def _frame(box: tuple[int, ...], side: list[int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """`box` grown inside the image to `side` (height, width), for fields that the border cuts."""
-    rows = frame(box, side[0], shape)
-    columns = frame(box, side[1], shape)
-    return rows[0], columns[1], rows[2], columns[3]
 
 
 def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:

@@ -63,7 +63,7 @@ def correspondence(
         ValueError: a part without a box for each image, or an empty box or one that leaves the image.
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
-    clear = {layer: deconv.activations(images, layer).flatten(1) for layer in layers}
+    clear = deconv.activations(images, layers)
     found: dict[str, dict[str, Correspondence]] = {layer: {} for layer in layers}
     for name, boxes in parts.items():
         if len(boxes) != len(images):
@@ -77,8 +77,8 @@ def correspondence(
                     f"{tuple(images.shape[2:])}"
                 )
             image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
-        for layer in layers:
-            found[layer][name] = sign_disagreement(clear[layer] - deconv.activations(hidden, layer).flatten(1))
+        for layer, features in deconv.activations(hidden, layers).items():
+            found[layer][name] = sign_disagreement((clear[layer] - features).flatten(1))
     return found
 
 

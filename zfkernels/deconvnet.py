@@ -90,11 +90,14 @@ class Deconvnet:
         return f"Deconvnet({type(self.model).__name__}: {', '.join(self.layers + self.vector_layers)})"
 
     @torch.no_grad()
-    def activations(self, images: Tensor, layer: str) -> Tensor:
+    def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
         """The value of `layer`: images (N, C, H, W) -> (N, channels, height, width), for a vector layer (N, features).
 
-        Nothing above the layer is run. Dropout is passed over, whatever the model's mode.
+        Of several layers a dict of their values, by one pass. Nothing above the layers is run. Dropout is passed over,
+        whatever the model's mode.
         """
+        if not isinstance(layer, str) and isinstance(layer, Sequence):
+            return self._several(images, layer)
         chain, shapes = self._shapes(images, layer)
         most = max(1, PASS_ELEMENTS // _largest(shapes))
         with torch.autocast(images.device.type, enabled=False):
@@ -104,6 +107,17 @@ class Deconvnet:
             else:
                 passes = [graphs.run(self._graph, shapes, some, None).value for some in images.split(most)]
         return passes[0] if len(passes) == 1 else torch.cat(passes)
+
+    def _several(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        stops = {layer: self._graph.stop(layer) for layer in layers}
+        if not stops:
+            return {}
+        self._check(images)
+        shapes = self._graph.shapes(images.shape, *stops.values())
+        most = max(1, PASS_ELEMENTS // _largest(shapes))
+        with torch.autocast(images.device.type, enabled=False):
+            passes = [graphs.run(self._graph, shapes, some, None, stops.values()).kept for some in images.split(most)]
+        return {layer: torch.cat([kept[stop] for kept in passes]) for layer, stop in stops.items()}
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
@@ -284,9 +298,7 @@ class Deconvnet:
 
     def _shapes(self, images: Tensor, layer: str) -> tuple[Chain | None, list[torch.Size | None]]:
         """Check `images`; the chain that serves them, or None, and the shapes of its steps' or the graph's values."""
-        checks.tensor("images", images, ("N", "C", "H", "W"))
-        weight = next(self.model.parameters(), images)
-        checks.alike("images", images, "the model", weight)
+        self._check(images)
         shapes = self._graph.shapes(images.shape, self._graph.stop(layer))
         for number in self._graph.ancestors(len(shapes) - 1):
             node = self._graph.nodes[number - 1]
@@ -295,6 +307,10 @@ class Deconvnet:
         if self._chain is None:
             return None, shapes
         return self._chain, self._chain.shapes(images.shape, self._chain.stop(layer))
+
+    def _check(self, images: Tensor) -> None:
+        checks.tensor("images", images, ("N", "C", "H", "W"))
+        checks.alike("images", images, "the model", next(self.model.parameters(), images))
 
 
 def _largest(shapes: list[torch.Size | None]) -> int:

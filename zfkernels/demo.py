@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import backends, checkpoint
-from .activations import TopActivations, top_activations
+from .activations import diverse, top_activations
 from .deconvnet import Deconvnet
 from .occlusion import occlusion_map
 from .photographs import Photographs
@@ -91,7 +91,7 @@ def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[
 
     say = (lambda text: None) if quiet else print
     say("projecting the strongest activations ...")
-    tiles, tile_labels = _tiles(photographs)
+    tiles, tile_labels = photographs.tiles()
     layers = _strongest(model, tiles, tile_labels, classes, mean)
     say("covering parts of photographs ...")
     occluded = _occluded(model, photographs, mean)
@@ -124,18 +124,6 @@ def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[
     return write_page(out, findings), findings
 
 
-def _tiles(photographs: Photographs) -> tuple[torch.Tensor, torch.Tensor]:
-    """The photographs cut into squares that do not overlap, at the scale of the smallest training crops."""
-    images, labels = [], []
-    for label, pixels in enumerate(photographs.pixels):
-        side = photographs.smallest_crop(label)
-        for top in range(0, pixels.shape[0] - side + 1, side):
-            for left in range(0, pixels.shape[1] - side + 1, side):
-                images.append(photographs.view(label, (top, left, top + side, left + side)))
-                labels.append(label)
-    return torch.stack(images), torch.tensor(labels)
-
-
 def _strongest(
     model: ZFNet, images: torch.Tensor, labels: torch.Tensor, classes: list[str], mean: torch.Tensor
 ) -> list[LayerTop]:
@@ -145,7 +133,7 @@ def _strongest(
     layers = []
     for layer in LAYERS:
         top = top_activations(model, inputs.split(64), layer, k=TOP)
-        chosen = _diverse(top, labels)[:MAPS_SHOWN]
+        chosen = diverse(top, labels)[:MAPS_SHOWN]
         field = model.receptive_field(layer)
         tops = []
         for channel in chosen:
@@ -166,23 +154,11 @@ def _strongest(
     return layers
 
 
-def _diverse(top: TopActivations, labels: torch.Tensor) -> list[int]:
-    """Maps by falling strength (their weakest activation, above 0), the first of each photograph before a second."""
-    turns: dict[int, int] = {}
-    ranked = []
-    weakest, order = top.values[:, -1].sort(descending=True, stable=True)
-    for place, channel in enumerate(order[weakest > 0].tolist()):
-        favourite = int(labels[top.images[channel]].mode().values)
-        turns[favourite] = turns.get(favourite, 0) + 1
-        ranked.append((turns[favourite], place, channel))
-    return [channel for _, _, channel in sorted(ranked)]
-
-
 def _occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> list[Occluded]:
     """Of the photographs, each seen whole, those whose answer depends most on one place, with their maps."""
     found = []
-    for label, (name, pixels) in enumerate(zip(photographs.classes, photographs.pixels, strict=True)):
-        view = photographs.view(label, _centre_square(*pixels.shape[:2]))
+    for label, name in enumerate(photographs.classes):
+        view = photographs.centre_square(label)
         result = occlusion_map(
             model, normalise(view, mean, SCALE), label, patch=PATCH, stride=STRIDE, fill=0.0, layer="conv5"
         )
@@ -193,9 +169,3 @@ def _occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> lis
         return result.clear_label == result.target, result.clear_probability - float(result.probability.min())
 
     return sorted(found, key=drop, reverse=True)[:OCCLUSIONS]
-
-
-def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return top, left, top + side, left + side

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from . import checkpoint, sources
 from .activations import top_activations
-from .atlas import _frame
 from .deconvnet import Deconvnet
-from .pictures import cut, plain_picture, signed_picture
+from .pictures import cut, frame, plain_picture, signed_picture
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def evolution_figure(
     for column, name in enumerate(names):
         moments = found[name]
         for row, (moment, channel) in enumerate(zip(moments, channels, strict=True)):
-            box = _frame(moment.box, side, shape)
+            box = frame(moment.box, side, shape)
             part = cut(moment.pixels, box)
             limit = float(part.abs().flatten().quantile(0.995))
             upper, lower = grid[2 * row, column], grid[2 * row + 1, column]

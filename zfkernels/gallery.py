@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from . import ablation, atlas, checkpoint, correspondence, evolution, filters, invariance, neighbours, probes, recipe
-from .activations import top_activations
+from .activations import diverse, top_activations
 from .deconvnet import Deconvnet
-from .demo import CHANNELS, CONV1_STD, FEATURES, LAYERS, SCALE, SIDE, _diverse, _tiles
+from .demo import CHANNELS, CONV1_STD, FEATURES, LAYERS, SCALE, SIDE
 from .folders import Memory
 from .occlusion import occlusion_map
 from .photographs import Photographs
@@ -88,19 +88,13 @@ class Stage:
         self.photographs = Photographs(SIDE)
         self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
         self.inputs = normalise(self.network, self.crops.images)
-        self.tiles, self.tile_labels = _tiles(self.photographs)  # the whole photographs; no two overlap
+        self.tiles, self.tile_labels = self.photographs.tiles()  # the whole photographs; no two overlap
         self.tile_inputs = normalise(self.network, self.tiles)
         self.deconv = Deconvnet(self.network.model)
 
     def wholes(self, *names: str) -> tuple[Tensor, Tensor]:
         """(uint8, inputs) of the photographs' centre squares."""
-        views = []
-        for name in names:
-            label = self.photographs.classes.index(name)
-            height, width = self.photographs.pixels[label].shape[:2]
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            views.append(self.photographs.view(label, (top, left, top + side, left + side)))
+        views = [self.photographs.centre_square(self.photographs.classes.index(name)) for name in names]
         return torch.stack(views), normalise(self.network, torch.stack(views))
 
 
@@ -210,7 +204,7 @@ def atlas_section(stage: Stage) -> str:
     rows = []
     for layer in LAYERS:
         top = tops[layer]
-        order = _diverse(top, stage.tile_labels)[:4]
+        order = diverse(top, stage.tile_labels)[:4]
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order):
             zoom = max(1, round(50 / card.projections[0].shape[0]))
@@ -263,7 +257,7 @@ def evolution_section(stage: Stage) -> str:
     networks = evolution.Checkpoints([stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS])
     parts = []
     for layer in ("conv2", "conv4"):
-        maps = _diverse(top_activations(stage.deconv, stage.tile_inputs.split(64), layer, 9), stage.tile_labels)[:2]
+        maps = diverse(top_activations(stage.deconv, stage.tile_inputs.split(64), layer, 9), stage.tile_labels)[:2]
         found = evolution.evolution(networks, stage.tile_inputs, layer, maps)
         evolution.evolution_figure(found, stage.tiles, layer, maps, stage.out / f"evolution_{layer}.png")
         _shrink(stage.out / f"evolution_{layer}.png")

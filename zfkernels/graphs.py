@@ -5,6 +5,7 @@ from each is summed. A unit's projection is cut to the union of its receptive fi
 rounding of a dense computation puts nothing outside.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -53,12 +54,15 @@ class Run(NamedTuple):
     shapes: list[torch.Size | None]
     recorded: dict[int, list[Tensor | None]]  # a step: a pool's switches, a norm's input, a ReLU's derivative
     value: Tensor
+    kept: dict[int, Tensor]
 
 
-def run(graph: Graph, shapes: list[torch.Size | None], images: Tensor, method: str | None) -> Run:
-    """The value whose shape is the last, and what is needed to reverse it; with method None, nothing."""
+def run(
+    graph: Graph, shapes: list[torch.Size | None], images: Tensor, method: str | None, keep: Collection[int] = ()
+) -> Run:
+    """The value whose shape is the last, those to keep, and what is needed to reverse; with method None, nothing."""
     stop = len(shapes) - 1
-    needed = graph.ancestors(stop)
+    needed = graph.ancestors(stop, *keep)
     last_use = {number: reader for reader in needed for number in graph.nodes[reader - 1].inputs}
     values, recorded = {0: images}, {}
     for number in needed:
@@ -70,9 +74,9 @@ def run(graph: Graph, shapes: list[torch.Size | None], images: Tensor, method: s
             x = [x]
         values[number] = x[0]
         for i in node.inputs:
-            if last_use[i] == number and i != stop:
+            if last_use[i] == number and i != stop and i not in keep:
                 values.pop(i, None)
-    return Run(stop, shapes, recorded, values[stop])
+    return Run(stop, shapes, recorded, values[stop], {i: values[i] for i in keep})
 
 
 def forward(step: Step, inputs: list[Tensor], method: str | None = None) -> tuple[Tensor, Tensor | None]:

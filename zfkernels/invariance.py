@@ -93,13 +93,13 @@ def invariance_curves(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be {len(images)}, one an image, got shape {tuple(labels.shape)}")
-    clear = {layer: deconv.activations(images, layer).flatten(1) for layer in layers}
+    clear = deconv.activations(images, layers)
     distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     probability = []
     for parameter in parameters:
         moved = transformed(images, transform, parameter, fill)
-        for layer in layers:
-            distances[layer].append((deconv.activations(moved, layer).flatten(1) - clear[layer]).norm(dim=1))
+        for layer, features in deconv.activations(moved, layers).items():
+            distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1))
         if labels is not None:
             logits = sources.evaluated(deconv.model, moved)
             probability.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
@@ -107,7 +107,7 @@ def invariance_curves(
         transform=transform,
         parameters=list(parameters),
         distances={layer: torch.stack(found, 1) for layer, found in distances.items()},
-        norms={layer: features.norm(dim=1) for layer, features in clear.items()},
+        norms={layer: features.flatten(1).norm(dim=1) for layer, features in clear.items()},
         probability=torch.stack(probability, 1) if probability else None,
     )
 

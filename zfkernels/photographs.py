@@ -97,9 +97,23 @@ class Photographs:
         """`per_class` crops a class, each wholly inside a held-out cell, likewise."""
         return self._crops(per_class, generator, held_out=True)
 
-    def smallest_crop(self, label: int) -> int:
-        """The side, in the photograph's pixels, of its smallest crops."""
-        return _sides(self.pixels[label].shape[:2])[0]
+    def centre_square(self, label: int) -> torch.Tensor:
+        """The largest square in the photograph's middle, as `view` gives it."""
+        height, width = self.pixels[label].shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return self.view(label, (top, left, top + side, left + side))
+
+    def tiles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All photographs cut into squares that do not overlap, of the smallest crops' size: uint8 images, labels."""
+        images, labels = [], []
+        for label, pixels in enumerate(self.pixels):
+            side = _sides(pixels.shape[:2])[0]
+            for top in range(0, pixels.shape[0] - side + 1, side):
+                for left in range(0, pixels.shape[1] - side + 1, side):
+                    images.append(self.view(label, (top, left, top + side, left + side)))
+                    labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
 
     def view(self, label: int, box: tuple[int, int, int, int]) -> torch.Tensor:
         """A square part of a photograph, resized with antialiasing to a uint8 (3, side, side) tensor."""

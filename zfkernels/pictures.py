@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,11 +87,12 @@ def cut(image, box: tuple[int, int, int, int]):
     return image[..., top:bottom, left:right]
 
 
-def frame(box: tuple[int, int, int, int], size: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """`box` grown, inside an image of `shape`, to `size` pixels a side (or the image's side where that is smaller).
+def frame(box: Sequence[int], size: int | Sequence[int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """`box` grown, inside an image of `shape`, to `size` = (height, width) or a square's side, or to the image's sides.
 
     The receptive fields of units near the border are cut there; framed alike, they can be shown in one grid.
     """
-    height, width = min(size, shape[0]), min(size, shape[1])
+    wanted = (size, size) if isinstance(size, int) else size
+    height, width = (min(want, side) for want, side in zip(wanted, shape, strict=True))
     top, left = min(box[0], shape[0] - height), min(box[1], shape[1] - width)
     return top, left, top + height, left + width

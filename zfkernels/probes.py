@@ -42,8 +42,7 @@ def features(model: nn.Module | Deconvnet, loader: Iterable, layers: Sequence[st
     kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        for layer in layers:
-            found = deconv.activations(images, layer)
+        for layer, found in deconv.activations(images, layers).items():
             if found.ndim == 4 and grid and max(found.shape[2:]) > grid:
                 found = F.adaptive_max_pool2d(found, [min(grid, side) for side in found.shape[2:]])
             kept[layer].append(found.flatten(1).float().cpu())

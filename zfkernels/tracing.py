@@ -278,21 +278,21 @@ class Graph:
         """The number of the value of `layer`, a layer's name or an alias of it."""
         return _stop(self, layer)
 
-    def ancestors(self, value: int) -> list[int]:
-        """The numbers of the values, the images but for, that `value` is made of, itself included, in order."""
-        needed = {value}
-        for number in reversed(range(1, value + 1)):
+    def ancestors(self, *values: int) -> list[int]:
+        """The numbers of the values, the images but for, that `values` are made of, themselves included, in order."""
+        needed = set(values)
+        for number in reversed(range(1, max(values) + 1)):
             if number in needed:
                 needed.update(self.nodes[number - 1].inputs)
         return sorted(needed - {0})
 
-    def shapes(self, images: torch.Size, value: int) -> list[torch.Size | None]:
-        """The shape of each value that `value` is made of, by number.
+    def shapes(self, images: torch.Size, *values: int) -> list[torch.Size | None]:
+        """The shape of each value that `values` are made of, by number, up to the last of them.
 
         ValueError for images that do not suit a step, NotImplementedError where one cannot be reversed for them.
         """
-        shapes: list[torch.Size | None] = [images] + [None] * value
-        for number in self.ancestors(value):
+        shapes: list[torch.Size | None] = [images] + [None] * max(values)
+        for number in self.ancestors(*values):
             node = self.nodes[number - 1]
             shape = [shapes[i] for i in node.inputs]
             for step in node.steps:
