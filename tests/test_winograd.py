@@ -1,5 +1,6 @@
-"""Winograd's filtering on the CPU (csrc/cpu/winograd.h): every number of taps and stride that it serves, whatever their
-size, against float64; the direct kernel when something is not finite; the exact mode; and no memory of old weights."""
+"""Winograd's filtering on the CPU, along two axes (csrc/cpu/winograd.h) and along one (winograd_rows.h): every number
+of taps and stride that it serves, whatever their size, against float64; the direct kernel when something is not finite;
+the exact mode; and no memory of old weights."""
 
 import os
 import subprocess
@@ -26,22 +27,32 @@ SHAPES = [
     (1, 3, 16, (31, 29), 11, 4, 2),  # 16 phases
     (9, 8, 16, (5, 6), 2, 1, 0),  # 2 taps; images that share a unit of work
     (2, 24, 20, (27, 27), 5, 1, 2),  # 5 taps
-    (1, 7, 5, (16, 15), (4, 3), (1, 1), (3, 0)),  # more taps on one axis: served by the direct kernel
+    (1, 7, 5, (16, 15), (4, 3), (1, 1), (3, 0)),  # more taps on one axis: not along two
     (2, 5, 6, (13, 14), (6, 3), (2, 1), (2, 1)),  # another stride on each axis
-    (1, 4, 4, (1, 1), 3, 1, 1),  # one pixel
+    (1, 6, 33, (17, 18), (3, 7), (1, 1), (0, 3)),  # too many taps in a row: the direct kernel
+    (2, 3, 17, (9, 26), (1, 3), (3, 2), (0, 1)),  # one tap a column, and rows that are passed over
+    (1, 4, 40, (1, 1), 3, 1, 1),  # one pixel
     (1, 2, 3, (3, 90), 3, 1, 1),  # a wide map: more tiles than a unit should have
     (0, 4, 5, (8, 8), 3, 1, 1),  # no images
     (3, 5, 18, (41, 37), 3, 1, 1),  # several batches of tiles for the weights' gradient
 ]
 
 
-@pytest.fixture(autouse=True)
-def always():
-    """Winograd's kernel wherever it can, however small the map."""
+@pytest.fixture(autouse=True, params=[cpu.ALWAYS, cpu.ALWAYS_ROWS], ids=["tiles", "rows"])
+def always(request):
+    """Winograd's kernel of two axes, or of one, wherever it can, however small the map."""
     before = _C.winograd()
-    _C.set_winograd(cpu.ALWAYS)
-    yield
+    _C.set_winograd(request.param)
+    yield request.param
     _C.set_winograd(before)
+
+
+def served(shape, mode):
+    """Whether the forward convolution goes by Winograd's kernel."""
+    *_, kernel, stride, _ = shape
+    kernel, stride = (v if isinstance(v, tuple) else (v, v) for v in (kernel, stride))
+    down, across = (-(-k // s) for k, s in zip(kernel, stride, strict=True))
+    return 2 <= across <= 5 and (mode == cpu.ALWAYS_ROWS or down == across)
 
 
 def problem(n, c_in, c_out, size, kernel, stride, padding):
@@ -51,7 +62,7 @@ def problem(n, c_in, c_out, size, kernel, stride, padding):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous_weight", "channels_last_weight"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution_and_its_adjoint(shape, channels_last):
+def test_convolution_and_its_adjoint(shape, channels_last, always):
     x, weight, bias, stride, padding = problem(*shape)
     weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight
     y = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")
@@ -73,9 +84,9 @@ def test_convolution_and_its_adjoint(shape, channels_last):
     with zf.use_exact():
         direct = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")
         direct_gw, _ = cpu.conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, True)
-    assert torch.equal(gw, direct_gw) == torch.equal(y, direct)
-    served = weight.shape[2] // stride[0] == weight.shape[3] // stride[1]
-    assert torch.equal(y, direct) == (not served or x.shape[0] == 0), "another kernel ran than this test is of"
+    assert torch.equal(y, direct) == (not served(shape, always) or x.shape[0] == 0), "not the kernel this test is of"
+    by_tiles = always == cpu.ALWAYS and served(shape, always)
+    assert torch.equal(gw, direct_gw) == (not by_tiles or x.shape[0] == 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
@@ -203,9 +214,14 @@ def test_exact_mode_is_a_setter_a_context_and_a_variable():
 
 
 def test_small_maps_stay_with_the_direct_kernel():
-    """There the transforms cost more than they save; ZFNet's own layers 2 to 5 do not."""
+    """There the transforms cost more than they save; ZFNet's own layers do not."""
     _C.set_winograd(cpu.WHERE_FASTER)
-    for shape, expected in (((1, 3, 4, (8, 8), 3, 1, 1), True), ((1, 256, 384, (13, 13), 3, 1, 1), False)):
+    cases = (
+        ((1, 3, 4, (5, 5), 3, 1, 1), True),
+        ((1, 256, 384, (13, 13), 3, 1, 1), False),
+        ((1, 3, 96, (99, 99), 7, 2, 1), False),
+    )
+    for shape, expected in cases:
         x, weight, bias, stride, padding = problem(*shape)
         y = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")
         with zf.use_exact():

@@ -2,18 +2,11 @@
 #include "conv_block.h"
 #include "max_pool_row.h"
 #include "table.h"
-#include "winograd.h"
+#include "winograd_rows.h"
 
 namespace zf {
 namespace ZF_ISA {
 namespace {
-
-// A forward convolution's filters as rows of a block: [KH][KW][C].
-template <typename T>
-Table forward_table(const Conv& s) {
-    return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj,
-                 [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; });
-}
 
 // The bias of one block of output channels, zeros where there is none.
 template <typename T>
@@ -24,57 +17,98 @@ void bias_of_block(const Conv& s, const T* bias, int64_t block, T (&values)[kWid
     }
 }
 
-// Output rows [from, to) of image n as a Block that reads the map itself where no window needs padding, else the
-// thread's band, which is filled here.
+// The rows of a convolution, a band of them at a time, block by block of output channels, by direct summation; made
+// like WinogradRows.
 template <typename T>
-Block<T> input_block(const Conv& s, const T* x, Band<T>& band, int64_t n, int64_t from, int64_t to) {
-    const T* image = x + n * s.H * s.W * s.C;
-    const int64_t rows = to - from, run = s.KW * s.C;
-    if (s.PH == 0 && s.PW == 0) {
-        const int64_t pitch = s.W * s.C;
-        return {image + from * s.SH * pitch, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
+class DirectRows {
+   public:
+    static constexpr int64_t kBandPixels = kBlockPixels;
+
+    DirectRows(const Conv& s, int64_t rows, T* memory)
+        : s_(s), acc_(memory), band_{memory + rows * s.OW * kWidth<T>, band_cols(s), s.C} {}
+
+    static int64_t elements(const Conv& s, int64_t rows) {
+        return round_up(rows * s.OW * kWidth<T> + ((rows - 1) * s.SH + s.KH) * band_cols(s) * s.C, 16);
     }
-    band.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH,
-                 [&](int64_t, int64_t h, T* row) { copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band.cols, false); });
-    return {band.data, s.SH * band.pitch(), s.SW * s.C, rows, s.OW, band.pitch(), s.KH, run};
-}
 
-int64_t band_cols(const Conv& s) { return (s.OW - 1) * s.SW + s.KW; }
+    static int64_t block_size(const Conv& s) { return s.KH * s.KW * s.C * kWidth<T>; }
 
-// Elements of the band under `rows` output rows.
-int64_t band_elements(const Conv& s, int64_t rows) { return ((rows - 1) * s.SH + s.KH) * band_cols(s) * s.C; }
+    static Table table(const Conv& s) {
+        return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj,
+                     [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; });
+    }
+
+    static auto packer(const Conv& s, const Table& table, const T* w) {
+        return pack_filters(table, block_size(s), w, s.K, s.wk);
+    }
+
+    // Where no window needs padding the map itself is read, else the thread's band, which is filled here.
+    void take(const T* x, int64_t n, int64_t from, int64_t to) {
+        const Conv& s = s_;
+        const T* image = x + n * s.H * s.W * s.C;
+        const int64_t rows = to - from, run = s.KW * s.C;
+        if (s.PH == 0 && s.PW == 0) {
+            const int64_t pitch = s.W * s.C;
+            block_ = {image + from * s.SH * pitch, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
+            return;
+        }
+        band_.require(n, from * s.SH - s.PH, (to - 1) * s.SH - s.PH + s.KH, [&](int64_t, int64_t h, T* row) {
+            copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band_.cols, false);
+        });
+        block_ = {band_.data, s.SH * band_.pitch(), s.SW * s.C, rows, s.OW, band_.pitch(), s.KH, run};
+    }
+
+    bool make(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
+        const int64_t pixels = block_.rows * block_.cols;
+        T* const acc = step == kWidth<T> ? out : acc_;
+        convolve_block(block_, filters, bias, acc);
+        if (relu) rectify_all(acc, pixels * kWidth<T>);
+        if (acc != out) copy_pixels(out, step, acc, pixels, outputs);
+        return true;
+    }
+
+   private:
+    static int64_t band_cols(const Conv& s) { return (s.OW - 1) * s.SW + s.KW; }
+
+    const Conv& s_;
+    T* const acc_;
+    Band<T> band_;
+    Block<T> block_{};
+};
 
 // y[n][oh][ow][k] = max(0, bias[k] + sum_{i,j,c} x[n][oh*SH - PH + i][ow*SW - PW + j][c] * w[k][c][i][j]), rectified if
-// asked. A unit of work is (image, band of output rows, group of channel blocks); its thread pads the band once and
-// passes every block of the group over it.
-template <typename T>
-void conv2d_direct(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
-    const Table table = forward_table<T>(s);
-    const int64_t size = s.KH * s.KW * s.C * kWidth<T>;
-    const auto pack_block = pack_filters(table, size, w, s.K, s.wk);
-    const Packed<T, decltype(pack_block)> packed(ceil_div(s.K, kWidth<T>), size, pack_block, s.N * bands == 1, threads);
+// asked; false, and y is of no use, where Rows met a result that is not finite. A unit of work is (image, band of
+// output rows, group of channel blocks); its thread takes the band's input once and passes every block of the group
+// over it.
+template <typename Rows, typename T>
+bool conv2d_by_rows(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
+    const int64_t rows = rows_of_block(s.OW, s.OH, Rows::kBandPixels), bands = ceil_div(s.OH, rows);
+    const Table table = Rows::table(s);
+    const auto pack_block = Rows::packer(s, table, w);
+    const int64_t blocks = ceil_div(s.K, kWidth<T>);
+    const Packed<T, decltype(pack_block)> packed(blocks, Rows::block_size(s), pack_block, s.N * bands == 1, threads);
     const int64_t groups = groups_for(packed.blocks, s.N * bands, threads);
-    const int64_t acc_size = round_up(rows * s.OW * kWidth<T>, 16), band_size = round_up(band_elements(s, rows), 16);
-    const Scratch memory(static_cast<std::size_t>(threads * (acc_size + band_size)) * sizeof(T));
+    const int64_t own = Rows::elements(s, rows);
+    const Scratch memory(static_cast<std::size_t>(threads * own) * sizeof(T));
+    bool finite = true;
     parallel_for(s.N * bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const acc = memory.as<T>() + thread * (acc_size + band_size);
-        Band<T> band{acc + acc_size, band_cols(s), s.C};
+        Rows band(s, rows, memory.as<T>() + thread * own);
+        bool all_finite = true;
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t group = unit % groups, b = unit / groups % bands, n = unit / groups / bands;
             const int64_t from = s.OH * b / bands, to = s.OH * (b + 1) / bands;
-            const Block<T> block = input_block(s, x, band, n, from, to);
+            band.take(x, n, from, to);
             for (int64_t k = packed.blocks * group / groups; k < packed.blocks * (group + 1) / groups; ++k) {
                 T block_bias[kWidth<T>];
                 bias_of_block(s, bias, k, block_bias);
-                convolve_block(block, packed.block(k, thread), block_bias, acc);
-                if (relu) rectify_all(acc, (to - from) * s.OW * kWidth<T>);
+                T* const out = y + (n * s.OH + from) * s.OW * s.K + k * kWidth<T>;
                 const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
-                T* out = y + (n * s.OH + from) * s.OW * s.K + k * kWidth<T>;
-                copy_pixels(out, s.K, acc, (to - from) * s.OW, outputs);
+                all_finite &= band.make(packed.block(k, thread), block_bias, relu, out, s.K, outputs);
             }
         }
+        if (!all_finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     });
+    return finite;
 }
 
 // conv2d by Winograd's kernel; false, and y is of no use, where a result is not finite. A unit of work is (rows of
@@ -117,33 +151,38 @@ bool conv2d_winograd(const Conv& s, const T* x, const T* w, const T* bias, T* y,
 
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    if constexpr (kWinograd<T>)
-        if (forward_winograd<T>(s) && conv2d_winograd(s, x, w, bias, y, relu, threads)) return;
-    conv2d_direct(s, x, w, bias, y, relu, threads);
+    if constexpr (kWinograd<T>) {
+        const Kernel kernel = forward_kernel<T>(s);
+        if (kernel == Kernel::kTiles && conv2d_winograd(s, x, w, bias, y, relu, threads)) return;
+        if (kernel == Kernel::kRows && conv2d_by_rows<WinogradRows<T>>(s, x, w, bias, y, relu, threads)) return;
+    }
+    conv2d_by_rows<DirectRows<T>>(s, x, w, bias, y, relu, threads);
 }
 
 // conv2d (rectified) and max_pool2d without the map between them. A unit of work is (image, span of pooled rows, group
 // of channel blocks). It walks down its span: each step makes the convolution's rows that the next pooled rows need and
 // nobody has made yet, into a buffer a block that keeps the overlap, and pools them. Only a span's first step makes
-// rows that another unit makes too.
-template <typename T>
-void conv2d_relu_max_pool2d_direct(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
-                                   uint8_t* switches, Rounding rounding, int threads) {
-    const Table table = forward_table<T>(s);
-    const int64_t size = s.KH * s.KW * s.C * kWidth<T>;
-    const auto pack_block = pack_filters(table, size, w, s.K, s.wk);
-    const Packed<T, decltype(pack_block)> packed(ceil_div(s.K, kWidth<T>), size, pack_block, false, threads);
+// rows that another unit makes too. False, and y is of no use, where Rows met a result that is not finite.
+template <typename Rows, typename T>
+bool conv2d_relu_max_pool2d_by_rows(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
+                                    uint8_t* switches, Rounding rounding, int threads) {
+    const Table table = Rows::table(s);
+    const auto pack_block = Rows::packer(s, table, w);
+    const int64_t blocks = ceil_div(s.K, kWidth<T>);
+    const Packed<T, decltype(pack_block)> packed(blocks, Rows::block_size(s), pack_block, false, threads);
     const int64_t groups = groups_for(packed.blocks, s.N, threads);
     const int64_t spans = smaller(pool.OH, ceil_div(threads, larger(s.N * groups, 1)));
-    const int64_t step = smaller(pool.OH, larger(1, kBlockPixels / (s.OW * pool.SH)));  // pooled rows at a time
+    const int64_t step = smaller(pool.OH, larger(1, Rows::kBandPixels / (s.OW * pool.SH)));  // pooled rows at a time
     const int64_t most_rows = smaller(s.OH, (step - 1) * pool.SH + pool.KH);
     const int64_t most_blocks = ceil_div(packed.blocks, groups);
     const int64_t pitch = s.OW * kWidth<T>, buffer = round_up(most_rows * pitch, 16);
-    const int64_t own_size = most_blocks * buffer + round_up(band_elements(s, most_rows), 16);
+    const int64_t own_size = most_blocks * buffer + Rows::elements(s, most_rows);
     const Scratch memory(static_cast<std::size_t>(threads * own_size) * sizeof(T));
+    bool finite = true;
     parallel_for(s.N * spans * groups, threads, [&](int64_t begin, int64_t end, int thread) {
         T* const buffers = memory.as<T>() + thread * own_size;
-        Band<T> band{buffers + most_blocks * buffer, band_cols(s), s.C};
+        Rows band(s, most_rows, buffers + most_blocks * buffer);
+        bool all_finite = true;
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t group = unit % groups, span = unit / groups % spans, n = unit / groups / spans;
             const int64_t first_block = packed.blocks * group / groups;
@@ -155,8 +194,7 @@ void conv2d_relu_max_pool2d_direct(const Conv& s, const Pool& pool, const T* x, 
                 const int64_t from = larger(0, row * pool.SH - pool.PH);
                 const int64_t to = smaller(s.OH, (row_end - 1) * pool.SH - pool.PH + pool.KH);
                 const int64_t kept = larger(0, kept_to - from), fresh = from + kept;
-                Block<T> block{};
-                if (fresh < to) block = input_block(s, x, band, n, fresh, to);
+                if (fresh < to) band.take(x, n, fresh, to);
                 for (int64_t k = first_block; k < end_block; ++k) {
                     T* const rows = buffers + (k - first_block) * buffer;
                     if (kept > 0)
@@ -166,8 +204,7 @@ void conv2d_relu_max_pool2d_direct(const Conv& s, const Pool& pool, const T* x, 
                         T* const acc = rows + kept * pitch;
                         T block_bias[kWidth<T>];
                         bias_of_block(s, bias, k, block_bias);
-                        convolve_block(block, packed.block(k, thread), block_bias, acc);
-                        rectify_all(acc, (to - fresh) * pitch);
+                        all_finite &= band.make(packed.block(k, thread), block_bias, true, acc, kWidth<T>, kWidth<T>);
                         round_all(acc, (to - fresh) * pitch, rounding);
                     }
                     const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
@@ -179,7 +216,9 @@ void conv2d_relu_max_pool2d_direct(const Conv& s, const Pool& pool, const T* x, 
                 kept_from = from, kept_to = to;
             }
         }
+        if (!all_finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     });
+    return finite;
 }
 
 // The same by Winograd's kernel; false, and y is of no use, where a result is not finite. A unit of work is (image,
@@ -263,11 +302,16 @@ bool conv2d_relu_max_pool2d_winograd(const Conv& s, const Pool& pool, const T* x
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                             uint8_t* switches, Rounding rounding, int threads) {
-    if constexpr (kWinograd<T>)
-        if (forward_winograd<T>(s) &&
+    if constexpr (kWinograd<T>) {
+        const Kernel kernel = forward_kernel<T>(s);
+        if (kernel == Kernel::kTiles &&
             conv2d_relu_max_pool2d_winograd(s, pool, x, w, bias, y, switches, rounding, threads))
             return;
-    conv2d_relu_max_pool2d_direct(s, pool, x, w, bias, y, switches, rounding, threads);
+        if (kernel == Kernel::kRows &&
+            conv2d_relu_max_pool2d_by_rows<WinogradRows<T>>(s, pool, x, w, bias, y, switches, rounding, threads))
+            return;
+    }
+    conv2d_relu_max_pool2d_by_rows<DirectRows<T>>(s, pool, x, w, bias, y, switches, rounding, threads);
 }
 
 }  // namespace

@@ -70,9 +70,9 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
         }
 }
 
-// Rows of `cols` pixels that make about a block, at most `most`.
-inline int64_t rows_of_block(int64_t cols, int64_t most) {
-    return smaller(most, larger(1, (kBlockPixels + cols / 2) / cols));
+// Rows of `cols` pixels that make about `pixels`, at most `most`.
+inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlockPixels) {
+    return smaller(most, larger(1, (pixels + cols / 2) / cols));
 }
 
 // The first `outputs` <= kWidth values of each pixel of acc to pixels `step` elements apart.

@@ -212,7 +212,7 @@ void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill
         const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
                       cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
         const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
-        if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C) &&
+        if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), adjoint_cycles<T>(s)) &&
             transpose_winograd(s, grid, w, x, threads, fill_row))
             return;
     }

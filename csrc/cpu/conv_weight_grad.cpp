@@ -335,7 +335,9 @@ class WinogradGrad {
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     if constexpr (kWinograd<T>)
-        if (s.N > 0 && forward_winograd<T>(s) && WinogradGrad<T>(s, threads).run(x, g, gw, gb)) return;
+        if (s.N > 0 && winograd_serves<T>(forward_grid(s), ceil_div(s.KW, s.SW), adjoint_cycles<T>(s)) &&
+            WinogradGrad<T>(s, threads).run(x, g, gw, gb))
+            return;
     weight_grad_direct(s, x, g, gw, gb, threads);
 }
 

@@ -55,8 +55,9 @@ const Kernels& active_kernels();
 // False when no usable table has that name.
 bool use_kernels(const char* name);
 
-// Whether float32 convolutions go by Winograd's kernel (winograd.h): never, where it is faster, wherever it can.
-enum WinogradMode : int { kNever = 0, kWhereItPays = 1, kWhereItCan = 2 };
+// Whether float32 convolutions go by Winograd's kernels: never, where they are faster, wherever the one of two axes
+// (winograd.h) can, wherever the one of one axis (winograd_rows.h) can.
+enum WinogradMode : int { kNever = 0, kWhereItPays = 1, kWhereItCan = 2, kRowsWhereItCan = 3 };
 WinogradMode winograd_mode();
 void set_winograd_mode(WinogradMode);
 

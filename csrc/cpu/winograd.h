@@ -47,26 +47,48 @@ struct Grid {
     int64_t tile_cols() const { return ceil_div(cols, side()); }
 };
 
-// Whether it beats `direct` multiplications an image by a sixth, in cycles as measured with AVX2: a transform costs 36
-// a channel and tile, 30 an output and tile and 13 a channel and output; the products lose 7 steps in each chunk of
-// channels, and the direct kernel a tenth of its peak. One image counts, so that a result does not depend on the batch.
+// What a kernel takes for an image, in cycles as measured with AVX2. One image counts, so that a result does not depend
+// on the batch. A transform costs 36 a channel and tile, 30 an output and tile and 13 a channel and output; a chunk of
+// channels is 7 steps longer than its products; and all of it proved a fifth slower than that.
 template <typename T>
-bool winograd_pays(const Grid& g, int64_t direct) {
+double winograd_cycles(const Grid& g) {
     constexpr double kPerCycle = 2 * Lanes<T>::count, kNarrower = 8.0 / Lanes<T>::count;
     const double tiles = static_cast<double>(g.tile_rows() * g.tile_cols());
     const double depth = static_cast<double>(g.depth()), lost = static_cast<double>(7 * ceil_div(g.depth(), kDepth));
     const double outputs = static_cast<double>(round_up(g.outputs, kWidth<T>));
     const double products = kTaps * tiles * (depth + lost) * outputs / kPerCycle;
     const double transforms = (36 * tiles * depth + 30 * tiles * outputs + 13 * depth * outputs) * kNarrower;
-    return 1.2 * (products + transforms) < static_cast<double>(direct) / (0.9 * kPerCycle);
+    return 1.2 * (products + transforms);
 }
 
-// Whether a convolution of `direct` multiplications an image goes by it. `other_taps` is the grid's taps along the
-// other axis.
+// The direct kernel's, forward: 9 steps of tile.h and two vectors to store an output, and the filters' packing.
 template <typename T>
-bool winograd_serves(const Grid& g, int64_t other_taps, int64_t direct) {
+double direct_cycles(const Conv& s) {
+    constexpr double kLanes = Lanes<T>::count;
+    const double pixels = static_cast<double>(s.OH * s.OW), depth = static_cast<double>(s.KH * s.KW * s.C);
+    const double outputs = static_cast<double>(round_up(s.K, kWidth<T>));
+    return outputs / kLanes * (pixels * (1.03 * (depth + 9) / 2 + 10) + 5 * depth);
+}
+
+// Those of its two adjoints' direct kernels, which reach 82% of the peak.
+template <typename T>
+double adjoint_cycles(const Conv& s) {
+    return static_cast<double>(s.OH * s.OW * s.K * s.KH * s.KW * s.C) / (0.82 * 2 * Lanes<T>::count);
+}
+
+// Whether a kernel that needs `cycles` is to take the place of the direct one: it must be faster by a tenth.
+// And below 100,000 cycles (30 us) exact sums of small integers, whose ties pooling then breaks as the rule says, are
+// worth more than what could be won.
+inline bool winograd_pays(double cycles, double direct) {
+    return winograd_mode() == kWhereItPays && direct > 1e5 && 1.1 * cycles < direct;
+}
+
+// Whether a convolution that takes the direct kernel `direct` cycles goes by tiles. `other_taps` is the grid's taps
+// along the other axis.
+template <typename T>
+bool winograd_serves(const Grid& g, int64_t other_taps, double direct) {
     if (g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
-    return winograd_mode() == kWhereItCan || (winograd_mode() == kWhereItPays && winograd_pays<T>(g, direct));
+    return winograd_mode() == kWhereItCan || winograd_pays(winograd_cycles<T>(g), direct);
 }
 
 // B^T of six values.
@@ -346,11 +368,6 @@ class Winograd {
 // The convolution as Winograd's kernel sees it.
 inline Grid forward_grid(const Conv& s) {
     return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
-}
-
-template <typename T>
-bool forward_winograd(const Conv& s) {
-    return winograd_serves<T>(forward_grid(s), ceil_div(s.KW, s.SW), s.OH * s.OW * s.K * s.KH * s.KW * s.C);
 }
 
 // A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C].

@@ -5,8 +5,9 @@ dense channels-last memory is copied into it first. The instruction set is the b
 the environment variable ZFKERNELS_ISA names ("baseline", "avx2", "avx512").
 
 float32 convolutions, and what is computed in float32, go by Winograd's minimal filtering where that is faster
-(csrc/cpu/winograd.h): relative errors of 1e-6 to 3e-6 in norm where direct summation has 2e-7 to 1e-6, both under the
-bound of 1e-5. `use_exact(True)`, or ZFKERNELS_EXACT=1 in the environment, makes every convolution direct.
+(csrc/cpu/winograd.h, winograd_rows.h): relative errors of 4e-7 to 3e-6 in norm where direct summation has 2e-7 to
+1e-6, both under the bound of 1e-5. `use_exact(True)`, or ZFKERNELS_EXACT=1 in the environment, makes every
+convolution direct.
 """
 
 import os
@@ -30,7 +31,7 @@ if os.environ.get("ZFKERNELS_ISA"):
         raise ValueError(f"ZFKERNELS_ISA: {error}") from None
 
 # Which convolutions go by Winograd's filtering, _C.set_winograd's argument: csrc/cpu/kernels.h, enum WinogradMode.
-NEVER, WHERE_FASTER, ALWAYS = range(3)
+NEVER, WHERE_FASTER, ALWAYS, ALWAYS_ROWS = range(4)
 
 if os.environ.get("ZFKERNELS_EXACT", "") not in ("", "0", "1"):
     raise ValueError(f"ZFKERNELS_EXACT must be 0 or 1, got {os.environ['ZFKERNELS_EXACT']!r}")

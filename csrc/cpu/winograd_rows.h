@@ -1,0 +1,193 @@
+// Winograd's filtering along one axis: 6 products make m outputs of a row of r taps, m + r = 7, for each tap row.
+//
+//   y[ow .. ow + m) = A^T [ sum over tap rows i and channels c of (G w_ic) * (B^T x_ic) ]      x_ic: 6 inputs of a row
+//
+// with winograd.h's A, B and G. A stride along the row is folded into channels first: KW taps and stride SW are
+// ceil(KW/SW) taps and stride 1 over positions of SW * C elements. Tap rows are summed as they are, so any KH and SH
+// will do. It is for few channels, where the products that winograd.h makes are too short to be worth their transforms:
+// of conv1's 147 multiplications an output 84 are left here and 48 there, but in sums of 42 and not of 12.
+//
+// Of a band of output rows, the rows of input under it are kept as [point][position of m][row][SW * C]: the KH * SW * C
+// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. With two
+// rows of conv1 that is 48 KiB, and a block's filters 16 KiB. Filters are transformed as they are packed.
+#pragma once
+#include "winograd.h"
+
+namespace zf {
+namespace {
+
+// What it takes for an image, as winograd.h has it: a sum is 9 steps of tile.h longer than its products, a vector of an
+// output's points costs 32 to transform, a vector of the filters' 43.
+template <typename T>
+double row_cycles(const Conv& s) {
+    constexpr double kLanes = Lanes<T>::count;
+    const int64_t taps = ceil_div(s.KW, s.SW);
+    const double tiles = static_cast<double>(s.OH * ceil_div(s.OW, 7 - taps));
+    const double depth = static_cast<double>(s.KH * s.SW * s.C);
+    const double outputs = static_cast<double>(round_up(s.K, kWidth<T>));
+    return outputs / kLanes * (tiles * (6 * (depth + 9) / 2 + 32) + 43 * depth);
+}
+
+// Which kernel computes a forward convolution.
+enum class Kernel { kDirect, kRows, kTiles };
+
+template <typename T>
+Kernel forward_kernel(const Conv& s) {
+    const int64_t taps = ceil_div(s.KW, s.SW);
+    const Kernel otherwise =
+        winograd_serves<T>(forward_grid(s), taps, direct_cycles<T>(s)) ? Kernel::kTiles : Kernel::kDirect;
+    if (taps < 2 || taps > 5) return otherwise;
+    if (winograd_mode() == kRowsWhereItCan) return Kernel::kRows;
+    const double cycles = row_cycles<T>(s);
+    if (!winograd_pays(cycles, direct_cycles<T>(s))) return otherwise;
+    if (otherwise == Kernel::kTiles && winograd_cycles<T>(forward_grid(s)) < cycles) return Kernel::kTiles;
+    return Kernel::kRows;
+}
+
+// The rows of a forward convolution, a band of them at a time, block by block of output channels.
+template <typename T>
+class WinogradRows {
+    using V = Vec<T>;
+    static constexpr int kLanes = Lanes<T>::count;
+    static constexpr int64_t kPoints = 6;
+
+   public:
+    static constexpr int64_t kBandPixels = 448;
+
+    // Bands have up to `rows` rows; `memory` has elements(s, rows) elements.
+    WinogradRows(const Conv& s, int64_t rows, T* memory)
+        : s_(s),
+          plane_(plane(s, rows)),
+          points_(memory),
+          sums_(points_ + kPoints * plane_),
+          row_(sums_ + kPoints * kPixels * kWidth<T>) {}
+
+    static int64_t elements(const Conv& s, int64_t rows) {
+        return round_up(kPoints * (plane(s, rows) + kPixels * kWidth<T>)+row_columns(s) * s.C + kLanes, 16);
+    }
+
+    static int64_t block_size(const Conv& s) { return kPoints * depth(s) * kWidth<T>; }
+
+    // A block's filters as they are transformed: [taps][KH][SW][C].
+    static Table table(const Conv& s) {
+        return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
+            return (((j / s.SW * s.KH + i) * s.SW + j % s.SW) * s.C + c) * kWidth<T>;
+        });
+    }
+
+    // What packs block b: the filters' points, [6][KH][SW][C].
+    static auto packer(const Conv& s, const Table& table, const T* w) {
+        const auto pack_plain = pack_filters(table, taps(s) * depth(s) * kWidth<T>, w, s.K, s.wk);
+        return [=](int64_t b, T* to) {
+            const int64_t tap = depth(s) * kWidth<T>;
+            const Scratch plain(static_cast<std::size_t>(taps(s) * tap) * sizeof(T));
+            pack_plain(b, plain.as<T>());
+            with_taps(taps(s), [&](auto taps) {
+                for (int64_t o = 0; o < tap; o += kLanes) {
+                    V g[taps.at], z[kPoints];
+                    repeat<taps.at>([&](auto i) { g[i.at] = load<V>(plain.as<T>() + i.at * tap + o); });
+                    filter_to_points<taps.at>(g, 1, z, 1);
+                    repeat<kPoints>([&](auto i) { store(to + i.at * tap + o, z[i.at]); });
+                }
+            });
+        };
+    }
+
+    // Transforms the input under output rows [from, to) of image n.
+    void take(const T* x, int64_t n, int64_t from, int64_t to) {
+        rows_ = to - from;
+        const int64_t in_rows = (rows_ - 1) * s_.SH + s_.KH, run = s_.SW * s_.C, step = (7 - taps(s_)) * run;
+        const int64_t pitch = position_pitch(s_, in_rows), cols = row_columns(s_);
+        for (int64_t r = 0; r < in_rows; ++r) {
+            copy_row(row_, x + n * s_.H * s_.W * s_.C, from * s_.SH - s_.PH + r, s_.H, s_.W, s_.C, -s_.PW, cols, false);
+            // A run that is no whole number of vectors ends in the next row's elements, which are written later.
+            for (int64_t t = 0; t < positions(s_); ++t)
+                for (int64_t e = 0; e < run; e += kLanes) {
+                    V v[kPoints];
+                    repeat<kPoints>([&](auto i) { v[i.at] = load<V>(row_ + t * step + i.at * run + e); });
+                    to_points(v[0], v[1], v[2], v[3], v[4], v[5]);
+                    T* const to_row = points_ + t * pitch + r * run + e;
+                    repeat<kPoints>([&](auto i) { store(to_row + i.at * plane_, v[i.at]); });
+                }
+        }
+        pitch_ = pitch;
+    }
+
+    // out[row * OW + col][step] = bias + correlation, rectified if asked: the first `outputs` of a block of output
+    // channels. False if one of them is not finite.
+    bool make(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
+        bool finite = true;
+        with_taps(taps(s_), [&](auto taps) { finite = make_taps<taps.at>(filters, bias, relu, out, step, outputs); });
+        return finite;
+    }
+
+   private:
+    static int64_t taps(const Conv& s) { return ceil_div(s.KW, s.SW); }
+    static int64_t depth(const Conv& s) { return s.KH * s.SW * s.C; }
+    static int64_t positions(const Conv& s) { return ceil_div(s.OW, 7 - taps(s)); }
+    static int64_t row_columns(const Conv& s) { return (positions(s) * (7 - taps(s)) + taps(s) - 1) * s.SW; }
+    // From one position to the next; the last row's last vector may end kLanes - 1 elements past it.
+    static int64_t position_pitch(const Conv& s, int64_t in_rows) { return in_rows * s.SW * s.C + kLanes; }
+    static int64_t plane(const Conv& s, int64_t rows) {
+        return odd_lines<T>(positions(s) * position_pitch(s, (rows - 1) * s.SH + s.KH));
+    }
+
+    template <int kTapsOf>
+    bool make_taps(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
+        constexpr int kSide = 7 - kTapsOf;
+        const Walk walk{1, depth(s_), 0, 1};
+        const int64_t across = positions(s_), tiles = rows_ * across, parts = ceil_div(tiles, kPixels);
+        const int64_t down = s_.SH * s_.SW * s_.C, filter_plane = depth(s_) * kWidth<T>;
+        V not_finite{};        // 0, or NaN
+        int64_t r = 0, t = 0;  // of the next tile
+        for (int64_t part = 0, first = 0; part < parts; ++part) {
+            const int64_t last = tiles * (part + 1) / parts, count = last - first;
+            const T* at[kPixels];
+            int64_t row_of[kPixels], position_of[kPixels];
+            for (int64_t i = 0; i < count; ++i) {
+                at[i] = points_ + t * pitch_ + r * down;
+                row_of[i] = r, position_of[i] = t;
+                for (int64_t c = t * kSide; c < smaller((t + 1) * kSide, s_.OW); ++c)
+                    __builtin_prefetch(out + (r * s_.OW + c) * step, 1);  // 8% of conv1 at N = 1
+                if (++t == across) t = 0, ++r;
+            }
+            for (int64_t z = 0; z < kPoints; ++z) {
+                tile(count, at, walk, filters + z * filter_plane, kZeros<T>, sums_ + z * kPixels * kWidth<T>);
+                for (int64_t i = 0; i < count; ++i) at[i] += plane_;
+            }
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t left = position_of[i] * kSide, width = s_.OW - left;
+                T* const pixels = out + (row_of[i] * s_.OW + left) * step;
+                for (int64_t o = 0; o < outputs; o += kLanes) {
+                    const T* const from = sums_ + i * kWidth<T> + o;
+                    const V b = load<V>(bias + o);
+                    V z[kPoints], y[kSide];
+                    repeat<kPoints>([&](auto j) { z[j.at] = load<V>(from + j.at * kPixels * kWidth<T>); });
+                    from_points<kTapsOf>(z, 1, y, 1);
+                    repeat<kSide>([&](auto j) {
+                        V v = y[j.at] + b;
+                        not_finite += v * 0;
+                        if (relu) v = v < 0 ? V{} : v;
+                        if (j.at >= width) return;
+                        if (outputs - o >= kLanes)
+                            store(pixels + j.at * step + o, v);
+                        else
+                            for (int64_t k = 0; k < outputs - o; ++k) pixels[j.at * step + o + k] = v[k];
+                    });
+                }
+            }
+            first = last;
+        }
+        T sum = 0;
+        for (int i = 0; i < kLanes; ++i) sum += not_finite[i];
+        return sum == 0;
+    }
+
+    const Conv& s_;
+    const int64_t plane_;
+    T *const points_, *const sums_, *const row_;
+    int64_t rows_ = 0, pitch_ = 0;
+};
+
+}  // namespace
+}  // namespace zf
