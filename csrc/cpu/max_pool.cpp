@@ -47,6 +47,9 @@ int64_t max_unpool2d_backward(const Pool& s, const T* g, const uint8_t* switches
                 const uint8_t* const own = switches + (r * s.OW + ow) * s.C;
                 T* const to = gy + (r * s.OW + ow) * s.C;
                 int64_t c = 0;
+                if (s.KH == 3 && s.KW == 3 && h1 - h0 == 3 && w1 - w0 == 3)
+                    for (; c + 4 * kLanes <= s.C; c += 4 * kLanes)
+                        pick_whole_window<T, 4, 3>(window + c, pitch, s.C, own + c, to + c);
                 if (s.KH * s.KW <= kFewTaps) {
                     for (; c + 4 * kLanes <= s.C; c += 4 * kLanes)
                         pick_window<T, 4>(window + c, pitch, s.C, h0, h1, w0, w1, s.KW, own + c, to + c);

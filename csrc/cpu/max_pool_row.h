@@ -42,6 +42,38 @@ ZF_INLINE void pool_window(const T* window, int64_t pitch, int64_t pixel, int64_
     });
 }
 
+// The same for a window of kSide x kSide taps that lies inside the map, if no NaN is there: else `nans` becomes true
+// somewhere. (A sum is NaN where a term is; it costs one instruction a tap, asking for NaN at each choice three.)
+template <typename T, int kVectors, int kSide>
+ZF_INLINE void pool_whole_window(const T* window, int64_t pitch, int64_t pixel, T* y, uint8_t* switches,
+                                 Mask<T>& nans) {
+    constexpr int kLanes = Lanes<T>::count;
+    using Scalar = decltype(Mask<T>{}[0] + 0);
+    Vec<T> best[kVectors], sum[kVectors];
+    Mask<T> winner[kVectors];
+    repeat<kVectors>([&](auto v) {
+        sum[v.at] = best[v.at] = load<Vec<T>>(window + v.at * kLanes);
+        winner[v.at] = Mask<T>{};
+    });
+    repeat<kSide * kSide - 1>([&](auto i) {
+        constexpr int kTap = i.at + 1;
+        const Mask<T> tap = Mask<T>{} + static_cast<Scalar>(kTap);
+        const T* const from = window + kTap / kSide * pitch + kTap % kSide * pixel;
+        repeat<kVectors>([&](auto v) {
+            const Vec<T> x = load<Vec<T>>(from + v.at * kLanes);
+            const Mask<T> greater = x > best[v.at];
+            best[v.at] = greater ? x : best[v.at];
+            winner[v.at] = greater ? tap : winner[v.at];
+            sum[v.at] += x;
+        });
+    });
+    repeat<kVectors>([&](auto v) {
+        nans |= sum[v.at] != sum[v.at];
+        store(y + v.at * kLanes, best[v.at]);
+        narrow<T>(switches + v.at * kLanes, winner[v.at]);
+    });
+}
+
 template <typename T>
 ZF_INLINE void pool_window_one(const T* window, int64_t pitch, int64_t pixel, int64_t h0, int64_t h1, int64_t w0,
                                int64_t w1, int64_t KW, T* y, uint8_t* switches) {
@@ -56,26 +88,44 @@ ZF_INLINE void pool_window_one(const T* window, int64_t pitch, int64_t pixel, in
     *switches = static_cast<uint8_t>(winner);
 }
 
+// As pool_row, with whole windows of kSide x kSide taps taken the faster way, if kSide is not 0. False where that met a
+// NaN, and the row is of no use.
+template <typename T, int kSide>
+bool pool_row_by(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_t pitch, int64_t pixel,
+                 int64_t channels, T* y, uint8_t* switches) {
+    constexpr int kLanes = Lanes<T>::count;
+    const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
+    Mask<T> nans{};
+    for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C, switches += s.C) {
+        const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
+        const int64_t row = oh * s.SH - s.PH - first_row, col = ow * s.SW - s.PW;
+        const T* window = map + row * pitch + col * pixel;
+        const bool whole = kSide && h1 - h0 == kSide && w1 - w0 == kSide;
+        int64_t c = 0;
+        const auto vectors = [&](auto count) {
+            for (; c + count.at * kLanes <= channels; c += count.at * kLanes)
+                if (whole)
+                    pool_whole_window<T, count.at, kSide>(window + c, pitch, pixel, y + c, switches + c, nans);
+                else
+                    pool_window<T, count.at>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+        };
+        vectors(Index<4>{}), vectors(Index<2>{}), vectors(Index<1>{});
+        for (; c < channels; ++c) pool_window_one(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
+    }
+    bool good = true;
+    for (int i = 0; i < kLanes; ++i) good &= nans[i] == 0;
+    return good;
+}
+
 // Row `oh` of the pooled map for `channels` channels. Row h of the map lies at map + (h - first_row) * pitch, its
 // pixels `pixel` elements apart; the results' pixels are s.C elements apart.
 template <typename T>
 void pool_row(const Pool& s, int64_t oh, const T* map, int64_t first_row, int64_t pitch, int64_t pixel,
               int64_t channels, T* y, uint8_t* switches) {
-    constexpr int kLanes = Lanes<T>::count;
-    const int64_t h0 = first_tap(oh, s.SH, s.PH), h1 = end_tap(oh, s.KH, s.SH, s.PH, s.H);
-    for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C, switches += s.C) {
-        const int64_t w0 = first_tap(ow, s.SW, s.PW), w1 = end_tap(ow, s.KW, s.SW, s.PW, s.W);
-        const int64_t row = oh * s.SH - s.PH - first_row, col = ow * s.SW - s.PW;
-        const T* window = map + row * pitch + col * pixel;
-        int64_t c = 0;
-        for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
-            pool_window<T, 4>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
-        for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
-            pool_window<T, 2>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
-        for (; c + kLanes <= channels; c += kLanes)
-            pool_window<T, 1>(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
-        for (; c < channels; ++c) pool_window_one(window + c, pitch, pixel, h0, h1, w0, w1, s.KW, y + c, switches + c);
-    }
+    bool done = false;
+    if (s.KH == 3 && s.KW == 3) done = pool_row_by<T, 3>(s, oh, map, first_row, pitch, pixel, channels, y, switches);
+    if (s.KH == 2 && s.KW == 2) done = pool_row_by<T, 2>(s, oh, map, first_row, pitch, pixel, channels, y, switches);
+    if (!done) pool_row_by<T, 0>(s, oh, map, first_row, pitch, pixel, channels, y, switches);
 }
 
 // kVectors vectors of channels of what the switches of one window point at; `window` is tap (0, 0)'s address. All taps
@@ -101,6 +151,27 @@ ZF_INLINE void pick_window(const T* window, int64_t pitch, int64_t pixel, int64_
                 picked[v.at] = winner[v.at] == tap ? x : picked[v.at];
             });
         }
+    repeat<kVectors>([&](auto v) { store(y + v.at * kLanes, picked[v.at]); });
+}
+
+// The same for a window of kSide x kSide taps that lies inside the map.
+template <typename T, int kVectors, int kSide>
+ZF_INLINE void pick_whole_window(const T* window, int64_t pitch, int64_t pixel, const uint8_t* switches, T* y) {
+    constexpr int kLanes = Lanes<T>::count;
+    using Scalar = decltype(Mask<T>{}[0] + 0);
+    Vec<T> picked[kVectors];
+    Mask<T> winner[kVectors];
+    repeat<kVectors>([&](auto v) {
+        picked[v.at] = load<Vec<T>>(window + v.at * kLanes);
+        winner[v.at] = widen<T>(switches + v.at * kLanes);
+    });
+    repeat<kSide * kSide - 1>([&](auto i) {
+        constexpr int kTap = i.at + 1;
+        const Mask<T> tap = Mask<T>{} + static_cast<Scalar>(kTap);
+        const T* const from = window + kTap / kSide * pitch + kTap % kSide * pixel;
+        repeat<kVectors>(
+            [&](auto v) { picked[v.at] = winner[v.at] == tap ? load<Vec<T>>(from + v.at * kLanes) : picked[v.at]; });
+    });
     repeat<kVectors>([&](auto v) { store(y + v.at * kLanes, picked[v.at]); });
 }
 
@@ -162,6 +233,50 @@ ZF_INLINE void unpool_pixel(const Pool& s, const Cover& over, const T* y, const 
     repeat<kVectors>([&](auto v) { store(pixel + v.at * kLanes, sum[v.at]); });
 }
 
+// kS pixels of one row, those whose last window is (oh, ow), all of whose windows exist; s.C must be whole vectors.
+// Windows have kK x kK taps, kS apart; the row meets tap row kRow of window (oh, ow). y and switches are at window
+// (oh, ow), `up` elements from those above. A window's values are read once for kS pixels.
+template <typename T, int kK, int kS, int kRow>
+ZF_INLINE void unpool_block(int64_t channels, int64_t up, const T* y, const uint8_t* switches, T* row, int64_t pixel) {
+    constexpr int kLanes = Lanes<T>::count, kDown = (kK - kRow + kS - 1) / kS, kAcross = (kK + kS - 1) / kS;
+    using Scalar = decltype(Mask<T>{}[0] + 0);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        Vec<T> sum[kS] = {};
+        repeat<kDown * kAcross>([&](auto i) {  // in row-major order of windows
+            constexpr int kUp = kDown - 1 - i.at / kAcross, kLeft = kAcross - 1 - i.at % kAcross;
+            const int64_t at = c - kUp * up - kLeft * channels;
+            const Vec<T> value = load<Vec<T>>(y + at);
+            const Mask<T> winner = widen<T>(switches + at);
+            repeat<kS>([&](auto j) {
+                constexpr int kTap = (kRow + kUp * kS) * kK + j.at + kLeft * kS;
+                if constexpr (j.at + kLeft * kS < kK)
+                    sum[j.at] += winner == Mask<T>{} + static_cast<Scalar>(kTap) ? value : Vec<T>{};
+            });
+        });
+        repeat<kS>([&](auto j) { store(row + j.at * pixel + c, sum[j.at]); });
+    }
+}
+
+// Columns from `begin` on of row h of the unpooled map, by unpool_block: returns the column before which it ended. None
+// if the row or the column is not of that kind.
+template <typename T, int kK, int kS>
+int64_t unpool_blocks(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y, const uint8_t* switches, T* row,
+                      int64_t pixel) {
+    const int64_t oh = (h + s.PH) / kS, tap_row = (h + s.PH) % kS, up = s.OW * s.C;
+    int64_t ow = (begin + s.PW) / kS;
+    const bool aligned = (begin + s.PW) % kS == 0 && s.C % Lanes<T>::count == 0;
+    if (!aligned || oh >= s.OH || oh * kS + tap_row < kK - kS || ow * kS < kK - kS) return begin;
+    const int64_t last = smaller(s.OW, (end + s.PW) / kS);
+    for (; ow < last; ++ow, begin += kS, row += kS * pixel) {
+        const T* const own = y + oh * up + ow * s.C;
+        const uint8_t* const own_switches = switches + oh * up + ow * s.C;
+        repeat<kS>([&](auto r) {
+            if (r.at == tap_row) unpool_block<T, kK, kS, r.at>(s.C, up, own, own_switches, row, pixel);
+        });
+    }
+    return begin;
+}
+
 // Row h of the unpooled map, columns [begin, end), `pixel` elements apart from `row` on. y and switches are one
 // image's.
 template <typename T>
@@ -170,7 +285,13 @@ void unpool_row(const Pool& s, int64_t h, int64_t begin, int64_t end, const T* y
     constexpr int kLanes = Lanes<T>::count;
     Cover over{first_window(h, s.KH, s.SH, s.PH), last_window(h, s.SH, s.PH, s.OH),
                first_window(begin, s.KW, s.SW, s.PW), last_window(begin, s.SW, s.PW, s.OW), 0};
+    const bool square = s.KH == s.KW && s.SH == 2 && s.SW == 2;
     for (int64_t w = begin; w < end; ++w, row += pixel) {
+        const int64_t from = w;
+        if (square && s.KH == 3) w = unpool_blocks<T, 3, 2>(s, h, w, end, y, switches, row, pixel);
+        if (square && s.KH == 2) w = unpool_blocks<T, 2, 2>(s, h, w, end, y, switches, row, pixel);
+        row += (w - from) * pixel;
+        if (w == end) break;
         // first_window and last_window of w, without their divisions.
         while (over.ow0 * s.SW + s.KW <= w + s.PW) ++over.ow0;
         while (over.ow1 + 1 < s.OW && (over.ow1 + 1) * s.SW <= w + s.PW) ++over.ow1;

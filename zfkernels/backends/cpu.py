@@ -205,7 +205,10 @@ def _f64(x: Tensor) -> bool:
 
 
 def _empty(like: Tensor, n: int, channels: int, size) -> Tensor:
-    y = torch.empty((n, channels, *size), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    height, width = size
+    row = width * channels
+    # As torch.empty with memory_format=torch.channels_last, a microsecond sooner.
+    y = like.new_empty_strided((n, channels, height, width), (height * row, 1, row, channels))
     if y.nbytes >= _LARGE:
         _C.prefer_huge_pages(y.data_ptr(), y.nbytes)
     return y
@@ -222,7 +225,8 @@ def _bias(bias: Tensor | None) -> Tensor | None:
 
 def _dense(x: Tensor) -> Tensor:
     """x in the type that the kernels compute in (switches as they are), in dense channels-last memory."""
-    return _computed(x).contiguous(memory_format=torch.channels_last)
+    x = x.float() if x.dtype in _ROUNDING else x
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(memory_format=torch.channels_last)
 
 
 def _computed_empty(y: Tensor) -> Tensor:
