@@ -323,9 +323,11 @@ inline bool switches_are_good(const Pool& s, const uint8_t* switches, int64_t be
             uint8_t largest = 0;
             for (int64_t c = 0; c < s.C; ++c) largest = switches[at + c] > largest ? switches[at + c] : largest;
             if (h0 == 0 && w0 == 0 && h1 == s.KH && w1 == s.KW && largest < s.KH * s.KW) continue;
+            uint8_t inside[256] = {};  // by tap
+            for (int64_t h = h0; h < h1; ++h)
+                for (int64_t w = w0; w < w1; ++w) inside[h * s.KW + w] = 1;
             for (int64_t c = 0; c < s.C; ++c) {
-                const int64_t h = switches[at + c] / s.KW, w = switches[at + c] % s.KW;
-                if (h >= h0 && h < h1 && w >= w0 && w < w1) continue;
+                if (inside[switches[at + c]]) continue;
                 int64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
                 while (at + c < seen &&
                        !__atomic_compare_exchange_n(first, &seen, at + c, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
