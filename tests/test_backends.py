@@ -321,3 +321,18 @@ def test_a_centred_constant_stack_is_exactly_zero(backend, size, value):
         x = torch.full((1, 17, 2, 2), value, dtype=dtype, device=device.get(backend, "cpu"))
         y = zf.contrast_norm(x, size, center=True, backend=backend)
         assert torch.equal(y, torch.zeros_like(y)), dtype
+
+
+@pytest.mark.parametrize("channels", [5, 16, 37, 96])
+@pytest.mark.parametrize("k", [1e-35, 2.0])
+def test_norm_of_every_magnitude(channels, k):
+    """Element by element: an estimate of s^-3/4 in float32 is not of use for every s, and must not be taken there."""
+    generator = torch.Generator().manual_seed(channels)
+    for size in [0.0, *torch.logspace(-18, 18, 200).tolist()]:
+        x = size * (torch.rand(1, channels, 2, 2, generator=generator) + 0.5)
+        y, d = zf.contrast_norm(x, 5, 1.0, 0.75, k, backend="cpu").double(), x.double()
+        padded = torch.nn.functional.pad(d * d, (0, 0, 0, 0, 2, 2))
+        expected = d * (k + sum(padded[:, j : j + channels] for j in range(5)) / 5) ** -0.75
+        assert bool(((y - expected).abs() <= 5e-7 * expected).all()), size
+    for size in (1e20, 3e38):  # whose squares are infinite
+        assert torch.equal(zf.contrast_norm(x / x * size, 5, 1.0, 0.75, k, backend="cpu"), torch.zeros_like(x))
