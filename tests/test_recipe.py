@@ -84,8 +84,8 @@ def test_evaluation_averages_the_probabilities_of_the_crops():
 
 
 def test_it_learns_and_holds_the_filters_to_the_clamp():
-    model, history = run(Plan(epochs=10, batch_size=6, learning_rate=0.03), network(dropout=0.2))
-    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    model, history = run(Plan(epochs=16, batch_size=6, learning_rate=0.015), network(dropout=0.1))
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["error"] < 0.2
     assert model.conv1.weight.square().mean((1, 2, 3)).sqrt().max() <= 0.1 + 1e-6
     free, _ = run(Plan(epochs=1, batch_size=6, filter_rms=None))
@@ -162,7 +162,7 @@ from zfkernels import ZFNet, recipe
 torch.set_num_threads(1)
 with recipe.launched("cpu"):
     torch.manual_seed(0)
-    model = ZFNet(**SMALL | {{"dropout": 0.0}})
+    model = ZFNet(**SMALL)
     plan = recipe.Plan(epochs=2, batch_size=7)
     history = recipe.fit(model, task(), task(18, seed=1), plan, side=40, scale=64.0)
     if recipe.processes()[0] == 0:
@@ -171,7 +171,7 @@ with recipe.launched("cpu"):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """36 pictures in steps of 7: the last has one picture, and the second process none of its own."""
+    """Dropout and all. 36 pictures in steps of 7: the last has one picture, and the second process none of its own."""
     script, out = tmp_path / "worker.py", tmp_path / "two.pt"
     script.write_text(WORKER.format(tests=os.path.dirname(__file__), out=str(out)))
     with socket.socket() as free:
@@ -185,7 +185,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     ]
     assert [process.wait(300) for process in started] == [0, 0]
     two = torch.load(out, weights_only=True)
-    one, history = run(Plan(epochs=2, batch_size=7), network(dropout=0.0))
+    one, history = run(Plan(epochs=2, batch_size=7))
     for a, b in zip(history, two["history"], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["error"] == a["error"]

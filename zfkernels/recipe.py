@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,35 @@ def _seed(plan: Plan, *parts: int) -> int:
     return int(np.random.SeedSequence([plan.seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
+class _Dropout:
+    """Within the block, the model's nn.Dropout modules draw one mask for all pictures of a step, each process the same,
+    and each takes its own pictures' rows: what is dropped of a picture does not depend on the number of processes."""
+
+    def __init__(self, model: nn.Module, seed: int, device: torch.device) -> None:
+        self.modules = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p < 1]
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.pictures, self.mine = 0, slice(None)
+
+    def take(self, pictures: int, mine: slice) -> None:
+        """A step of so many pictures begins, of which this process has those of the slice."""
+        self.pictures, self.mine = pictures, mine
+
+    def __enter__(self) -> _Dropout:
+        for module in self.modules:
+            module.forward = partial(self._forward, module)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module in self.modules:
+            del module.forward
+
+    def _forward(self, module: nn.Dropout, x: Tensor) -> Tensor:
+        if not module.training or module.p == 0:
+            return x
+        drawn = torch.rand((self.pictures, *x.shape[1:]), generator=self.generator, device=x.device)
+        return x * ((drawn[self.mine] >= module.p).to(x.dtype) / (1 - module.p))
+
+
 # The recipe
 
 
@@ -230,7 +260,8 @@ def fit(
     """Train `model` in place by the paper's recipe; one dict of measurements an epoch (the lines of log.jsonl).
 
     Under torchrun each process calls it with the same arguments; gradients are averaged by DistributedDataParallel, a
-    step takes `plan.batch_size` pictures of all processes together, and process 0 writes.
+    step takes `plan.batch_size` pictures of all processes together, and process 0 writes. The crops and what
+    nn.Dropout modules drop are the same on any number of processes, and so, but for rounding, is the loss.
 
     Args:
         training, validation: `folders.PictureSet` or `folders.Memory`: item i is (uint8 (3, H, W), label, i), and
@@ -367,13 +398,15 @@ def _epoch(
     )
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     model.train()
-    with _Progress(len(training), f"epoch {epoch}/{plan.epochs}", quiet) as bar:
+    dropout = _Dropout(model, _seed(plan, epoch, 1, 0), device)
+    with dropout, _Progress(len(training), f"epoch {epoch}/{plan.epochs}", quiet) as bar:
         for step, (images, labels, crops) in zip(steps, loader, strict=True):
             labels, crops = labels.to(device), crops.to(device)
+            counts = float(len(step) > rank)
+            dropout.take(len(step), slice(rank, None, world) if counts else slice(1))
             inputs = (images.to(device, non_blocking=True).float() - mean_crops[crops]) / scale
             with _autocast(device, precision):
                 logits = parallel(inputs)
-            counts = float(len(step[rank::world]) > 0)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum") * counts
             optimiser.zero_grad()
             # DistributedDataParallel averages over the processes: times `world` it is the mean over the step's pictures

@@ -8,8 +8,8 @@
 // of conv1's 147 multiplications an output 84 are left here and 48 there, but in sums of 42 and not of 12.
 //
 // Of a band of output rows, the rows of input under it are kept as [point][position of m][row][SW * C]: the KH * SW * C
-// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. With two
-// rows of conv1 that is 48 KiB, and a block's filters 16 KiB. Filters are transformed as they are packed.
+// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. With four
+// rows of conv1 that is 76 KiB, and a block's filters 16 KiB. Filters are transformed as they are packed.
 #pragma once
 #include "winograd.h"
 
