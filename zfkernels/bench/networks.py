@@ -294,11 +294,12 @@ def small_step(n: int, setting: Setting) -> Case:
 
 def training(model: ZFNet, n: int, setting: Setting) -> Case:
     """The rate is so small that all steps timed are the same; a result is the loss and the gradients of the first."""
+    clamp_filters_(model)  # now: else the first step, and it alone, would move the weights by what it clamps
     images = torch.randn(n, model.in_channels, *model.image_size)
     labels = torch.randint(model.num_classes, (n,))
 
     def stepping(module: nn.Module, images: Tensor, call: Callable | None = None) -> Callable[[], tuple]:
-        optimiser = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
+        optimiser = torch.optim.SGD(module.parameters(), lr=1e-12, momentum=0.9)
 
         def run() -> tuple[Tensor, ...]:
             with torch.enable_grad(), zfkernels.use_backend(setting.backend):
