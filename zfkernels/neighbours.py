@@ -54,14 +54,20 @@ def neighbours(
             found = found / found.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         return found
 
+    def distance(have: Tensor, one: Tensor) -> Tensor:
+        # Of unit vectors 1 - f.g is ||f - g||^2 / 2: equal images are equally far in any batch, as of a product of
+        # matrices they need not be.
+        apart = (have - one).norm(dim=1)
+        if metric == "euclidean":
+            return apart
+        return torch.where(have.any(1) & one.any(), apart * apart / 2, 1.0)
+
     wanted, seen = features(queries), 0
     best = (wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64))
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         have = features(images)
-        distances = torch.stack(
-            [(have - one).norm(dim=1) if metric == "euclidean" else 1 - have @ one for one in wanted]
-        )
+        distances = torch.stack([distance(have, one) for one in wanted])
         numbers = torch.arange(seen, seen + len(images)).expand(len(wanted), -1)
         seen += len(images)
         both = torch.cat([best[0], distances], 1), torch.cat([best[1], numbers], 1)
