@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import recipe, sources
 from .activations import TopActivations, gather, top_activations
-from .deconvnet import Deconvnet
+from .deconvnet import NORMS, Deconvnet
 from .pictures import cut, frame, plain_picture, signed_picture, tile
 
 UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
@@ -121,7 +121,8 @@ def write_layer(out: Path, layer: str, maps: int, made: Iterator[Card], names: S
     for card in made:
         side = max(card.projections[0].shape[:2])
         pixels = panel(card, gap=1 if side <= 16 else 2)
-        small = Image.fromarray(panel(card, max(1, round(48 / side))))
+        zoom = max(1, round(48 / side))
+        small = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
         if side > 72:
             factor = 72 / side
             small = small.resize((round(small.width * factor), round(small.height * factor)), Image.Resampling.LANCZOS)
@@ -223,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution)")
     add("--maps", type=int, metavar="COUNT", help="only the first COUNT maps of each layer")
     add("--top", type=int, default=9, metavar="K", help="activations a map (%(default)s)")
-    add("--norm", choices=("identity", "gradient", "rescale"), default="identity", help="(%(default)s)")
+    add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
     add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")

@@ -14,6 +14,7 @@ from . import (
     ablation,
     atlas,
     backends,
+    checkpoint,
     correspondence,
     demo,
     evolution,
@@ -29,6 +30,8 @@ from . import (
     verify,
 )
 from .bench import command as bench
+from .deconvnet import METHODS, NORMS
+from .pictures import read_picture
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
 OPTIONAL = {
@@ -195,13 +198,13 @@ def parser() -> argparse.ArgumentParser:
     )
     project.add_argument(
         "--norm",
-        choices=("identity", "gradient", "rescale"),
+        choices=NORMS,
         default="identity",
         help="how the contrast norms are undone (default: identity, i.e. skipped)",
     )
     project.add_argument(
         "--method",
-        choices=("deconvnet", "gradient", "guided"),
+        choices=METHODS,
         default="deconvnet",
         help="what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: %(default)s)",
     )
@@ -291,29 +294,18 @@ def _analysis(module):
 
 def _load(args: argparse.Namespace):
     """The network and the picture: (network, uint8 (3, H, W), float (3, H, W) as the network takes it)."""
-    from . import checkpoint
-    from .pictures import read_picture
-
     _require_backend()
-    if args.model is not None:
-        network = sources.network(args)
-        picture = read_picture(args.picture, sources.input_size(args, network))
-        return network, picture, sources.normalise(network, picture)
-    if args.weights is None:
+    if args.model is None and args.weights is None:
         print(
             "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
             "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt",
             file=sys.stderr,
         )
         network = checkpoint.untrained()
-    elif not args.weights.exists():
-        raise FileNotFoundError(f"there is no weights file {args.weights}; `zfkernels demo` writes one (zfnet.pt)")
     else:
-        network = checkpoint.load(args.weights)
-    if network.model.in_channels != 3:
-        raise ValueError(f"{args.weights} is of a network of {network.model.in_channels} channels; pictures have 3")
-    picture = read_picture(args.picture, network.model.image_size)
-    return network, picture, (picture.float() - network.mean) / network.scale
+        network = sources.network(args)
+    picture = read_picture(args.picture, sources.input_size(args, network))
+    return network, picture, sources.normalise(network, picture)
 
 
 def _last_convolution(model: torch.nn.Module) -> str:
@@ -329,11 +321,11 @@ def _project(args: argparse.Namespace) -> int:
 
     network, picture, image = _load(args)
     layer = args.layer or _last_convolution(network.model)
+    deconv = zfkernels.Deconvnet(network.model)
     channel = args.channel
     if channel is None:
-        channel = int(zfkernels.top_activations(network.model, [image[None]], layer, k=1).values[:, 0].argmax())
+        channel = int(zfkernels.top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
     position = tuple(args.position) if args.position else None
-    deconv = zfkernels.Deconvnet(network.model)
     projection = deconv.project(image[None], layer=layer, channel=channel, position=position,
                                 norm=args.norm, method=args.method)  # fmt: skip
     row, column = projection.positions[0].tolist()

@@ -106,18 +106,18 @@ class Deconvnet:
                 passes = [_run(steps, shapes, some).value for some in images.split(most)]
             else:
                 passes = [graphs.run(self._graph, shapes, some, None).value for some in images.split(most)]
-        return passes[0] if len(passes) == 1 else torch.cat(passes)
+        return _joined(passes)
 
     def _several(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         stops = {layer: self._graph.stop(layer) for layer in layers}
-        if not stops:
-            return {}
+        if len(stops) < 2:
+            return {layer: self.activations(images, layer) for layer in stops}
         self._check(images)
         shapes = self._graph.shapes(images.shape, *stops.values())
         most = max(1, PASS_ELEMENTS // _largest(shapes))
         with torch.autocast(images.device.type, enabled=False):
             passes = [graphs.run(self._graph, shapes, some, None, stops.values()).kept for some in images.split(most)]
-        return {layer: torch.cat([kept[stop] for kept in passes]) for layer, stop in stops.items()}
+        return {layer: _joined([kept[stop] for kept in passes]) for layer, stop in stops.items()}
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
@@ -311,6 +311,11 @@ class Deconvnet:
     def _check(self, images: Tensor) -> None:
         checks.tensor("images", images, ("N", "C", "H", "W"))
         checks.alike("images", images, "the model", next(self.model.parameters(), images))
+
+
+def _joined(passes: list[Tensor]) -> Tensor:
+    """The batch whose parts the passes served; of one pass its own tensor, not a copy."""
+    return passes[0] if len(passes) == 1 else torch.cat(passes)
 
 
 def _largest(shapes: list[torch.Size | None]) -> int:

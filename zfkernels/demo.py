@@ -94,7 +94,7 @@ def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[
     tiles, tile_labels = photographs.tiles()
     layers = _strongest(model, tiles, tile_labels, classes, mean)
     say("covering parts of photographs ...")
-    occluded = _occluded(model, photographs, mean)
+    occluded = most_occluded(model, photographs, mean)
     right = predict(model, held_out.images, mean=mean, scale=SCALE).argmax(1) == held_out.labels
     facts = {
         "held-out accuracy": f"{history[-1].accuracy:.1%} of {len(right)} crops; chance is {1 / len(classes):.0%}",
@@ -131,8 +131,7 @@ def _strongest(
     deconv = Deconvnet(model)
     inputs = normalise(images, mean, SCALE)
     layers = []
-    for layer in LAYERS:
-        top = top_activations(model, inputs.split(64), layer, k=TOP)
+    for layer, top in top_activations(deconv, inputs.split(64), LAYERS, k=TOP).items():
         chosen = diverse(top, labels)[:MAPS_SHOWN]
         field = model.receptive_field(layer)
         tops = []
@@ -154,7 +153,7 @@ def _strongest(
     return layers
 
 
-def _occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> list[Occluded]:
+def most_occluded(model: ZFNet, photographs: Photographs, mean: torch.Tensor) -> list[Occluded]:
     """Of the photographs, each seen whole, those whose answer depends most on one place, with their maps."""
     found = []
     for label, name in enumerate(photographs.classes):

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import ablation, atlas, checkpoint, correspondence, evolution, filters, invariance, neighbours, probes, recipe
-from .activations import diverse, top_activations
+from .activations import TopActivations, diverse, top_activations
 from .deconvnet import Deconvnet
-from .demo import CHANNELS, CONV1_STD, FEATURES, LAYERS, SCALE, SIDE
+from .demo import CHANNELS, CONV1_STD, FEATURES, LAYERS, SCALE, SIDE, most_occluded
 from .folders import Memory
-from .occlusion import occlusion_map
-from .photographs import Photographs
+from .photographs import Photographs, data_file
 from .recipe import Plan
-from .report import Occluded, occlusion_figure
+from .report import occlusion_figure
 from .sources import normalise
 from .zfnet import ZFNet
+
+if TYPE_CHECKING:
+    from PIL import Image as ImageModule
 
 EPOCHS = (1, 2, 3, 5, 8, 12)  # kept, for the evolution
 PLAN = Plan(epochs=EPOCHS[-1], batch_size=32, learning_rate=0.006, weight_decay=0.04, patience=4)
@@ -83,8 +86,7 @@ class Stage:
 
     def __init__(self, out: Path, work: Path, quiet: bool = True) -> None:
         self.out, self.work, self.quiet = out, work, quiet
-        train_network(work / "clamped", quiet=quiet)
-        self.network = checkpoint.load(work / "clamped" / "zfnet.pt")
+        self.network = checkpoint.load(train_network(work / "clamped", PLAN, quiet=quiet))
         self.photographs = Photographs(SIDE)
         self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
         self.inputs = normalise(self.network, self.crops.images)
@@ -92,17 +94,19 @@ class Stage:
         self.tile_inputs = normalise(self.network, self.tiles)
         self.deconv = Deconvnet(self.network.model)
 
-    def wholes(self, *names: str) -> tuple[Tensor, Tensor]:
-        """(uint8, inputs) of the photographs' centre squares."""
+    @cached_property
+    def tops(self) -> dict[str, TopActivations]:
+        """Of each layer the strongest activations over the tiles."""
+        return top_activations(self.deconv, self.tile_inputs.split(64), LAYERS, 9)
+
+    def wholes(self, *names: str) -> Tensor:
+        """The photographs' centre squares, as the network takes them."""
         views = [self.photographs.centre_square(self.photographs.classes.index(name)) for name in names]
-        return torch.stack(views), normalise(self.network, torch.stack(views))
+        return normalise(self.network, torch.stack(views))
 
 
-def train_network(
-    out: Path, *, plan: Plan | None = None, conv1_std: float | None = CONV1_STD, quiet: bool = True
-) -> Path:
-    """The gallery's network, by `recipe.fit`; a run that was stopped continues, one that is whole is kept."""
-    plan = plan or PLAN
+def train_network(out: Path, plan: Plan, *, conv1_std: float | None = CONV1_STD, quiet: bool = True) -> Path:
+    """The file of a network that `recipe.fit` trains; a run that was stopped continues, one that is whole is kept."""
     if (out / "zfnet.pt").exists() and len(recipe.read_log(out / "log.jsonl")) == plan.epochs:
         return out / "zfnet.pt"
     photographs = Photographs(recipe.resized_side(SIDE))
@@ -133,12 +137,6 @@ def train_network(
     return out / "zfnet.pt"
 
 
-def _save(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, optimize=True)
-
-
 def _few_colours(path: Path) -> None:
     """A chart's PNG with 256 colours of its own, a third of the bytes."""
     from PIL import Image
@@ -148,12 +146,17 @@ def _few_colours(path: Path) -> None:
     small.save(path, optimize=True)
 
 
+def _jpeg(image: ImageModule.Image, path: Path) -> None:
+    """A JPEG whose colours are sampled as finely as its greys."""
+    image.convert("RGB").save(path, quality=86, subsampling=0, optimize=True)
+
+
 def _shrink(path: Path) -> None:
-    """The PNG as a JPEG beside it, whose colours are sampled as finely as its greys."""
+    """A JPEG in the PNG's place."""
     from PIL import Image
 
     with Image.open(path) as image:
-        image.convert("RGB").save(path.with_suffix(".jpg"), quality=86, subsampling=0, optimize=True)
+        _jpeg(image, path.with_suffix(".jpg"))
     path.unlink()
 
 
@@ -181,8 +184,8 @@ def filters_section(stage: Stage) -> str:
     networks = {}
     for name, rms in (("held to 0.1", 0.1), ("not held", None)):
         where = stage.work / f"filters-{rms}"
-        train_network(where, plan=replace(FILTERS_PLAN, filter_rms=rms), conv1_std=None, quiet=stage.quiet)
-        networks[name] = filters.first_filters(checkpoint.load(where / "zfnet.pt").model)
+        made = train_network(where, replace(FILTERS_PLAN, filter_rms=rms), conv1_std=None, quiet=stage.quiet)
+        networks[name] = filters.first_filters(checkpoint.load(made).model)
     filters.filters_figure(networks, stage.out / "filters.png")
     _few_colours(stage.out / "filters.png")
     return _section(
@@ -199,19 +202,17 @@ def filters_section(stage: Stage) -> str:
 
 
 def atlas_section(stage: Stage) -> str:
-    tops = top_activations(stage.deconv, stage.tile_inputs.split(64), LAYERS, 9)
     read = lambda numbers: (stage.tile_inputs[numbers], stage.tiles[numbers])  # noqa: E731
     rows = []
     for layer in LAYERS:
-        top = tops[layer]
+        top = stage.tops[layer]
         order = diverse(top, stage.tile_labels)[:4]
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order):
             zoom = max(1, round(50 / card.projections[0].shape[0]))
             panels.append(_resized(atlas.panel(card, zoom), 330))
         rows.append((layer, order, panels))
-    _save(stage.out / "atlas.png", _labelled(rows))
-    _shrink(stage.out / "atlas.png")
+    _jpeg(_labelled(rows), stage.out / "atlas.jpg")
     return _section(
         "Strongest activations, projected (Fig. 2)",
         "atlas.jpg",
@@ -233,7 +234,7 @@ def _resized(pixels: np.ndarray, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, round(pixels.shape[0] * factor)), kind))
 
 
-def _labelled(rows: list[tuple[str, list[int], list[np.ndarray]]]) -> np.ndarray:
+def _labelled(rows: list[tuple[str, list[int], list[np.ndarray]]]) -> ImageModule.Image:
     from PIL import Image, ImageDraw
 
     from .report import INK, SOFT, font
@@ -250,14 +251,14 @@ def _labelled(rows: list[tuple[str, list[int], list[np.ndarray]]]) -> np.ndarray
             draw.text((x, y), text, INK if column == 0 else SOFT, font(13))
             drawn.paste(Image.fromarray(panel), (x, y + head - 4))
         y += panels[0].shape[0] + head + gap
-    return np.asarray(drawn)
+    return drawn
 
 
 def evolution_section(stage: Stage) -> str:
     networks = evolution.Checkpoints([stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS])
     parts = []
     for layer in ("conv2", "conv4"):
-        maps = diverse(top_activations(stage.deconv, stage.tile_inputs.split(64), layer, 9), stage.tile_labels)[:2]
+        maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
         found = evolution.evolution(networks, stage.tile_inputs, layer, maps)
         evolution.evolution_figure(found, stage.tiles, layer, maps, stage.out / f"evolution_{layer}.png")
         _shrink(stage.out / f"evolution_{layer}.png")
@@ -276,7 +277,7 @@ def evolution_section(stage: Stage) -> str:
 
 def invariance_section(stage: Stage) -> str:
     names = ("cat", "coffee", "retina", "brick", "moon")
-    _, inputs = stage.wholes(*names)
+    inputs = stage.wholes(*names)
     labels = torch.tensor([stage.photographs.classes.index(name) for name in names])
     curves = [
         invariance.invariance_curves(
@@ -300,22 +301,14 @@ def invariance_section(stage: Stage) -> str:
 
 def occlusion_section(stage: Stage) -> str:
     names = stage.photographs.classes
-    wholes, wholes_in = stage.wholes(*names)
-    found = [
-        occlusion_map(stage.network.model, one, label, patch=20, stride=4, fill=0.0, layer="conv5")
-        for label, one in enumerate(wholes_in)
-    ]
-    drops = [(one.clear_label == one.target) * (one.clear_probability - float(one.probability.min())) for one in found]
-    best = int(np.argmax(drops))
-    name, result, pixels, inputs = names[best], found[best], wholes[best : best + 1], wholes_in[best : best + 1]
-    top = top_activations(stage.deconv, stage.tile_inputs.split(64), "conv5", 3)
-    chosen = top.images[result.channel]
-    found = stage.deconv.project(torch.cat([inputs, stage.tile_inputs[chosen]]), "conv5", result.channel)
+    one = most_occluded(stage.network.model, stage.photographs, stage.network.mean)[0]
+    channel = one.result.channel
+    chosen = stage.tops["conv5"].images[channel, :3]
+    inputs = torch.cat([normalise(stage.network, one.image)[None], stage.tile_inputs[chosen]])
+    found = stage.deconv.project(inputs, "conv5", channel)
     titles = ["(c) projection, this picture"] + [f"(c) {names[int(stage.tile_labels[i])]}" for i in chosen.tolist()]
     projected = list(zip(titles, found.pixels, map(tuple, found.boxes.tolist()), strict=True))
-    occlusion_figure(
-        Occluded(name, pixels[0], result, projected), list(stage.photographs.classes), stage.out / "occlusion.png"
-    )
+    occlusion_figure(replace(one, projected=projected), list(names), stage.out / "occlusion.png")
     _shrink(stage.out / "occlusion.png")
     return _section(
         "What the answer depends on (Fig. 7)",
@@ -352,6 +345,7 @@ def correspondence_section(stage: Stage) -> str:
         describe=describe,
         classes=("face", "no face"),
         resume=(where / "state.pt").exists(),
+        quiet=stage.quiet,
     )
     network = checkpoint.load(where / "zfnet.pt")
     offset = (resized - FACE_SIDE) // 2
@@ -382,10 +376,7 @@ def correspondence_section(stage: Stage) -> str:
 
 def _faces() -> Tensor:
     """scikit-image's lfw_subset, (200, 1, 25, 25) in 0..255: faces first."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the faces come with scikit-image", name="skimage")
-    values = np.load(Path(spec.submodule_search_locations[0]) / "data" / "lfw_subset.npy")
+    values = np.load(data_file("lfw_subset.npy"))
     return torch.from_numpy(values).float()[:, None] * 255
 
 

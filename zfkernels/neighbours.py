@@ -54,23 +54,22 @@ def neighbours(
             found = found / found.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         return found
 
-    def distance(have: Tensor, one: Tensor) -> Tensor:
+    def distances(have: Tensor) -> Tensor:
         # Of unit vectors 1 - f.g is ||f - g||^2 / 2: equal images are equally far in any batch, as of a product of
         # matrices they need not be.
-        apart = (have - one).norm(dim=1)
+        apart = torch.stack([(have - one).norm(dim=1) for one in wanted])
         if metric == "euclidean":
             return apart
-        return torch.where(have.any(1) & one.any(), apart * apart / 2, 1.0)
+        return torch.where(wanted.any(1)[:, None] & have.any(1), apart * apart / 2, 1.0)
 
     wanted, seen = features(queries), 0
     best = (wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64))
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        have = features(images)
-        distances = torch.stack([distance(have, one) for one in wanted])
+        found = distances(features(images))
         numbers = torch.arange(seen, seen + len(images)).expand(len(wanted), -1)
         seen += len(images)
-        both = torch.cat([best[0], distances], 1), torch.cat([best[1], numbers], 1)
+        both = torch.cat([best[0], found], 1), torch.cat([best[1], numbers], 1)
         order = both[0].argsort(dim=1, stable=True)[:, :k]
         best = both[0].gather(1, order), both[1].gather(1, order)
     if seen == 0:

@@ -38,19 +38,29 @@ CELLS_ACROSS = 4  # the shorter side of a photograph, in cells
 SMALLEST_CROP = 0.75  # the smallest crop's side, in cells; the largest is one cell
 
 
-def load_photograph(name: str) -> np.ndarray:
-    """The photograph of class `name` as uint8 (height, width, 3), read from scikit-image's installed files."""
-    from PIL import Image
+def data_file(name: str) -> Path:
+    """A file that scikit-image carries.
 
+    Raises:
+        ModuleNotFoundError: scikit-image is not installed.
+        FileNotFoundError: the installed one carries no such file.
+    """
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             "the photographs come with scikit-image; pip install 'zfkernels[demo]'", name="skimage"
         )
-    path = Path(spec.submodule_search_locations[0]) / "data" / CLASSES[name]
+    path = Path(spec.submodule_search_locations[0]) / "data" / name
     if not path.exists():
         raise FileNotFoundError(f"this scikit-image does not carry {path.name}; pip install -U 'zfkernels[demo]'")
-    with Image.open(path) as image:
+    return path
+
+
+def load_photograph(name: str) -> np.ndarray:
+    """The photograph of class `name` as uint8 (height, width, 3), read from scikit-image's installed files."""
+    from PIL import Image
+
+    with Image.open(data_file(CLASSES[name])) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -135,8 +135,8 @@ def _modules(deconv: Deconvnet, layer: str) -> list[str]:
     }
     names = []
     for step in steps:
-        sources = [getattr(step, part, None) for part in ("weight", "bias")]
-        tensors = [source() for source in sources if callable(source)]
+        getters = [getattr(step, part, None) for part in ("weight", "bias")]
+        tensors = [getter() for getter in getters if callable(getter)]
         norm = getattr(step, "batch_norm", None)
         tensors += [] if norm is None else list(norm.parameters())
         for name in (owned.get(id(tensor)) for tensor in tensors):
@@ -268,7 +268,8 @@ def main(args: argparse.Namespace) -> int:
 
 def sanity_figure(picture: Tensor, result: Sanity, path: Path) -> None:
     """The input's part that the unit sees, its picture, and that of each stage with its numbers, at equal contrast."""
-    from .report import cut, new_figure, plain_picture, signed_picture
+    from .pictures import cut, plain_picture, signed_picture
+    from .report import new_figure
 
     shown = [result.original, *result.pictures]
     names = ["trained", *(f"{s.module}\nrank {s.rank:.2f}  |rank| {s.rank_size:.2f}  SSIM {s.ssim:.2f}"

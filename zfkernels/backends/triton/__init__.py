@@ -27,9 +27,8 @@ else:
     INSTALLED = True
 
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
-TF32 = (
-    not INTERPRETED
-)  # where allowed, float32 products are of operands rounded to TF32; the interpreter does not round
+# Where allowed, float32 products are of operands rounded to TF32; the interpreter does not round.
+TF32 = not INTERPRETED
 # What is computed as a composition, and why; fused.py has the arithmetic. `zfkernels info` prints it.
 NOTES = (
     "conv2d_relu_max_pool2d is one kernel for image layers in 16-bit types on NVIDIA GPUs, else convolution then "
@@ -67,7 +66,6 @@ def unavailable() -> str | None:
         )
     if INTERPRETED:
         return None
-
     slowly = "or set TRITON_INTERPRET=1 before Python starts, to run the kernels slowly on the CPU"
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA; install a build with it, {slowly}"
