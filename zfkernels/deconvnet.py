@@ -424,12 +424,12 @@ def _on(device: torch.device, array: np.ndarray) -> Tensor:
 
 
 def _paste(pixels: Tensor, box: Tensor, top: int, left: int) -> None:
-    """Write `box` into the image `pixels` at (top, left), but for what lies outside."""
-    rows, columns = (
-        slice(max(start, 0), max(start, 0, min(start + length, side)))
+    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), but for what lies outside."""
+    (first, last), (begin, end) = (
+        (max(start, 0), max(start, 0, min(start + length, side)))
         for start, length, side in zip((top, left), box.shape[1:], pixels.shape[1:], strict=True)
     )
-    pixels[:, rows, columns] = box[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    pixels[:, first:last, begin:end] = box[:, first - top : last - top, begin - left : end - left]
 
 
 # Up
@@ -649,7 +649,10 @@ def _clip(g: Tensor, origins: np.ndarray, size: Pair, remaining: int) -> tuple[T
             return g[:, :, top:bottom, left:right], origins.clip(0)
     box = np.minimum(g.shape[2:], size)
     inside = origins.clip(0, size - box)
-    return _cut(g, np.arange(len(g)), inside - origins, tuple(box)), inside
+    if tuple(box) != (height, width):
+        return _cut(g, np.arange(len(g)), inside - origins, tuple(box)), inside
+    _fill_leaving(g, g, np.arange(len(g)), inside - origins)
+    return g, inside
 
 
 def _cut(maps: Tensor, of: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
@@ -660,10 +663,20 @@ def _cut(maps: Tensor, of: np.ndarray, origins: np.ndarray, size: Pair) -> Tenso
     if (low == high).all() and not leaves:
         boxes = maps[:, :, low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
         return boxes if np.array_equal(of, np.arange(count)) else boxes[_on(maps.device, of)]
-    rows, columns = (origins[:, a, None] + np.arange(size[a]) for a in (0, 1))
-    pixels = (of[:, None] * height + rows.clip(0, height - 1))[:, :, None] * width + columns.clip(0, width - 1)[:, None]
-    boxes = maps.permute(0, 2, 3, 1).reshape(-1, channels)[_on(maps.device, pixels.ravel())]
-    if leaves:
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-        boxes[_on(maps.device, ~inside.ravel())] = 0
-    return boxes.view(len(of), *size, channels).permute(0, 3, 1, 2)
+    pixels = maps.permute(0, 2, 3, 1).contiguous()
+    inside = origins.clip(0, np.array((height, width)) - size)
+    # A row of a box is a run of channels-last memory: the runs from all pixels on are the rows of one strided view.
+    runs = pixels.as_strided((count * height * width - size[1] + 1, size[1] * channels), (channels, 1))
+    first = ((of[:, None] * height + inside[:, :1] + np.arange(size[0])) * width + inside[:, 1:]).ravel()
+    boxes = runs.index_select(0, _on(maps.device, first)).view(len(of), *size, channels)
+    boxes = boxes.permute(0, 3, 1, 2)
+    _fill_leaving(boxes, maps, of, origins)
+    return boxes
+
+
+def _fill_leaving(boxes: Tensor, maps: Tensor, of: np.ndarray, origins: np.ndarray) -> None:
+    """Write those of `_cut`'s boxes that leave their maps; these may be the boxes themselves."""
+    low, high = origins.min(1), (origins + boxes.shape[2:] - maps.shape[2:]).max(1)
+    for i in np.flatnonzero((low < 0) | (high > 0)).tolist():
+        source = maps[int(of[i])].clone()
+        _paste(boxes[i].zero_(), source, *(-origins[i]).tolist())

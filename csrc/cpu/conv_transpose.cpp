@@ -9,6 +9,7 @@
 // elsewhere.
 #include "conv_block.h"
 #include "max_pool_row.h"
+#include "nonzeros.h"
 #include "table.h"
 #include "winograd.h"
 
@@ -205,17 +206,35 @@ bool transpose_winograd(const Conv& s, const Grid& grid, const T* w, T* x, int t
     return finite;
 }
 
+// What the direct kernels take for an image of `positions` positions of gather, in cycles: 82% of the peak, and 62%
+// where products are added to memory.
+template <typename T>
+double transpose_cycles(const Conv& s, int64_t positions) {
+    const int64_t elements = s.KH * s.KW * s.C, lanes = s.KH * s.KW * round_up(s.C, kWidth<T>);
+    if (s.C <= kWidth<T> / 2)
+        return static_cast<double>(s.OH * s.OW * s.K * round_up(elements, kWidth<T>)) / (0.62 * kWidth<T>);
+    return static_cast<double>(positions * s.K * lanes) / (0.82 * kWidth<T>)+0.6 * static_cast<double>(s.K * elements);
+}
+
+// y has at most `most` values an image that are not 0. Half of those that are rectified are taken to be 0: a guess, but
+// the kernel must not depend on them, lest an image's bits depend on its batch.
 template <typename T, typename FillRow>
-void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    if constexpr (kWinograd<T>) {
-        const int64_t q_top = floor_div(s.PH, s.SH), q_left = floor_div(s.PW, s.SW), taps = ceil_div(s.KH, s.SH);
-        const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
-                      cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
-        const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
-        if (winograd_serves<T>(grid, ceil_div(s.KW, s.SW), adjoint_cycles<T>(s)) &&
-            transpose_winograd(s, grid, w, x, threads, fill_row))
-            return;
-    }
+void transpose(const Conv& s, const T* w, T* x, int64_t most, bool rectify, int threads, const FillRow& fill_row) {
+    const int64_t q_top = floor_div(s.PH, s.SH), q_left = floor_div(s.PW, s.SW), taps = ceil_div(s.KH, s.SH);
+    const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_top,
+                  cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
+    const Grid grid{taps, 1, 1, s.K, q_top - (taps - 1), q_left - (taps - 1), rows, cols, s.SH * s.SW * s.C};
+    const double direct = transpose_cycles<T>(s, rows * cols);
+    bool tiles = false;
+    if constexpr (kWinograd<T>) tiles = winograd_serves<T>(grid, ceil_div(s.KW, s.SW), direct);
+    const double nonzeros = static_cast<double>(most) * (rectify ? 0.5 : 1);
+    const double otherwise = tiles ? smaller(direct, winograd_cycles<T>(grid)) : direct;
+    const WinogradMode mode = winograd_mode();
+    const bool barred = mode == kWhereItCan || mode == kRowsWhereItCan;
+    const bool pays = mode == kNonzerosWhereItCan || 1.1 * nonzero_cycles<T>(s, nonzeros) < otherwise;
+    if (!barred && pays && Panels<T>::serve(s) && scatter_nonzeros(s, w, x, nonzeros, threads, fill_row)) return;
+    if constexpr (kWinograd<T>)
+        if (tiles && transpose_winograd(s, grid, w, x, threads, fill_row)) return;
     if (s.C <= kWidth<T> / 2)
         scatter(s, w, x, threads, fill_row);
     else
@@ -224,7 +243,8 @@ void transpose(const Conv& s, const T* w, T* x, int threads, const FillRow& fill
 
 template <typename T>
 void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
-    transpose(s, w, x, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+    const int64_t most = s.OH * s.OW * s.K;
+    transpose(s, w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
         copy_row(row, y + n * s.OH * s.OW * s.K, oh, s.OH, s.OW, s.K, left, cols, rectify);
     });
 }
@@ -234,7 +254,8 @@ int64_t max_unpool2d_relu_conv_transpose2d(const Conv& s, const Pool& pool, cons
                                            const T* w, T* x, bool rectify, Rounding rounding, int threads) {
     const int64_t bad = first_bad_switch(pool, switches, threads);
     if (bad >= 0) return bad;
-    transpose(s, w, x, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+    const int64_t most = smaller(s.OH * s.OW, pool.OH * pool.OW) * s.K;
+    transpose(s, w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
         const int64_t first = larger(0, -left), last = smaller(cols, s.OW - left);
         if (oh < 0 || oh >= s.OH || first >= last) return zero(row, cols * s.K);
         const int64_t image = n * pool.OH * pool.OW * s.K;

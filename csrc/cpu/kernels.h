@@ -56,8 +56,9 @@ const Kernels& active_kernels();
 bool use_kernels(const char* name);
 
 // Whether float32 convolutions go by Winograd's kernels: never, where they are faster, wherever the one of two axes
-// (winograd.h) can, wherever the one of one axis (winograd_rows.h) can.
-enum WinogradMode : int { kNever = 0, kWhereItPays = 1, kWhereItCan = 2, kRowsWhereItCan = 3 };
+// (winograd.h) can, wherever the one of one axis (winograd_rows.h) can. And the last, for the tests: never, but
+// transposed ones by nonzeros.h wherever it can.
+enum WinogradMode : int { kNever, kWhereItPays, kWhereItCan, kRowsWhereItCan, kNonzerosWhereItCan };
 WinogradMode winograd_mode();
 void set_winograd_mode(WinogradMode);
 

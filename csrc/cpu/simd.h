@@ -98,6 +98,55 @@ ZF_INLINE void narrow(uint8_t* to, Mask<T> v) {
     for (int i = 0; i < Lanes<T>::count; ++i) to[i] = static_cast<uint8_t>(v[i]);
 }
 
+// sum += v * w[0 .. lanes). With FMA one instruction of assembly: from intrinsics GCC 12 stores the sums of a loop to
+// the stack.
+template <typename T>
+ZF_INLINE void add_product(Vec<T>& sum, Vec<T> v, const T* w) {
+#if defined(__x86_64__) && defined(__FMA__)
+    if constexpr (sizeof(T) == 4)
+        asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(v), "m"(*reinterpret_cast<const char (*)[kVectorBytes]>(w)));
+    else
+        asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(v), "m"(*reinterpret_cast<const char (*)[kVectorBytes]>(w)));
+#else
+    sum += v * load<Vec<T> >(w);
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each set of lanes, as a mask: its members in ascending order, a byte each.
+struct Members {
+    uint8_t of[256][8] = {};
+    constexpr Members() {
+        for (int mask = 0; mask < 256; ++mask)
+            for (int lane = 0, n = 0; lane < 8; ++lane)
+                if (mask >> lane & 1) of[mask][n++] = static_cast<uint8_t>(lane);
+    }
+};
+constexpr Members kMembers;
+#endif
+
+// The lanes of v that are not 0, in ascending order, to `value`, and first + numbers[lane] of each to `number`: returns
+// how many. All lanes of both are written.
+template <typename T>
+ZF_INLINE int compress(Vec<T> v, int32_t first, const int32_t* numbers, T* value, int32_t* number) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+        const int mask = _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+        const __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kMembers.of[mask]));
+        const __m256i of_lanes = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)numbers), from);
+        _mm256_storeu_ps(value, _mm256_permutevar8x32_ps((__m256)v, from));
+        _mm256_storeu_si256((__m256i*)number, _mm256_add_epi32(of_lanes, _mm256_set1_epi32(first)));
+        return __builtin_popcount(static_cast<unsigned>(mask));
+    }
+#endif
+    int count = 0;
+    for (int lane = 0; lane < Lanes<T>::count; ++lane) {
+        value[count] = v[lane], number[count] = first + numbers[lane];
+        count += v[lane] != 0;
+    }
+    return count;
+}
+
 // v^-1/2 to two ulp, for 1e-30 < v < 1e30: the processor's estimate of 12 bits or more, and one step of Newton's. A
 // root and a division are as right as can be, and take 3 times as long.
 constexpr bool kQuickRoots =

@@ -70,7 +70,7 @@ double direct_cycles(const Conv& s) {
     return outputs / kLanes * (pixels * (1.03 * (depth + 9) / 2 + 10) + 5 * depth);
 }
 
-// Those of its two adjoints' direct kernels, which reach 82% of the peak.
+// The weight gradient's, which reaches 82% of the peak.
 template <typename T>
 double adjoint_cycles(const Conv& s) {
     return static_cast<double>(s.OH * s.OW * s.K * s.KH * s.KW * s.C) / (0.82 * 2 * Lanes<T>::count);

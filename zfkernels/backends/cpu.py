@@ -31,7 +31,7 @@ if os.environ.get("ZFKERNELS_ISA"):
         raise ValueError(f"ZFKERNELS_ISA: {error}") from None
 
 # Which convolutions go by Winograd's filtering, _C.set_winograd's argument: csrc/cpu/kernels.h, enum WinogradMode.
-NEVER, WHERE_FASTER, ALWAYS, ALWAYS_ROWS = range(4)
+NEVER, WHERE_FASTER, ALWAYS, ALWAYS_ROWS, NONZEROS = range(5)
 
 if os.environ.get("ZFKERNELS_EXACT", "") not in ("", "0", "1"):
     raise ValueError(f"ZFKERNELS_EXACT must be 0 or 1, got {os.environ['ZFKERNELS_EXACT']!r}")
