@@ -135,9 +135,9 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape):
 def test_what_is_not_finite_stays_in_its_place(shape, value):
     """A tile would spread it; and 3e38, finite itself, overflows in a transform: both go to the direct kernel."""
     x, weight, bias, stride, padding = problem(*shape)
-    x[0, 1, 4, 5] = value
     weight[:, 1] = weight[:, 1].sign() * 0.25
-    g = zf.conv2d_relu(x.nan_to_num(0, 0, 0), weight, bias, stride, padding, backend="cpu").clone()
+    g = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu").clone()
+    x[0, 1, 4, 5] = value
     g[0, 1, 3, 2] = value
     size = {"output_size": x.shape[2:]}
     pool = (3, 2, 0, False)
