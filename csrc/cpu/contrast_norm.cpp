@@ -101,32 +101,47 @@ struct Rows {
 
     // scale = s_c, power = s_c^-beta.
     void denominators(const Norm& s, const T* d) {
-        for (int64_t c = 0; c < s.C; ++c) slid[c] = d[c] * d[c];
-        if constexpr (sizeof(T) == sizeof(float) && kQuickRoots)
-            if (s.size == 5 && s.beta == 0.75 && quick_denominators(s)) return;
+        T *const to_scale = scale, *const to_power = power;
+        if (quick_denominators(s, d, [=](int64_t c, Vec<T> value, Vec<T> powered) {
+                store(to_scale + c, value);
+                store(to_power + c, powered);
+            }))
+            return;
         window_sums(slid, sums, s.C, Window(s));
         const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
         for (int64_t c = 0; c < s.C; ++c) scale[c] = k + factor * sums[c];
         negative_power(scale, power, s.C, s.beta);
     }
 
-    // The same for the usual size and beta, whole vectors past C; false where an s_c is too large or too small for it.
-    bool quick_denominators(const Norm& s) {
-        constexpr int kLanes = Lanes<T>::count;
-        const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
-        const T* const from = slid - Window(s).before;
-        Mask<T> good = ~Mask<T>{};
-        for (int64_t c = 0; c < s.C; c += kLanes) {
-            Vec<T> sum = load<Vec<T>>(from + c);
-            repeat<4>([&](auto j) { sum += load<Vec<T>>(from + c + j.at + 1); });
-            const Vec<T> d = k + factor * sum, half = inverse_root(d);
-            good &= (d > T(1e-30)) & (d < T(1e30));
-            store(scale + c, d);
-            store(power + c, half * inverse_root(d * half));
+    // Whether estimates of roots serve: for the usual size and beta.
+    static bool quick(const Norm& s) {
+        return kQuickRoots && sizeof(T) == sizeof(float) && s.size == 5 && s.beta == 0.75;
+    }
+
+    // slid = d^2. And where they do, each(c, s_c, s_c^-beta) with whole vectors, the last perhaps past C; false
+    // where they do not, or an s_c is too large or too small for them.
+    template <typename Each>
+    bool quick_denominators(const Norm& s, const T* d, const Each& each) {
+        const int64_t channels = s.C;  // as a local: a store may change what a reference names
+        for (int64_t c = 0; c < channels; ++c) slid[c] = d[c] * d[c];
+        if constexpr (sizeof(T) == sizeof(float) && kQuickRoots) {
+            if (!quick(s)) return false;
+            constexpr int kLanes = Lanes<T>::count;
+            const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
+            const T* const from = slid - Window(s).before;
+            Mask<T> good = ~Mask<T>{};
+            for (int64_t c = 0; c < channels; c += kLanes) {
+                Vec<T> sum = load<Vec<T>>(from + c);
+                repeat<4>([&](auto j) { sum += load<Vec<T>>(from + c + j.at + 1); });
+                const Vec<T> value = k + factor * sum, half = inverse_root(value);
+                good &= (value > T(1e-30)) & (value < T(1e30));
+                each(c, value, half * inverse_root(value * half));
+            }
+            bool all = true;
+            for (int i = 0; i < kLanes; ++i) all &= good[i] != 0;
+            return all;
         }
-        bool all = true;
-        for (int i = 0; i < kLanes; ++i) all &= good[i] != 0;
-        return all;
+        return false;
     }
 };
 
@@ -134,12 +149,17 @@ template <typename T>
 void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
     const int64_t size = Rows<T>::elements(s);
     const Scratch memory(static_cast<std::size_t>(threads * size) * sizeof(T));
+    const bool whole = Rows<T>::quick(s) && s.C % Lanes<T>::count == 0;
     parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
         Rows<T> rows(s, memory.as<T>() + thread * size);
         for (int64_t p = begin; p < end; ++p) {
-            const T* d = rows.normalized(s, x + p * s.C);
-            rows.denominators(s, d);
+            const T* const d = rows.normalized(s, x + p * s.C);
             T* const out = y + p * s.C;
+            if (whole && rows.quick_denominators(s, d, [=](int64_t c, Vec<T>, Vec<T> powered) {
+                    store(out + c, load<Vec<T>>(d + c) * powered);
+                }))
+                continue;
+            rows.denominators(s, d);
             for (int64_t c = 0; c < s.C; ++c) out[c] = d[c] * rows.power[c];
         }
     });
