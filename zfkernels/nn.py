@@ -1,4 +1,4 @@
-"""The ops as modules, for use beside torch.nn's: ConvReLU, MaxPoolSwitches, ConvReLUMaxPool, ContrastNorm.
+"""The ops as modules, for use beside torch.nn's: ConvReLU, MaxPoolSwitches, ConvReLUMaxPool, ContrastNorm, Linear.
 
 Arguments are those of the function each module calls, and checked there. Outputs are channels-last tensors.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
+from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
 from .ops.window import pair
 
@@ -200,3 +201,13 @@ class ContrastNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, center={self.center}"
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear, whose large weights (32 MB and more, float32 on a CPU) cost what their memory does.
+
+    Arguments, parameters, shapes and results are torch's: x (N, in_features) -> (N, out_features).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

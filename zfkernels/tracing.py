@@ -23,6 +23,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .nn import ContrastNorm, ConvReLU, ConvReLUMaxPool, MaxPoolSwitches
+from .nn import Linear as LargeLinear
 from .ops.checks import LARGEST_WINDOW
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
@@ -613,6 +614,7 @@ LEAVES = (
     nn.BatchNorm2d,
     nn.AdaptiveAvgPool2d,
     nn.Linear,
+    LargeLinear,
     nn.Flatten,
     ConvReLUMaxPool,
     ConvReLU,
@@ -633,7 +635,7 @@ def _add_module(part: _Part, name: str, m: nn.Module) -> None:
     leaf = _leaf(m)
     if any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in m._forward_pre_hooks.values()):
         raise Irreversible("a hook makes its weight when it runs; use torch.nn.utils.parametrizations instead")
-    if leaf in (nn.Conv2d, ConvReLU, ConvReLUMaxPool, nn.Linear):
+    if leaf in (nn.Conv2d, ConvReLU, ConvReLUMaxPool, nn.Linear, LargeLinear):
         weights = (lambda: m.weight), (None if m.bias is None else lambda: m.bias)
     if leaf is nn.Conv2d:
         if m.padding_mode != "zeros":
@@ -666,7 +668,7 @@ def _add_module(part: _Part, name: str, m: nn.Module) -> None:
         _add_batch_norm(part, name, m)
     elif leaf is nn.AdaptiveAvgPool2d:
         _add_average(part, name, m.output_size)
-    elif leaf is nn.Linear:
+    elif leaf in (nn.Linear, LargeLinear):
         _add_linear(part, name, *weights)
     elif leaf is nn.Flatten:
         part.between(Flatten(name, lambda before, _: m(torch.empty(before, device="meta")).shape))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from .nn import ContrastNorm, ConvReLU, MaxPoolSwitches
+from .nn import ContrastNorm, ConvReLU, Linear, MaxPoolSwitches
 from .ops.fused import conv2d_relu_max_pool2d
 from .ops.window import Field, conv_size, pair, pool_size, receptive_field
 
@@ -114,7 +114,7 @@ class ZFNet(nn.Module):
             elif layer.kind == "norm":
                 module = ContrastNorm(center=center)
             else:
-                module = nn.Linear(made_from, made, **factory)
+                module = Linear(made_from, made, **factory)
             self.add_module(layer.name, module)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
