@@ -4,9 +4,9 @@
 //   x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and over maps k, of
 //                   y[n][oh][ow][k] * w[k][c][i][j]
 //
-// All three kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row
-// oh of y, zeros where y has none: a copy, or a row of the unpooled map that is gathered here and never written
-// elsewhere.
+// All kernels (the fourth is in nonzeros.h) take y through `fill_row(n, oh, left, cols, row)`, which writes columns
+// [left, left + cols) of row oh of y, zeros where y has none: a copy, or a row of the unpooled map that is gathered
+// here and never written elsewhere.
 #include "conv_block.h"
 #include "max_pool_row.h"
 #include "nonzeros.h"

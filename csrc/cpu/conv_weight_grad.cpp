@@ -317,9 +317,7 @@ class WinogradGrad {
                 });
             });
         }
-        T sum = 0;
-        for (int i = 0; i < kLanes; ++i) sum += not_finite[i];
-        return sum == 0;
+        return is_zero<T>(not_finite);
     }
 
     const Conv& s_;

@@ -23,14 +23,6 @@
 namespace zf {
 namespace {
 
-// Whether a sum of values times 0 is 0: NaN if one of them was not finite.
-template <typename T>
-bool is_zero(Vec<T> v) {
-    T sum = 0;
-    for (int i = 0; i < Lanes<T>::count; ++i) sum += v[i];
-    return sum == 0;
-}
-
 constexpr int64_t kSlots = 12;  // accumulators; with the value and a load they fill the 16 registers of AVX2
 
 // In what vectors of elements the filters are cut.
@@ -130,8 +122,8 @@ struct Panels {
 // Whether filters are read as they lie, by the values that a pixel is expected to have.
 template <typename T>
 bool as_they_lie(const Conv& s, double nonzeros) {
-    return s.wj == 1 && s.wi == s.KW && s.wc == s.KH * s.KW && s.wk == s.C * s.wc && s.C % kWidth<T> == 0 &&
-           nonzeros >= 64 * static_cast<double>(s.OH * s.OW);
+    return s.wj == 1 && s.wi == s.KW && s.wc == s.KH * s.KW && s.wk == s.C * s.wc && s.K * s.wk < INT32_MAX &&
+           s.C % kWidth<T> == 0 && nonzeros >= 64 * static_cast<double>(s.OH * s.OW);
 }
 
 // What it takes for an image with `nonzeros` values that are not 0, in cycles as measured with AVX2: a vector of a

@@ -98,6 +98,14 @@ ZF_INLINE void narrow(uint8_t* to, Mask<T> v) {
     for (int i = 0; i < Lanes<T>::count; ++i) to[i] = static_cast<uint8_t>(v[i]);
 }
 
+// Whether a sum of values times 0 is 0: it is NaN if one of them was not finite.
+template <typename T>
+bool is_zero(Vec<T> v) {
+    T sum = 0;
+    for (int i = 0; i < Lanes<T>::count; ++i) sum += v[i];
+    return sum == 0;
+}
+
 // sum += v * w[0 .. lanes). With FMA one instruction of assembly: from intrinsics GCC 12 stores the sums of a loop to
 // the stack.
 template <typename T>

@@ -351,9 +351,7 @@ class Winograd {
             for (int64_t i = 0; i < height; ++i)
                 for (int64_t j = 0; j < width; ++j) pixel(n, top + i, left + j, values + (i * kSide + j) * kWidth<T>);
         }
-        T sum = 0;
-        for (int i = 0; i < kLanes; ++i) sum += not_finite[i];
-        return sum == 0;
+        return is_zero<T>(not_finite);
     }
 
     const Grid g_;

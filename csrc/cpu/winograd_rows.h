@@ -178,9 +178,7 @@ class WinogradRows {
             }
             first = last;
         }
-        T sum = 0;
-        for (int i = 0; i < kLanes; ++i) sum += not_finite[i];
-        return sum == 0;
+        return is_zero<T>(not_finite);
     }
 
     const Conv& s_;

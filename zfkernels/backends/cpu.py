@@ -7,7 +7,8 @@ the environment variable ZFKERNELS_ISA names ("baseline", "avx2", "avx512").
 float32 convolutions, and what is computed in float32, go by Winograd's minimal filtering where that is faster
 (csrc/cpu/winograd.h, winograd_rows.h): relative errors of 4e-7 to 3e-6 in norm where direct summation has 2e-7 to
 1e-6, both under the bound of 1e-5. `use_exact(True)`, or ZFKERNELS_EXACT=1 in the environment, makes every
-convolution direct.
+convolution direct. Transposed ones of unpooled maps, or on small maps, are direct sums over what is not 0
+(csrc/cpu/nonzeros.h).
 """
 
 import os

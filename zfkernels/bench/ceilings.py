@@ -17,7 +17,7 @@ class Ceilings:
     def floor(self, flops: int, bytes_: int) -> float:
         """Seconds that no call can beat: those of the arithmetic done directly or of the memory traffic, the longer.
 
-        A convolution by Winograd's filtering does less arithmetic, and may.
+        A convolution by Winograd's filtering, or of nonzeros alone, does less arithmetic, and may.
         """
         nearest = min(self.copies, key=lambda size: abs(size.bit_length() - int(bytes_).bit_length()))
         return max(flops / self.flops, bytes_ / self.copies[nearest])

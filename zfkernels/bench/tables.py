@@ -162,7 +162,7 @@ def markdown(record: dict, source: str) -> str:
     legend = (
         "How many times as fast as the fastest peer, who is named, in one interleaved run; the last columns are of the "
         "largest N. *floor*: the share of our time that the direct arithmetic or the memory traffic takes at the "
-        "machine's measured best (Winograd's filtering does less arithmetic)."
+        "machine's measured best (Winograd's filtering, and leaving out zeros, is less arithmetic)."
     )
     return "\n".join([*folded(legend), "", *lines, "", *(f"- {text}" for text in extra), "", *folded(note)])
 
