@@ -59,11 +59,12 @@ class DirectRows {
     }
 
     bool make(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
-        const int64_t pixels = block_.rows * block_.cols;
         T* const acc = step == kWidth<T> ? out : acc_;
-        convolve_block(block_, filters, bias, acc);
-        if (relu) rectify_all(acc, pixels * kWidth<T>);
-        if (acc != out) copy_pixels(out, step, acc, pixels, outputs);
+        convolve_block(block_, filters, bias, acc, [=](int64_t begin, int64_t end) {
+            T* const made = acc + begin * kWidth<T>;
+            if (relu) rectify_all(made, (end - begin) * kWidth<T>);
+            if (acc != out) copy_pixels(out + begin * step, step, made, end - begin, outputs);
+        });
         return true;
     }
 

@@ -41,20 +41,23 @@ struct Block {
     int64_t pitch, taps_h, run;  // elements from one tap row to the next; tap rows; elements of a tap row
 };
 
-// acc[pixel][kWidth] = bias + correlation; `bias` has kWidth elements, `w` is one packed block of weights.
-template <typename T>
-void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
+// acc[pixel][kWidth] = bias + correlation; `bias` has kWidth elements, `w` is one packed block of weights. done(begin,
+// end) is called as soon as the sums of pixels [begin, end), numbered row by row, are made, while they are in L1.
+template <typename T, typename Done>
+void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const Done& done) {
     const int64_t pixels = b.rows * b.cols;
-    for (int64_t p = 0; p < pixels; ++p) copy(acc + p * kWidth<T>, bias, kWidth<T>);
     // Tiles of equal size, give or take one: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and a lone one.
     const int64_t tiles = ceil_div(pixels, kPixels);
     const int64_t whole_rows = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk);
+    T first[kPixels * kWidth<T>];  // what the sums of a tile start from
+    for (int64_t i = 0; i < kPixels; ++i) copy(first + i * kWidth<T>, bias, kWidth<T>);
     for (int64_t row = 0; row < b.taps_h; row += whole_rows)
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t begin = b.run * piece / pieces, end = b.run * (piece + 1) / pieces;
             const Walk walk{smaller(whole_rows, b.taps_h - row), end - begin, b.pitch, 1};
             const T* const weights = w + (row * b.run + begin) * kWidth<T>;
             const T* const origin = b.origin + row * b.pitch + begin;
+            const bool starts = row == 0 && piece == 0, ends = row + whole_rows >= b.taps_h && piece + 1 == pieces;
             int64_t r = 0, c = 0;  // of the next tile's first pixel
             for (int64_t tile_at = 0, from = 0; tile_at < tiles; ++tile_at) {
                 const int64_t to = pixels * (tile_at + 1) / tiles;
@@ -64,7 +67,8 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
                     if (++c == b.cols) c = 0, ++r;
                 }
                 T* const sums = acc + from * kWidth<T>;
-                tile(to - from, at, walk, weights, sums, sums);
+                tile(to - from, at, walk, weights, starts ? first : sums, sums);
+                if (ends) done(from, to);
                 from = to;
             }
         }
