@@ -601,6 +601,7 @@ POINTWISE = {
     *(nn.Hardsigmoid, nn.Hardtanh, F.silu, F.gelu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus),
     *(torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.clamp, "sigmoid", "tanh", "clamp", "clamp_", "abs"),
 }
+LINEAR = (nn.Linear, LargeLinear)
 NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 LEAVES = (
     nn.Conv2d,
@@ -613,8 +614,7 @@ LEAVES = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.AdaptiveAvgPool2d,
-    nn.Linear,
-    LargeLinear,
+    *LINEAR,
     nn.Flatten,
     ConvReLUMaxPool,
     ConvReLU,
@@ -635,7 +635,7 @@ def _add_module(part: _Part, name: str, m: nn.Module) -> None:
     leaf = _leaf(m)
     if any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in m._forward_pre_hooks.values()):
         raise Irreversible("a hook makes its weight when it runs; use torch.nn.utils.parametrizations instead")
-    if leaf in (nn.Conv2d, ConvReLU, ConvReLUMaxPool, nn.Linear, LargeLinear):
+    if leaf in (nn.Conv2d, ConvReLU, ConvReLUMaxPool, *LINEAR):
         weights = (lambda: m.weight), (None if m.bias is None else lambda: m.bias)
     if leaf is nn.Conv2d:
         if m.padding_mode != "zeros":
@@ -668,7 +668,7 @@ def _add_module(part: _Part, name: str, m: nn.Module) -> None:
         _add_batch_norm(part, name, m)
     elif leaf is nn.AdaptiveAvgPool2d:
         _add_average(part, name, m.output_size)
-    elif leaf in (nn.Linear, LargeLinear):
+    elif leaf in LINEAR:
         _add_linear(part, name, *weights)
     elif leaf is nn.Flatten:
         part.between(Flatten(name, lambda before, _: m(torch.empty(before, device="meta")).shape))

@@ -74,6 +74,11 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const 
         }
 }
 
+template <typename T>
+void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
+    convolve_block(b, w, bias, acc, [](int64_t, int64_t) {});
+}
+
 // Rows of `cols` pixels that make about `pixels`, at most `most`.
 inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlockPixels) {
     return smaller(most, larger(1, (pixels + cols / 2) / cols));

@@ -77,7 +77,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
                                 const int64_t first = (row - rh.taps + 1 - top) * cols + rw.begin - rw.taps + 1 - left;
                                 convolve_block(Block<T>{band.data + first * s.K, band.pitch(), s.K, row_end - row,
                                                         pixels, band.pitch(), rh.taps, rw.taps * s.K},
-                                               class_weights, no_bias, acc, [](int64_t, int64_t) {});
+                                               class_weights, no_bias, acc);
                             } else {
                                 zero(acc, (row_end - row) * pixels * kWidth<T>);
                             }
@@ -129,7 +129,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             for (int64_t oh = first_window(from, s.KH, s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
+                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc);
                     const int64_t block_end = smaller((k + 1) * kWidth<T>, elements);
                     for (int64_t e = k * kWidth<T>; e < block_end;) {
                         const int64_t i = e / run, e_end = smaller((i + 1) * run, block_end);

@@ -33,6 +33,7 @@ struct Panels {
 
     const int64_t C, K, KH, KW;
     const bool runs;       // a panel is tap rows
+    const int64_t row;     // vectors of a tap row
     const int64_t slots;   // of a panel; the last may have fewer
     const int64_t pieces;  // panels a tap; of runs: one
     const int64_t taps;    // a piece's panels
@@ -44,10 +45,11 @@ struct Panels {
           KH(s.KH),
           KW(s.KW),
           runs(by_runs(s)),
-          slots(runs ? kSlots / run_vectors(s) * run_vectors(s)
+          row(run_vectors(s)),
+          slots(runs ? kSlots / row * row
                      : ceil_div(blocks(s), larger(groups, ceil_div(blocks(s), kBlocks))) * kWidth<T> / kLanes),
           pieces(runs ? 1 : ceil_div(round_up(s.C, kWidth<T>), slots * kLanes)),
-          taps(runs ? ceil_div(s.KH * run_vectors(s), slots) : s.KH * s.KW) {}
+          taps(runs ? ceil_div(s.KH * row, slots) : s.KH * s.KW) {}
 
     static bool by_runs(const Conv& s) { return s.C <= kWidth<T> / 2; }
     static int64_t run_vectors(const Conv& s) { return ceil_div(s.KW * s.C, kLanes); }
@@ -67,32 +69,29 @@ struct Panels {
     }
     // Of panel (piece, tap): how many slots, the tap row of a slot, and its first element in that row's KW * C.
     int64_t count(int64_t piece, int64_t tap) const {
-        const int64_t left =
-            runs ? (KH * ceil_div(KW * C, kLanes) - tap * slots) : (round_up(C, kWidth<T>) - piece * pitch()) / kLanes;
+        const int64_t left = runs ? KH * row - tap * slots : (round_up(C, kWidth<T>) - piece * pitch()) / kLanes;
         return smaller(slots, left);
     }
-    int64_t tap_row(int64_t tap, int64_t slot) const {
-        return runs ? (tap * slots + slot) / ceil_div(KW * C, kLanes) : tap / KW;
-    }
+    int64_t tap_row(int64_t tap, int64_t slot) const { return runs ? (tap * slots + slot) / row : tap / KW; }
     int64_t element(int64_t piece, int64_t tap, int64_t slot) const {
-        return runs ? slot % ceil_div(KW * C, kLanes) * kLanes : tap % KW * C + piece * pitch() + slot * kLanes;
+        return runs ? slot % row * kLanes : tap % KW * C + piece * pitch() + slot * kLanes;
     }
 
     // Packs all filters; false if one of their elements is not finite.
     bool pack_all(const Conv& s, const T* w, T* to, int threads) const {
         bool finite = true;
         if (runs) {
-            const int64_t vectors = run_vectors(s), rows = slots / vectors;
+            const int64_t rows = slots / row;
             zero(to, elements());
             parallel_for(K, threads, [&](int64_t begin, int64_t end, int) {
                 T sum = 0;
                 for (int64_t k = begin; k < end; ++k)
                     for (int64_t i = 0; i < KH; ++i) {
-                        T* const row = to + (i / rows * K + k) * pitch() + i % rows * vectors * kLanes;
+                        T* const filter_row = to + (i / rows * K + k) * pitch() + i % rows * row * kLanes;
                         const T* const from = w + k * s.wk + i * s.wi;
                         for (int64_t j = 0; j < KW; ++j)
                             for (int64_t c = 0; c < C; ++c) {
-                                row[j * C + c] = from[j * s.wj + c * s.wc];
+                                filter_row[j * C + c] = from[j * s.wj + c * s.wc];
                                 sum += from[j * s.wj + c * s.wc] * 0;
                             }
                     }
@@ -108,10 +107,10 @@ struct Panels {
                 const int64_t first = b * kWidth<T>, outputs = smaller(kWidth<T>, C - first);
                 T* const block = to + first / pitch() * taps * K * pitch() + first % pitch();
                 if (outputs < kWidth<T>)
-                    for (int64_t row = 0; row < taps * K; ++row) zero(block + row * pitch(), kWidth<T>);
+                    for (int64_t f = 0; f < taps * K; ++f) zero(block + f * pitch(), kWidth<T>);
                 pack(table, block, w + first * s.wc, outputs, s.wc);
-                for (int64_t row = 0; row < taps * K; ++row)
-                    for (int64_t o = 0; o < kWidth<T>; o += kLanes) sum += load<Vec<T>>(block + row * pitch() + o) * 0;
+                for (int64_t f = 0; f < taps * K; ++f)
+                    for (int64_t o = 0; o < kWidth<T>; o += kLanes) sum += load<Vec<T>>(block + f * pitch() + o) * 0;
             }
             if (!is_zero<T>(sum)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
         });
