@@ -84,6 +84,12 @@ PYBIND11_MODULE(_C, m) {
                                                         threads);
         });
     });
+    m.def("linear", [](bool f64, int64_t images, int64_t inputs, int64_t outputs, Address x, Address w, Address bias,
+                       Address y, int threads) {
+        with_table(f64, [&](auto& k) {
+            k.linear({images, inputs, outputs}, Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y}, threads);
+        });
+    });
 
     m.def("isa", [] { return zf::active_kernels().name; });
     m.def("isas", [] {

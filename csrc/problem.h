@@ -24,4 +24,9 @@ struct Norm {
     bool center;
 };
 
+// A fully-connected layer from (N, I) to (N, O).
+struct Linear {
+    int64_t N, I, O;
+};
+
 }  // namespace zf

@@ -23,7 +23,7 @@ def twins(bias=True, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("n", [0, 1, 2, 8, 64, 65])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 8, 64, 65])
 def test_values_and_gradients(n, bias, least):
     ours, theirs = twins(bias)
     x, g = torch.randn(n, 33), torch.randn(n, 20)
@@ -39,6 +39,20 @@ def test_values_and_gradients(n, bias, least):
         results.append((y, leaf.grad, *(p.grad for p in module.parameters())))
     for found, expected in zip(*results, strict=True):
         assert error(found, expected) <= BOUNDS[torch.float32]
+
+
+def test_no_bit_of_an_image_depends_on_its_batch_or_on_the_threads(monkeypatch):
+    monkeypatch.setattr(linear, "LARGE", 0)
+    weight, bias, x = torch.randn(21, 67), torch.randn(21), torch.randn(7, 67)
+    kept = torch.get_num_threads()
+    together = linear.linear(x, weight, bias)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(linear.linear(x, weight, bias), together)
+            assert torch.equal(torch.cat([linear.linear(one[None], weight, bias) for one in x]), together)
+    finally:
+        torch.set_num_threads(kept)
 
 
 def test_only_what_needs_a_gradient_gets_one(least):

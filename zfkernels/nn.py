@@ -204,7 +204,7 @@ class ContrastNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear, whose large weights (32 MB and more, float32 on a CPU) cost what their memory does.
+    """torch.nn.Linear, whose large weights (8 MB and more, float32 on a CPU) cost what their memory does.
 
     Arguments, parameters, shapes and results are torch's: x (N, in_features) -> (N, out_features).
     """

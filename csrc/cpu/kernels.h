@@ -30,6 +30,7 @@ struct KernelsOf {
                                    uint8_t* switches, Rounding, int threads);
     int64_t (*max_unpool2d_relu_conv_transpose2d)(const Conv&, const Pool&, const T* y, const uint8_t* switches,
                                                   const T* w, T* x, bool rectify, Rounding, int threads);
+    void (*linear)(const Linear&, const T* x, const T* w, const T* bias, T* y, int threads);
 };
 
 struct Kernels {

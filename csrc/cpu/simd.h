@@ -106,8 +106,19 @@ bool is_zero(Vec<T> v) {
     return sum == 0;
 }
 
-// sum += v * w[0 .. lanes). With FMA one instruction of assembly: from intrinsics GCC 12 stores the sums of a loop to
-// the stack.
+// sum += v * w, in registers or w[0 .. lanes) in memory. With FMA one instruction of assembly: from intrinsics GCC 12
+// stores the sums of a loop to the stack.
+template <typename T>
+ZF_INLINE void add_product(Vec<T>& sum, Vec<T> v, Vec<T> w) {
+#if defined(__x86_64__) && defined(__FMA__)
+    if constexpr (sizeof(T) == 4)
+        asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(v), "v"(w));
+    else
+        asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(v), "v"(w));
+#else
+    sum += v * w;
+#endif
+}
 template <typename T>
 ZF_INLINE void add_product(Vec<T>& sum, Vec<T> v, const T* w) {
 #if defined(__x86_64__) && defined(__FMA__)

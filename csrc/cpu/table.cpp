@@ -16,6 +16,7 @@ KernelsOf<T> all() {
     add_conv_weight_grad(kernels);
     add_max_pool(kernels);
     add_contrast_norm(kernels);
+    add_linear(kernels);
     return kernels;
 }
 

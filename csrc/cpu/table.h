@@ -15,6 +15,8 @@ template <typename T>
 void add_max_pool(KernelsOf<T>&);
 template <typename T>
 void add_contrast_norm(KernelsOf<T>&);
+template <typename T>
+void add_linear(KernelsOf<T>&);
 
 }  // namespace ZF_ISA
 }  // namespace zf

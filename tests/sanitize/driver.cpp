@@ -245,6 +245,15 @@ class Checks {
         x.expect_unchanged(), g.expect_unchanged();
     }
 
+    void linear(const zf::Linear& s) {
+        begin("linear", "linear " + std::to_string(s.N) + " " + std::to_string(s.I) + " " + std::to_string(s.O));
+        Array<T> x(s.N * s.I, place()), w(s.O * s.I, place()), b(s.O, place()), y(s.N * s.O, place());
+        x.random(random_), w.random(random_), b.random(random_), y.unwritten();
+        k_.linear(s, x.data(), w.data(), coin() ? b.data() : nullptr, y.data(), threads());
+        y.expect_written();
+        x.expect_unchanged(), w.expect_unchanged(), b.expect_unchanged();
+    }
+
     void layer(const zf::Conv& s, const zf::Pool& p) {
         begin("conv2d_relu_max_pool2d", text(s) + " " + text(p));
         Array<T> x(s.N * s.H * s.W * s.C, place()), w(s.K * s.C * s.KH * s.KW, place()), b(s.K, place());
@@ -296,6 +305,9 @@ class Checks {
         norm({0, 8, 5, 1e-4, 0.75, 2.0, true});
         norm({1, 1, 5, 1e-4, 0.75, 2.0, false});
         norm({7, 3, 9, 2.0, 0.5, 1.0, true});
+        linear({0, 5, 7});
+        linear({5, 0, 3});
+        linear({4, 33, 1});
     }
 
     void random_case() {
@@ -316,6 +328,7 @@ class Checks {
         pool(pool_on(C, H, W));
         layer(s, pool_on(K, s.OH, s.OW));
         norm({H * W, C, among(random_, 1, 11), 0.1, among(random_, 0, 1) ? 0.75 : 0.6, 1.5, coin()});
+        linear({among(random_, 1, 9), H * W, C});
     }
 
    private:
