@@ -242,10 +242,14 @@ class Winograd {
                kTaps * (filter_plane(grid, inputs) + odd_lines<T>(batch(grid, inputs) * kWidth<T>));
     }
 
-    // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96.
+    // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96; but a whole image where
+    // that is up to twice as much, for one image then divides evenly among threads (conv2 on two: 1.2 times as fast).
     static int64_t rows_of_unit(const Grid& grid) {
-        const int64_t tiles = (2 << 20) / (kTaps * grid.depth() * static_cast<int64_t>(sizeof(T)));
-        return larger(1, larger(16, smaller(96, tiles)) / grid.tile_cols());
+        const int64_t image = grid.tile_rows() * grid.tile_cols();
+        const int64_t wanted = (2 << 20) / (kTaps * grid.depth() * static_cast<int64_t>(sizeof(T)));
+        const int64_t tiles = larger(16, smaller(96, wanted));
+        if (tiles < image && image <= smaller(96, 2 * tiles)) return grid.tile_rows();
+        return larger(1, tiles / grid.tile_cols());
     }
 
     // Transforms tile rows [from, to), numbered through all images.
@@ -302,7 +306,7 @@ class Winograd {
     // The 36 products of the chunk [begin, end) of channels for tiles [first, last), whose sums lie from sums_ on. Each
     // chunk is summed apart: sums of parts lose less to rounding than one long sum.
     void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) {
-        const Walk walk{1, end - begin, 0, 1};
+        WalkAhead walk{{1, end - begin, 0, 1}, nullptr};
         const int64_t parts = ceil_div(last - first, kPixels);
         alignas(64) T partial[kPixels * kWidth<T>];
         for (int64_t z = 0; z < kTaps; ++z) {
@@ -310,6 +314,7 @@ class Winograd {
                 const int64_t t_end = (last - first) * (part + 1) / parts, count = t_end - t;
                 const T* at[kPixels];
                 for (int64_t i = 0; i < count; ++i) at[i] = inputs_.at(z, first + t + i, begin);
+                walk.ahead = at[0] + count * inputs_.chunk;
                 T* const sums = sums_ + z * sum_plane_ + t * kWidth<T>;
                 tile(count, at, walk, filters_ + z * filter_plane_, kZeros<T>, begin ? partial : sums);
                 if (begin)
