@@ -15,6 +15,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -79,16 +80,16 @@ class Conv:
     groups: int
     batch_norms: tuple[Affine, ...] = ()
 
-    @property
+    @cached_property
     def reach(self) -> Pair:
         """The height and width that a filter spans."""
         return tuple((self.kernel[a] - 1) * self.dilation[a] + 1 for a in (0, 1))
 
-    @property
+    @cached_property
     def padding(self) -> Pair:
         return tuple(max(self.before[a], self.after[a]) for a in (0, 1))
 
-    @property
+    @cached_property
     def window(self) -> Pair:
         """The size of `filters()`: `reach`, and zeros in front where the padding is not the same on both sides."""
         return tuple(self.reach[a] + self.padding[a] - self.before[a] for a in (0, 1))
