@@ -49,15 +49,6 @@ void dot(Index<kRowCount>, Index<kImageCount>, const Linear& s, int64_t n, int64
         }
 }
 
-// call(Index<count>{}) for 1 <= count <= kMost.
-template <int kMost, typename Call>
-ZF_INLINE void with_count(int64_t count, const Call& call) {
-    if (count == kMost)
-        call(Index<kMost>{});
-    else if constexpr (kMost > 1)
-        with_count<kMost - 1>(count, call);
-}
-
 template <typename T>
 void linear(const Linear& s, const T* x, const T* w, const T* bias, T* y, int threads) {
     parallel_for(ceil_div(s.O, kRows), threads, [&](int64_t begin, int64_t end, int) {

@@ -233,13 +233,10 @@ void add_products(Index<kCount>, const int32_t* offset, const T* value, int64_t 
     repeat<kCount>([&](auto i) { store(to[i.at] + at, sum[i.at]); });
 }
 
-template <bool kFresh, typename T, int kCount = kSlots>
+template <bool kFresh, typename T>
 ZF_INLINE void add_products(int64_t count, const int32_t* offset, const T* value, int64_t nonzeros, const T* filters,
                             T* const* to, int64_t at) {
-    if (count == kCount)
-        add_products<kFresh>(Index<kCount>{}, offset, value, nonzeros, filters, to, at);
-    else if constexpr (kCount > 1)
-        add_products<kFresh, T, kCount - 1>(count, offset, value, nonzeros, filters, to, at);
+    with_count<kSlots>(count, [&](auto n) { add_products<kFresh>(n, offset, value, nonzeros, filters, to, at); });
 }
 
 // How y is cut, which the filters' layout has no part in: units of work have `images` images, and take `rows` rows of

@@ -201,6 +201,15 @@ ZF_INLINE void repeat(const F& f) {
     }
 }
 
+// call(Index<count>{}) for 1 <= count <= kMost.
+template <int kMost, typename Call>
+ZF_INLINE void with_count(int64_t count, const Call& call) {
+    if (count == kMost)
+        call(Index<kMost>{});
+    else if constexpr (kMost > 1)
+        with_count<kMost - 1>(count, call);
+}
+
 template <typename T>
 ZF_INLINE void copy(T* to, const T* from, int64_t count) {
     __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));

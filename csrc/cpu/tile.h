@@ -127,25 +127,18 @@ inline const void* ahead_of(const WalkAhead& walk) { return walk.ahead; }
 #define ZF_TILE(T, size, count)           \
     ZF_TILE_OF(T, count, Walk, "")        \
     ZF_TILE_OF(T, count, WalkAhead, ZF_ASK(size, count), , [ahead] "+r"(ahead))
+#define ZF_TILES(count) ZF_TILE(float, 4, count) ZF_TILE(double, 8, count)
 // clang-format on
 
-ZF_TILE(float, 4, 1)
-ZF_TILE(float, 4, 2)
-ZF_TILE(float, 4, 3)
-ZF_TILE(float, 4, 4)
-ZF_TILE(float, 4, 5)
-ZF_TILE(float, 4, 6)
-ZF_TILE(double, 8, 1)
-ZF_TILE(double, 8, 2)
-ZF_TILE(double, 8, 3)
-ZF_TILE(double, 8, 4)
-ZF_TILE(double, 8, 5)
-ZF_TILE(double, 8, 6)
+ZF_TILES(1)
+ZF_TILES(2)
+ZF_TILES(3)
+ZF_TILES(4)
+ZF_TILES(5)
+ZF_TILES(6)
 #if defined(__AVX512F__)
-ZF_TILE(float, 4, 7)
-ZF_TILE(float, 4, 8)
-ZF_TILE(double, 8, 7)
-ZF_TILE(double, 8, 8)
+ZF_TILES(7)
+ZF_TILES(8)
 #endif
 
 #else
@@ -181,12 +174,9 @@ template <typename T>
 alignas(64) const T kZeros[kPixels * 2 * Lanes<T>::count] = {};
 
 // `count` <= kPixels addresses. The sums start from `from`, which may be acc.
-template <typename T, int kCount = kPixels, typename WalkOf>
+template <typename T, typename WalkOf>
 ZF_INLINE void tile(int64_t count, const T* const* p, const WalkOf& walk, const T* w, const T* from, T* acc) {
-    if (count == kCount)
-        tile_of(Index<kCount>{}, p, walk, w, from, acc);
-    else if constexpr (kCount > 1)
-        tile<T, kCount - 1>(count, p, walk, w, from, acc);
+    with_count<kPixels>(count, [&](auto n) { tile_of(n, p, walk, w, from, acc); });
 }
 
 }  // namespace

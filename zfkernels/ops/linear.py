@@ -32,6 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and x.shape[1] == weight.shape[1]
         and (bias is None or bias.dtype == torch.float32)
         and weight.nbytes >= LARGE
+        and weight.is_contiguous()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
@@ -61,7 +62,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _read_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     y = x.new_empty((len(x), len(weight)))
     addresses = x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     _C.linear(False, len(x), *weight.shape[::-1], *addresses, torch.get_num_threads())
