@@ -38,9 +38,10 @@ from pathlib import Path
 import torch
 
 from zfkernels import backends
-from zfkernels.bench import command, jobs, measure, record
+from zfkernels.bench import jobs, measure, record
 from zfkernels.bench.measure import OURS
 from zfkernels.bench.peers import Case, Setting
+from zfkernels.bench.run import select
 from zfkernels.bench.shapes import CONVS
 
 PATHS = ("forward", "descent")
@@ -223,7 +224,7 @@ def compiled(args: argparse.Namespace) -> int:
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
-    return [name for name in command.select(args.jobs) if name in CASES]
+    return [name for name in select(args.jobs) if name in CASES]
 
 
 def case_of(args: argparse.Namespace, name: str, n: int, backend: str, dtype: str, peers: tuple[str, ...] = ()) -> Case:

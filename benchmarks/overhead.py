@@ -18,7 +18,7 @@ from zfkernels import backends
 
 def main() -> None:
     torch.set_num_threads(1)
-    hollow = backends._loaded["reference"] = hollowed(backends.module("cpu"))
+    hollow = backends.registry._loaded["reference"] = hollowed(backends.module("cpu"))
     x, y = torch.randn(1, 8, 8, 8), torch.randn(1, 16, 3, 3)
     weight, bias, switches = torch.randn(16, 8, 3, 3), torch.randn(16), torch.zeros(1, 16, 3, 3, dtype=torch.uint8)
     cases = {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from zfkernels.ops import window
+from zfkernels import window
 
 
 class Case(NamedTuple):

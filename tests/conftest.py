@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import zfkernels as zf
+from zfkernels import backends
+
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be said before they are defined.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import zfkernels as zf
-from zfkernels import backends
 
 # The path of a module that tests/emulator/build.py made: backend cuda is then tested on the CPU, as "emulated".
 if os.environ.get("ZFKERNELS_EMULATED"):
@@ -49,7 +49,7 @@ def same_start():
 def triton_absent(monkeypatch):
     """Backend "triton" cannot run."""
     monkeypatch.setitem(backends.MODULES, "triton", "zfkernels.backends.absent")
-    monkeypatch.delitem(backends._loaded, "triton", raising=False)
+    monkeypatch.delitem(backends.registry._loaded, "triton", raising=False)
 
 
 def error(out: torch.Tensor, expected: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
 from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
-from .ops.window import pair
+from .window import pair
 
 Size = int | tuple[int, int]
 

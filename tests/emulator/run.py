@@ -3,7 +3,7 @@
     python tests/emulator/run.py [--quick]
 
 1. Kernels that are wrong on purpose (faults.cpp), and real ones with a barrier taken out: each must be caught.
-2. tests/test_backends.py through the emulated backend, in several orders of the threads.
+2. tests/backends/test_backends.py through the emulated backend, in several orders of the threads.
 3. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
 
 --quick leaves out what takes longest: all orders but the first, and the sanitizers. Objects are kept in build/emulator.
@@ -71,10 +71,12 @@ def main() -> int:
         faults(sanitize=True)
     module = build.build()
     mutations()
-    tests = ["tests/test_backends.py", "-k", "emulated"]
+    tests = ["tests/backends/test_backends.py", "-k", "emulated"]
     pytest(module, "forward", tests)
     for order in () if quick else ORDERS[1:]:
-        pytest(module, order, ["tests/test_backends.py", "-k", "emulated and against_reference and channels_last"])
+        pytest(module, order, [tests[0], "-k", "emulated and against_reference and channels_last"])
+            module, order, ["tests/backends/test_backends.py", "-k", "emulated and against_reference and channels_last"]
+        )
     if not quick:
         verify(build.build(sanitize=True), sanitize=True)
     print(f"passed in {time.monotonic() - started:.0f} s")

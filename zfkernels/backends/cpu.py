@@ -16,8 +16,8 @@ import os
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..ops import checks, window
+from .. import _C, window
+from ..ops import checks
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

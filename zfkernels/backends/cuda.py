@@ -8,7 +8,7 @@ memory is copied into it first. Work is queued on the current stream of the tens
 import torch
 from torch import Tensor
 
-from ..ops import window
+from .. import window
 
 try:
     from .. import _C

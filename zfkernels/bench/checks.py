@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..verify import relative_error, windows_of
+from ..testing.compare import relative_error, windows_of
 from .shapes import Pool
 
 BOUND = 1e-5  # of float32; a setting may have another

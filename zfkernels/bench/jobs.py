@@ -20,8 +20,8 @@ import zfkernels
 from . import checks, networks
 from .checks import switches_of
 from .peers import LAST, Case, Graph, Setting
-from .plain import conv_backward, normalized, pooled, scattered, unpooled
 from .shapes import CONVS, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, Conv, Norm, Pool, square
+from .torch_ops import conv_backward, normalized, pooled, scattered, unpooled
 
 # Plain convolutions, for which the compiler's code is torch's own or oneDNN's call: its time goes to the other groups.
 WITHOUT_COMPILER = ("others", "growth")

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zfkernels
-from zfkernels import ZFNet, deconvnet
-from zfkernels.zfnet import clamp_filters_
 
+from .. import ZFNet
+from ..deconvnet import cones
+from ..models.zfnet import clamp_filters_
 from . import checks
 from .peers import FORMATS, LAST, Case, Graph, Setting
-from .plain import normalized, pooled, unpooled
 from .shapes import CONVS, NORMS, POOLS
+from .torch_ops import normalized, pooled, unpooled
 
 CHANNEL = 7  # the map of conv5 whose strongest unit is projected
 ATLAS_IMAGES, ATLAS_TOP = 32, 9
@@ -195,17 +196,17 @@ def reverse(n: int, setting: Setting) -> Case:
     flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
     deconv = zfkernels.Deconvnet(model)
     steps = deconv._chain.steps[: deconv._chain.stop("conv5")]
-    run = deconvnet._run(steps, deconv._chain.shapes(x.shape, len(steps)), x.contiguous(memory_format=LAST))
+    run = cones._run(steps, deconv._chain.shapes(x.shape, len(steps)), x.contiguous(memory_format=LAST))
     of, units = np.arange(n), channels.cpu().numpy()
-    places = deconvnet._strongest(run.value, of, units)
-    found = deconvnet._at(run.value, of, units, places)
+    places = units._strongest(run.value, of, units)
+    found = units._at(run.value, of, units, places)
 
     def ours() -> tuple[Tensor]:
         with zfkernels.use_backend(setting.backend):
-            boxes, origins = deconvnet._reverse(run, found, of, units, places, "identity")
+            boxes, origins = cones._reverse(run, found, of, units, places, "identity")
             pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
             for out, box, origin in zip(pixels, boxes, origins.tolist(), strict=True):
-                deconvnet._paste(out, box, *origin)
+                cones._paste(out, box, *origin)
             return (pixels,)
 
     # The same switches for all, so that there is one right answer.
@@ -286,7 +287,7 @@ def step(n: int, setting: Setting) -> Case:
 
 def small_step(n: int, setting: Setting) -> Case:
     """The same of the network that `zfkernels demo` trains."""
-    from ..demo import CHANNELS, FEATURES, SIDE
+    from ..demo.network import CHANNELS, FEATURES, SIDE
 
     model = ZFNet(8, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None, dropout=0.0)
     return training(model, n, setting)

@@ -4,15 +4,16 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-from .. import info
+from .. import environment as machine
+from ..environment import installed
 
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout; an installed package has no csrc/ and no commit
 
 
 def environment(backend: str) -> dict:
     """Device, versions, commit and the digests of the kernel sources."""
-    peers = {package: info.installed(package) for package in ("onnxruntime", "openvino")}
-    return info.environment() | peers | {"backend": backend, "commit": commit()} | digests()
+    peers = {package: installed(package) for package in ("onnxruntime", "openvino")}
+    return machine.environment() | peers | {"backend": backend, "commit": commit()} | digests()
 
 
 def digests() -> dict[str, str | None]:

@@ -10,8 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .. import backends
-from . import window
+from .. import backends, window
 
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 LARGEST_FLOAT = sys.float_info.max

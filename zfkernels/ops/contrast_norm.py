@@ -19,9 +19,9 @@ The sums over {c : j in W(c)} run over the mirrored window, which differs from W
 
 from torch import Tensor
 
-from .. import backends
-from . import checks, window
-from .door import door, empty
+from .. import backends, window
+from . import checks
+from .define import door, empty
 
 # contrast_norm
 

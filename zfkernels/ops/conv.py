@@ -11,9 +11,9 @@ All three are linear in each of their two tensors, so these identities are all t
 import torch
 from torch import Tensor
 
-from .. import backends
-from . import checks, window
-from .door import door, empty
+from .. import backends, window
+from . import checks
+from .define import door, empty
 
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ saves the pooled map and the switches, for the rectifier's mask at a window's wi
 import torch
 from torch import Tensor
 
-from .. import backends
-from . import checks, window
+from .. import backends, window
+from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .door import door, empty
+from .define import door, empty
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
 # conv2d_relu_max_pool2d

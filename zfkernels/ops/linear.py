@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _C
-from .door import PLAIN
+from .define import PLAIN
 
 LARGE = 8 << 20  # bytes from which a weight is read from memory at each call
 MOST_IMAGES = 64

@@ -9,9 +9,9 @@ A switch is the winner's offset kh*KW + kw inside its own window, one byte.
 import torch
 from torch import Tensor
 
-from .. import backends
-from . import checks, window
-from .door import door, empty
+from .. import backends, window
+from . import checks
+from .define import door, empty
 
 # max_pool2d
 

@@ -53,7 +53,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops import window
+from ... import window
 from . import tuning
 from .tensors import INTERPRETED, Compilation, dense, empty, launch
 from .tuning import Config, Problem, Target

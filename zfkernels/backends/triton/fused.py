@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops import window
+from ... import window
 from . import conv, max_pool, tuning
 from .contrast_norm import contrast_norm
 from .conv import Call, Conv, _pixels, _product

@@ -1,0 +1,197 @@
+"""Which images, and which places in them, drive each map hardest (Zeiler & Fergus, section 4.1 and Fig. 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..deconvnet.deconvnet import Deconvnet
+
+FORMAT = "zfkernels.top_activations.1"
+SAVE_EVERY = 50  # batches
+
+
+class TopActivations(NamedTuple):
+    """The k strongest activations of each map, strongest first, at most one an image."""
+
+    values: Tensor  # (channels, k)
+    images: Tensor  # (channels, k) int64: the image's number
+    positions: Tensor  # (channels, k, 2) int64: (vertical, horizontal) in the map
+
+
+def top_activations(
+    model: nn.Module | Deconvnet,
+    loader: Iterable,
+    layer: str | Sequence[str],
+    k: int = 9,
+    *,
+    numbered: bool = False,
+    state: str | Path | None = None,
+    progress: bool = False,
+) -> TopActivations | dict[str, TopActivations]:
+    """The `k` strongest activations of every map of `layer` over the images of `loader`, in one pass over it.
+
+    An image enters once a map, with its strongest place (the first in row-major order of several equal ones); of images
+    with equal activations the one with the lower number ranks first. So the result does not depend on how the images
+    are batched, and with `numbered` not on their order either. Memory is bounded by one batch and its maps. Dropout is
+    passed over and batch norms use their running statistics, whatever the model's mode.
+
+    Over several processes, each searches its own part with `numbered`, and `gather` merges the parts exactly.
+
+    Args:
+        model: a ZFNet, any model that `Deconvnet` traces, or a Deconvnet.
+        loader: gives batches of images (N, C, H, W), or tuples or lists whose first item is one, as the model takes
+            them; a DataLoader, a list of tensors, a generator.
+        layer: a name in `Deconvnet(model).layers`, or in its `vector_layers`, whose features have the place (0, 0); or
+            several of them, all served from each batch while it is there.
+        k: how many. With fewer images than `k` in the loader, all of them rank: the results have that many columns.
+        numbered: each batch is a tuple or list that ends with its images' numbers, (N,) int64, of a larger set; a
+            number met twice counts once. Otherwise images are counted from 0 through the loader.
+        state: a file that keeps what was found so far, written every 50 batches and at the end. When it exists, the
+            search continues from it: the loader's first batches, which it has seen, are passed over unlooked at.
+        progress: show a progress bar (needs tqdm).
+
+    Returns:
+        values, images and positions, on the CPU, to be fed to `Deconvnet.project`:
+        `project(images[top.images[7]], layer, 7, top.positions[7])` projects the strongest of map 7. Of several layers
+        a dict of them.
+
+    Raises:
+        ValueError: `k` below 1, an unknown layer, a loader without images, numbers that do not fit, a `state` of
+            another search (other weights, layers or k).
+        TypeError: a batch that holds no tensor.
+    """
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int, got {k!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+    layers = [layer] if isinstance(layer, str) else list(layer)
+    if progress:
+        from tqdm import tqdm
+
+        loader = tqdm(loader, desc=f"strongest of {', '.join(layers)}", unit="batch")
+    file = None if state is None else Path(state)
+    search = None if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
+    done, seen, best = _resume(file, search)
+
+    for count, batch in enumerate(loader):
+        if count < done:
+            continue
+        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(images, Tensor):
+            raise TypeError(f"loader must give tensors or tuples that begin with one, got {type(images).__name__}")
+        numbers = _numbers(batch, images) if numbered else torch.arange(seen, seen + len(images))
+        seen += len(images)
+        for name, maps in deconv.activations(images, layers).items() if len(images) else ():
+            found = _of_batch(maps, numbers)
+            best[name] = merge([best[name], found] if name in best else [found], k)
+        if file is not None and (count + 1) % SAVE_EVERY == 0:
+            _save(file, search, count + 1, seen, best)
+            done = count + 1
+    if not best:
+        raise ValueError("loader must give at least one image, got none")
+    if file is not None:
+        _save(file, search, max(done, count + 1), seen, best)
+    return best[layer] if isinstance(layer, str) else {name: best[name] for name in layers}
+
+
+def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
+    """The `k` strongest of several searches over parts of one numbered set, exactly as one search would find them.
+
+    Each part must hold its own `k` strongest, or all it has. An image that two parts hold counts once.
+    """
+    values, images, positions = (torch.cat([part[i] for part in parts], 1) for i in range(3))
+    # Two stable sorts: by number, then by value, so that equal values stand by number. NaN ranks first, as in max().
+    order = images.argsort(dim=1, stable=True)
+    order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    ranked = images.gather(1, order)
+    by_number = ranked.argsort(dim=1, stable=True)
+    in_order = ranked.gather(1, by_number)
+    repeated = torch.zeros_like(ranked, dtype=torch.bool)
+    repeated[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
+    again = torch.zeros_like(repeated).scatter(1, by_number, repeated)
+    order = order.gather(1, again.to(torch.int8).argsort(dim=1, stable=True))
+    order = order[:, : min(k, int((~again).sum(1).min()) if len(again) else k)]
+    return TopActivations(
+        values.gather(1, order), images.gather(1, order), positions.gather(1, order[..., None].expand(-1, -1, 2))
+    )
+
+
+def gather(found: TopActivations | dict[str, TopActivations], k: int = 9) -> TopActivations | dict[str, TopActivations]:
+    """Every process's part, merged, the same on each process of torch.distributed (`found` itself without it).
+
+    A process whose part of the set is empty cannot search it; give each at least one image.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return found
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    if isinstance(found, dict):
+        return {name: merge([part[name] for part in parts], k) for name in found}
+    return merge(parts, k)
+
+
+def diverse(top: TopActivations, labels: Tensor) -> list[int]:
+    """Maps by falling strength (their weakest activation, above 0), the first of each class before any class's second.
+
+    A map's class is what most of its images have; `labels`: (N,) int64, the images'.
+    """
+    turns: dict[int, int] = {}
+    ranked = []
+    weakest, order = top.values[:, -1].sort(descending=True, stable=True)
+    for place, channel in enumerate(order[weakest > 0].tolist()):
+        favourite = int(labels[top.images[channel]].mode().values)
+        turns[favourite] = turns.get(favourite, 0) + 1
+        ranked.append((turns[favourite], place, channel))
+    return [channel for _, _, channel in sorted(ranked)]
+
+
+def _of_batch(maps: Tensor, numbers: Tensor) -> TopActivations:
+    """Every image's strongest place in each map: (channels, N)."""
+    width = maps.shape[3] if maps.ndim == 4 else 1
+    values, places = (found.cpu().T for found in maps.reshape(*maps.shape[:2], -1).max(2))
+    return TopActivations(values, numbers.expand(values.shape), torch.stack([places // width, places % width], -1))
+
+
+def _numbers(batch: object, images: Tensor) -> Tensor:
+    numbers = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64 or numbers.shape != images.shape[:1]:
+        got = f"{numbers.dtype} {tuple(numbers.shape)}" if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise ValueError(f"loader must end each batch with {len(images)} int64 numbers, got {got}")
+    return numbers.cpu()
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str, TopActivations]]:
+    if file is None or not file.exists():
+        return 0, 0, {}
+    kept = torch.load(file, weights_only=True)
+    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
+        raise ValueError(f"state {file} is no state of top_activations")
+    for name in ("layers", "k", "weights"):
+        if kept[name] != search[name]:
+            shown = "" if name == "weights" else f": {kept[name]}, not {search[name]}"
+            raise ValueError(f"state {file} is of another search, with other {name}{shown}")
+    return kept["batches"], kept["images"], {name: TopActivations(*best) for name, best in kept["best"].items()}
+
+
+def _save(file: Path, search: dict, batches: int, images: int, best: dict[str, TopActivations]) -> None:
+    beside = file.with_name(file.name + ".part")
+    kept = {name: tuple(found) for name, found in best.items()}
+    torch.save(search | {"batches": batches, "images": images, "best": kept}, beside)
+    os.replace(beside, file)

@@ -1,0 +1,148 @@
+"""How features move when an image is moved, scaled or turned (Zeiler & Fergus, section 4.1 and Fig. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..deconvnet.deconvnet import Deconvnet
+from ..models.modes import evaluated
+
+# The paper's ranges: shifts up and down by up to 60 of 224 pixels, magnified 1 to 1.8 times, one whole turn.
+TRANSFORMS = ("translation", "scale", "rotation")
+UNITS = {"translation": "shift down (pixels)", "scale": "magnification", "rotation": "turn (degrees)"}
+
+
+@dataclass(frozen=True)
+class InvarianceCurves:
+    """Answers to each image under each transform; images run down, parameters across."""
+
+    transform: str
+    parameters: list[float]
+    distances: dict[str, Tensor]  # layer -> (N, P): L2 distance of its features from those of the image as it is
+    norms: dict[str, Tensor]  # layer -> (N,): L2 norm of the latter, to compare layers by
+    probability: Tensor | None  # (N, P) of the true class; None if no labels were given
+
+
+def transformed(images: Tensor, transform: str, parameter: float, fill: float = 0.0) -> Tensor:
+    """Images (N, C, H, W) moved, scaled or turned about their centre; what comes in from outside is `fill`.
+
+    "translation" shifts down by `parameter` pixels (whole ones exactly), "scale" magnifies by it, "rotation" turns
+    counter-clockwise by that many degrees; both sample bilinearly. Parameters that change nothing (0, 1, a whole turn)
+    give the images to the bit.
+
+    Raises:
+        ValueError: an unknown transform, or a magnification that is not above 0.
+    """
+    if transform not in TRANSFORMS:
+        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    if transform == "scale" and not parameter > 0:
+        raise ValueError(f"a magnification must be above 0, got {parameter}")
+    if parameter == (1 if transform == "scale" else 0) or (transform == "rotation" and parameter % 360 == 0):
+        return images.clone()
+    height, width = images.shape[2:]
+    if transform == "translation" and float(parameter).is_integer():
+        shift = max(-height, min(height, int(parameter)))
+        moved = torch.full_like(images, fill)
+        moved[:, :, max(0, shift) : height + min(0, shift)] = images[:, :, max(0, -shift) : height - max(0, shift)]
+        return moved
+    # Where each pixel of the result comes from, in pixels from the centre, and then in grid_sample's -1..1.
+    down, right = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64) - (height - 1) / 2,
+        torch.arange(width, dtype=torch.float64) - (width - 1) / 2,
+        indexing="ij",
+    )
+    if transform == "translation":
+        down = down - parameter
+    elif transform == "scale":
+        down, right = down / parameter, right / parameter
+    else:
+        turn = torch.deg2rad(torch.tensor(float(parameter), dtype=torch.float64))
+        down, right = down * turn.cos() + right * turn.sin(), right * turn.cos() - down * turn.sin()
+    grid = torch.stack([right * 2 / width, down * 2 / height], -1).to(images).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
+
+
+@torch.no_grad()
+def invariance_curves(
+    model: nn.Module | Deconvnet,
+    images: Tensor,
+    layers: Sequence[str],
+    transform: str,
+    parameters: Sequence[float],
+    *,
+    labels: Tensor | None = None,
+    fill: float = 0.0,
+) -> InvarianceCurves:
+    """||f(T(x)) - f(x)|| of each layer's features f, and P(true class of T(x)), for each image x and transform T.
+
+    Args:
+        model: a ZFNet, any model that `Deconvnet` traces, or a Deconvnet; in evaluation mode.
+        images: (N, C, H, W), as the model takes them.
+        layers: names in `Deconvnet(model).layers` or `vector_layers`; the paper's are the first and the seventh.
+        transform, parameters: see `transformed`.
+        labels: (N,) int64, the true classes.
+        fill: what comes in from outside the image; 0 is the mean image where the mean was subtracted.
+    """
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be {len(images)}, one an image, got shape {tuple(labels.shape)}")
+    clear = deconv.activations(images, layers)
+    distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    probability = []
+    for parameter in parameters:
+        moved = transformed(images, transform, parameter, fill)
+        for layer, features in deconv.activations(moved, layers).items():
+            distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1))
+        if labels is not None:
+            logits = evaluated(deconv.model, moved)
+            probability.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
+    return InvarianceCurves(
+        transform=transform,
+        parameters=list(parameters),
+        distances={layer: torch.stack(found, 1) for layer, found in distances.items()},
+        norms={layer: features.flatten(1).norm(dim=1) for layer, features in clear.items()},
+        probability=torch.stack(probability, 1) if probability else None,
+    )
+
+
+def paper_parameters(transform: str, height: int, steps: int = 0) -> list[float]:
+    """Fig. 5's ranges, the shift in proportion to the image's height."""
+    if transform == "translation":
+        reach = round(height * 60 / 224)
+        step = max(1, reach // 12)
+        return [float(shift) for shift in range(-(reach // step) * step, reach + 1, step)]
+    return [1 + 0.05 * i for i in range(17)] if transform == "scale" else [10.0 * i for i in range(36)]
+
+
+def invariance_figure(curves: Sequence[InvarianceCurves], names: Sequence[str], path: Path) -> None:
+    """A row a transform: for each layer the distance over the features' own norm, and P(true class)."""
+    from ..drawing.style import SOFT, new_figure, plain_axes
+
+    layers = list(curves[0].distances)
+    columns = len(layers) + (curves[0].probability is not None)
+    figure = new_figure(3.4 * columns + 1.2, 2.5 * len(curves))
+    grid = figure.subplots(len(curves), columns, squeeze=False)
+    for row, curve in zip(grid, curves, strict=True):
+        for axes, layer in zip(row, layers, strict=False):
+            relative = curve.distances[layer] / curve.norms[layer].clamp_min(1e-30)[:, None]
+            for name, line in zip(names, relative.tolist(), strict=True):
+                axes.plot(curve.parameters, line, linewidth=1.2, label=name)
+            axes.set_title(f"{layer}: distance / norm", fontsize=9)
+            axes.set_ylim(0, None)
+        if curve.probability is not None:
+            for name, line in zip(names, curve.probability.tolist(), strict=True):
+                row[-1].plot(curve.parameters, line, linewidth=1.2, label=name)
+            row[-1].set_title("P(true class)", fontsize=9)
+            row[-1].set_ylim(-0.02, 1.02)
+        for axes in row:
+            plain_axes(axes)
+            axes.set_xlabel(UNITS[curve.transform], fontsize=8, color=SOFT)
+    if len(names) <= 12:
+        grid[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)

@@ -1,0 +1,430 @@
+"""What a network loses when a part of the image is covered (Zeiler & Fergus, section 4.2 and Fig. 7).
+
+A window changes what is near it. So the clear image is run once, and for each window only what the window can reach in
+each layer (regions.py); images are not copied. A model that torch.fx cannot trace is run on whole covered images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.folders import find_pictures
+from ..data.loading import read_all, stream
+from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.style import SOFT, new_figure, outline
+from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..graph.graph import Graph
+from ..graph.regions import Recomputed, Region
+from ..graph.trace import trace_whole
+from ..models.checkpoint import Network, normalise
+from ..models.modes import _evaluation
+from ..ops import checks
+from ..window import pair
+from .activations import top_activations
+
+
+@dataclass(frozen=True)
+class OcclusionMap:
+    """Raw cells, one a window position; nothing is averaged, interpolated or smoothed.
+
+    Cell (r, c) is the network's answer to the image with the pixels [top:bottom, left:right] = boxes[r, c] covered.
+    """
+
+    probability: torch.Tensor  # (rows, cols) softmax probability of the target
+    logit: torch.Tensor  # (rows, cols) the target's output before the softmax
+    label: torch.Tensor  # (rows, cols) int64, the most probable class
+    activity: torch.Tensor | None  # (rows, cols) sum over one map of `layer`; None when no layer was asked for
+    boxes: torch.Tensor  # (rows, cols, 4) int64: top, left, bottom, right; half-open, clipped to the image
+    target: int
+    layer: str | None
+    channel: int | None  # the map that `activity` sums
+    clear_probability: float  # the same four numbers for the image with nothing covered
+    clear_logit: float
+    clear_label: int
+    clear_activity: float | None
+
+
+@torch.no_grad()
+def occlusion_map(
+    model: torch.nn.Module,
+    image: torch.Tensor,
+    target: int | None = None,
+    *,
+    patch: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    fill: float | Sequence[float] | torch.Tensor | str | None = None,
+    layer: str | None = None,
+    channel: int | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> OcclusionMap:
+    """Slide a covering window over `image` and record what `model` says at each position.
+
+    Window (r, c) covers rows [r*stride, r*stride + patch) and columns likewise, height before width. There are
+    ceil((size - patch) / stride) + 1 positions along each side: the last window reaches the image's edge and is cut
+    there, so every pixel is covered at least once and no window lies outside.
+
+    Args:
+        model: any module from images (N, C, H, W) to logits (N, classes); run in evaluation mode and then put back.
+        image: (C, H, W) or (1, C, H, W), as the model takes it (normalised), on the model's device.
+        target: the class whose probability is recorded; the most probable one of the clear image when None.
+        patch: the window, int or (height, width); a fifth of the image's shorter side when None.
+        stride: its step, int or (height, width), at most `patch`; a quarter of the patch when None.
+        fill: what covers the pixels: a number, one a channel, or a (C, H, W) image; "mean" (or None), the image's mean
+            colour; "blur", the image under a Gaussian whose standard deviation is half the patch's longer side.
+        layer: also sum one map of this submodule (a name of `model.named_modules()`, "conv5" of a ZFNet).
+        channel: which map; when None the one that holds the layer's largest activation in the clear image.
+        batch_size: windows a pass.
+        progress: show a progress bar (needs tqdm).
+
+    A pass costs what the windows can reach: with a patch of 28 of 224 pixels about a third of a ZFNet. A model that
+    torch.fx cannot trace gets whole covered images, after a warning.
+
+    Raises:
+        ValueError: for a shape, size or name that does not fit, naming the argument.
+        TypeError: for an image or fill of the wrong type.
+    """
+    image = _check_image(image)
+    height, width = image.shape[1:]
+    patch_h, patch_w = pair("patch", max(1, min(height, width) // 5) if patch is None else patch, 1)
+    if patch_h > height or patch_w > width:
+        raise ValueError(f"patch {(patch_h, patch_w)} is larger than the image {(height, width)}")
+    stride_h, stride_w = pair("stride", (max(1, patch_h // 4), max(1, patch_w // 4)) if stride is None else stride, 1)
+    if stride_h > patch_h or stride_w > patch_w:
+        raise ValueError(
+            f"stride {(stride_h, stride_w)} is larger than the patch {(patch_h, patch_w)}: pixels would stay uncovered"
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    if layer is None and channel is not None:
+        raise ValueError(f"channel {channel} needs a layer: pass layer= too")
+    cover = _check_fill(fill, image, (patch_h, patch_w))
+    boxes = _windows(height, width, (patch_h, patch_w), (stride_h, stride_w))
+
+    flat = boxes.reshape(-1, 4)
+    with _evaluation(model):
+        _check_layer(model, layer)
+        network = _by_regions(model, image, layer) or _Copies(model, image, layer)
+        clear_logits, clear_maps = network.clear()
+        classes = len(clear_logits)
+        if target is None:
+            target = int(clear_logits.argmax())
+        elif isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
+            raise ValueError(f"target must be a class in 0..{classes - 1}, got {target!r}")
+        clear_activity = None
+        if layer is not None:
+            if channel is None:
+                channel = int(clear_maps.amax(dim=(1, 2)).argmax())
+            elif isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < len(clear_maps):
+                raise ValueError(f"channel must be a map of {layer} in 0..{len(clear_maps) - 1}, got {channel!r}")
+            clear_activity = float(clear_maps[channel].sum())
+
+        logits, activity = [], []
+        starts = range(0, len(flat), batch_size)
+        if progress:
+            from tqdm import tqdm
+
+            starts = tqdm(starts, desc="occlusion", unit="batch")
+        for start in starts:
+            some, map_ = network.covered(flat[start : start + batch_size], cover, channel)
+            logits.append(some)
+            if layer is not None:
+                activity.append(map_.sum(dim=(1, 2)))
+
+    grid = boxes.shape[:2]
+    logits = torch.cat(logits).reshape(*grid, classes)
+    return OcclusionMap(
+        probability=logits.softmax(-1)[..., target],
+        logit=logits[..., target].clone(),
+        label=logits.argmax(-1),
+        activity=torch.cat(activity).reshape(grid) if layer is not None else None,
+        boxes=boxes,
+        target=target,
+        layer=layer,
+        channel=channel,
+        clear_probability=float(clear_logits.softmax(-1)[target]),
+        clear_logit=float(clear_logits[target]),
+        clear_label=int(clear_logits.argmax()),
+        clear_activity=clear_activity,
+    )
+
+
+def _windows(height: int, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
+    def spans(size: int, length: int, step: int) -> list[tuple[int, int]]:
+        count = -(-(size - length) // step) + 1
+        return [(i * step, min(i * step + length, size)) for i in range(count)]
+
+    rows, columns = spans(height, patch[0], stride[0]), spans(width, patch[1], stride[1])
+    return torch.tensor([[(top, left, bottom, right) for left, right in columns] for top, bottom in rows])
+
+
+def _check_image(image: torch.Tensor) -> torch.Tensor:
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
+    if not image.is_floating_point():
+        raise TypeError(f"image must be of a floating dtype, normalised as the model takes it, got {image.dtype}")
+    if image.dim() == 4 and len(image) == 1:
+        image = image[0]
+    if image.dim() != 3 or 0 in image.shape:
+        raise ValueError(f"image must be one image of shape (C, H, W) or (1, C, H, W), got {tuple(image.shape)}")
+    return image
+
+
+def _check_fill(
+    fill: float | Sequence[float] | torch.Tensor | str | None, image: torch.Tensor, patch: tuple[int, int]
+) -> torch.Tensor:
+    if isinstance(fill, str) and fill == "blur":
+        return _blurred(image, max(patch) / 2)
+    if fill is None or (isinstance(fill, str) and fill == "mean"):
+        fill = image.mean(dim=(1, 2))
+    try:
+        cover = torch.as_tensor(fill, dtype=image.dtype, device=image.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"fill must be a number, one a channel, a (C, H, W) image, 'mean' or 'blur', got {fill!r}"
+        ) from error
+    channels = len(image)
+    if cover.dim() == 1 and len(cover) == channels:
+        cover = cover[:, None, None]
+    if cover.dim() != 0 and tuple(cover.shape) not in ((channels, 1, 1), tuple(image.shape)):
+        raise ValueError(
+            f"fill must be a number, {channels} numbers or of shape {tuple(image.shape)}, "
+            f"got shape {tuple(cover.shape)}"
+        )
+    return cover.expand(image.shape)
+
+
+def _blurred(image: torch.Tensor, deviation: float) -> torch.Tensor:
+    """The image under a Gaussian of this standard deviation in pixels, weights beyond the edges left out."""
+    blurred = image if image.element_size() > 2 else image.float()
+    for axis in (1, 2):
+        places = torch.arange(image.shape[axis], dtype=blurred.dtype, device=image.device)
+        weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))
+        weights = weights / weights.sum(1, keepdim=True)
+        blurred = torch.tensordot(weights, blurred, dims=([1], [axis])).movedim(0, axis)
+    return blurred.to(image.dtype)
+
+
+# The two ways to run a network on covered images. Of both, clear() gives the logits (classes,) and the layer's maps
+# (C, H, W) or None, and covered(windows, cover, channel) the logits (N, classes) and one of the maps (N, H, W) or None.
+
+
+class _Regions:
+    def __init__(self, graph: Graph, image: torch.Tensor, layer: str | None) -> None:
+        self.image, self.layer, self.graph = image, layer, graph
+        self.maps = None if layer is None else graph.submodules[layer]
+        wanted = [graph.output] if layer is None else [graph.output, self.maps]
+        self.run = Recomputed(graph, image[None], wanted)
+
+    def clear(self):
+        logits = _check_logits(self.run.clear[self.graph.output], 1)[0]
+        return logits, None if self.layer is None else _check_maps(self.run.clear[self.maps], self.layer)[0]
+
+    def covered(self, windows, cover, channel):
+        windows = windows.numpy()
+        size = np.array(self.image.shape[1:])
+        box = (windows[:, 2:] - windows[:, :2]).max(0)
+        origins = np.minimum(windows[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
+        pixels = self.image.new_empty(len(windows), len(self.image), *box.tolist())
+        for some, (y, x), (top, left, bottom, right) in zip(pixels, origins.tolist(), windows.tolist(), strict=True):
+            some.copy_(self.image[:, y : y + some.shape[1], x : x + some.shape[2]])
+            some[:, top - y : bottom - y, left - x : right - x] = cover[:, top:bottom, left:right]
+        values = self.run(Region(pixels, origins))
+        logits = self.run.whole(self.graph.output, values[self.graph.output])
+        if self.layer is None:
+            return _check_logits(logits, len(windows)), None
+        return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
+
+
+class _Copies:
+    def __init__(self, model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> None:
+        self.model, self.image, self.layer = model, image, layer
+
+    def _run(self, images):
+        with _recording(self.model, self.layer) as outputs:
+            logits = _check_logits(self.model(images), len(images))
+        return logits, None if self.layer is None else _recorded(outputs, self.layer)
+
+    def clear(self):
+        logits, maps = self._run(self.image[None])
+        return logits[0], None if maps is None else maps[0]
+
+    def covered(self, windows, cover, channel):
+        images = self.image.expand(len(windows), -1, -1, -1).clone()
+        for image, (top, left, bottom, right) in zip(images, windows.tolist(), strict=True):
+            image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
+        logits, maps = self._run(images)
+        return logits, None if maps is None else maps[:, channel]
+
+
+def _by_regions(model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> _Regions | None:
+    """None, after a warning, for a model of which the parts that a window reaches cannot be told."""
+    try:
+        graph = trace_whole(model)
+        checks.backend(None, image)
+        if not graph.output:
+            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
+        if layer is not None and layer not in graph.submodules:
+            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
+        return _Regions(graph, image, layer)
+    except (NotImplementedError, RuntimeError) as error:
+        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
+        return None
+
+
+@contextmanager
+def _recording(model: torch.nn.Module, layer: str | None):
+    """A list that holds the outputs of submodule `layer` of the last forward pass."""
+    outputs: list = []
+    if layer is None:
+        yield outputs
+        return
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _check_layer(model: torch.nn.Module, layer: str | None) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    if layer is not None and layer not in names:
+        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
+
+
+def _recorded(outputs: list, layer: str) -> torch.Tensor:
+    if not outputs:
+        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
+    return _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
+
+
+def _check_maps(output: object, layer: str) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor) or output.dim() != 4:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"layer {layer!r} must give maps (N, C, H, W), it gives {shape}")
+    return output
+
+
+def _check_logits(logits: object, count: int) -> torch.Tensor:
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != count:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}")
+    return logits
+
+
+@dataclass(frozen=True)
+class Occluded:
+    """One image with its occlusion map."""
+
+    name: str
+    image: torch.Tensor  # uint8 (3, H, W)
+    result: OcclusionMap
+    projected: list[tuple[str, torch.Tensor, tuple[int, int, int, int]]] = field(default_factory=list)
+    """(title, projection (3, H, W), box) of the map that `result` sums: in this image first, then in others."""
+
+
+def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None:
+    """The paper's Fig. 7: the image, the map's activity, the target's probability and the most probable class."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    result = occluded.result
+    rows, columns = result.probability.shape
+    height, width = occluded.image.shape[1:]
+    # A cell is drawn around its window's centre; the windows at the far edges are cut, and drawn as if they were not.
+    stride_h = int(result.boxes[1, 0, 0]) if rows > 1 else height
+    stride_w = int(result.boxes[0, 1, 1]) if columns > 1 else width
+    patch_h, patch_w = int(result.boxes[0, 0, 2]), int(result.boxes[0, 0, 3])
+    left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
+    extent = (left, left + columns * stride_w, top + rows * stride_h, top)
+
+    figure = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
+    upper = figure
+    if occluded.projected:
+        upper, lower = figure.subfigures(2, 1)
+        _projected_row(lower, occluded)
+    picture, activity, probability, label = upper.subplots(1, 4)
+    picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
+    worst = divmod(int(result.probability.argmin()), columns)
+    outline(picture, result.boxes[worst].tolist())
+    picture.set_title(f"(a) {occluded.name}", fontsize=9)
+
+    sums = result.activity.numpy()
+    low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
+    drawn = activity.imshow(sums, cmap="viridis", extent=extent, vmin=low, vmax=high, interpolation="nearest")
+    activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
+    bar = upper.colorbar(drawn, ax=activity, shrink=0.8)
+    bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
+
+    drawn = probability.imshow(
+        result.probability.numpy(), cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest"
+    )
+    lettered = "d" if occluded.projected else "c"
+    probability.set_title(
+        f"({lettered}) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9
+    )
+    bar2 = upper.colorbar(drawn, ax=probability, shrink=0.8)
+
+    seen = sorted(set(result.label.ravel().tolist()), key=lambda c: -int((result.label == c).sum()))
+    palette = colormaps["tab20"]
+    colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
+    label.imshow(colours[result.label.numpy()], extent=extent, interpolation="nearest")
+    label.set_title(f"({'e' if occluded.projected else 'd'}) most probable class", fontsize=9)
+    label.legend(
+        handles=[Patch(color=colours[c], label=classes[c]) for c in seen[:6]],
+        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1,
+    )  # fmt: skip
+    for axes in (picture, activity, probability, label):
+        axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width // 2, width], yticks=[0, height // 2, height])
+        axes.tick_params(colors=SOFT, labelsize=7)
+        axes.set_facecolor("#e8e8e8")
+    picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
+    for each in (bar, bar2):
+        each.ax.tick_params(colors=SOFT, labelsize=7)
+        each.outline.set_visible(False)
+    figure.savefig(path)
+
+
+def _projected_row(figure, occluded: Occluded) -> None:
+    """(c) of the paper's Fig. 7: the map's strongest activation projected, in this image and in others."""
+    for axes, (title, pixels, box) in zip(
+        figure.subplots(1, max(4, len(occluded.projected))), occluded.projected, strict=False
+    ):
+        top, left, bottom, right = box
+        part = cut(pixels, box)
+        limit = float(part.abs().flatten().quantile(0.995))
+        axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
+        axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
+        axes.tick_params(colors=SOFT, labelsize=7)
+    for axes in figure.axes[len(occluded.projected) :]:
+        axes.set_axis_off()
+
+
+def project_map(
+    network: Network, image: torch.Tensor, layer: str, channel: int, folder: Path | None, others: int = 3
+) -> list[tuple[str, torch.Tensor, tuple[int, int, int, int]]]:
+    """The map's strongest activation in `image` and in the `others` pictures of `folder` that excite it most.
+
+    `image`: (3, H, W), as the network takes it. Without a folder only the first.
+    """
+
+    deconv, inputs, names = Deconvnet(network.model), image[None], ["(c) projection, this picture"]
+    if folder is not None:
+        paths, size = find_pictures(folder), tuple(image.shape[1:])
+        top = top_activations(deconv, stream(network, paths, size), layer, others + 1, numbered=True)
+        chosen = [paths[i] for i in top.images[channel].tolist()]
+        read = normalise(network, read_all(chosen, size))
+        kept = [i for i, one in enumerate(read) if not torch.equal(one, image)][:others]
+        inputs = torch.cat([inputs, read[kept]])
+        names += [f"(c) {chosen[i].stem}" for i in kept]
+    found = deconv.project(inputs, layer, channel)
+    return [
+        (name, pixels, tuple(box)) for name, pixels, box in zip(names, found.pixels, found.boxes.tolist(), strict=True)
+    ]

@@ -1,0 +1,76 @@
+"""`zfkernels bench`: the options and the run."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timezone
+
+import torch
+
+from .. import backends
+from . import ceilings, measure, memory, record, tables
+from .jobs import JOBS, make
+from .peers import Setting
+
+SIZES = {"cpu": (1, 8, 32), "cuda": (1, 16, 128)}
+QUICK = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1",
+         "normtrain1", "fused1", "unfused1", "forward", "logits", "project", "smallstep")  # fmt: skip
+SCALED = ("conv2", "conv3", "fused1", "convt2", "wgrad2", "pool1", "norm1", "forward")
+MALLOC = "GLIBC_TUNABLES"
+KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+
+
+def parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def select(wanted: str, quick: bool = False) -> list[str]:
+    """The jobs that a comma list asks for: by name, by op (a name without its layer), by group; none: all of them."""
+    if not wanted:
+        return list(QUICK if quick else JOBS)
+    named = {name: (name, name.rstrip("0123456789"), job.group) for name, job in JOBS.items()}
+    for part in parts(wanted):
+        if not any(part in names for names in named.values()):
+            raise ValueError(f"--jobs: no job {part!r}; the jobs are {', '.join(JOBS)}")
+    return [name for name, names in named.items() if set(parts(wanted)) & set(names)]
+
+
+def run(
+    names: list[str],
+    sizes: list[int],
+    setting: Setting,
+    quick: bool = False,
+    extras: bool = True,
+    save: Callable[[dict], None] = lambda found: None,
+) -> dict:
+    """Measures, prints as it goes, and returns the record. `extras`: memory and threads as well.
+
+    `save` is called with the record so far after each row, for a long run may be stopped.
+    """
+    torch.set_num_threads(setting.threads)
+    pace = measure.QUICK if quick else measure.FULL
+    if setting.device == "cuda":  # float32 means float32, for every contender
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    found = record.environment(setting.backend) | {
+        "threads": setting.threads, "peers": list(setting.peers), "quick": quick,
+        "keep_malloc": os.environ.get(MALLOC) == KEEP,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    with torch.no_grad():
+        top = ceilings.measured(setting.device, setting.synchronize, quick)
+        found |= {"ceilings": asdict(top), "rows": []}
+        print(tables.heading())
+        for name in names:
+            for n in JOBS[name].sizes or sizes:
+                case = make(name, n, setting)
+                found["rows"].append(measure.measure(case, pace, top))
+                print(tables.line(found["rows"][-1]), flush=True)
+                save(found)
+        if extras:
+            n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]
+            found["memory"] = memory.rows(setting, n, ("forward",) if quick else memory.JOBS)
+            if setting.threads > 1 and "cpu" in backends.module(setting.backend).DEVICES:
+                found["threads_scaling"] = measure.thread_scaling(setting, SCALED[-1:] if quick else SCALED, n, pace)
+            save(found)
+    print("", *tables.summaries(found), sep="\n")
+    return found

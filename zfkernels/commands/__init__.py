@@ -1,0 +1,1 @@
+"""The commands of `zfkernels`, one file each: SUMMARY, EXAMPLES, add_arguments(parser), run(args)."""

@@ -1,0 +1,63 @@
+"""`zfkernels ablate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..analyses import ablation
+from ..analyses.ablation import HEAD, line, variants
+from ..training.processes import launched, processes
+from ..training.recipe import Plan
+from . import train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels ablate`."""
+    plan = Plan()
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
+    add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
+    add("--held-out", type=float, default=0.1, metavar="FRACTION", help="(%(default)s)")
+    add("--rows", type=int, nargs="+", metavar="ROW", help="only these rows, counted from 0")
+    add("--epochs", type=int, default=plan.epochs, help="passes over the pictures, for each row (%(default)s)")
+    add("--batch", type=int, default=plan.batch_size, help="pictures a step (%(default)s)")
+    add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
+    add("--seed", type=int, default=0, help="(%(default)s)")
+    train.add_network_arguments(parser)
+    add("--precision", choices=tuple(train.PRECISIONS), help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", help="(default: the GPU if there is one)")
+    add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains each row and prints it; 0."""
+    rows = variants(args.channels, args.fc)
+    if args.rows:
+        if not all(0 <= row < len(rows) for row in args.rows):
+            raise ValueError(f"--rows must be from 0 to {len(rows) - 1}, got {args.rows}")
+        rows = [rows[row] for row in args.rows]
+    plan = Plan(epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, seed=args.seed)
+    training, validation, classes = train.picture_sets(args)
+    describe = train.zfnet_arguments(args, len(classes))
+    with launched(args.device) as device:
+        first = processes()[0] == 0
+        if first:
+            print(HEAD, flush=True)
+        ablation.run(
+            rows, training, validation, plan, describe, side=args.side, scale=args.scale, device=device,
+            precision=train.PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")],
+            workers=args.workers, out=args.out, quiet=not sys.stderr.isatty(),
+            report=(lambda result: print(line(result), flush=True)) if first else None,
+        )  # fmt: skip
+    if first:
+        print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
+    return 0
+
+
+EXAMPLES = """examples:
+  zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
+  zfkernels ablate photos --rows 0 1 4
+"""

@@ -1,0 +1,86 @@
+"""`zfkernels atlas`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from ..analyses.activations import gather, top_activations
+from ..analyses.atlas import cards, write_layer, write_page
+from ..data.folders import find_pictures
+from ..data.loading import read_all, stream
+from ..deconvnet.deconvnet import NORMS, Deconvnet
+from ..models.checkpoint import input_size, normalise
+from ..models.load import network
+from ..training.processes import launched, processes
+from .options import NETWORK, add_network, chosen_layers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels atlas`."""
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included")
+    add_network(parser)
+    add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution)")
+    add("--maps", type=int, metavar="COUNT", help="only the first COUNT maps of each layer")
+    add("--top", type=int, default=9, metavar="K", help="activations a map (%(default)s)")
+    add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
+    add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
+    add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, projects, writes; the search continues from out/search-*.pt if it was stopped."""
+    made = network(args)
+    deconv, size = Deconvnet(made.model), input_size(args, made)
+    layers = chosen_layers(deconv, args.layers)
+    paths = find_pictures(args.folder)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with launched("cpu"):
+        rank, world = processes()
+        if len(paths) < world:
+            raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
+        names = "\n".join(map(str, paths))
+        state = args.out / f"search-{hashlib.sha256(names.encode()).hexdigest()[:12]}-{rank}-of-{world}.pt"
+        parts = top_activations(
+            deconv, stream(made, paths, size, args.batch, args.workers, (rank, world)), layers, args.top,
+            numbered=True, state=state, progress=rank == 0 and sys.stderr.isatty(),
+        )  # fmt: skip
+        tops = gather(parts, args.top)
+    if rank:
+        return 0
+
+    def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
+        pixels = read_all([paths[i] for i in numbers], size)
+        return normalise(made, pixels), pixels
+
+    sheets = []
+    for layer in layers:
+        maps = len(tops[layer].values)
+        chosen = range(min(maps, args.maps or maps))
+        names = [path.name for path in paths]
+        found = cards(deconv, tops[layer], layer, read, chosen, args.norm)
+        sheets.append(write_layer(args.out, layer, len(chosen), found, names))
+        print(f"{layer:<12}{len(sheets[-1].cards):5d} of {len(chosen)} maps   {sheets[-1].png}", flush=True)
+    page = args.out / "index.html"
+    write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
+    print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")
+    return 0
+
+
+EXAMPLES = (
+    """examples:
+  zfkernels atlas photos --weights run/zfnet.pt
+  zfkernels atlas photos --weights run/zfnet.pt --layers conv3 conv5 --maps 40
+  torchrun --nproc-per-node 4 -m zfkernels atlas photos --weights run/zfnet.pt
+
+--out gets a PNG sheet a layer and index.html, one file that holds all its pictures. A search that was stopped
+continues where it was.
+"""
+    + NETWORK
+)

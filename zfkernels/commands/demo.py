@@ -1,0 +1,41 @@
+"""`zfkernels demo`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from ..demo import demo
+
+EXAMPLES = """examples:
+  zfkernels demo
+  zfkernels demo --out page --seed 3
+  zfkernels demo --epochs 5 --quiet
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels demo`."""
+    parser.add_argument("--out", type=Path, default=Path("zfkernels-demo"), help="folder of the page (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops, mirroring and dropout (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=14, help="passes over the crops (%(default)s)")
+    parser.add_argument("--crops", type=int, default=240, help="training crops a photograph (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demonstration and prints what it found; 0."""
+    for name in ("epochs", "crops"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, and {args.out} is a file")
+    began = time.perf_counter()
+    page, findings = demo.run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
+    for name, value in findings.facts.items():
+        print(f"{name:<28} {value}")
+    print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
+    print(f"\nThe page: {page.resolve()}")
+    print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
+    return 0

@@ -1,0 +1,41 @@
+"""`zfkernels filters`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..analyses.filters import DEAD, HIGH, LOW, filters_figure, first_filters, table
+from ..models.load import network
+from .options import NETWORK, add_network
+
+EXAMPLES = (
+    """examples:
+  zfkernels filters --weights run/zfnet.pt --against free/zfnet.pt      # free: trained with --no-clamp
+"""
+    + NETWORK
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels filters`."""
+    add_network(parser)
+    parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="FILE", help="weights to compare with")
+    parser.add_argument("--out", type=Path, default=Path("filters.png"), help="picture to write (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the counts, draws the filters; 0."""
+    networks = {}
+    for file in (args.weights, *args.against):
+        made = network(argparse.Namespace(**vars(args) | {"weights": file}))
+        networks[str(file.parent / file.stem if file else args.model)] = first_filters(made.model)
+    if any(weight.shape[1] != 3 for weight in networks.values()):
+        raise ValueError("the first layer must have 3 channels to be drawn")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    filters_figure(networks, args.out)
+    print(table(networks))
+    print(f"dead: below {DEAD} of the median's size; all low: 3/4 of the energy below {LOW} of the Nyquist frequency; "
+          f"all high: above {HIGH}")  # fmt: skip
+    print(f"picture     {args.out}")
+    return 0

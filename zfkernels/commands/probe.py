@@ -1,0 +1,63 @@
+"""`zfkernels probe`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..analyses.probes import CLASSIFIERS, features, probe, table
+from ..data.folders import class_folders
+from ..data.loading import stream
+from ..deconvnet.deconvnet import Deconvnet
+from ..models.checkpoint import input_size
+from ..models.load import network
+from .options import NETWORK, add_network, chosen_layers
+
+EXAMPLES = (
+    """examples:
+  zfkernels probe photos --weights run/zfnet.pt --per-class 15 30
+  zfkernels probe photos --weights run/zfnet.pt --layers conv5 fc7 --classifiers svm
+"""
+    + NETWORK
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels probe`."""
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
+    add_network(parser)
+    add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution and hidden layer)")
+    add("--per-class", type=int, nargs="+", default=[15, 30], metavar="COUNT",
+        help="training pictures of each class (%(default)s)")  # fmt: skip
+    add("--draws", type=int, default=5, help="random choices of them (%(default)s)")
+    add("--grid", type=int, default=6, help="pool larger maps to this side; 0: do not (%(default)s)")
+    add("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS, help="(both)")
+    add("--seed", type=int, default=0, help="of the choices (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; 0."""
+    import sklearn  # noqa: F401, before the long part
+
+    made = network(args)
+    deconv, size = Deconvnet(made.model), input_size(args, made)
+    layers = chosen_layers(deconv, args.layers, vectors=True)
+    if not args.layers:
+        layers = [layer for layer in layers if layer not in deconv.vector_layers[-1:]]
+    pictures = class_folders(args.folder)
+    known = features(deconv, stream(made, pictures.paths, size), layers, args.grid)
+    labels = torch.tensor(pictures.labels)
+    print(
+        table(
+            [
+                one
+                for count in args.per_class
+                for one in probe(known, labels, count, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
+            ]
+        )
+    )
+    print(f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation")
+    return 0

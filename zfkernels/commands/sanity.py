@@ -1,0 +1,83 @@
+"""`zfkernels sanity`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ..analyses.sanity import sanity_check, sanity_figure
+from ..data.loading import read_all
+from ..deconvnet.deconvnet import NORMS
+from ..graph.steps import METHODS
+from ..models.checkpoint import input_size, normalise
+from ..models.load import network
+from .options import NETWORK, add_network
+
+EXAMPLES = (
+    """examples:
+  zfkernels sanity cat.jpg --weights run/zfnet.pt
+  zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
+
+The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
+What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
+"""
+    + NETWORK
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels sanity`."""
+    add = parser.add_argument
+    add("picture", type=Path, metavar="PICTURE", help="a picture file")
+    add_network(parser)
+    add("--layer", help="layer of the unit (default: the last, whose units are the classes)")
+    add("--channel", type=int, help="its map or class (default: the strongest on this picture)")
+    add("--position", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="its place (default: the strongest)")
+    add("--norm", choices=NORMS, default="identity", help="how contrast norms are undone (%(default)s)")
+    add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do (%(default)s)")
+    add("--repeats", type=int, default=3, help="independent randomisations (%(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add("--out", type=Path, default=Path("sanity.png"), help="picture to write (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what is left of the picture at each stage and draws the pictures; 0."""
+    made = network(args)
+    if args.weights is None:
+        print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)
+    picture = read_all([args.picture], input_size(args, made))[0]
+    position = tuple(args.position) if args.position else None
+    result = sanity_check(
+        made.model,
+        normalise(made, picture),
+        args.layer,
+        args.channel,
+        position,
+        norm=args.norm,
+        method=args.method,
+        repeats=args.repeats,
+        seed=args.seed,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"unit        {result.layer}, map {result.channel}, place {result.position}; {result.method}")
+    width = max(len("randomised down to"), *(len(stage.module) for stage in result.stages))
+    print(f"{'randomised down to':<{width}}  {'rank':>6}  {'|rank|':>6}  {'SSIM':>6}")
+    for stage in result.stages:
+        empty = f"  ({stage.empty} of {args.repeats} empty)" if stage.empty else ""
+        print(f"{stage.module:<{width}}  {stage.rank:6.2f}  {stage.rank_size:6.2f}  {stage.ssim:6.2f}{empty}")
+    print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sanity_figure(picture, result, args.out)
+    print(f"picture     {args.out}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
+        # JSON has no NaN
+        stages = [{name: None if value != value else value for name, value in asdict(s).items()} for s in result.stages]
+        args.json.write_text(json.dumps(unit | {"stages": stages}, indent=1))
+        print(f"numbers     {args.json}")
+    return 0

@@ -1,0 +1,130 @@
+"""`zfkernels train`: a ZFNet on your own pictures, by the paper's recipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ..data.folders import PictureSet, class_folders, hold_out
+from ..models.zfnet import ZFNet
+from ..training.fit import fit
+from ..training.processes import launched, processes
+from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+
+EXAMPLES = """examples:
+  zfkernels train photos --out run
+  zfkernels train photos --out run --resume --epochs 90
+  zfkernels train photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20 --plot
+  torchrun --nproc-per-node 4 -m zfkernels train photos --out run --workers 8
+
+FOLDER holds a folder of pictures for each class. The recipe is that of section 3 of the paper: shortest
+side 256, centre 256 x 256, less the mean of each pixel; 10 sub-crops of 224; 128 pictures a step, rate
+1e-2, momentum 0.9; every filter held to a root mean square of 0.1. --out gets zfnet.pt (for the other
+commands), epoch_NNN.pt, state.pt (for --resume) and log.jsonl.
+"""
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `zfkernels train`."""
+    plan = Plan()
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
+    add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
+    add("--held-out", type=float, default=0.1, metavar="FRACTION",
+        help="without --validation, the fraction of each class that is validated on (%(default)s)")  # fmt: skip
+    add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
+    add("--resume", action="store_true", help="continue the run in --out after its last whole epoch, to the same bits")
+    add("--epochs", type=int, default=plan.epochs, help="passes over the pictures (%(default)s)")
+    add("--batch", type=int, default=plan.batch_size, help="pictures a step, of all processes together (%(default)s)")
+    add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
+    add("--momentum", type=float, default=plan.momentum, help="(%(default)s)")
+    add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
+    add("--patience", type=int, default=plan.patience,
+        help="epochs without a lower error before the rate falls to a tenth (%(default)s)")  # fmt: skip
+    add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
+    add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
+    add_network_arguments(parser)
+    add("--keep", type=int, nargs="*", default=PAPER_EPOCHS, metavar="EPOCH",
+        help="epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)")  # fmt: skip
+    add("--precision", choices=tuple(PRECISIONS), help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    add("--workers", type=int, default=0, help="processes that read pictures (%(default)s: in the training process)")
+    add("--plot", action="store_true", help="also draw training.png after each epoch (needs matplotlib)")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `zfnet_arguments` reads."""
+    add = parser.add_argument
+    add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
+    add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
+    add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
+    add("--he", action="store_true",
+        help="start from He's weights, not the paper's, from which small networks hardly move")  # fmt: skip
+    add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
+
+
+def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
+    """The keyword arguments of the ZFNet that the options describe."""
+    given = {"num_classes": classes, "image_size": args.side}
+    given |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
+    return given | ({"weight_std": None} if args.he else {})
+
+
+def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tuple[str, ...]]:
+    """(training, validation, classes) of FOLDER, --validation, --held-out, --seed and --side."""
+    training = class_folders(args.folder)
+    if args.validation is None:
+        training, validation = hold_out(training, args.held_out, args.seed)
+    else:
+        validation = class_folders(args.validation, training.classes)
+    size = (resized_side(args.side),) * 2
+    return PictureSet(training, size), PictureSet(validation, size), training.classes
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, prints a line an epoch; 0."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, and {args.out} is a file")
+    if not args.scale > 0:
+        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    plan = Plan(
+        epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, momentum=args.momentum,
+        weight_decay=args.weight_decay, patience=args.patience, seed=args.seed,
+        filter_rms=None if args.no_clamp else Plan.filter_rms,
+    )  # fmt: skip
+    training, validation, classes = picture_sets(args)
+    describe = zfnet_arguments(args, len(classes))
+    with launched(args.device) as device, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(args.seed)
+        model = ZFNet(**describe).to(device)
+        precision = PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")]
+        rank, world = processes()
+        if rank == 0:
+            print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
+            print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
+            print(f"device      {device}, {world} process(es), {str(precision).removeprefix('torch.')}", flush=True)
+        history = fit(
+            model, training, validation, plan, side=args.side, scale=args.scale, precision=precision,
+            workers=args.workers, out=args.out, describe=describe, classes=classes, keep=set(args.keep),
+            resume=args.resume, plot=args.plot, quiet=args.quiet or not sys.stderr.isatty(),
+            report=print_line,
+        )  # fmt: skip
+    if rank == 0:
+        best = min(history, key=lambda line: line["error"])
+        print(f"lowest      {best['error']:.2%} wrong, {best['error5']:.2%} not in the top 5, epoch {best['epoch']}")
+        print(f"network     {args.out / 'zfnet.pt'} (of the last epoch)")
+    return 0
+
+
+def print_line(line: dict) -> None:
+    print(
+        f"epoch {line['epoch']:4d}  loss {line['loss']:7.4f}  wrong {line['error']:7.2%}  "
+        f"top 5 {line['error5']:7.2%}  rate {line['learning_rate']:.0e}  {line['images_per_second']:8.1f} images/s",
+        flush=True,
+    )

@@ -1,0 +1,47 @@
+"""pictures to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..models.checkpoint import Network, normalise
+from .folders import PictureSet, find_pictures
+
+
+def stream(made: Network, paths: Sequence[Path], size: tuple[int, int], batch: int = 32, workers: int = 0, part=(0, 1)):
+    """Batches (inputs, numbers) of the pictures; `part` (rank, count) gives every count-th picture from rank on."""
+    pictures = PictureSet(list(paths), size)
+    numbers = list(range(part[0], len(pictures), part[1]))
+    batches = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
+    loader = DataLoader(pictures, batch_sampler=batches, num_workers=workers, generator=torch.Generator())
+    return _Normalised(made, loader)
+
+
+class _Normalised:
+    """A loader with a length, for progress bars."""
+
+    def __init__(self, made: Network, loader: DataLoader) -> None:
+        self.made, self.loader = made, loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for pixels, _, numbers in self.loader:
+            yield normalise(self.made, pixels), numbers
+
+
+def read_all(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """The pictures as uint8 (N, 3, H, W)."""
+    pictures = PictureSet(list(paths), size)
+    return torch.stack([pictures[i][0] for i in range(len(pictures))])
+
+
+def pictures_or_folders(places: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders searched."""
+    return [path for place in places for path in ([place] if place.is_file() else find_pictures(place))]

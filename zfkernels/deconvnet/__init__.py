@@ -1,0 +1,5 @@
+"""Activations projected back to pixels."""
+
+from .deconvnet import NORMS, Deconvnet, Joint, Projection
+
+__all__ = ["NORMS", "Deconvnet", "Joint", "Projection"]

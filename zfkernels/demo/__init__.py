@@ -1,0 +1,1 @@
+"""The small network of `zfkernels demo` and `zfkernels gallery`, and their pages."""

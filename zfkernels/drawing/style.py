@@ -1,0 +1,36 @@
+"""figures' ink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
+
+
+def plain_axes(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=SOFT, labelsize=8)
+
+
+def outline(axes, box: tuple[int, int, int, int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    top, left, bottom, right = box
+    for colour, line in (("w", 2.5), (ACCENT, 1.2)):
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line))
+
+
+def new_figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def font(size: int):
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

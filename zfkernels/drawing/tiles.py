@@ -1,0 +1,49 @@
+"""tensors to tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+GREY = 128
+
+
+def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
+    """(3, H, W) values to uint8 (H, W, 3): 0 is mid-grey, +limit full and -limit none of a colour."""
+    scaled = values.detach().float().cpu() * (127 / limit if limit > 0 else 0.0) + GREY
+    return scaled.round().clamp(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def plain_picture(image: torch.Tensor) -> np.ndarray:
+    """A uint8 (3, H, W) image to (H, W, 3)."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def tile(pictures: list[np.ndarray], columns: int, zoom: int, gap: int = 2, background: int = 255) -> np.ndarray:
+    """Equal (H, W, 3) pictures row by row in a grid, each pixel a zoom x zoom block, `gap` pixels between."""
+    height, width = pictures[0].shape[0] * zoom, pictures[0].shape[1] * zoom
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), background, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture.repeat(zoom, 0).repeat(zoom, 1)
+    return sheet
+
+
+def cut(image, box: tuple[int, int, int, int]):
+    """The part of a (..., H, W) image inside a half-open box (top, left, bottom, right)."""
+    top, left, bottom, right = box
+    return image[..., top:bottom, left:right]
+
+
+def frame(box: Sequence[int], size: int | Sequence[int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """`box` grown, inside an image of `shape`, to `size` = (height, width) or a square's side, or to the image's sides.
+
+    The receptive fields of units near the border are cut there; framed alike, they can be shown in one grid.
+    """
+    wanted = (size, size) if isinstance(size, int) else size
+    height, width = (min(want, side) for want, side in zip(wanted, shape, strict=True))
+    top, left = min(box[0], shape[0] - height), min(box[1], shape[1] - width)
+    return top, left, top + height, left + width

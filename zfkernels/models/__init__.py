@@ -1,0 +1,1 @@
+"""ZFNet, and networks on disk."""

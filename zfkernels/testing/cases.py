@@ -1,0 +1,272 @@
+"""awkward shapes, once."""
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backends import reference
+from .compare import fused_error, values_error
+from .memory import LAYOUTS
+
+FIXED_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
+    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
+    (2, 3, 24, (17, 15), (7, 7), (2, 2), (1, 1)),  # conv1's form
+    (1, 7, 5, (13, 11), (3, 3), (1, 1), (1, 1)),  # prime sizes
+    (2, 5, 3, (4, 6), (4, 6), (1, 1), (0, 0)),  # a kernel as large as the map
+    (1, 4, 6, (9, 10), (2, 1), (3, 4), (0, 0)),  # strides that skip pixels
+    (1, 2, 4, (3, 3), (3, 3), (1, 1), (2, 2)),  # windows almost wholly in the padding
+    (2, 4, 8, (11, 12), (3, 3), (3, 3), (0, 1)),  # pixels at the edge that no window covers
+    (1, 8, 16, (1, 37), (1, 5), (1, 2), (0, 2)),  # one row
+    (1, 33, 17, (6, 7), (3, 3), (1, 1), (1, 1)),  # channels just past a vector's width
+    (2, 32, 40, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
+    (0, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1)),  # no images
+)
+FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
+    (1, 1, (1, 1), (1, 1), (1, 1), (0, 0), False),
+    (2, 6, (12, 14), (3, 3), (2, 2), (0, 0), True),  # overlapping, overhanging: pool1's form
+    (1, 16, (13, 13), (3, 3), (2, 2), (0, 0), False),
+    (1, 5, (7, 5), (2, 3), (1, 2), (1, 1), True),
+    (2, 3, (9, 11), (2, 2), (3, 3), (0, 0), False),  # gaps between windows
+    (1, 33, (17, 16), (16, 16), (1, 1), (8, 8), False),  # 256 taps, the most a switch can name
+    (1, 2, (5, 5), (5, 5), (5, 5), (0, 0), False),  # one window
+    (0, 4, (6, 6), (3, 3), (2, 2), (0, 0), False),
+)
+FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
+    (1, 1, (1, 1), 5, 1e-4, 0.75, 2.0, False),
+    (2, 96, (5, 7), 5, 1e-4, 0.75, 2.0, False),
+    (1, 7, (3, 3), 4, 0.5, 0.75, 1.0, False),  # an even size
+    (2, 6, (4, 5), 4, 0.5, 0.75, 1.0, True),
+    (1, 3, (6, 2), 9, 2.0, 0.5, 1.0, True),  # windows wider than the stack
+    (1, 17, (2, 2), 1, 1.0, 1.0, 0.5, False),
+    (1, 33, (3, 5), 2, 0.1, 1.3, 1.5, True),
+    (0, 8, (4, 4), 5, 1e-4, 0.75, 2.0, True),
+)
+FILLS = ("normal", "ties", "nonfinite", "zeros")
+
+
+@dataclass
+class Case:
+    """The arguments of one call, tensors in float64, and words to find it again by."""
+
+    args: tuple
+    label: str
+    layout: str
+
+
+# Cases
+
+
+class Draw:
+    """The random choices of one case, the same for the same seed, op and number on every machine."""
+
+    def __init__(self, seed: int, op: str, index: int, fixed: bool):
+        self.choice = random.Random(f"{seed}/{op}/{index}/{fixed}")
+        self.generator = torch.Generator().manual_seed(self.choice.getrandbits(32))
+        self.index, self.fixed, self.seed = index, fixed, seed
+
+    def pair(self, low: int, high: int) -> tuple[int, int]:
+        return self.choice.randint(low, high), self.choice.randint(low, high)
+
+    def tensor(self, *shape: int, fill: str = "normal") -> Tensor:
+        """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive."""
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        if fill == "ties":
+            return x.round()
+        if fill == "positive":
+            return x.abs() / 2 + 0.5
+        if fill == "zeros":
+            return torch.zeros_like(x)
+        if fill == "nonfinite" and x.numel():
+            places = torch.randint(x.numel(), (max(1, x.numel() // 50),), generator=self.generator)
+            x.view(-1)[places] = torch.tensor([math.nan, math.inf, -math.inf], dtype=x.dtype)[places % 3]
+        return x
+
+    def fill(self, smallest: int) -> str:
+        """A fill; where an output has few values, one under which they cannot cancel and the relative error is fair."""
+        return "positive" if smallest < 64 else FILLS[self.index % len(FILLS)] if self.index % 3 == 2 else "normal"
+
+    def case(self, args: tuple, label: str) -> Case:
+        kind = "fixed" if self.fixed else f"random, seed {self.seed},"
+        layout = LAYOUTS[self.index % len(LAYOUTS)]
+        return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout)
+
+
+def draws(op: str, seed: int, count: int, fixed: tuple) -> Iterable[tuple[Draw, tuple | None]]:
+    for index, shape in enumerate(fixed):
+        yield Draw(0, op, index, True), shape
+    for index in range(count):
+        yield Draw(seed, op, index, False), None
+
+
+def random_conv(draw: Draw) -> tuple:
+    n, c_in, c_out = draw.choice.randint(1, 3), draw.choice.randint(1, 40), draw.choice.randint(1, 40)
+    kernel, stride = draw.pair(1, 5), draw.pair(1, 3)
+    padding = tuple(draw.choice.randint(0, k - 1) for k in kernel)
+    size = tuple(draw.choice.randint(max(1, k - 2 * p), 18) for k, p in zip(kernel, padding, strict=True))
+    return n, c_in, c_out, size, kernel, stride, padding
+
+
+def random_pool(draw: Draw) -> tuple:
+    kernel, stride = draw.pair(1, 4), draw.pair(1, 4)
+    padding = tuple(draw.choice.randint(0, k // 2) for k in kernel)
+    size = tuple(draw.choice.randint(max(1, k - 2 * p), 18) for k, p in zip(kernel, padding, strict=True))
+    n, c = draw.choice.randint(1, 3), draw.choice.randint(1, 40)
+    return n, c, size, kernel, stride, padding, draw.choice.random() < 0.5
+
+
+def random_norm(draw: Draw) -> tuple:
+    n, c, size, window = (
+        draw.choice.randint(1, 3),
+        draw.choice.randint(1, 70),
+        draw.pair(1, 9),
+        draw.choice.randint(1, 9),
+    )
+    alpha, beta, k = (
+        draw.choice.choice((1e-4, 0.1, 1.0)),
+        draw.choice.choice((0.5, 0.75, 1.1)),
+        draw.choice.choice((1.0, 2.0)),
+    )
+    return n, c, size, window, alpha, beta, k, draw.choice.random() < 0.5
+
+
+def conv_size(size, kernel, stride, padding) -> tuple[int, int]:
+    return tuple((size[d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1))
+
+
+def pool_size(size, kernel, stride, padding, ceil: bool) -> tuple[int, int]:
+    """torch's rule: in ceil mode the last window starts inside the input or the padding before it."""
+    sizes = []
+    for h, k, s, p in zip(size, kernel, stride, padding, strict=True):
+        out = (h + 2 * p - k + (s - 1 if ceil else 0)) // s + 1
+        sizes.append(out - 1 if ceil and (out - 1) * s >= h + p else out)
+    return tuple(sizes)
+
+
+def conv_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, FIXED_CONVS):
+        n, c_in, c_out, size, kernel, stride, padding = shape = shape or random_conv(draw)
+        out = conv_size(size, kernel, stride, padding)
+        flag, label = bool(draw.index % 2), f"n, c_in, c_out, size, kernel, stride, padding = {shape}"
+        if op == "conv2d":
+            fill = draw.fill(n * c_out * math.prod(out))
+            x, w = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
+            bias = draw.tensor(c_out, fill=narrow(fill)) if draw.index % 4 else None
+            yield draw.case(
+                (x, w, bias, stride, padding, flag), f"{label}, {fill}, relu {flag}, bias {bias is not None}"
+            )
+        elif op == "conv_transpose2d":
+            fill = draw.fill(n * c_in * math.prod(size))
+            y, w = draw.tensor(n, c_out, *out, fill=fill), draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
+            yield draw.case((y, w, stride, padding, size, flag), f"{label}, {fill}, rectify {flag}")
+        else:
+            fill = draw.fill(min(c_out, c_in * math.prod(kernel)))
+            x, g = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill)
+            yield draw.case((x, g, kernel, stride, padding, flag), f"{label}, {fill}, with_bias {flag}")
+
+
+def narrow(fill: str) -> str:
+    """The fill of an op's other operands: they stay finite where the first is not."""
+    return "normal" if fill in ("nonfinite", "zeros") else fill
+
+
+def pool_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, FIXED_POOLS):
+        n, c, size, kernel, stride, padding, ceil = shape = shape or random_pool(draw)
+        out, fill = pool_size(size, kernel, stride, padding, ceil), FILLS[draw.index % len(FILLS)]
+        x = draw.tensor(n, c, *size, fill=fill)
+        label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {fill}"
+        if op == "max_pool2d":
+            yield draw.case((x, kernel, stride, padding, out), label)
+            continue
+        switches = reference.max_pool2d(x, kernel, stride, padding, out)[1]
+        if op == "max_unpool2d":
+            yield draw.case((draw.tensor(n, c, *out, fill=fill), switches, kernel, stride, padding, size), label)
+        else:
+            yield draw.case((x, switches, kernel, stride, padding), label)
+
+
+def norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, FIXED_NORMS):
+        n, c, size, *constants = shape = shape or random_norm(draw)
+        fill = "zeros" if draw.index % 7 == 3 else "nonfinite" if draw.index % 7 == 5 else "normal"
+        x, g = draw.tensor(n, c, *size, fill=fill), draw.tensor(n, c, *size)
+        label = f"n, c, size, window, alpha, beta, k, center = {shape}, {fill}"
+        yield draw.case((x, *constants) if op == "contrast_norm" else (g, x, *constants), label)
+
+
+def pool_norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, FIXED_POOLS):
+        n, c, size, kernel, stride, padding, ceil = shape = shape or random_pool(draw)
+        constants = random_norm(draw)[3:]
+        if draw.index % 2:  # what the fused kernels are made for
+            c, constants = round(c / 16 + 0.5) * 16, (5, *constants[1:4], False)
+        out = pool_size(size, kernel, stride, padding, ceil)
+        label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {c} maps, norm {constants}"
+        yield draw.case((draw.tensor(n, c, *size), kernel, stride, padding, out, *constants), label)
+
+
+def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    """A convolution and a pooling after it that fits the convolution's map."""
+    for draw, shape in draws(op, seed, count, FIXED_CONVS):
+        n, c_in, c_out, size, kernel, stride, padding = shape = shape or random_conv(draw)
+        middle = conv_size(size, kernel, stride, padding)
+        pool_kernel = tuple(draw.choice.randint(1, min(3, m)) for m in middle)
+        pool_stride, ceil = draw.pair(1, 3), bool(draw.index % 2)
+        pool_padding = tuple(draw.choice.randint(0, k // 2) for k in pool_kernel)
+        pool = pool_kernel, pool_stride, pool_padding
+        out = pool_size(middle, *pool, ceil)
+        values = {
+            "conv2d_relu_max_pool2d": n * c_out * math.prod(out),
+            "conv2d_relu_max_pool2d_weight_grad": min(c_out, c_in * math.prod(kernel)),
+        }
+        fill = draw.fill(values.get(op, n * c_in * math.prod(size)))
+        w = draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
+        label = f"n, c_in, c_out, size, kernel, stride, padding = {shape}, pool {pool}, ceil {ceil}, {fill}"
+        if op == "conv2d_relu_max_pool2d":
+            x, bias = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, fill=narrow(fill))
+            bias = bias if draw.index % 4 else None
+            yield draw.case((x, w, bias, stride, padding, *pool, out), f"{label}, bias {bias is not None}")
+            continue
+        switches = reference.max_pool2d(draw.tensor(n, c_out, *middle), *pool, out)[1]
+        if op == "conv2d_relu_max_pool2d_weight_grad":
+            x, g, flag = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill), True
+            yield draw.case((x, g, switches, kernel, stride, padding, *pool, flag), label)
+        else:
+            y, flag = draw.tensor(n, c_out, *out, fill=fill), bool(draw.index % 2)
+            yield draw.case((y, switches, w, stride, padding, *pool, size, flag), f"{label}, rectify {flag}")
+
+
+@dataclass
+class Op:
+    """How an op's cases are made, how its results are compared, and whether they must be exact."""
+
+    make: Callable[[str, int, int], Iterable[Case]]
+    name: str
+    exact: bool = False
+    error: Callable[..., float] = values_error
+
+    def cases(self, seed: int, count: int) -> Iterable[Case]:
+        return self.make(self.name, seed, count)
+
+
+OPS = {
+    op.name: op
+    for op in (
+        Op(conv_cases, "conv2d"),
+        Op(conv_cases, "conv_transpose2d"),
+        Op(conv_cases, "conv2d_weight_grad"),
+        Op(pool_cases, "max_pool2d", exact=True),
+        Op(pool_cases, "max_unpool2d"),
+        Op(pool_cases, "max_unpool2d_backward", exact=True),
+        Op(norm_cases, "contrast_norm"),
+        Op(norm_cases, "contrast_norm_backward"),
+        Op(pool_norm_cases, "max_pool2d_contrast_norm"),
+        Op(layer_cases, "conv2d_relu_max_pool2d", error=fused_error),
+        Op(layer_cases, "conv2d_relu_max_pool2d_weight_grad"),
+        Op(layer_cases, "max_unpool2d_relu_conv_transpose2d"),
+    )
+}
