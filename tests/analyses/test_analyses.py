@@ -333,7 +333,7 @@ def world(tmp_path_factory):
             Image.fromarray(view.permute(1, 2, 0).numpy()).save(place)
     mean, scale = torch.full((3, 48, 48), 120.0), torch.full((1, 1, 1), 60.0)
     for seed, name in enumerate(("zfnet", "epoch_001", "epoch_010")):
-        checkpoint.save(path / f"{name}.pt", Network(network(seed), ["a", "b", "c"], mean, scale), SMALL)
+        checkpoint.save(path / f"{name}.pt", Network(network(seed), ["a", "b", "c"], mean, scale, (48, 48)), SMALL)
     listed = [
         {"image": f"photos/{'abc'[i % 3]}/{i}0.png", "parts": {"eye": [5, 5, 20, 20], "nose": [30, 20, 50, 45]}}
         for i in range(4)

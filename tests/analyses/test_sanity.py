@@ -147,7 +147,11 @@ def test_the_command(tmp_path, capsys):
     torch.manual_seed(0)
     arguments = {"num_classes": 2, "image_size": 64, "channels": (4, 6, 6, 6, 5), "fc": (8, 8), "weight_std": None}
     network = checkpoint.Network(
-        zf.ZFNet(**arguments).eval(), ["a", "b"], torch.full((3, 64, 64), 100.0), torch.tensor(16.0).view(1, 1, 1)
+        zf.ZFNet(**arguments).eval(),
+        ["a", "b"],
+        torch.full((3, 64, 64), 100.0),
+        torch.tensor(16.0).view(1, 1, 1),
+        (64, 64),
     )
     checkpoint.save(tmp_path / "zfnet.pt", network, arguments)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

@@ -23,7 +23,11 @@ def weights(tmp_path_factory):
     arguments = {"num_classes": 3, "image_size": 64, "channels": (8,) * 5, "fc": (16, 16), "weight_std": None}
     torch.manual_seed(0)
     network = checkpoint.Network(
-        ZFNet(**arguments), ["bird", "cat", "tree"], torch.full((3, 64, 64), 120.0), torch.full((1, 1, 1), 32.0)
+        ZFNet(**arguments),
+        ["bird", "cat", "tree"],
+        torch.full((3, 64, 64), 120.0),
+        torch.full((1, 1, 1), 32.0),
+        (64, 64),
     )
     checkpoint.save(path, network, arguments)
     return path

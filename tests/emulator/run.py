@@ -75,8 +75,6 @@ def main() -> int:
     pytest(module, "forward", tests)
     for order in () if quick else ORDERS[1:]:
         pytest(module, order, [tests[0], "-k", "emulated and against_reference and channels_last"])
-            module, order, ["tests/backends/test_backends.py", "-k", "emulated and against_reference and channels_last"]
-        )
     if not quick:
         verify(build.build(sanitize=True), sanitize=True)
     print(f"passed in {time.monotonic() - started:.0f} s")

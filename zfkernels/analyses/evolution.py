@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.tiles import cut, frame, plain_picture, signed_picture
 from ..models import checkpoint
-from ..models.checkpoint import normalise
 from .activations import top_activations
 
 
@@ -146,4 +145,4 @@ class _Inputs(Mapping):
         return len(self.networks)
 
     def __getitem__(self, name: str) -> Tensor:
-        return normalise(self.networks.network(name), self.pixels)
+        return self.networks.network(name).normalise(self.pixels)

@@ -23,7 +23,7 @@ from ..drawing.tiles import cut, plain_picture, signed_picture
 from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.trace import trace_whole
-from ..models.checkpoint import Network, normalise
+from ..models.checkpoint import Network
 from ..models.modes import _evaluation
 from ..ops import checks
 from ..window import pair
@@ -418,9 +418,9 @@ def project_map(
     deconv, inputs, names = Deconvnet(network.model), image[None], ["(c) projection, this picture"]
     if folder is not None:
         paths, size = find_pictures(folder), tuple(image.shape[1:])
-        top = top_activations(deconv, stream(network, paths, size), layer, others + 1, numbered=True)
+        top = top_activations(deconv, stream(paths, size, network.normalise), layer, others + 1, numbered=True)
         chosen = [paths[i] for i in top.images[channel].tolist()]
-        read = normalise(network, read_all(chosen, size))
+        read = network.normalise(read_all(chosen, size))
         kept = [i for i, one in enumerate(read) if not torch.equal(one, image)][:others]
         inputs = torch.cat([inputs, read[kept]])
         names += [f"(c) {chosen[i].stem}" for i in kept]

@@ -14,10 +14,8 @@ from ..analyses.atlas import cards, write_layer, write_page
 from ..data.folders import find_pictures
 from ..data.loading import read_all, stream
 from ..deconvnet.deconvnet import NORMS, Deconvnet
-from ..models.checkpoint import input_size, normalise
-from ..models.load import network
 from ..training.processes import launched, processes
-from .options import NETWORK, add_network, chosen_layers
+from .options import NETWORK, add_network, chosen_layers, load_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Searches, projects, writes; the search continues from out/search-*.pt if it was stopped."""
-    made = network(args)
-    deconv, size = Deconvnet(made.model), input_size(args, made)
+    network = load_network(args)
+    deconv, size = Deconvnet(network.model), network.image_size
     layers = chosen_layers(deconv, args.layers)
     paths = find_pictures(args.folder)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         names = "\n".join(map(str, paths))
         state = args.out / f"search-{hashlib.sha256(names.encode()).hexdigest()[:12]}-{rank}-of-{world}.pt"
         parts = top_activations(
-            deconv, stream(made, paths, size, args.batch, args.workers, (rank, world)), layers, args.top,
+            deconv, stream(paths, size, network.normalise, args.batch, args.workers, (rank, world)), layers, args.top,
             numbered=True, state=state, progress=rank == 0 and sys.stderr.isatty(),
         )  # fmt: skip
         tops = gather(parts, args.top)
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
         pixels = read_all([paths[i] for i in numbers], size)
-        return normalise(made, pixels), pixels
+        return network.normalise(pixels), pixels
 
     sheets = []
     for layer in layers:

@@ -8,9 +8,7 @@ from pathlib import Path
 from ..analyses.correspondence import correspondence, random_boxes, read_parts, table
 from ..data.loading import read_all
 from ..deconvnet.deconvnet import Deconvnet
-from ..models.checkpoint import input_size, normalise
-from ..models.load import network
-from .options import NETWORK, add_network, chosen_layers
+from .options import NETWORK, add_network, chosen_layers, load_network
 
 EXAMPLES = (
     """examples:
@@ -34,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0."""
-    made = network(args)
-    deconv, size = Deconvnet(made.model), input_size(args, made)
+    network = load_network(args)
+    deconv, size = Deconvnet(network.model), network.image_size
     layers = chosen_layers(deconv, args.layers or [deconv.layers[-1], *deconv.vector_layers[:-1][-1:]])
     paths, parts = read_parts(args.parts, size)
-    images = normalise(made, read_all(paths, size))
+    images = network.normalise(read_all(paths, size))
     parts["random"] = random_boxes(parts, size, args.seed)
     print(table(correspondence(deconv, images, parts, layers)))
     print(f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..analyses.filters import DEAD, HIGH, LOW, filters_figure, first_filters, table
-from ..models.load import network
+from ..models import load
 from .options import NETWORK, add_network
 
 EXAMPLES = (
@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the counts, draws the filters; 0."""
     networks = {}
     for file in (args.weights, *args.against):
-        made = network(argparse.Namespace(**vars(args) | {"weights": file}))
-        networks[str(file.parent / file.stem if file else args.model)] = first_filters(made.model)
+        network = load.network(file, args.model, args.size)
+        networks[str(file.parent / file.stem if file else args.model)] = first_filters(network.model)
     if any(weight.shape[1] != 3 for weight in networks.values()):
         raise ValueError("the first layer must have 3 channels to be drawn")
     args.out.parent.mkdir(parents=True, exist_ok=True)

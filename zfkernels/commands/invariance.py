@@ -8,9 +8,7 @@ from pathlib import Path
 from ..analyses.invariance import TRANSFORMS, invariance_curves, invariance_figure, paper_parameters
 from ..data.loading import pictures_or_folders, read_all
 from ..deconvnet.deconvnet import Deconvnet
-from ..models.checkpoint import input_size, normalise
-from ..models.load import network
-from .options import NETWORK, add_network, chosen_layers, true_classes
+from .options import NETWORK, add_network, chosen_layers, load_network, true_classes
 
 EXAMPLES = (
     """examples:
@@ -34,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws the curves of all three transforms and prints where each class is lost; 0."""
-    made = network(args)
-    deconv, size = Deconvnet(made.model), input_size(args, made)
+    network = load_network(args)
+    deconv, size = Deconvnet(network.model), network.image_size
     layers = args.layers or [deconv.layers[0], (*deconv.layers, *deconv.vector_layers[:-1])[-1]]
     layers = chosen_layers(deconv, layers)
     paths = pictures_or_folders(args.pictures)
-    images = normalise(made, read_all(paths, size))
-    labels = true_classes(made, paths, images, args.label)
+    images = network.normalise(read_all(paths, size))
+    labels = true_classes(network, paths, images, args.label)
     curves = [
         invariance_curves(deconv, images, layers, transform, paper_parameters(transform, size[0]), labels=labels)
         for transform in TRANSFORMS

@@ -11,9 +11,7 @@ from ..analyses.neighbours import METRICS, Neighbours, neighbours, neighbours_fi
 from ..data.folders import find_pictures
 from ..data.loading import read_all, stream
 from ..deconvnet.deconvnet import Deconvnet
-from ..models.checkpoint import input_size, normalise
-from ..models.load import network
-from .options import NETWORK, add_network, chosen_layers
+from .options import NETWORK, add_network, chosen_layers, load_network
 
 EXAMPLES = (
     """examples:
@@ -37,15 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and prints the neighbours; 0."""
-    made = network(args)
-    deconv, size = Deconvnet(made.model), input_size(args, made)
+    network = load_network(args)
+    deconv, size = Deconvnet(network.model), network.image_size
     maps = chosen_layers(deconv, None)
     layers = chosen_layers(deconv, args.layers or [maps[0], maps[-1], *deconv.vector_layers[:-1][-1:]])
     paths = find_pictures(args.folder)
     query = read_all([args.picture], size)
     found = {
         layer: neighbours(
-            deconv, normalise(made, query), stream(made, paths, size), layer, args.top,
+            deconv, network.normalise(query), stream(paths, size, network.normalise), layer, args.top,
             metric=args.metric,
         )
         for layer in layers

@@ -16,7 +16,7 @@ from .. import backends
 from ..data.pictures import read_picture
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint, load
-from ..models.checkpoint import Network, input_size, normalise
+from ..models.checkpoint import Network
 from ..models.modes import evaluated
 
 PICTURE = """
@@ -54,9 +54,9 @@ def _load(args: argparse.Namespace):
         )
         network = checkpoint.untrained()
     else:
-        network = load.network(args)
-    picture = read_picture(args.picture, input_size(args, network))
-    return network, picture, normalise(network, picture)
+        network = load_network(args)
+    picture = read_picture(args.picture, network.image_size)
+    return network, picture, network.normalise(picture)
 
 
 def _last_convolution(model: torch.nn.Module) -> str:
@@ -85,6 +85,11 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
 
 
+def load_network(args: argparse.Namespace) -> Network:
+    """The network that the options of `add_network` name."""
+    return load.network(args.weights, args.model, args.size)
+
+
 def chosen_layers(deconv: Deconvnet, wanted: Sequence[str] | None, vectors: bool = False) -> list[str]:
     """The layers named, or every layer; of a network with norms or pools those of its convolutions."""
     known = (*deconv.layers, *deconv.vector_layers)
@@ -103,15 +108,15 @@ def _is_pool_or_norm(deconv: Deconvnet, name: str) -> bool:
     return "pool" in kind or "norm" in kind
 
 
-def true_classes(made: Network, paths: Sequence[Path], images: Tensor, label: str | None = None) -> Tensor:
+def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label: str | None = None) -> Tensor:
     """(N,) int64: `label`, a name or number; or the picture's folder where that is a class; or what it is taken for."""
     if label is not None:
-        if label not in made.classes and not (label.isdecimal() and int(label) < len(made.classes)):
-            raise ValueError(f"--class must be a class or a number in 0..{len(made.classes) - 1}, got {label!r}")
-        number = made.classes.index(label) if label in made.classes else int(label)
+        if label not in network.classes and not (label.isdecimal() and int(label) < len(network.classes)):
+            raise ValueError(f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}")
+        number = network.classes.index(label) if label in network.classes else int(label)
         return torch.full((len(paths),), number)
-    taken_for = evaluated(made.model, images).argmax(1)
+    taken_for = evaluated(network.model, images).argmax(1)
     for i, path in enumerate(paths):
-        if path.parent.name in made.classes:
-            taken_for[i] = made.classes.index(path.parent.name)
+        if path.parent.name in network.classes:
+            taken_for[i] = network.classes.index(path.parent.name)
     return taken_for

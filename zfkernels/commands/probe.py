@@ -11,9 +11,7 @@ from ..analyses.probes import CLASSIFIERS, features, probe, table
 from ..data.folders import class_folders
 from ..data.loading import stream
 from ..deconvnet.deconvnet import Deconvnet
-from ..models.checkpoint import input_size
-from ..models.load import network
-from .options import NETWORK, add_network, chosen_layers
+from .options import NETWORK, add_network, chosen_layers, load_network
 
 EXAMPLES = (
     """examples:
@@ -42,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; 0."""
     import sklearn  # noqa: F401, before the long part
 
-    made = network(args)
-    deconv, size = Deconvnet(made.model), input_size(args, made)
+    network = load_network(args)
+    deconv, size = Deconvnet(network.model), network.image_size
     layers = chosen_layers(deconv, args.layers, vectors=True)
     if not args.layers:
         layers = [layer for layer in layers if layer not in deconv.vector_layers[-1:]]
     pictures = class_folders(args.folder)
-    known = features(deconv, stream(made, pictures.paths, size), layers, args.grid)
+    known = features(deconv, stream(pictures.paths, size, network.normalise), layers, args.grid)
     labels = torch.tensor(pictures.labels)
     print(
         table(

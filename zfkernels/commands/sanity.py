@@ -12,16 +12,14 @@ from ..analyses.sanity import sanity_check, sanity_figure
 from ..data.loading import read_all
 from ..deconvnet.deconvnet import NORMS
 from ..graph.steps import METHODS
-from ..models.checkpoint import input_size, normalise
-from ..models.load import network
-from .options import NETWORK, add_network
+from .options import NETWORK, add_network, load_network
 
 EXAMPLES = (
     """examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
 
-The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
+The unit's picture is network anew each time that one more layer's weights, from the top, are replaced by noise.
 What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
 """
     + NETWORK
@@ -46,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is left of the picture at each stage and draws the pictures; 0."""
-    made = network(args)
+    network = load_network(args)
     if args.weights is None:
         print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)
-    picture = read_all([args.picture], input_size(args, made))[0]
+    picture = read_all([args.picture], network.image_size)[0]
     position = tuple(args.position) if args.position else None
     result = sanity_check(
-        made.model,
-        normalise(made, picture),
+        network.model,
+        network.normalise(picture),
         args.layer,
         args.channel,
         position,

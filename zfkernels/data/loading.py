@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..models.checkpoint import Network, normalise
 from .folders import PictureSet, find_pictures
 
 
-def stream(made: Network, paths: Sequence[Path], size: tuple[int, int], batch: int = 32, workers: int = 0, part=(0, 1)):
+def stream(
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    normalise: Callable[[Tensor], Tensor],
+    batch: int = 32,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches (inputs, numbers) of the pictures; `part` (rank, count) gives every count-th picture from rank on."""
     pictures = PictureSet(list(paths), size)
     numbers = list(range(part[0], len(pictures), part[1]))
     batches = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
     loader = DataLoader(pictures, batch_sampler=batches, num_workers=workers, generator=torch.Generator())
-    return _Normalised(made, loader)
+    return _Normalised(loader, normalise)
 
 
 class _Normalised:
     """A loader with a length, for progress bars."""
 
-    def __init__(self, made: Network, loader: DataLoader) -> None:
-        self.made, self.loader = made, loader
+    def __init__(self, loader: DataLoader, normalise: Callable[[Tensor], Tensor]) -> None:
+        self.loader, self.normalise = loader, normalise
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, _, numbers in self.loader:
-            yield normalise(self.made, pixels), numbers
+            yield self.normalise(pixels), numbers
 
 
 def read_all(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:

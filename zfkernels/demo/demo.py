@@ -55,7 +55,7 @@ def run(out: Path, *, seed: int, epochs: int, crops: int, quiet: bool) -> tuple[
             quiet=quiet,
         )
     trained = time.perf_counter()
-    network = checkpoint.Network(model.eval(), classes, mean, torch.tensor(SCALE).view(1, 1, 1))
+    network = checkpoint.Network(model.eval(), classes, mean, torch.tensor(SCALE).view(1, 1, 1), model.image_size)
     checkpoint.save(out / "zfnet.pt", network, arguments)
 
     say = (lambda text: None) if quiet else print

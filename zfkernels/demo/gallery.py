@@ -19,7 +19,6 @@ from ..data.folders import Memory
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint
-from ..models.checkpoint import normalise
 from ..models.zfnet import ZFNet
 from ..training.fit import fit
 from ..training.history import plot_history, read_log
@@ -59,9 +58,9 @@ class Stage:
         self.network = checkpoint.load(train_network(work / "clamped", PLAN, quiet=quiet))
         self.photographs = Photographs(SIDE)
         self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
-        self.inputs = normalise(self.network, self.crops.images)
+        self.inputs = self.network.normalise(self.crops.images)
         self.tiles, self.tile_labels = self.photographs.tiles()  # the whole photographs; no two overlap
-        self.tile_inputs = normalise(self.network, self.tiles)
+        self.tile_inputs = self.network.normalise(self.tiles)
         self.deconv = Deconvnet(self.network.model)
 
     @cached_property
@@ -72,7 +71,7 @@ class Stage:
     def wholes(self, *names: str) -> Tensor:
         """The photographs' centre squares, as the network takes them."""
         views = [self.photographs.centre_square(self.photographs.classes.index(name)) for name in names]
-        return normalise(self.network, torch.stack(views))
+        return self.network.normalise(torch.stack(views))
 
 
 def _few_colours(path: Path) -> None:
@@ -242,7 +241,7 @@ def occlusion_section(stage: Stage) -> str:
     one = most_occluded(stage.network.model, stage.photographs, stage.network.mean)[0]
     channel = one.result.channel
     chosen = stage.tops["conv5"].images[channel, :3]
-    inputs = torch.cat([normalise(stage.network, one.image)[None], stage.tile_inputs[chosen]])
+    inputs = torch.cat([stage.network.normalise(one.image)[None], stage.tile_inputs[chosen]])
     found = stage.deconv.project(inputs, "conv5", channel)
     titles = ["(c) projection, this picture"] + [f"(c) {names[int(stage.tile_labels[i])]}" for i in chosen.tolist()]
     projected = list(zip(titles, found.pixels, map(tuple, found.boxes.tolist()), strict=True))
@@ -288,7 +287,7 @@ def correspondence_section(stage: Stage) -> str:
     network = checkpoint.load(where / "zfnet.pt")
     offset = (resized - FACE_SIDE) // 2
     shown = images[odd & (labels == 0)][:20]
-    inputs = normalise(network, shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
+    inputs = network.normalise(shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
     ratio = resized / 25
     parts = {
         name: [tuple(min(max(round(x * ratio) - offset, 0), FACE_SIDE) for x in box)] * len(inputs)

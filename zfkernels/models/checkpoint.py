@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .zfnet import ZFNet
 
@@ -19,12 +18,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 @dataclass(frozen=True)
 class Network:
-    """A model and how pictures become its input: (uint8 pixels - mean) / scale."""
+    """A model, and how pictures become its input: resized to cover `image_size`, then (pixels - mean) / scale."""
 
-    model: ZFNet
+    model: nn.Module
     classes: list[str]
-    mean: torch.Tensor  # (3, 1, 1) or (3, H, W), in 0..255
-    scale: torch.Tensor  # (1, 1, 1) or (3, 1, 1)
+    mean: Tensor  # (3, 1, 1) or (3, H, W), in 0..255
+    scale: Tensor  # (1, 1, 1) or (3, 1, 1)
+    image_size: tuple[int, int]  # height, width
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., 3, H, W) -> what the model takes, float32."""
+        return (pixels.float() - self.mean) / self.scale
 
 
 def save(path: Path, network: Network, arguments: dict) -> None:
@@ -77,7 +81,7 @@ def load(path: Path) -> Network:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit a ZFNet: {_first_lines(error)}") from error
-    return Network(model.eval(), list(classes), mean, scale)
+    return Network(model.eval(), list(classes), mean, scale, model.image_size)
 
 
 def untrained(seed: int = 0) -> Network:
@@ -85,34 +89,25 @@ def untrained(seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ZFNet()
-    return Network(model.eval(), _numbered(model.num_classes), *_imagenet())
+    return Network(model.eval(), _numbered(model.num_classes), *imagenet(), model.image_size)
 
 
-def _plain(path: Path, state: object) -> tuple[ZFNet, list[str], torch.Tensor, torch.Tensor]:
+def _plain(path: Path, state: object) -> tuple[ZFNet, list[str], Tensor, Tensor]:
     last = state.get("fc8.weight") if isinstance(state, dict) else None
-    if not isinstance(last, torch.Tensor) or last.dim() != 2:
+    if not isinstance(last, Tensor) or last.dim() != 2:
         found = ", ".join(list(map(str, state))[:4]) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {found or 'nothing'}")
-    return ZFNet(num_classes=len(last)), _numbered(len(last)), *_imagenet()
+    return ZFNet(num_classes=len(last)), _numbered(len(last)), *imagenet()
 
 
 def _numbered(count: int) -> list[str]:
     return [f"class {index}" for index in range(count)]
 
 
-def _imagenet() -> tuple[torch.Tensor, torch.Tensor]:
+def imagenet() -> tuple[Tensor, Tensor]:
     return tuple(255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()[1:3]]
     return " ".join(lines)[:300]
-
-
-def input_size(args: argparse.Namespace, made: Network) -> tuple[int, int]:
-    return tuple(getattr(made.model, "image_size", (args.size, args.size)))
-
-
-def normalise(made: Network, pixels: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> what the network takes: (pixels - mean) / scale."""
-    return (pixels.float() - made.mean) / made.scale

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,37 +13,42 @@ from . import checkpoint
 from .checkpoint import Network
 
 
-def network(args: argparse.Namespace) -> Network:
-    """The network of --weights and --model, in evaluation mode.
+def network(weights: Path | None, model: str | None = None, size: int = 224) -> Network:
+    """The network of a weights file, or that "package.module:callable" builds, in evaluation mode.
+
+    Args:
+        weights: a checkpoint, or the state dict of `model`.
+        model: builds a torch.nn.Module; its pictures are normalised as torchvision's.
+        size: the side of the pictures that `model` takes, unless it has an `image_size`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: neither option, a file or callable that gives no network, or a network that takes no pictures.
+        ValueError: neither of the two, a file or callable that gives no network, or a network that takes no pictures.
     """
-    if args.weights is not None and not args.weights.exists():
-        raise FileNotFoundError(f"there is no weights file {args.weights}; `zfkernels demo` writes one (zfnet.pt)")
-    if args.model is None:
-        if args.weights is None:
+    if weights is not None and not weights.exists():
+        raise FileNotFoundError(f"there is no weights file {weights}; `zfkernels demo` writes one (zfnet.pt)")
+    if model is None:
+        if weights is None:
             raise ValueError("--weights (or --model) is required: `zfkernels demo` trains a network and writes one")
-        made = checkpoint.load(args.weights)
+        made = checkpoint.load(weights)
         if made.model.in_channels != 3:
-            raise ValueError(f"{args.weights} is of a network of {made.model.in_channels} channels; pictures have 3")
+            raise ValueError(f"{weights} is of a network of {made.model.in_channels} channels; pictures have 3")
         return made
-    model = build(args.model)
-    if args.weights is not None:
+    network = build(model)
+    if weights is not None:
         try:
-            model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{args.weights} does not fit {args.model}: {str(error).splitlines()[0]}") from error
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (checkpoint.IMAGENET_MEAN, checkpoint.IMAGENET_STD))
+            raise ValueError(f"{weights} does not fit {model}: {str(error).splitlines()[0]}") from error
     try:
         with torch.no_grad():
-            classes = model.eval()(torch.zeros(1, 3, args.size, args.size)).shape[-1]
+            classes = network.eval()(torch.zeros(1, 3, size, size)).shape[-1]
     except RuntimeError as error:
         raise ValueError(
-            f"{args.model} cannot take pictures of {args.size} x {args.size} (--size): {str(error).splitlines()[0]}"
+            f"{model} cannot take pictures of {size} x {size} (--size): {str(error).splitlines()[0]}"
         ) from error
-    return Network(model, [f"class {i}" for i in range(classes)], mean, std)
+    image_size = tuple(getattr(network, "image_size", (size, size)))
+    return Network(network, [f"class {i}" for i in range(classes)], *checkpoint.imagenet(), image_size)
 
 
 def build(name: str) -> nn.Module:

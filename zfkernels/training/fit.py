@@ -217,7 +217,7 @@ def fit(
             _replace(out / "state.pt", lambda path, state=state: torch.save(state, path))
             if describe is not None:
                 network = checkpoint.Network(
-                    model, list(classes), crop(mean, 4, side).clone(), torch.full((1, 1, 1), float(scale))
+                    model, list(classes), crop(mean, 4, side).clone(), torch.full((1, 1, 1), float(scale)), side
                 )
                 for name in ("zfnet.pt", *([f"epoch_{epoch:03d}.pt"] if epoch in keep else [])):
                     _replace(out / name, lambda path, network=network: checkpoint.save(path, network, describe))
