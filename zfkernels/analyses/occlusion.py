@@ -24,7 +24,7 @@ from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.trace import trace_whole
 from ..models.checkpoint import Network
-from ..models.modes import _evaluation
+from ..models.modes import evaluation
 from ..ops import checks
 from ..window import pair
 from .activations import top_activations
@@ -109,7 +109,7 @@ def occlusion_map(
     boxes = _windows(height, width, (patch_h, patch_w), (stride_h, stride_w))
 
     flat = boxes.reshape(-1, 4)
-    with _evaluation(model):
+    with evaluation(model):
         _check_layer(model, layer)
         network = _by_regions(model, image, layer) or _Copies(model, image, layer)
         clear_logits, clear_maps = network.clear()
