@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains what is not there yet, draws, writes; 0."""
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, quiet=not sys.stderr.isatty())
+    stage = Stage(args.out, args.work, progress=sys.stderr.isatty())
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:
