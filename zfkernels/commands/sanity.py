@@ -15,7 +15,7 @@ EXAMPLES = (
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
 
-The unit's picture is network anew each time that one more layer's weights, from the top, are replaced by noise.
+The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
 What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
 """
     + NETWORK
