@@ -13,7 +13,8 @@ from ..analyses.activations import gather, top_activations
 from ..analyses.atlas import cards, write_layer, write_page
 from ..data.folders import find_pictures
 from ..data.loading import read_all, stream
-from ..deconvnet.deconvnet import NORMS, Deconvnet
+from ..deconvnet.deconvnet import Deconvnet
+from ..graph.methods import NORMS
 from ..training.processes import launched, processes
 from .options import NETWORK, add_network, chosen_layers, load_network
 

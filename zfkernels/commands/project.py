@@ -8,8 +8,7 @@ from pathlib import Path
 
 import zfkernels
 
-from ..deconvnet.deconvnet import NORMS
-from ..graph.steps import METHODS
+from ..graph.methods import METHODS, NORMS
 from .options import PICTURE, _add_picture, _last_convolution, _load, _make_folder
 
 EXAMPLES = (

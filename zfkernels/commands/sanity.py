@@ -10,8 +10,7 @@ from pathlib import Path
 
 from ..analyses.sanity import sanity_check, sanity_figure
 from ..data.loading import read_all
-from ..deconvnet.deconvnet import NORMS
-from ..graph.steps import METHODS
+from ..graph.methods import METHODS, NORMS
 from .options import NETWORK, add_network, load_network
 
 EXAMPLES = (
