@@ -6,8 +6,6 @@ import argparse
 import time
 from pathlib import Path
 
-from ..demo import demo
-
 EXAMPLES = """examples:
   zfkernels demo
   zfkernels demo --out page --seed 3
@@ -26,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demonstration and prints what it found; 0."""
+    from ..demo import demo
+
     for name in ("epochs", "crops"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")

@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while."""
+"""Evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode; then each of its modules in the mode it was in."""
+    """The model in evaluation mode; afterwards each module in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -23,6 +23,6 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluated(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's outputs in evaluation mode."""
+    """The model's outputs in evaluation mode, without gradients."""
     with evaluation(model):
         return model(images)
