@@ -20,6 +20,7 @@ from ..drawing.style import SOFT, new_figure, outline
 from ..drawing.tiles import cut, plain_picture, signed_picture
 from ..models.checkpoint import Network
 from ..models.modes import evaluation
+from ..progress import bar
 from ..window import Pair, pair
 from .activations import top_activations
 from .covering import Copies, by_regions, check_layer
@@ -101,22 +102,19 @@ def occlusion_map(
         target = _one_of("target", target, clear_logits, "a class")
         if layer is not None:
             channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
-        starts = range(0, boxes.shape[0] * boxes.shape[1], batch_size)
-        if progress:
-            from tqdm import tqdm
+        logits, activity = [], []
+        for windows in bar(boxes.reshape(-1, 4).split(batch_size), "occlusion", "batch", progress):
+            found, maps = network.covered(windows, cover, channel)
+            logits.append(found)
+            activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
-            starts = tqdm(starts, desc="occlusion", unit="batch")
-        batches = [network.covered(boxes.reshape(-1, 4)[i : i + batch_size], cover, channel) for i in starts]
-
-    logits = torch.cat([some for some, _ in batches]).reshape(*boxes.shape[:2], len(clear_logits))
-    activity = None
-    if layer is not None:
-        activity = torch.cat([maps.sum(dim=(1, 2)) for _, maps in batches]).reshape(boxes.shape[:2])
+    grid = boxes.shape[:2]
+    logits = torch.cat(logits).reshape(*grid, len(clear_logits))
     return OcclusionMap(
         probability=logits.softmax(-1)[..., target],
         logit=logits[..., target].clone(),
         label=logits.argmax(-1),
-        activity=activity,
+        activity=torch.cat(activity).reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,

@@ -32,7 +32,14 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, and {args.out} is a file")
     began = time.perf_counter()
-    page, findings = demo.run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
+    page, findings = demo.run(
+        args.out,
+        seed=args.seed,
+        epochs=args.epochs,
+        crops=args.crops,
+        progress=not args.quiet,
+        report=(lambda text: None) if args.quiet else print,
+    )
     for name, value in findings.facts.items():
         print(f"{name:<28} {value}")
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")

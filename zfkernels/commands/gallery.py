@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from ..demo.gallery import HEAD, SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, quiet=not sys.stderr.isatty())
+    stage = Stage(args.out, args.work, progress=sys.stderr.isatty())
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:
