@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         first = processes()[0] == 0
         if first:
             print(HEAD, flush=True)
-        what = Run(
+        run = Run(
             plan,
             training,
             validation,
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             progress=sys.stderr.isatty(),
         )
         report = (lambda result: print(line(result), flush=True)) if first else None
-        ablation(rows, what, train.zfnet_arguments(args, len(classes)), device, args.out, report)
+        ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
     return 0

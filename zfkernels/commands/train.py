@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.folders import PictureSet, class_folders, hold_out
 from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+
+if TYPE_CHECKING:
+    from ..training.fit import Trained
 
 EXAMPLES = """examples:
   zfkernels train photos --out run
@@ -115,8 +119,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
             print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
             print(f"device      {device}, {world} process(es), {str(precision).removeprefix('torch.')}", flush=True)
-        shown = not args.quiet and sys.stderr.isatty()
-        what = Run(
+        run = Run(
             plan,
             training,
             validation,
@@ -124,11 +127,11 @@ def run(args: argparse.Namespace) -> int:
             args.scale,
             precision=precision,
             workers=args.workers,
-            progress=shown,
+            progress=not args.quiet and sys.stderr.isatty(),
         )
         state = history.begin(args.out, plan, args.resume)
         files = history.files(args.out, arguments, classes, args.keep, args.plot)
-        epochs = fit(model, what, [print_line, *files], state)
+        epochs = fit(model, run, [print_line, *files], state)
     if rank == 0:
         best = min(epochs, key=lambda epoch: epoch.error)
         print(f"lowest      {best.error:.2%} wrong, {best.error5:.2%} not in the top 5, epoch {best.epoch}")
@@ -136,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_line(trained) -> None:
+def print_line(trained: Trained) -> None:
+    """The line of the epoch that has ended."""
     epoch = trained.history[-1]
     print(
         f"epoch {epoch.epoch:4d}  loss {epoch.loss:7.4f}  wrong {epoch.error:7.2%}  "
