@@ -14,15 +14,17 @@ if importlib.util.find_spec("triton") is None:
     INSTALLED, INTERPRETED = False, False
 else:
     from .contrast_norm import contrast_norm, contrast_norm_backward
-    from .conv import conv2d, conv2d_weight_grad, conv_transpose2d
+    from .conv import conv2d
+    from .conv_transpose import conv_transpose2d
+    from .conv_weight_grad import conv2d_weight_grad
     from .fused import (
         conv2d_relu_max_pool2d,
         conv2d_relu_max_pool2d_weight_grad,
         max_pool2d_contrast_norm,
         max_unpool2d_relu_conv_transpose2d,
     )
+    from .launch import INTERPRETED
     from .max_pool import max_pool2d, max_unpool2d, max_unpool2d_backward
-    from .tensors import INTERPRETED
 
     INSTALLED = True
 

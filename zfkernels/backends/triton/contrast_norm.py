@@ -6,13 +6,14 @@ terms. (A prefix sum loses the digits that it cancels, and one infinity spoils t
 banded matrix turns an infinity times the band's zeros into NaN, costs C multiplications a value, and rounds to TF32.)
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tensors import Compilation, dense, empty, launch, power_of_two
-from .tuning import Target
+from .launch import Call, dense, empty, power_of_two
 
 # Up to this many neighbours a window is summed in registers; wider ones loop over them, one exchange a neighbour.
 UNROLLED = 16
@@ -223,9 +224,7 @@ def contrast_norm_backward_kernel(
 
 def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
     y = empty(x, *x.shape)
-    tensors = {"x": dense(x), "y": y}
-    arguments, warps = _arguments(x.dtype, x.shape, size, alpha, beta, k, center)
-    launch(contrast_norm_kernel, _programs(arguments), tensors, arguments, num_warps=warps)
+    norm_call(contrast_norm_kernel, x.dtype, x.shape, size, alpha, beta, k, center)(x=dense(x), y=y)
     return y
 
 
@@ -233,33 +232,19 @@ def contrast_norm_backward(
     g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
 ) -> Tensor:
     gx = empty(x, *x.shape)
-    tensors = {"g": dense(g), "x": dense(x), "gx": gx}
-    arguments, warps = _arguments(x.dtype, x.shape, size, alpha, beta, k, center)
-    launch(contrast_norm_backward_kernel, _programs(arguments), tensors, arguments, num_warps=warps)
+    call = norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, size, alpha, beta, k, center)
+    call(g=dense(g), x=dense(x), gx=gx)
     return gx
 
 
-def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
-    """The launches of ZFNet's two layers at a batch of 128, for the compile gate."""
-    found = []
-    for name, shape in (("norm1", (128, 96, 55, 55)), ("norm2", (128, 256, 13, 13))):
-        for center in (False, True):
-            label = f"{name} centred" if center else name
-            arguments, warps = _arguments(dtype, shape, 5, 1e-4, 0.75, 2.0, center)
-            types = {"x": dtype, "y": dtype}
-            found.append(Compilation(label, contrast_norm_kernel, types | arguments, {"num_warps": warps}))
-            types = {"g": dtype, "x": dtype, "gx": dtype}
-            found.append(
-                Compilation(f"{label} backward", contrast_norm_backward_kernel, types | arguments, {"num_warps": warps})
-            )
-    return found
-
-
-def _arguments(dtype: torch.dtype, shape, size: int, alpha: float, beta: float, k: float, center: bool):
-    """The kernels' arguments besides the tensors, and the warps of a program."""
+def norm_call(
+    kernel, dtype: torch.dtype, shape: Sequence[int], size: int, alpha: float, beta: float, k: float, center: bool
+) -> Call:
+    """The launch of either kernel on maps of `shape`."""
     n, channels, height, width = shape
     vector = 16 // dtype.itemsize
     block = max(2 * vector, power_of_two(channels))
+    pixels = max(1, ELEMENTS // block)
     # A window that reaches past both ends of the stack is the whole stack.
     lo, hi = min(size // 2, channels - 1), min(size - 1 - size // 2, channels - 1)
     arguments = {
@@ -274,11 +259,7 @@ def _arguments(dtype: torch.dtype, shape, size: int, alpha: float, beta: float, 
         "HI": hi,
         "UNROLL": lo + hi <= UNROLLED,
         "V": vector,
-        "P": max(1, ELEMENTS // block),
+        "P": pixels,
         "B": block,
     }
-    return arguments, min(16, max(4, block // 512))
-
-
-def _programs(arguments: dict) -> int:
-    return -(-arguments["pixels"] // arguments["P"])
+    return Call(kernel, -(-n * height * width // pixels), arguments, {"num_warps": min(16, max(4, block // 512))})

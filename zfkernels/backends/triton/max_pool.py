@@ -5,13 +5,16 @@ a thread on 16 bytes of neighbouring channels, so that every access is 16 bytes 
 the L1 cache. Each result has one writer and a fixed order of its terms: no atomics, and the same bits on every run.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tensors import INTERPRETED, Compilation, dense, empty, launch, power_of_two
-from .tuning import Target
+from ...ops.window import Pair
+from .launch import INTERPRETED, Call, dense, empty, power_of_two
 
 # Of a tile, with 4 rows (2 in float32) of 32 channels: 8 values a thread (4), which is one 16-byte access. 4 x 8
 # windows of 3x3, stride 2, read 1.2 times the bytes of their pixels, where 32 in a row would read 1.5.
@@ -246,79 +249,72 @@ def max_unpool2d_backward_kernel(
     tl.store(gy + place, found, mask=there)
 
 
-def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
+class Pool(NamedTuple):
+    """A pooling's window; `size` is the pooled map's."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    size: Pair
+
+
+def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, output_size: Pair) -> tuple[Tensor, Tensor]:
     y = empty(x, *x.shape[:2], *output_size)
     switches = empty(x, *x.shape[:2], *output_size, dtype=torch.uint8)
-    arguments = _arguments(x.dtype, x.shape, output_size, kernel_size, stride, padding)
-    tensors = {"x": dense(x), "y": y, "switches": switches}
-    launch(max_pool2d_kernel, _programs(arguments, len(x), output_size), tensors, arguments, num_warps=THREADS // 32)
+    call = pool_call(max_pool2d_kernel, x.dtype, x.shape, Pool(kernel_size, stride, padding, output_size))
+    call(x=dense(x), y=y, switches=switches)
     return y, switches
 
 
-def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
-    return unpooled(y, switches, kernel_size, stride, padding, output_size, False)
+def max_unpool2d(
+    y: Tensor, switches: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, output_size: Pair
+) -> Tensor:
+    return unpooled(y, switches, Pool(kernel_size, stride, padding, y.shape[2:]), output_size, False)
 
 
-def unpooled(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size, rectify: bool) -> Tensor:
+def unpooled(y: Tensor, switches: Tensor, pool: Pool, size: Pair, rectify: bool) -> Tensor:
     """max_unpool2d's result, rectified in the same pass if `rectify`."""
-    x = empty(y, *y.shape[:2], *output_size)
-    arguments = _unpooling(y.dtype, x.shape, y.shape[2:], kernel_size, stride, padding, rectify)
-    cells = [-(-(size + p) // s) for size, p, s in zip(output_size, padding, stride, strict=True)]
-    tensors = {"y": dense(y), "switches": dense(switches), "x": x}
-    launch(max_unpool2d_kernel, _programs(arguments, len(y), cells), tensors, arguments, num_warps=THREADS // 32)
+    x = empty(y, *y.shape[:2], *size)
+    unpool_call(y.dtype, x.shape, pool, rectify)(y=dense(y), switches=dense(switches), x=x)
     return x
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size, stride, padding) -> Tensor:
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Pair, stride: Pair, padding: Pair) -> Tensor:
     gy = empty(g, *switches.shape)
-    arguments = _arguments(g.dtype, g.shape, gy.shape[2:], kernel_size, stride, padding)
-    tensors = {"g": dense(g), "switches": dense(switches), "gy": gy}
-    programs = _programs(arguments, len(g), gy.shape[2:])
-    launch(max_unpool2d_backward_kernel, programs, tensors, arguments, num_warps=THREADS // 32)
+    pool = Pool(kernel_size, stride, padding, gy.shape[2:])
+    call = pool_call(max_unpool2d_backward_kernel, g.dtype, g.shape, pool)
+    call(g=dense(g), switches=dense(switches), gy=gy)
     return gy
 
 
-def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
-    """The launches of ZFNet's three poolings, for the compile gate."""
-    found = []
-    options = {"num_warps": THREADS // 32}
-    for number, channels, size, pooled in ((1, 96, 110, 55), (2, 256, 26, 13), (5, 256, 13, 6)):
-        window = (dtype, (128, channels, size, size), (pooled, pooled), (3, 3), (2, 2), (0, 0))
-        for name, kernel, tensors, arguments in (
-            ("pool", max_pool2d_kernel, {"x": dtype, "y": dtype, "switches": torch.uint8}, _arguments(*window)),
-            ("unpool", max_unpool2d_kernel, {"y": dtype, "switches": torch.uint8, "x": dtype}, _unpooling(*window)),
-            (
-                "unpool backward",
-                max_unpool2d_backward_kernel,
-                {"g": dtype, "switches": torch.uint8, "gy": dtype},
-                _arguments(*window),
-            ),
-        ):
-            found.append(Compilation(f"{name}{number}", kernel, tensors | arguments, options))
-    return found
+def pool_call(kernel, dtype: torch.dtype, shape: Sequence[int], pool: Pool) -> Call:
+    """The launch of a kernel whose tiles are of windows, on maps of `shape`."""
+    return _call(kernel, shape[0], pool.size, _arguments(dtype, shape, pool))
 
 
-def _arguments(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding) -> dict:
-    """The kernels' arguments besides the tensors, for maps of `shape` and windows' maps of size `pooled`."""
+def unpool_call(dtype: torch.dtype, shape: Sequence[int], pool: Pool, rectify: bool = False) -> Call:
+    """max_unpool2d_kernel's launch: tiles are of cells, loops over the pixels of a cell and the windows over each."""
+    arguments = _arguments(dtype, shape, pool)
+    pixels = pool.stride[0] * pool.stride[1]
+    windows = -(-pool.kernel[0] // pool.stride[0]) * -(-pool.kernel[1] // pool.stride[1])
+    arguments["UNROLL"] = windows if windows <= UNROLLED else UNROLLED_PART
+    arguments |= {"RECTIFY": rectify, "UNROLL_CELL": pixels * windows <= UNROLLED}
+    cells = [-(-(size + p) // s) for size, p, s in zip(shape[2:], pool.padding, pool.stride, strict=True)]
+    return _call(max_unpool2d_kernel, shape[0], cells, arguments)
+
+
+def _arguments(dtype: torch.dtype, shape: Sequence[int], pool: Pool) -> dict[str, int]:
+    """What the kernels take besides the tensors."""
     _, channels, height, width = shape
-    taps = kernel_size[0] * kernel_size[1]
-    # 64 bytes at least, which are two whole sectors of memory, and no lane without a channel where 32 divide them.
+    taps = pool.kernel[0] * pool.kernel[1]
+    # At least 64 bytes, two whole sectors of memory, and no lane without a channel where 32 divides them.
     block = 32 if channels % 32 == 0 else min(64, power_of_two(channels))
     rows, columns = 8 // dtype.itemsize, COLUMNS
-    if INTERPRETED:  # its cost is one of programs and taps, not of values
+    if INTERPRETED:  # there programs and taps cost time, and values do not
         rows, columns = (8, 8) if taps <= UNROLLED else (64, 64)
-    return {
-        "H": height,
-        "W": width,
-        "OH": pooled[0],
-        "OW": pooled[1],
-        "C": channels,
-        "KH": kernel_size[0],
-        "KW": kernel_size[1],
-        "SH": stride[0],
-        "SW": stride[1],
-        "PH": padding[0],
-        "PW": padding[1],
+    names = ("H", "W", "OH", "OW", "C", "KH", "KW", "SH", "SW", "PH", "PW")
+    values = (height, width, *pool.size, channels, *pool.kernel, *pool.stride, *pool.padding)
+    return dict(zip(names, values, strict=True)) | {
         "ROWS": rows,
         "COLUMNS": columns,
         "BLOCKS": -(-channels // block),
@@ -327,17 +323,7 @@ def _arguments(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding) 
     }
 
 
-def _unpooling(dtype: torch.dtype, shape, pooled, kernel_size, stride, padding, rectify: bool = False) -> dict:
-    """max_unpool2d_kernel's: its loops go over the pixels of a cell and the windows over each."""
-    arguments = _arguments(dtype, shape, pooled, kernel_size, stride, padding)
-    pixels = stride[0] * stride[1]
-    windows = -(-kernel_size[0] // stride[0]) * -(-kernel_size[1] // stride[1])
-    arguments["UNROLL"] = windows if windows <= UNROLLED else UNROLLED_PART
-    arguments["RECTIFY"] = rectify
-    arguments["UNROLL_CELL"] = pixels * windows <= UNROLLED
-    return arguments
-
-
-def _programs(arguments: dict, images: int, size) -> int:
-    """Of one tile each, over `images` maps of `size` places."""
-    return images * -(-size[0] // arguments["ROWS"]) * -(-size[1] // arguments["COLUMNS"]) * arguments["BLOCKS"]
+def _call(kernel, images: int, size: Sequence[int], arguments: dict[str, int]) -> Call:
+    """One program a tile of the `size` windows or cells of each image, and a block of channels."""
+    tiles = -(-size[0] // arguments["ROWS"]) * -(-size[1] // arguments["COLUMNS"])
+    return Call(kernel, images * tiles * arguments["BLOCKS"], arguments, {"num_warps": THREADS // 32})
