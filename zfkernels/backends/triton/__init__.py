@@ -31,7 +31,7 @@ else:
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 # Where allowed, float32 products are of operands rounded to TF32; the interpreter does not round.
 TF32 = not INTERPRETED
-# What is computed as a composition, and why; fused.py has the arithmetic. `zfkernels info` prints it.
+# What is computed as a composition, and why (docs/design/triton.md). `zfkernels info` prints it.
 NOTES = (
     "conv2d_relu_max_pool2d is one kernel for image layers in 16-bit types on NVIDIA GPUs, else convolution then "
     "pooling: computing the pixels that windows share again would cost more than the map's round trip",

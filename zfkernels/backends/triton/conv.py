@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ops.window import Pair, conv_map
 from . import tuning
-from .correlation import IMAGE_CHANNELS, SIZES, Conv, Problem, gather_source, pixels, precision, product, product_call
+from .correlation import IMAGE_CHANNELS, SIZES, Conv, Problem, gather, pixels, precision, product, product_call
 from .launch import Call, Target, dense, empty, target
 
 
@@ -45,9 +45,9 @@ def conv2d_kernel(
     """y[m,o] = bias[o] + sum over taps and c of weight[o,tap,c] x[pixel m under tap, c]; max(0, .) if RELU.
 
     Program i: output pixels (i // tiles) * BM ..., channels (i % tiles) * BN ..., so that programs which run together
-    read the same pixels. x is (images, H, W) pixels, PITCH numbers apart, C of them read at each tap; weight is
-    [C_OUT][KH][KW][CW], zeros past C, y (images, OH, OW, C_OUT). The steps run over (kh, kw, block of BK channels), in
-    that order whatever the tile: it decides the bits.
+    read the same pixels. x is (images, H, W) pixels, PITCH numbers apart; C numbers are read at each tap. weight is
+    [C_OUT][KH][KW][CW], zeros past C; y is (images, OH, OW, C_OUT). The steps run over (kh, kw, block of BK channels),
+    in that order for every tile: the order decides the bits.
     """
     TILES: tl.constexpr = (C_OUT + BN - 1) // BN
     BLOCKS: tl.constexpr = (C + BK - 1) // BK
@@ -57,8 +57,8 @@ def conv2d_kernel(
     image, remaining, ahead, i, j = pixels(first, images, OH, OW, BM)
     row = i * SH - PH
     column = j * SW - PW
-    there = ahead < remaining
-    # Bases in 64 bits, what is added inside the loop in 32.
+    exists = ahead < remaining
+    # Bases are 64 bits wide, what the loop adds to them 32.
     pixel = (image * H * W + ahead.to(tl.int64) * H * W + row.to(tl.int64) * W + column) * PITCH
     filters = o.to(tl.int64) * (KH * KW * CW)
     k = tl.arange(0, BK)
@@ -68,7 +68,7 @@ def conv2d_kernel(
         c = (step % BLOCKS) * BK
         kh = tap // KW
         kw = tap % KW
-        inside = there & (row + kh >= 0) & (row + kh < H) & (column + kw >= 0) & (column + kw < W)
+        inside = exists & (row + kh >= 0) & (row + kh < H) & (column + kw >= 0) & (column + kw < W)
         a_mask = inside[:, None]
         b_mask = (o < C_OUT)[None, :]
         if C % BK != 0:
@@ -83,15 +83,14 @@ def conv2d_kernel(
     if RELU:
         sums = tl.where(sums <= 0.0, 0.0, sums)  # NaN is not <= 0 and stays
     rows = tl.arange(0, BM)
-    there = (first + rows < images.to(tl.int64) * OH * OW)[:, None] & (o < C_OUT)[None, :]
-    tl.store(y + first * C_OUT + (rows[:, None] * C_OUT + o[None, :]), sums.to(y.dtype.element_ty), mask=there)
+    mask = (first + rows < images.to(tl.int64) * OH * OW)[:, None] & (o < C_OUT)[None, :]
+    tl.store(y + first * C_OUT + (rows[:, None] * C_OUT + o[None, :]), sums.to(y.dtype.element_ty), mask=mask)
 
 
 def conv2d_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
     """Rows are output pixels, columns filters."""
-    depth = conv.channels * conv.kernel[0] * conv.kernel[1]
     op = "conv2d" if conv.pitch == conv.channels else "conv2d of an image"
-    return Problem(op, conv.rows, conv.filters, depth, conv.channels, precision(dtype, target))
+    return Problem(op, conv.rows, conv.filters, conv.terms, conv.channels, precision(dtype, target))
 
 
 def conv2d_call(conv: Conv, dtype: torch.dtype, target: Target, bias: bool, relu: bool) -> Call:
@@ -118,7 +117,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding
 
 def operands(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
     """x and weight as conv2d_kernel reads them, for the shapes of conv.gathered()."""
-    xs = gather_source(x, conv)
+    xs = gather(x, conv)
     if not conv.is_image():
         return xs, dense(weight)
     padded = conv.gathered()

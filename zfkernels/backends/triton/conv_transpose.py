@@ -56,8 +56,8 @@ def conv_transpose2d_kernel(
 
     Program i: channels (i % tiles) * BN ..., class i // tiles % (SH*SW), and BM of that class's pixels; programs that
     run together read the same part of y. y is (images, OH, OW, C_OUT), x (images, H, W, C); weight's strides are
-    FILTER, TAP and CHANNEL; STEPS is the most steps of a class. A class without taps (a kernel smaller than the
-    stride) writes zeros.
+    FILTER, TAP and CHANNEL; STEPS is the largest number of steps of a class. A class without taps (a kernel smaller
+    than the stride) writes zeros.
     """
     TILES: tl.constexpr = (C + BN - 1) // BN
     BLOCKS: tl.constexpr = (C_OUT + BK - 1) // BK
@@ -77,7 +77,7 @@ def conv_transpose2d_kernel(
     image, remaining, ahead, i, j = pixels(first, images, height, width, BM)
     i += top
     j += left
-    there = ahead < remaining
+    exists = ahead < remaining
     taps_h = (KH - rh + SH - 1) // SH
     taps_w = (KW - rw + SW - 1) // SW
 
@@ -90,33 +90,33 @@ def conv_transpose2d_kernel(
         o = (step % BLOCKS) * BK
         a = tap // taps_w
         b = tap % taps_w
-        inside = there & (i - a >= 0) & (i - a < OH) & (j - b >= 0) & (j - b < OW)
+        inside = exists & (i - a >= 0) & (i - a < OH) & (j - b >= 0) & (j - b < OW)
         y_mask = inside[:, None]
         w_mask = (c < C)[None, :]
         if C_OUT % BK != 0:
             y_mask = y_mask & (o + k < C_OUT)[None, :]
             w_mask = w_mask & (o + k < C_OUT)[:, None]
-        if INTERPRETED:  # a tensor: the newest interpreter makes a Python bool an integer, and a mask of integers
+        if INTERPRETED:  # as a tensor: the newest interpreter makes a Python bool an integer, and the mask integers
             real = tl.zeros((1, 1), tl.int32) + step < steps
             y_mask = y_mask & real
             w_mask = w_mask & real
         ys = tl.load(y + (window - (a.to(tl.int64) * OW + b) * C_OUT + o)[:, None] + k[None, :], mask=y_mask, other=0.0)
-        place = o.to(tl.int64) * FILTER + ((rh + a * SH) * KW + rw + b * SW) * TAP
-        ws = tl.load(weight + place + (k[:, None] * FILTER + c[None, :] * CHANNEL), mask=w_mask, other=0.0)
+        offset = o.to(tl.int64) * FILTER + ((rh + a * SH) * KW + rw + b * SW) * TAP
+        ws = tl.load(weight + offset + (k[:, None] * FILTER + c[None, :] * CHANNEL), mask=w_mask, other=0.0)
         sums = product(ys, ws, sums, PRECISION, INTERPRETED)
 
     h = i * SH + rh - PH
     w = j * SW + rw - PW
     pixel = (image * H * W + ahead.to(tl.int64) * H * W + h.to(tl.int64) * W + w) * C
-    tl.store(x + pixel[:, None] + c[None, :], sums.to(x.dtype.element_ty), mask=there[:, None] & (c < C)[None, :])
+    tl.store(x + pixel[:, None] + c[None, :], sums.to(x.dtype.element_ty), mask=exists[:, None] & (c < C)[None, :])
 
 
 @triton.jit
-def _image_tap(
+def _tap(
     y,
     weight,
     window,
-    there,
+    exists,
     i,
     j,
     a,
@@ -133,18 +133,18 @@ def _image_tap(
 ):
     """The operands of tap (a, b) and channels o ... o + BK - 1 in conv_transpose2d_image_kernel."""
     k = tl.arange(0, BK)
-    inside = there & (i >= a) & (i - a < OH) & (j >= b) & (j - b < OW)
+    inside = exists & (i >= a) & (i - a < OH) & (j >= b) & (j - b < OW)
     y_mask = inside[:, None]
     w_mask = (columns < COLUMNS)[None, :]
     if C_OUT % BK != 0:
         y_mask = y_mask & (o + k < C_OUT)[None, :]
         w_mask = w_mask & (o + k < C_OUT)[:, None]
-    place = (window - (a.to(tl.int64) * OW + b) * C_OUT + o)[:, None] + k[None, :]
-    # 16-byte asynchronous copies pass L1 by; 8-byte ones find there what the tap beside this one has read.
-    place = tl.max_contiguous(place, (1, 4))
-    ys = tl.load(y + place, mask=y_mask, other=0.0)
-    spot = columns * (TAPS_H * TAPS_W * C_OUT) + (a * TAPS_W + b) * C_OUT + o
-    ws = tl.load(weight + spot[None, :] + k[:, None], mask=w_mask, other=0.0)
+    y_offset = (window - (a.to(tl.int64) * OW + b) * C_OUT + o)[:, None] + k[None, :]
+    # 16-byte asynchronous copies bypass L1; 8-byte copies find in it what the neighbouring tap has read.
+    y_offset = tl.max_contiguous(y_offset, (1, 4))
+    ys = tl.load(y + y_offset, mask=y_mask, other=0.0)
+    w_offset = columns * (TAPS_H * TAPS_W * C_OUT) + (a * TAPS_W + b) * C_OUT + o
+    ws = tl.load(weight + w_offset[None, :] + k[:, None], mask=w_mask, other=0.0)
     return ys, ws
 
 
@@ -175,9 +175,9 @@ def conv_transpose2d_image_kernel(
     """conv_transpose2d_kernel for few channels: the residue classes side by side as columns of one product.
 
     Program i: BM cells (q, q') of SH x SW pixels, all SH*SW*C <= BN numbers of each, so that y is read once for all
-    classes and not once for each. weight is [SH][SW][C][TAPS_H][TAPS_W][C_OUT], the tap (rh + a*SH, rw + b*SW) at
-    (rh, rw, :, a, b), zeros where KH or KW have no such tap. Taps that only some classes have are summed apart and
-    dropped from the others, where y's NaN and infinities must not meet the zeros.
+    classes. weight is [SH][SW][C][TAPS_H][TAPS_W][C_OUT], with tap (rh + a*SH, rw + b*SW) at (rh, rw, :, a, b), zeros
+    where there is no such tap. Taps that only some classes have are summed apart and dropped from the others, where y's
+    NaN and infinities must not meet the zeros.
     """
     COLUMNS: tl.constexpr = SH * SW * C
     TAPS_H: tl.constexpr = (KH + SH - 1) // SH
@@ -193,7 +193,7 @@ def conv_transpose2d_image_kernel(
     width = (W + PW + SW - 1) // SW
     first = tl.program_id(0).to(tl.int64) * BM
     image, remaining, ahead, i, j = pixels(first, images, height, width, BM)
-    there = ahead < remaining
+    exists = ahead < remaining
     window = (image * OH * OW + ahead.to(tl.int64) * OH * OW + i.to(tl.int64) * OW + j) * C_OUT
     sums = tl.zeros((BM, BN), tl.float32)
     for step in range(FULL_H * FULL_W * BLOCKS):
@@ -201,26 +201,22 @@ def conv_transpose2d_image_kernel(
         a = tap // FULL_W
         b = tap % FULL_W
         o = (step % BLOCKS) * BK
-        ys, ws = _image_tap(
-            y, weight, window, there, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK
-        )
+        ys, ws = _tap(y, weight, window, exists, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK)
         sums = product(ys, ws, sums, PRECISION, INTERPRETED)
     for step in range((TAPS_H * TAPS_W - FULL_H * FULL_W) * BLOCKS):
         tap = step // BLOCKS
         a = tl.where(tap < RIGHT, tap // max(TAPS_W - FULL_W, 1), FULL_H + (tap - RIGHT) // TAPS_W)
         b = tl.where(tap < RIGHT, FULL_W + tap % max(TAPS_W - FULL_W, 1), (tap - RIGHT) % TAPS_W)
         o = (step % BLOCKS) * BK
-        ys, ws = _image_tap(
-            y, weight, window, there, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK
-        )
-        some = product(ys, ws, tl.zeros((BM, BN), tl.float32), PRECISION, INTERPRETED)
-        exists = (rh + a * SH < KH) & (rw + b * SW < KW)
-        sums += tl.where(exists[None, :], some, 0.0)
+        ys, ws = _tap(y, weight, window, exists, i, j, a, b, o, columns, OH, OW, COLUMNS, C_OUT, TAPS_H, TAPS_W, BK)
+        terms = product(ys, ws, tl.zeros((BM, BN), tl.float32), PRECISION, INTERPRETED)
+        has_tap = (rh + a * SH < KH) & (rw + b * SW < KW)
+        sums += tl.where(has_tap[None, :], terms, 0.0)
     h = (i * SH - PH)[:, None] + rh[None, :]
     w = (j * SW - PW)[:, None] + rw[None, :]
-    mask = there[:, None] & (columns < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    place = (image + ahead)[:, None] * H * W + h.to(tl.int64) * W + w
-    tl.store(x + place * C + (columns % C)[None, :], sums.to(x.dtype.element_ty), mask=mask)
+    mask = exists[:, None] & (columns < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    pixel = (image + ahead)[:, None] * H * W + h.to(tl.int64) * W + w
+    tl.store(x + pixel * C + (columns % C)[None, :], sums.to(x.dtype.element_ty), mask=mask)
 
 
 def joins_classes(conv: Conv) -> bool:

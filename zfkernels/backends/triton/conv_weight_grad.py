@@ -12,17 +12,7 @@ from torch import Tensor
 
 from ...ops.window import Pair
 from . import tuning
-from .correlation import (
-    SIZES,
-    Conv,
-    Problem,
-    gather_source,
-    interpreted_steps,
-    pixels,
-    precision,
-    product,
-    product_call,
-)
+from .correlation import SIZES, Conv, Problem, gather, interpreted_steps, pixels, precision, product, product_call
 from .launch import INTERPRETED, Call, Target, dense, target
 
 
@@ -59,9 +49,8 @@ def conv2d_weight_grad_kernel(
 
     Program i: columns (i % tiles) * BN ... of taps x C, BM channels o, part s of the pixels: `blocks` blocks of BK;
     programs that run together read the same pixels. BIAS: partial_bias[s,o] = the part's sum of g[m,o], as the product
-    of the same tile of g with ones (1/8 of a 128-column product; a sum in registers would take the tile from the
-    matrix unit's path through shared memory, and a pass of its own would read g again, 69 us at conv1).
-    x, g and the sizes: as x, y and the sizes of conv2d_kernel.
+    of the same tile of g with ones: a sum in registers would take the tile off the matrix unit's path through shared
+    memory, and a pass of its own would read g again. x, g and the sizes: as x, y and the sizes of conv2d_kernel.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     TILES: tl.constexpr = (COLUMNS + BN - 1) // BN
@@ -79,7 +68,7 @@ def conv2d_weight_grad_kernel(
     image, remaining, ahead, i, j = pixels(first, images, OH, OW, BK)
     x += image * H * W * PITCH
     g += first * C_OUT
-    # One block further on, in mixed radix: a division a pixel and step would cost more than its share of the product.
+    # One block further on, in mixed radix: a division a pixel would cost more than the pixel's share of the product.
     step_j = BK % OW
     step_i = BK // OW % OH
     step_n = BK // (OH * OW)
@@ -88,13 +77,13 @@ def conv2d_weight_grad_kernel(
     sums_bias = tl.zeros((BM, 16), tl.float32)
     ones = tl.full((BK, 16), 1.0, tl.float32).to(g.dtype.element_ty)
     for _ in range(STEPS if INTERPRETED else blocks):
-        there = ahead < remaining
+        exists = ahead < remaining
         row = i * SH - PH
         col = j * SW - PW
-        gs = tl.load(g + (k[None, :] * C_OUT + o[:, None]), mask=there[None, :] & (o < C_OUT)[:, None], other=0.0)
+        gs = tl.load(g + (k[None, :] * C_OUT + o[:, None]), mask=exists[None, :] & (o < C_OUT)[:, None], other=0.0)
         h = row[:, None] + kh[None, :]
         w = col[:, None] + kw[None, :]
-        inside = there[:, None] & (column < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        inside = exists[:, None] & (column < COLUMNS)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         pixel = ((ahead.to(tl.int64) * H + row) * W + col) * PITCH
         xs = tl.load(x + pixel[:, None] + offset[None, :], mask=inside, other=0.0)
         sums = product(gs, xs, sums, PRECISION, INTERPRETED)
@@ -109,8 +98,8 @@ def conv2d_weight_grad_kernel(
         i = tl.where(carry, i - OH, i)
         ahead += step_n + carry.to(tl.int32)
 
-    place = partial + part * (C_OUT * COLUMNS) + o.to(tl.int64)[:, None] * COLUMNS + column[None, :]
-    tl.store(place, sums, mask=(o < C_OUT)[:, None] & (column < COLUMNS)[None, :])
+    to = partial + part * (C_OUT * COLUMNS) + o.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    tl.store(to, sums, mask=(o < C_OUT)[:, None] & (column < COLUMNS)[None, :])
     if BIAS:  # noqa: SIM102
         if pid % TILES == 0:
             total = tl.sum(tl.where(tl.arange(0, 16)[None, :] == 0, sums_bias, 0.0), axis=1)
@@ -134,38 +123,37 @@ def weight_grad_reduce_kernel(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """gw[o,c,tap] = sum over s of partial[s,o,tap,c], gb[o] = sum over s of partial_bias[s,o]: in fixed order.
+    """gw[o,c,tap] = sum over s of partial[s,o,tap,c], gb[o] = sum over s of partial_bias[s,o], in a fixed order.
 
-    Program i: BLOCK numbers of a part (C >= C_IN of them a tap; those past C_IN are padding), PARTS parts at a time;
-    the programs after those that cover a part reduce the bias.
+    Program i: BLOCK numbers of a part, PARTS parts at a time; a tap has C >= C_IN of them, and those past C_IN are
+    padding. The programs after those that cover a part reduce the bias.
     """
     WEIGHTS: tl.constexpr = C_OUT * TAPS * C
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, PARTS)
     sums = tl.zeros((BLOCK,), tl.float32)
     if tl.program_id(0) < (WEIGHTS + BLOCK - 1) // BLOCK:
         for done in range(0, STEPS if INTERPRETED else parts, PARTS):
             part = done + s
-            there = (part < parts)[:, None] & (place < WEIGHTS)[None, :]
-            sums += tl.sum(tl.load(partial + part.to(tl.int64)[:, None] * WEIGHTS + place[None, :], there, 0.0), axis=0)
-        c = place % C
-        tap = place // C % TAPS
-        o = place // (C * TAPS)
-        there = (place < WEIGHTS) & (c < C_IN)
-        tl.store(gw + (o * C_IN + c) * TAPS + tap, sums.to(gw.dtype.element_ty), mask=there)
+            mask = (part < parts)[:, None] & (index < WEIGHTS)[None, :]
+            sums += tl.sum(tl.load(partial + part.to(tl.int64)[:, None] * WEIGHTS + index[None, :], mask, 0.0), axis=0)
+        c = index % C
+        tap = index // C % TAPS
+        o = index // (C * TAPS)
+        mask = (index < WEIGHTS) & (c < C_IN)
+        tl.store(gw + (o * C_IN + c) * TAPS + tap, sums.to(gw.dtype.element_ty), mask=mask)
     elif BIAS:
-        o = place - (WEIGHTS + BLOCK - 1) // BLOCK * BLOCK
+        o = index - (WEIGHTS + BLOCK - 1) // BLOCK * BLOCK
         for done in range(0, STEPS if INTERPRETED else parts, PARTS):
             part = done + s
-            there = (part < parts)[:, None] & (o < C_OUT)[None, :]
-            sums += tl.sum(tl.load(partial_bias + part.to(tl.int64)[:, None] * C_OUT + o[None, :], there, 0.0), axis=0)
+            mask = (part < parts)[:, None] & (o < C_OUT)[None, :]
+            sums += tl.sum(tl.load(partial_bias + part.to(tl.int64)[:, None] * C_OUT + o[None, :], mask, 0.0), axis=0)
         tl.store(gb + o, sums.to(gb.dtype.element_ty), mask=o < C_OUT)
 
 
 def conv2d_weight_grad_problem(conv: Conv, dtype: torch.dtype, target: Target) -> Problem:
     """Rows are filters, columns taps x input channels."""
-    columns = conv.kernel[0] * conv.kernel[1] * conv.channels
-    return Problem("conv2d_weight_grad", conv.filters, columns, conv.rows, conv.channels, precision(dtype, target))
+    return Problem("conv2d_weight_grad", conv.filters, conv.terms, conv.rows, conv.channels, precision(dtype, target))
 
 
 def conv2d_weight_grad_call(conv: Conv, dtype: torch.dtype, target: Target, bias: bool) -> tuple[Call, int]:
@@ -186,20 +174,19 @@ def conv2d_weight_grad_call(conv: Conv, dtype: torch.dtype, target: Target, bias
 def weight_grad_reduce_call(conv: Conv, parts: int, c_in: int, bias: bool) -> Call:
     """The launch of the second stage, on sums of these shapes and `parts` parts; c_in is the weight's."""
     block = 128
-    columns = conv.kernel[0] * conv.kernel[1] * conv.channels
     arguments = {
         "parts": parts,
         "C_IN": c_in,
         "C": conv.pitch,  # a padded image's tap row holds KW pixels of `pitch` channels
         "C_OUT": conv.filters,
-        "TAPS": columns // conv.pitch,
+        "TAPS": conv.terms // conv.pitch,
         "BIAS": bias,
         "STEPS": interpreted_steps(parts),
         "INTERPRETED": INTERPRETED,
         "BLOCK": block,
         "PARTS": 16,
     }
-    programs = -(-conv.filters * columns // block) + (-(-conv.filters // block) if bias else 0)
+    programs = -(-conv.filters * conv.terms // block) + (-(-conv.filters // block) if bias else 0)
     return Call(weight_grad_reduce_kernel, programs, arguments, {"num_warps": 4, "num_stages": 1})
 
 
@@ -214,11 +201,10 @@ def conv2d_weight_grad(
         tuning.tune(problem, device, lambda: _trial(conv, x.dtype, x.device))
     gw = x.new_empty((conv.filters, conv.channels, *kernel_size))
     gb = x.new_empty(conv.filters) if with_bias else None
-    xs = gather_source(x, conv)
+    xs = gather(x, conv)
     first, parts = conv2d_weight_grad_call(gathered, x.dtype, device, with_bias)
     second = weight_grad_reduce_call(gathered, parts, conv.channels, with_bias)
-    columns = gathered.kernel[0] * gathered.kernel[1] * gathered.channels
-    partial = x.new_empty((parts, conv.filters, columns), dtype=torch.float32)
+    partial = x.new_empty((parts, conv.filters, gathered.terms), dtype=torch.float32)
     partial_bias = x.new_empty((parts, conv.filters), dtype=torch.float32) if with_bias else partial
     first(x=xs, g=dense(g), partial=partial, partial_bias=partial_bias)
     second(partial=partial, partial_bias=partial_bias, gw=gw, gb=gb if with_bias else gw)

@@ -125,6 +125,11 @@ class Conv(NamedTuple):
         """The number of output pixels."""
         return self.images * self.out[0] * self.out[1]
 
+    @property
+    def terms(self) -> int:
+        """Taps x input channels."""
+        return self.kernel[0] * self.kernel[1] * self.channels
+
     def is_image(self) -> bool:
         """Whether x goes through pad_image_kernel."""
         return self.channels <= IMAGE_CHANNELS
@@ -220,7 +225,7 @@ def pad_image_call(conv: Conv, strides: tuple[int, ...]) -> Call:
     return Call(pad_image_kernel, programs, arguments, {"num_warps": 4, "num_stages": 1})
 
 
-def gather_source(x: Tensor, conv: Conv) -> Tensor:
+def gather(x: Tensor, conv: Conv) -> Tensor:
     """x as the kernels gather from it: dense channels-last, or a padded image."""
     if not conv.is_image():
         return dense(x)

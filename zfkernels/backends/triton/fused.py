@@ -38,8 +38,8 @@ SIZES = ("images", "H", "W", "OH", "OW", "POOLED_H", "POOLED_W", "POOL_PH", "POO
 def _rounded_bits(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     """The bits of value >= 0 or NaN, rounded to DTYPE, in an int32.
 
-    In assembly, because the compiler looks for 16-bit values that it widens, to change layouts there: for the two
-    stores' two layouts it would keep the running maxima in each of them throughout the loop, and spill.
+    In assembly: the compiler likes to change layouts where it widens 16-bit values. For the two stores' two layouts it
+    would keep the running maxima in both throughout the loop, and spill.
     """
     if INTERPRETED:
         bits = value.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
@@ -89,11 +89,11 @@ def conv2d_relu_max_pool2d_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """y[n,i,j,o] = the maximum over window (i,j) of max(0, convolution), switches = its place; POOL_KH <= POOL_SH + 1.
+    """y[n,i,j,o] = the maximum over window (i,j) of max(0, convolution), switches = its tap; POOL_KH <= POOL_SH + 1.
 
-    Program i: channels (i % tiles) * BN ..., one strip of `strip` pooled rows, and BM of the pooled columns
-    of all images. x is a padded image (images, H, W) of PITCH channels, weight [C_OUT][KH][CW], of which C <= BK <= CW
-    are a tap row's; the convolution's map is (OH, OW), y and switches are (images, POOLED_H, POOLED_W, C_OUT).
+    Program i: channels (i % tiles) * BN ..., one strip of `strip` pooled rows, and BM of the pooled columns of all
+    images. x is a padded image (images, H, W) of PITCH channels, weight [C_OUT][KH][CW], whose first C <= BK <= CW are
+    a tap row's; the convolution's map is (OH, OW), y and switches are (images, POOLED_H, POOLED_W, C_OUT).
     """
     TILES: tl.constexpr = (C_OUT + BN - 1) // BN
     SHARED: tl.constexpr = 1 if POOL_KH > POOL_SH else 0  # rows that a window shares with the one below
@@ -107,10 +107,10 @@ def conv2d_relu_max_pool2d_kernel(
     rows = tl.minimum(POOLED_H - i0, strip)
     first = (pid // (TILES * strips)).to(tl.int64) * BM
     image, remaining, ahead, _, j = pixels(first, images, 1, POOLED_W, BM)
-    there = ahead < remaining
+    exists = ahead < remaining
 
     k = tl.arange(0, BK)
-    x_mask = there[:, None] & (k < C)[None, :]
+    x_mask = exists[:, None] & (k < C)[None, :]
     filters = o * (KH * CW)
     w_mask = (o < C_OUT)[None, :]
     if BIAS:
@@ -118,7 +118,7 @@ def conv2d_relu_max_pool2d_kernel(
     map_x = x + image * H * W * PITCH
     ahead_x = ahead * H * W * PITCH
     pooled = image * POOLED_H * POOLED_W * C_OUT
-    place = (ahead * POOLED_H * POOLED_W + j) * C_OUT
+    pooled_pixel = (ahead * POOLED_H * POOLED_W + j) * C_OUT
 
     line = tl.full((BM, BN), -1, tl.int32)  # the maxima of one row of windows' pixels, their switches kw
     best = tl.full((BM, BN), -1, tl.int32)
@@ -146,7 +146,7 @@ def conv2d_relu_max_pool2d_kernel(
                 value += shift[None, :]
             value = tl.where(value <= 0.0, 0.0, value)
             key = tl.minimum(_rounded_bits(value, y.dtype.element_ty, INTERPRETED), INFINITY + 1) * 256 + (255 - b)
-            on_map = there & (row >= 0) & (row < OH) & (column >= 0) & (column < OW)
+            on_map = exists & (row >= 0) & (row < OH) & (column >= 0) & (column < OW)
             key = tl.where(on_map[:, None], key, -1)
             line = tl.where(b == 0, key, tl.maximum(line, key))
             sums = tl.zeros((BM, BN), tl.float32)
@@ -156,10 +156,10 @@ def conv2d_relu_max_pool2d_kernel(
                     bits = best >> 8
                     bits = tl.where(bits > INFINITY, INFINITY | (1 << (MANTISSA - 1)), bits)  # a quiet NaN
                     maxima = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
-                    spot = (place + i * POOLED_W * C_OUT)[:, None] + o[None, :]
-                    mask = (there & (i < i0 + rows))[:, None] & (o < C_OUT)[None, :]
-                    tl.store(y + pooled + spot, maxima, mask=mask)
-                    tl.store(switches + pooled + spot, (255 - (best & 255)).to(tl.uint8), mask=mask)
+                    offset = (pooled_pixel + i * POOLED_W * C_OUT)[:, None] + o[None, :]
+                    mask = (exists & (i < i0 + rows))[:, None] & (o < C_OUT)[None, :]
+                    tl.store(y + pooled + offset, maxima, mask=mask)
+                    tl.store(switches + pooled + offset, (255 - (best & 255)).to(tl.uint8), mask=mask)
                     best = line if SHARED else tl.full((BM, BN), -1, tl.int32)
 
 

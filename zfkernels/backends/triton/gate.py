@@ -8,7 +8,7 @@
     matrix units  a product of matrices without their instructions
     memory        more shared memory than a program may have
 
-The launches come from the functions that the backend itself launches by, on the layers of zfkernels.zfnet's table.
+The launches come from the functions that the backend itself launches by, on the layers of ZFNet's table.
 """
 
 import json
@@ -30,6 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ...ops.window import Pair
 from .contrast_norm import contrast_norm_backward_kernel, contrast_norm_kernel, norm_call
 from .conv import conv2d_call
 from .conv_transpose import conv_transpose2d_call
@@ -134,50 +135,41 @@ def build_all(
                     yield build(compilation, architecture, dtype)
 
 
-class Layer(NamedTuple):
-    """A layer of ZFNet: the maps that come in and go out as (channels, height, width), and its window."""
-
-    name: str
-    kind: str
-    into: tuple[int, int, int]
-    out: tuple[int, int, int]
-    window: Pool
-
-    def conv(self, images: int) -> Conv:
-        weight = (self.out[0], self.into[0], *self.window.kernel)
-        return Conv.of((images, *self.into), weight, self.out[1:], self.window.stride, self.window.padding)
-
-
-def zfnet() -> list[Layer]:
-    """ZFNet's layers up to the last pooling."""
+def zfnet() -> list[tuple[Any, Pair]]:
+    """The rows of ZFNet's table up to the last pooling, each with the size of the maps that come in."""
     from zfkernels.zfnet import TABLE, ZFNet
 
-    layers, into = [], (3, 224, 224)
-    for row in ZFNet(table=TABLE, device="meta").table:
-        if row.layer.kind != "fc":
-            out = (row.channels, *row.size)
-            window = Pool(*((size, size) for size in (row.layer.kernel, row.layer.stride, row.layer.padding)), row.size)
-            layers.append(Layer(row.layer.name, row.layer.kind, into, out, window))
-            into = out
-    return layers
+    net = ZFNet(table=TABLE, device="meta")
+    rows = [row for row in net.table if row.layer.kind != "fc"]
+    return list(zip(rows, (net.image_size, *(row.size for row in rows[:-1])), strict=True))
 
 
 def launches(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
     """Every launch that ZFNet's layers make on `target`, forward and backward."""
     layers = zfnet()
     for images in (1, 128):
-        for layer in layers:
-            if layer.kind == "conv":
-                yield from of_conv(f"{layer.name} N={images}", layer.conv(images), dtype, target)
-    for conv, pool in pairwise(layers):
-        if (conv.kind, pool.kind) == ("conv", "pool"):
-            yield from of_fused(conv, pool, dtype, target)
-    for layer in layers:
-        if layer.kind == "pool":
-            yield from of_max_pool(layer, dtype)
-    for layer in layers:
-        if layer.kind == "norm":
-            yield from of_contrast_norm(layer, dtype)
+        for row, size in layers:
+            if row.layer.kind == "conv":
+                yield from of_conv(f"{row.layer.name} N={images}", conv_of(row, size, images), dtype, target)
+    for (row, size), (after, _) in pairwise(layers):
+        if (row.layer.kind, after.layer.kind) == ("conv", "pool"):
+            yield from of_fused(row.layer.name, conv_of(row, size, 128), pool_of(after), dtype, target)
+    for row, size in layers:
+        if row.layer.kind == "pool":
+            yield from of_max_pool(row.layer.name, (128, row.channels, *size), pool_of(row), dtype)
+    for row, size in layers:
+        if row.layer.kind == "norm":
+            yield from of_contrast_norm(row.layer.name, (128, row.channels, *size), dtype)
+
+
+def conv_of(row: Any, size: Pair, images: int) -> Conv:
+    kernel, stride, padding = ((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding))
+    weight = (row.channels, row.in_channels, *kernel)
+    return Conv.of((images, row.in_channels, *size), weight, row.size, stride, padding)
+
+
+def pool_of(row: Any) -> Pool:
+    return Pool(*((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding)), row.size)
 
 
 def compilation(name: str, call: Call, dtype: torch.dtype, tensors: str, **others: torch.dtype) -> Compilation:
@@ -207,33 +199,31 @@ def of_conv(case: str, conv: Conv, dtype: torch.dtype, target: Target) -> Iterat
     yield compilation(f"{case} conv2d_weight_grad reduce", call, dtype, "gw gb", **sums)
 
 
-def of_fused(layer: Layer, pool: Layer, dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+def of_fused(name: str, conv: Conv, pool: Pool, dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
     """The launch of conv2d_relu_max_pool2d, where `fuses` makes it one kernel."""
-    conv = layer.conv(128)
-    if fuses(conv, dtype, pool.window, target):
-        call = layer_call(conv.gathered(), target, True, pool.window)
-        name = f"{layer.name} conv2d_relu_max_pool2d"
-        yield compilation(name, call, dtype, "x weight bias y", switches=torch.uint8)
+    if fuses(conv, dtype, pool, target):
+        call = layer_call(conv.gathered(), target, True, pool)
+        tensors = "x weight bias y"
+        yield compilation(f"{name} conv2d_relu_max_pool2d", call, dtype, tensors, switches=torch.uint8)
 
 
-def of_max_pool(layer: Layer, dtype: torch.dtype) -> Iterator[Compilation]:
+def of_max_pool(name: str, shape: tuple[int, ...], pool: Pool, dtype: torch.dtype) -> Iterator[Compilation]:
     """The launches of max_pool2d, max_unpool2d and its backward."""
-    number, switches = layer.name.removeprefix("pool"), torch.uint8
-    pooling = dtype, (128, *layer.into), layer.window
-    yield compilation(f"pool{number}", pool_call(max_pool2d_kernel, *pooling), dtype, "x y", switches=switches)
-    yield compilation(f"unpool{number}", unpool_call(*pooling), dtype, "y x", switches=switches)
-    call = pool_call(max_unpool2d_backward_kernel, *pooling)
-    yield compilation(f"unpool backward{number}", call, dtype, "g gy", switches=switches)
+    number = name.removeprefix("pool")
+    for label, call, maps in (
+        ("pool", pool_call(max_pool2d_kernel, dtype, shape, pool), "x y"),
+        ("unpool", unpool_call(dtype, shape, pool), "y x"),
+        ("unpool backward", pool_call(max_unpool2d_backward_kernel, dtype, shape, pool), "g gy"),
+    ):
+        yield compilation(label + number, call, dtype, maps, switches=torch.uint8)
 
 
-def of_contrast_norm(layer: Layer, dtype: torch.dtype) -> Iterator[Compilation]:
+def of_contrast_norm(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Compilation]:
     """The launches of contrast_norm and its backward, plain and centred."""
-    for center in (False, True):
-        name = f"{layer.name} centred" if center else layer.name
-        settings = dtype, (128, *layer.into), 5, 1e-4, 0.75, 2.0, center
-        yield compilation(name, norm_call(contrast_norm_kernel, *settings), dtype, "x y")
-        call = norm_call(contrast_norm_backward_kernel, *settings)
-        yield compilation(f"{name} backward", call, dtype, "g x gx")
+    for label, center in ((name, False), (f"{name} centred", True)):
+        settings = dtype, shape, 5, 1e-4, 0.75, 2.0, center
+        yield compilation(label, norm_call(contrast_norm_kernel, *settings), dtype, "x y")
+        yield compilation(f"{label} backward", norm_call(contrast_norm_backward_kernel, *settings), dtype, "g x gx")
 
 
 def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Built:
@@ -260,9 +250,9 @@ def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Bu
     if REGISTER_OPERAND.search(kernel.asm.get("ptx", "")):
         built.problems.append("registers: a wgmma takes its first operand from registers")
     if compilation.matrix:
-        wanted = matrix_instruction(compilation, architecture)
-        if not built.matrix.get(wanted):
-            built.problems.append(f"matrix units: no {wanted} in a product of matrices")
+        expected = matrix_instruction(compilation, architecture)
+        if not built.matrix.get(expected):
+            built.problems.append(f"matrix units: no {expected} in a product of matrices")
     return built
 
 

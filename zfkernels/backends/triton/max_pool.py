@@ -1,8 +1,8 @@
 """Max-pooling with switches, unpooling by them, and the gather at them (formulas: zfkernels/ops/max_pool.py).
 
 Maps are dense channels-last. A program works on a tile of ROWS x COLUMNS pixels or windows of one image and B channels,
-a thread on 16 bytes of neighbouring channels, so that every access is 16 bytes wide and what windows share is found in
-the L1 cache. Each result has one writer and a fixed order of its terms: no atomics, and the same bits on every run.
+a thread on 16 bytes of neighbouring channels, so that every access is 16 bytes wide and L1 serves what windows share.
+Each result has one writer and a fixed order of its terms: no atomics, and the same bits on every run.
 """
 
 from collections.abc import Sequence
@@ -16,46 +16,41 @@ from torch import Tensor
 from ...ops.window import Pair
 from .launch import INTERPRETED, Call, dense, empty, power_of_two
 
-# Of a tile, with 4 rows (2 in float32) of 32 channels: 8 values a thread (4), which is one 16-byte access. 4 x 8
-# windows of 3x3, stride 2, read 1.2 times the bytes of their pixels, where 32 in a row would read 1.5.
-COLUMNS = 8
-THREADS = 128
-# Loops over taps are unrolled up to this many, to have their loads in flight at once; longer ones by UNROLLED_PART.
+# A tile has 8 columns and 4 rows (2 in float32) of 32 channels: 8 values a thread (4), one 16-byte access. 4 x 8
+# windows of 3x3, stride 2, read 1.2 times the bytes of their pixels; 32 in a row would read 1.5 times.
+COLUMNS, THREADS = 8, 128
+# Loops over at most this many taps are unrolled, to have their loads in flight at once; longer ones by UNROLLED_PART.
 UNROLLED, UNROLLED_PART = 16, 4
 
 
 @triton.jit
 def _tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, B: tl.constexpr):
-    """This program's image, rows and columns of places, channels. Blocks of channels vary fastest, then columns.
-
-    Divisions are unsigned, which take half as many instructions.
-    """
+    """This program's image, rows and columns (of ROWS * COLUMNS positions), and channels. Blocks of channels vary
+    fastest, then columns. Divisions are unsigned: they take half as many instructions."""
     program = tl.program_id(0).to(tl.uint32)
     across = ((width + COLUMNS - 1) // COLUMNS).to(tl.uint32)
     down = ((height + ROWS - 1) // ROWS).to(tl.uint32)
     tile = program // BLOCKS
     line = tile // across
     n = line // down
-    place = tl.arange(0, ROWS * COLUMNS)
-    row = (line - n * down).to(tl.int32) * ROWS + place // COLUMNS
-    column = (tile - line * across).to(tl.int32) * COLUMNS + place % COLUMNS
+    position = tl.arange(0, ROWS * COLUMNS)
+    row = (line - n * down).to(tl.int32) * ROWS + position // COLUMNS
+    column = (tile - line * across).to(tl.int32) * COLUMNS + position % COLUMNS
     return n.to(tl.int64), row, column, (program % BLOCKS).to(tl.int32) * B + tl.arange(0, B)
 
 
 @triton.jit
 def _at(n, row, column, height, width, C, c):
-    """Offsets of pixels (n, row, column) and channels c in dense memory, past 2^31 elements too.
-
-    Rows and columns apart, so that the taps of an unrolled window share the products.
-    """
+    """Offsets, in 64 bits, of pixels (n, row, column) and channels c in dense memory. Rows and columns are apart, so
+    that the taps of an unrolled window share the products."""
     pixel = (n * height + row) * (width.to(tl.int64) * C) + column.to(tl.int64) * C
     return pixel[:, None] + c[None, :]
 
 
 @triton.jit
 def _widened(v):
-    """v as float32. bfloat16 by its bits: an ordinary conversion lets LLVM compare pairs of bfloat16, which takes half
-    as many instructions again, to carry the predicates about."""
+    """v as float32. bfloat16 by its bits: with an ordinary conversion LLVM compares pairs of bfloat16, which takes 1.5
+    times the instructions, to move predicates."""
     if v.dtype == tl.bfloat16:
         w = (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -88,10 +83,10 @@ def max_pool2d_kernel(
     """y[n,i,j,c] = max of x over window (i,j); switches = kh * KW + kw of the first maximum, NaN being the maximum.
 
     A tap off the map is read at the window's nearest pixel on it, which changes no maximum: no load needs a mask.
-    Taps are visited backwards, so that `>=` leaves the first maximum, and NaN replaces whatever was there.
+    Taps are visited backwards, so that `>=` leaves the first maximum, and NaN replaces every value.
     """
     n, i, j, c = _tile(OH, OW, ROWS, COLUMNS, BLOCKS, B)
-    there = ((i < OH) & (j < OW))[:, None] & (c < C)[None, :]
+    mask = ((i < OH) & (j < OW))[:, None] & (c < C)[None, :]
     top = tl.minimum(i, OH - 1) * SH - PH
     left = tl.minimum(j, OW - 1) * SW - PW
     best = tl.full((ROWS * COLUMNS, B), float("-inf"), tl.float32)
@@ -106,17 +101,17 @@ def max_pool2d_kernel(
         best = tl.where(wins, v, best)
         switch = tl.where(wins, tap, switch)
     if PH + PW > 0:
-        # The first maximum may have been found at a tap off the map that stood for one on it.
+        # The first maximum may be at a tap off the map that stood for one on it.
         kh = tl.maximum(switch // KW, -top[:, None])
         kw = tl.maximum(switch % KW, -left[:, None])
         switch = kh * KW + kw
-    place = _at(n, i, j, OH, OW, C, c)
-    tl.store(y + place, best.to(y.dtype.element_ty), mask=there)
-    tl.store(switches + place, switch.to(tl.uint8), mask=there)
+    offset = _at(n, i, j, OH, OW, C, c)
+    tl.store(y + offset, best.to(y.dtype.element_ty), mask=mask)
+    tl.store(switches + offset, switch.to(tl.uint8), mask=mask)
 
 
 @triton.jit
-def _meeting(
+def _sum_at(
     y,
     switches,
     n,
@@ -135,18 +130,18 @@ def _meeting(
     RECTIFY: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The sum of what meets at pixel (r, q) of cells (a, b), in float32; rectified if RECTIFY, NaN staying NaN."""
+    """The float32 sum of what is unpooled to pixel (r, q) of cells (a, b); rectified if RECTIFY, NaN kept."""
     T: tl.constexpr = (KH + SH - 1) // SH
     U: tl.constexpr = (KW + SW - 1) // SW
     total = tl.zeros((a.shape[0], c.shape[0]), tl.float32)
     for window in tl.range(T * U, loop_unroll_factor=UNROLL):
         t, u = window // U, window % U
         i, j, kh, kw = a - t, b - u, r + t * SH, q + u * SW
-        there = (i >= 0) & (i < OH) & (j >= 0) & (j < OW) & (kh < KH) & (kw < KW)
-        there = there[:, None] & (c < C)[None, :]
-        place = _at(n, i, j, OH, OW, C, c)
-        switch = tl.load(switches + place, mask=there, other=0).to(tl.int32)
-        v = tl.load(y + place, mask=there, other=0.0).to(tl.float32)
+        mask = (i >= 0) & (i < OH) & (j >= 0) & (j < OW) & (kh < KH) & (kw < KW)
+        mask = mask[:, None] & (c < C)[None, :]
+        offset = _at(n, i, j, OH, OW, C, c)
+        switch = tl.load(switches + offset, mask=mask, other=0).to(tl.int32)
+        v = tl.load(y + offset, mask=mask, other=0.0).to(tl.float32)
         total = tl.where(switch == kh * KW + kw, total + v, total)
     if RECTIFY:
         total = tl.where(total <= 0.0, 0.0, total)
@@ -156,8 +151,8 @@ def _meeting(
 @triton.jit
 def _put(x, values, n, row, column, H, W, C, c):
     """Writes the values whose pixels and channels exist."""
-    there = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None] & (c < C)[None, :]
-    tl.store(x + _at(n, row, column, H, W, C, c), values.to(x.dtype.element_ty), mask=there)
+    mask = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None] & (c < C)[None, :]
+    tl.store(x + _at(n, row, column, H, W, C, c), values.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -186,10 +181,9 @@ def max_unpool2d_kernel(
 ):
     """x[n,h,w,c] = sum of y over the windows (i,j) that cover (h,w) and whose switch points at it.
 
-    Places of the tile are cells of SH x SW pixels: pixel (r, q) of cell (a, b) is (a * SH + r - PH, b * SW + q - PW),
-    and the windows over it are (a - t, b - u), at taps (r + t * SH, q + u * SW). So which taps to look at is the same
-    for all lanes: 9 a cell of 3x3 stride-2 windows, against 16 for masked candidates a pixel. A switch that points
-    nowhere on the map is never met.
+    The tile is of cells of SH x SW pixels: pixel (r, q) of cell (a, b) is (a * SH + r - PH, b * SW + q - PW), and the
+    windows over it are (a - t, b - u), at taps (r + t * SH, q + u * SW). All lanes then look at the same taps: 9 a cell
+    of 3x3 stride-2 windows, against 16 for masked candidates a pixel. A switch that points off the map adds nothing.
     """
     n, a, b, c = _tile(tl.cdiv(H + PH, SH), tl.cdiv(W + PW, SW), ROWS, COLUMNS, BLOCKS, B)
     if UNROLL_CELL:
@@ -197,14 +191,14 @@ def max_unpool2d_kernel(
         sums = ()
         for pixel in tl.static_range(SH * SW):
             r, q = pixel // SW, pixel % SW
-            sums = sums + (_meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL),)
+            sums = sums + (_sum_at(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL),)
         for pixel in tl.static_range(SH * SW):
             row, column = a * SH + pixel // SW - PH, b * SW + pixel % SW - PW
             _put(x, sums[pixel], n, row, column, H, W, C, c)
     else:
         for pixel in range(SH * SW):
             r, q = pixel // SW, pixel % SW
-            total = _meeting(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL)
+            total = _sum_at(y, switches, n, a, b, c, r, q, OH, OW, C, KH, KW, SH, SW, RECTIFY, UNROLL)
             _put(x, total, n, a * SH + r - PH, b * SW + q - PW, H, W, C, c)
 
 
@@ -232,21 +226,21 @@ def max_unpool2d_backward_kernel(
 ):
     """gy[n,i,j,c] = g at the pixel that the switch of window (i,j) points at, 0 where that is off the map.
 
-    Every tap of a window is read, 16 bytes wide and mostly from L1, and the switched one kept: a load at the switch
-    itself would be one channel wide and touch a line of its own.
+    Every tap of a window is read, 16 bytes wide and mostly from L1, and the switch's tap kept: a load at the switch
+    alone would be one channel wide and touch a cache line of its own.
     """
     n, i, j, c = _tile(OH, OW, ROWS, COLUMNS, BLOCKS, B)
     channel = (c < C)[None, :]
-    there = ((i < OH) & (j < OW))[:, None] & channel
-    place = _at(n, i, j, OH, OW, C, c)
-    switch = tl.load(switches + place, mask=there, other=0).to(tl.int32)
-    found = tl.zeros((ROWS * COLUMNS, B), g.dtype.element_ty)
+    mask = ((i < OH) & (j < OW))[:, None] & channel
+    offset = _at(n, i, j, OH, OW, C, c)
+    switch = tl.load(switches + offset, mask=mask, other=0).to(tl.int32)
+    picked = tl.zeros((ROWS * COLUMNS, B), g.dtype.element_ty)
     for tap in tl.range(KH * KW, loop_unroll_factor=UNROLL):
         row, column = i * SH - PH + tap // KW, j * SW - PW + tap % KW
         on_map = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None] & channel
         v = tl.load(g + _at(n, row, column, H, W, C, c), mask=on_map, other=0.0)
-        found = tl.where(switch == tap, v, found)
-    tl.store(gy + place, found, mask=there)
+        picked = tl.where(switch == tap, v, picked)
+    tl.store(gy + offset, picked, mask=mask)
 
 
 class Pool(NamedTuple):
