@@ -190,8 +190,8 @@ def layer_call(conv: Conv, target: Target, bias: bool, pool: Pool) -> Call:
     strips = tuning.shares(tiles, pool.size[0], 2 * target.processors, shared / (new * pool.size[0]))
     strip = -(-pool.size[0] // strips)
     arguments = conv.sizes | {"C": conv.channels, "CW": conv.run, "PITCH": conv.pitch} | conv.constants
-    for padding_or_width in ("PH", "PW", "KW"):  # 0, 0 and 1 for a padded image
-        del arguments[padding_or_width]
+    for name in ("PH", "PW", "KW"):  # 0, 0 and 1 for a padded image: the kernel does not take them
+        del arguments[name]
     names = ("POOL_KH", "POOL_KW", "POOL_SH", "POOL_SW", "POOL_PH", "POOL_PW", "POOLED_H", "POOLED_W")
     arguments |= dict(zip(names, (*pool.kernel, *pool.stride, *pool.padding, *pool.size), strict=True))
     arguments |= {"strip": strip, "BIAS": bias}
