@@ -1,4 +1,4 @@
-"""The ops' specs: both ways in, every order of derivative, autocast, compilation and export, the choice of a backend."""
+"""The specs of the ops: both ways in, every order of derivative, autocast, compilation, export, choice of backend."""
 
 import os
 import subprocess
