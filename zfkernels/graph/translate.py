@@ -82,10 +82,13 @@ def _max_pool_with_switches(name: str, kernel_size, stride=None, padding=0, ceil
     return _max_pool(name, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
-def _conv_relu_max_pool(name: str, weight: Read, bias: Read | None, stride, padding, *pool, backend=None) -> Part:
+def _conv_relu_max_pool(
+    name: str, weight: Read, bias, stride, padding, pool_kernel, pool_stride, pool_padding, ceil_mode, *, backend=None
+) -> Part:
     """A whole layer in one, whose only name is that of the pooled map."""
     below = _conv_relu(name, weight, bias, stride, padding)
-    return Part("layer", below.steps + _max_pool_with_switches(name, *pool).steps)
+    pool = _max_pool(name, pool_kernel, pool_stride, pool_padding, ceil_mode=ceil_mode)
+    return Part("layer", below.steps + pool.steps)
 
 
 def _contrast_norm(name: str, size=5, alpha=1e-4, beta=0.75, k=2.0, *, center: bool = False, backend=None) -> Part:
@@ -168,6 +171,7 @@ def _layout(name: str, *, memory_format: torch.memory_format) -> Part:
     return Part("part")
 
 
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
     function: maker
     for maker, functions in {
@@ -185,8 +189,7 @@ FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
         _mean: (torch.mean, "mean"),
         _response_norm: (F.local_response_norm,),
         _contrast_norm: (contrast_norm,),
-        _nothing: (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
-        + ("contiguous", "detach"),
+        _nothing: (*DROPOUTS, "contiguous", "detach"),
         _copy: ("clone",),
         _layout: ("to",),
     }.items()
@@ -261,9 +264,9 @@ MODULES: dict[type[nn.Module], Callable[..., Part]] = {
     ConvReLU: _by_attributes(_conv_relu, "stride", "padding", weights=True),
     MaxPoolSwitches: _by_attributes(_max_pool_with_switches, *POOL, "ceil_mode"),
     ContrastNorm: lambda name, m: _contrast_norm(name, m.size, m.alpha, m.beta, m.k, center=m.center),
-} | dict.fromkeys(
-    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity), _nothing
-)
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _nothing),
+    nn.Identity: _nothing,
+}
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
