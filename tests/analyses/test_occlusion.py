@@ -10,7 +10,7 @@ from torch import nn
 import zfkernels as zf
 from zfkernels.analyses import occlusion
 from zfkernels.analyses.occlusion import occlusion_map
-from zfkernels.graph import regions
+from zfkernels.graph import windowed
 
 
 def small_net(channels=3, classes=4):
@@ -196,7 +196,7 @@ def test_equals_whole_images(name, patch, monkeypatch):
             occlusion, "_windows", lambda *_: torch.tensor([[[r, c, r + 1, c + 1]] for r, c in CORNERS])
         )
     found = occlusion_map(model, image, 1, **keep, batch_size=13)
-    monkeypatch.setattr(occlusion, "_by_regions", lambda *_: None)
+    monkeypatch.setattr(occlusion, "by_regions", lambda *_: None)
     expected = occlusion_map(model, image, 1, **keep)
     assert expected.logit.std() > 0
     assert found.channel == expected.channel
@@ -214,19 +214,20 @@ def test_what_is_recomputed_is_what_the_window_reaches(monkeypatch):
     """Of ZFNet's convolutions: the sizes that the arithmetic of windows gives for 20 of 224 pixels."""
     model = zf.ZFNet(4, channels=(4, 4, 4, 4, 4), fc=(4, 4))
     sizes = []
-    original = regions.convolve
+    original = windowed.Conv.convolve
 
-    def watched(step, x, padding):
-        y = original(step, x, padding)
+    def watched(step, x, padding, rules):
+        y = original(step, x, padding, rules)
         sizes.append((y.shape[0], y.shape[2], y.shape[3]))
         return y
 
-    monkeypatch.setattr(regions, "convolve", watched)
+    monkeypatch.setattr(windowed.Conv, "convolve", watched)
     image = nets.images(1, 224, 224)[0].float()
     patch = 20
     monkeypatch.setattr(occlusion, "_windows", lambda *_: torch.tensor([[[100, 104, 120, 124]]]))
     occlusion_map(model, image, 0, patch=patch)
-    assert sizes == [(1, 13, 13), (1, 6, 6), (1, 6, 6), (1, 8, 8), (1, 10, 10)]
+    assert sizes[:5] == [(1, n, n) for n in (110, 26, 13, 13, 13)]  # the clear image
+    assert sizes[5:] == [(1, 13, 13), (1, 6, 6), (1, 6, 6), (1, 8, 8), (1, 10, 10)]
 
 
 def test_a_window_over_what_is_not_finite():

@@ -2,11 +2,12 @@
 
     python tests/emulator/run.py [--quick]
 
-1. Kernels that are wrong on purpose (faults.cpp), and real ones with a barrier taken out: each must be caught.
+1. Kernels that are wrong on purpose (faults.cpp), and real ones without a barrier or a wait: each must be caught.
 2. tests/backends/test_backends.py through the emulated backend, in several orders of the threads.
 3. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
 
---quick leaves out what takes longest: all orders but the first, and the sanitizers. Objects are kept in build/emulator.
+--quick leaves out what takes longest: all orders except the first, and the sanitizers. Objects are kept in
+build/emulator.
 Needs g++ or clang++ (CXX) on Linux, and zfkernels installed or built in place.
 """
 
@@ -24,7 +25,7 @@ OUT = build.ROOT / "build/emulator"
 ORDERS = ("forward", "reverse", "1")
 
 RIGHT = ("right", "right_rewriting")
-# Fault -> what is said about it; "" is a wrong result, in one of the orders. Those marked True need the sanitizers.
+# Fault -> the message in one of the orders at least, and whether it takes the sanitizers.
 FAULTS = {
     "missing_barrier": ("wrong result", False),
     "missing_second_barrier": ("wrong result", False),
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 def faults(sanitize: bool) -> None:
-    """Every fault of FAULTS must end the program with what it says there, and the right kernel must pass."""
+    """Every fault of FAULTS must end the program with its message, and the right kernels must pass."""
     program = OUT / ("faults-sanitized" if sanitize else "faults")
     OUT.mkdir(parents=True, exist_ok=True)
     flags = [*build.COMMON, *(build.SANITIZED if sanitize else build.PLAIN), f"-I{build.ROOT}/csrc", f"-I{build.HERE}"]

@@ -1,14 +1,12 @@
 """What a network loses when a part of the image is covered (Zeiler & Fergus, section 4.2 and Fig. 7).
 
 A window changes what is near it. So the clear image is run once, and for each window only what the window can reach in
-each layer (regions.py); images are not copied. A model that torch.fx cannot trace is run on whole covered images.
+each layer (covering.py). A model that torch.fx cannot trace is run on whole covered images.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +18,12 @@ from ..data.loading import read_all, stream
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, new_figure, outline
 from ..drawing.tiles import cut, plain_picture, signed_picture
-from ..graph.graph import Graph
-from ..graph.regions import Recomputed, Region
-from ..graph.trace import trace_whole
 from ..models.checkpoint import Network
-from ..models.modes import _evaluation
-from ..ops import checks
-from ..window import pair
+from ..models.modes import evaluation
+from ..progress import bar
+from ..window import Pair, pair
 from .activations import top_activations
+from .covering import Copies, by_regions, check_layer
 
 
 @dataclass(frozen=True)
@@ -92,59 +88,33 @@ def occlusion_map(
         TypeError: for an image or fill of the wrong type.
     """
     image = _check_image(image)
-    height, width = image.shape[1:]
-    patch_h, patch_w = pair("patch", max(1, min(height, width) // 5) if patch is None else patch, 1)
-    if patch_h > height or patch_w > width:
-        raise ValueError(f"patch {(patch_h, patch_w)} is larger than the image {(height, width)}")
-    stride_h, stride_w = pair("stride", (max(1, patch_h // 4), max(1, patch_w // 4)) if stride is None else stride, 1)
-    if stride_h > patch_h or stride_w > patch_w:
-        raise ValueError(
-            f"stride {(stride_h, stride_w)} is larger than the patch {(patch_h, patch_w)}: pixels would stay uncovered"
-        )
+    patch, stride = _check_windows(patch, stride, tuple(image.shape[1:]))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if layer is None and channel is not None:
         raise ValueError(f"channel {channel} needs a layer: pass layer= too")
-    cover = _check_fill(fill, image, (patch_h, patch_w))
-    boxes = _windows(height, width, (patch_h, patch_w), (stride_h, stride_w))
-
-    flat = boxes.reshape(-1, 4)
-    with _evaluation(model):
-        _check_layer(model, layer)
-        network = _by_regions(model, image, layer) or _Copies(model, image, layer)
+    cover = _check_fill(fill, image, patch)
+    boxes = _windows(*image.shape[1:], patch, stride)
+    with evaluation(model):
+        check_layer(model, layer)
+        network = by_regions(model, image, layer) or Copies(model, image, layer)
         clear_logits, clear_maps = network.clear()
-        classes = len(clear_logits)
-        if target is None:
-            target = int(clear_logits.argmax())
-        elif isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
-            raise ValueError(f"target must be a class in 0..{classes - 1}, got {target!r}")
-        clear_activity = None
+        target = _one_of("target", target, clear_logits, "a class")
         if layer is not None:
-            if channel is None:
-                channel = int(clear_maps.amax(dim=(1, 2)).argmax())
-            elif isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < len(clear_maps):
-                raise ValueError(f"channel must be a map of {layer} in 0..{len(clear_maps) - 1}, got {channel!r}")
-            clear_activity = float(clear_maps[channel].sum())
-
+            channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
         logits, activity = [], []
-        starts = range(0, len(flat), batch_size)
-        if progress:
-            from tqdm import tqdm
-
-            starts = tqdm(starts, desc="occlusion", unit="batch")
-        for start in starts:
-            some, map_ = network.covered(flat[start : start + batch_size], cover, channel)
-            logits.append(some)
-            if layer is not None:
-                activity.append(map_.sum(dim=(1, 2)))
+        for windows in bar(boxes.reshape(-1, 4).split(batch_size), "occlusion", "batch", progress):
+            found, maps = network.covered(windows, cover, channel)
+            logits.append(found)
+            activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
     grid = boxes.shape[:2]
-    logits = torch.cat(logits).reshape(*grid, classes)
+    logits = torch.cat(logits).reshape(*grid, len(clear_logits))
     return OcclusionMap(
         probability=logits.softmax(-1)[..., target],
         logit=logits[..., target].clone(),
         label=logits.argmax(-1),
-        activity=torch.cat(activity).reshape(grid) if layer is not None else None,
+        activity=torch.cat(activity).reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,
@@ -152,8 +122,28 @@ def occlusion_map(
         clear_probability=float(clear_logits.softmax(-1)[target]),
         clear_logit=float(clear_logits[target]),
         clear_label=int(clear_logits.argmax()),
-        clear_activity=clear_activity,
+        clear_activity=None if layer is None else float(clear_maps[channel].sum()),
     )
+
+
+def _one_of(name: str, wanted: object, strengths: torch.Tensor, kind: str) -> int:
+    """`wanted` as an index of `strengths`, which of them is largest for None."""
+    if wanted is None:
+        return int(strengths.argmax())
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(strengths):
+        raise ValueError(f"{name} must be {kind} in 0..{len(strengths) - 1}, got {wanted!r}")
+    return wanted
+
+
+def _check_windows(patch: object, stride: object, size: Pair) -> tuple[Pair, Pair]:
+    """The patch and the stride, (height, width) each, for an image of this size."""
+    patch = pair("patch", max(1, min(size) // 5) if patch is None else patch, 1)
+    if patch[0] > size[0] or patch[1] > size[1]:
+        raise ValueError(f"patch {patch} is larger than the image {size}")
+    stride = pair("stride", tuple(max(1, side // 4) for side in patch) if stride is None else stride, 1)
+    if stride[0] > patch[0] or stride[1] > patch[1]:
+        raise ValueError(f"stride {stride} is larger than the patch {patch}: pixels would stay uncovered")
+    return patch, stride
 
 
 def _windows(height: int, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
@@ -210,113 +200,6 @@ def _blurred(image: torch.Tensor, deviation: float) -> torch.Tensor:
         weights = weights / weights.sum(1, keepdim=True)
         blurred = torch.tensordot(weights, blurred, dims=([1], [axis])).movedim(0, axis)
     return blurred.to(image.dtype)
-
-
-# The two ways to run a network on covered images. Of both, clear() gives the logits (classes,) and the layer's maps
-# (C, H, W) or None, and covered(windows, cover, channel) the logits (N, classes) and one of the maps (N, H, W) or None.
-
-
-class _Regions:
-    def __init__(self, graph: Graph, image: torch.Tensor, layer: str | None) -> None:
-        self.image, self.layer, self.graph = image, layer, graph
-        self.maps = None if layer is None else graph.submodules[layer]
-        wanted = [graph.output] if layer is None else [graph.output, self.maps]
-        self.run = Recomputed(graph, image[None], wanted)
-
-    def clear(self):
-        logits = _check_logits(self.run.clear[self.graph.output], 1)[0]
-        return logits, None if self.layer is None else _check_maps(self.run.clear[self.maps], self.layer)[0]
-
-    def covered(self, windows, cover, channel):
-        windows = windows.numpy()
-        size = np.array(self.image.shape[1:])
-        box = (windows[:, 2:] - windows[:, :2]).max(0)
-        origins = np.minimum(windows[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
-        pixels = self.image.new_empty(len(windows), len(self.image), *box.tolist())
-        for some, (y, x), (top, left, bottom, right) in zip(pixels, origins.tolist(), windows.tolist(), strict=True):
-            some.copy_(self.image[:, y : y + some.shape[1], x : x + some.shape[2]])
-            some[:, top - y : bottom - y, left - x : right - x] = cover[:, top:bottom, left:right]
-        values = self.run(Region(pixels, origins))
-        logits = self.run.whole(self.graph.output, values[self.graph.output])
-        if self.layer is None:
-            return _check_logits(logits, len(windows)), None
-        return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
-
-
-class _Copies:
-    def __init__(self, model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> None:
-        self.model, self.image, self.layer = model, image, layer
-
-    def _run(self, images):
-        with _recording(self.model, self.layer) as outputs:
-            logits = _check_logits(self.model(images), len(images))
-        return logits, None if self.layer is None else _recorded(outputs, self.layer)
-
-    def clear(self):
-        logits, maps = self._run(self.image[None])
-        return logits[0], None if maps is None else maps[0]
-
-    def covered(self, windows, cover, channel):
-        images = self.image.expand(len(windows), -1, -1, -1).clone()
-        for image, (top, left, bottom, right) in zip(images, windows.tolist(), strict=True):
-            image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
-        logits, maps = self._run(images)
-        return logits, None if maps is None else maps[:, channel]
-
-
-def _by_regions(model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> _Regions | None:
-    """None, after a warning, for a model of which the parts that a window reaches cannot be told."""
-    try:
-        graph = trace_whole(model)
-        checks.backend(None, image)
-        if not graph.output:
-            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
-        if layer is not None and layer not in graph.submodules:
-            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
-        return _Regions(graph, image, layer)
-    except (NotImplementedError, RuntimeError) as error:
-        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
-        return None
-
-
-@contextmanager
-def _recording(model: torch.nn.Module, layer: str | None):
-    """A list that holds the outputs of submodule `layer` of the last forward pass."""
-    outputs: list = []
-    if layer is None:
-        yield outputs
-        return
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-def _check_layer(model: torch.nn.Module, layer: str | None) -> None:
-    names = [name for name, _ in model.named_modules() if name]
-    if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
-
-
-def _recorded(outputs: list, layer: str) -> torch.Tensor:
-    if not outputs:
-        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
-    return _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
-
-
-def _check_maps(output: object, layer: str) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor) or output.dim() != 4:
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"layer {layer!r} must give maps (N, C, H, W), it gives {shape}")
-    return output
-
-
-def _check_logits(logits: object, count: int) -> torch.Tensor:
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != count:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}")
-    return logits
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..progress import bar
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def sanity_check(
     if channel is None:
         value = trained.activations(images, layer)[0]
         channel = int(value.flatten(1).amax(1).argmax() if value.ndim == 3 else value.argmax())
-    original = trained._project(images, layer, channel, position, norm, None, method, 1.0)
+    original = trained.project(images, layer, channel, position, norm, method=method, strength=1.0)
     place = tuple(original.positions[0].tolist())
     box = tuple(original.boxes[0].tolist())
     picture = original.pixels[0]
@@ -100,47 +101,22 @@ def sanity_check(
         raise ValueError(
             f"the picture of channel {channel} of layer {layer!r} at {place} is empty; choose another unit or image"
         )
-    names = _modules(trained, layer)
+    names = trained.modules_below(layer)[::-1]
+    if not names:
+        raise ValueError(f"no module below layer {layer!r} has weights to randomise")
     pictures = []
     rounds = [(repeat, name) for repeat in range(repeats) for name in names]
-    if progress:
-        from tqdm import tqdm
-
-        rounds = tqdm(rounds, desc=f"randomising below {layer}", unit="layer")
-    for repeat, name in rounds:
+    for repeat, name in bar(rounds, f"randomising below {layer}", "layer", progress):
         if name == names[0]:
             noisy = copy.deepcopy(trained.model)
             deconv = Deconvnet(noisy)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + repeat)
         _randomise(noisy.get_submodule(name), generator)
-        pictures.append(deconv._project(images, layer, channel, place, norm, None, method, 1.0).pixels[0])
+        noise = deconv.project(images, layer, channel, place, norm, method=method, strength=1.0)
+        pictures.append(noise.pixels[0])
     table = [pictures[i :: len(names)] for i in range(len(names))]
     stages = [_stage(name, picture, some, box) for name, some in zip(names, table, strict=True)]
     return Sanity(layer, channel, place, method, box, stages, picture, torch.stack(pictures[: len(names)]))
-
-
-def _modules(deconv: Deconvnet, layer: str) -> list[str]:
-    """The modules with weights of which the layer's value is made, in the order of their first use, the top first."""
-    graph = deconv._graph
-    made = [graph.nodes[number - 1] for number in graph.ancestors(graph.stop(layer))]
-    steps = [step for node in made for step in node.steps]
-    owned = {
-        id(parameter): name
-        for name, module in deconv.model.named_modules()
-        for parameter in module.parameters(recurse=False)
-    }
-    names = []
-    for step in steps:
-        getters = [getattr(step, part, None) for part in ("weight", "bias")]
-        tensors = [getter() for getter in getters if callable(getter)]
-        norm = getattr(step, "batch_norm", None)
-        tensors += [] if norm is None else list(norm.parameters())
-        for name in (owned.get(id(tensor)) for tensor in tensors):
-            if name is not None and name not in names:
-                names.append(name)
-    if not names:
-        raise ValueError(f"no module below layer {layer!r} has weights to randomise")
-    return names[::-1]
 
 
 def _randomise(module: nn.Module, generator: torch.Generator) -> None:

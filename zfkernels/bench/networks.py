@@ -14,7 +14,10 @@ from torch import Tensor, nn
 import zfkernels
 
 from .. import ZFNet
-from ..deconvnet import cones
+from ..deconvnet.cones import Cones
+from ..deconvnet.units import Units, at, strongest
+from ..graph.rules import Rules
+from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
 from . import checks
 from .peers import FORMATS, LAST, Case, Graph, Setting
@@ -149,25 +152,23 @@ def reverse(n: int, setting: Setting) -> Case:
     """The projection of one conv5 unit an image, from what the forward pass left: the unit, switches or indices."""
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
-    deconv = zfkernels.Deconvnet(model)
-    steps = deconv._chain.steps[: deconv._chain.stop("conv5")]
-    run = cones._run(steps, deconv._chain.shapes(x.shape, len(steps)), x.contiguous(memory_format=LAST))
-    of, units = np.arange(n), channels.cpu().numpy()
-    places = units._strongest(run.value, of, units)
-    found = units._at(run.value, of, units, places)
+    graph, chain = trace(model)
+    stop = graph.stop("conv5")
+    engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
+    with torch.no_grad():
+        run = engine.up(x.contiguous(memory_format=LAST), rules)
+    units = Units(np.arange(n), channels.cpu().numpy(), np.zeros((n, 2), np.int64))
+    units = units._replace(positions=strongest(run.value, units))
+    values = at(run.value, units)
 
     def ours() -> tuple[Tensor]:
-        with zfkernels.use_backend(setting.backend):
-            boxes, origins = cones._reverse(run, found, of, units, places, "identity")
-            pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
-            for out, box, origin in zip(pixels, boxes, origins.tolist(), strict=True):
-                cones._paste(out, box, *origin)
-            return (pixels,)
+        pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
+        engine.down(run, units, values, rules, pixels)
+        return (pixels,)
 
     # The same switches for all, so that there is one right answer.
-    switches = {i: run.recorded[k] for i, k in zip((1, 2), sorted(k for k in run.recorded if
-                run.recorded[k].dtype == torch.uint8), strict=True)}  # fmt: skip
-    first, second = (indices_of(i, switches[i]) for i in (1, 2))
+    switches = [record for record in run.recorded if record is not None and record.dtype == torch.uint8]
+    first, second = (indices_of(i, one) for i, one in zip((1, 2), switches, strict=True))
     kept = alone(run.value, channels)
 
     def dense(g: Tensor, *others: Tensor) -> tuple[Tensor]:
