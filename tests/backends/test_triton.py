@@ -98,7 +98,7 @@ def test_wide_windows_of_contrast_norm(channels, size, center):
 
 @pytest.fixture(scope="module")
 def refused() -> dict[str, list[str]]:
-    done = python(str(TESTS / "bad_kernels.py"))
+    done = python(str(Path(__file__).with_name("bad_kernels.py")))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -151,7 +151,8 @@ def project(n: int, setting: Setting) -> Case:
 def reverse(n: int, setting: Setting) -> Case:
     """The projection of one conv5 unit an image, from what the forward pass left: the unit, switches or indices."""
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
-    flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
+    flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
+    channels = torch.full((n,), CHANNEL)
     graph, chain = trace(model)
     stop = graph.stop("conv5")
     engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
@@ -175,9 +176,12 @@ def reverse(n: int, setting: Setting) -> Case:
         return (descend(g, *others),)
 
     case = Case(
-        setting, n, lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
-        flops=n * FLOPS, bytes=x.nbytes + sum(w.nbytes for w in flat),
-    )  # fmt: skip
+        setting,
+        n,
+        lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
+        flops=n * FLOPS,
+        bytes=x.nbytes + sum(w.nbytes for w in flat),
+    )
     case.run["zfkernels"] = ours
     case.add_torch(dense, kept, first, second, *maps, *flat)
     whole = {
