@@ -1,16 +1,25 @@
-"""zfkernels: the system of Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", as kernels."""
+"""zfkernels: the system of Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", as kernels.
 
-from . import nn
-from .analyses.activations import top_activations
-from .analyses.occlusion import occlusion_map
-from .analyses.sanity import sanity_check
-from .backends import available_backends, use_backend, use_exact
-from .deconvnet import Deconvnet
-from .models.zfnet import ZFNet
-from .ops.contrast_norm import contrast_norm
-from .ops.conv import conv2d_relu, relu_conv_transpose2d
-from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
-from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+A public name is imported when it is first used, so that `import zfkernels` alone, as the command line does, imports no
+torch.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
+    from . import nn
+    from .analyses.activations import top_activations
+    from .analyses.occlusion import occlusion_map
+    from .analyses.sanity import sanity_check
+    from .backends import available_backends, use_backend, use_exact
+    from .deconvnet import Deconvnet
+    from .models.zfnet import ZFNet
+    from .ops.contrast_norm import contrast_norm
+    from .ops.conv import conv2d_relu, relu_conv_transpose2d
+    from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
+    from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
 
 __version__ = "0.1.0"
 
@@ -33,3 +42,39 @@ __all__ = [
     "use_backend",
     "use_exact",
 ]
+
+MODULES = {  # public name -> the module that defines it
+    "Deconvnet": "deconvnet",
+    "ZFNet": "models.zfnet",
+    "available_backends": "backends",
+    "contrast_norm": "ops.contrast_norm",
+    "conv2d_relu": "ops.conv",
+    "conv2d_relu_max_pool2d": "ops.fused",
+    "max_pool2d_contrast_norm": "ops.fused",
+    "max_pool2d_with_switches": "ops.max_pool",
+    "max_unpool2d_relu_conv_transpose2d": "ops.fused",
+    "max_unpool2d_with_switches": "ops.max_pool",
+    "occlusion_map": "analyses.occlusion",
+    "relu_conv_transpose2d": "ops.conv",
+    "sanity_check": "analyses.sanity",
+    "top_activations": "analyses.activations",
+    "use_backend": "backends",
+    "use_exact": "backends",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "nn":
+        return import_module(".nn", __name__)
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "torch" in sys.modules:  # torch.ops.zfkernels and torch.export.load need the ops, and ask for no name of ours
+    import_module(".nn", __name__)

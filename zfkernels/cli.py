@@ -1,12 +1,13 @@
 """The command line: `zfkernels` and `python -m zfkernels`.
 
-A command is a module of commands/ with EXAMPLES, add_arguments(parser) and run(args); it is imported when asked for, so
-that --help, --version and a misspelt command answer at once.
+A command is a module of commands/ with EXAMPLES, add_arguments(parser) and run(args). What a run needs is imported in
+run(): the module and its options import no torch, so that help, completion and a misspelt command answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 
@@ -30,7 +31,9 @@ COMMANDS = {  # name -> what it does
     "verify": "check every backend that runs here against the reference",
     "bench": "time every op and job beside PyTorch, ONNX Runtime and OpenVINO",
     "info": "versions, backends and why each can or cannot run, threads",
+    "completion": "print a script that completes commands and options in your shell",
 }
+NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
 # Package -> its name for pip, and the extra that brings it.
 OPTIONAL = {
     "PIL": ("pillow", "demo"),
@@ -38,6 +41,7 @@ OPTIONAL = {
     "skimage": ("scikit-image", "demo"),
     "tqdm": ("tqdm", "demo"),
     "sklearn": ("scikit-learn", "analysis"),
+    "triton": ("triton", "triton"),
 }
 
 
@@ -71,25 +75,40 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failed verification, 2 for a mistake in the call."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    if near and command not in COMMANDS and command == arguments[0]:
+        return mistake("zfkernels", f"invalid choice: {command!r}, did you mean {near[0]!r}?")
     args = parser(command).parse_args(arguments)
     try:
-        if args.command not in ("verify", "bench", "info"):
-            importlib.import_module(".commands.options", __package__).require_backend()
+        if command not in NEED_NO_BACKEND:
+            require_backend()
         return args.run(args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
         name, extra = OPTIONAL[package]
-        extra = "bench" if args.command == "bench" else extra
-        return _mistake(args, f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'")
+        extra = "bench" if command == "bench" else extra
+        text = f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'"
+        return mistake(f"zfkernels {command}", text)
     except (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError) as error:
-        return _mistake(args, str(error))
+        return mistake(f"zfkernels {command}", str(error))
     except KeyboardInterrupt:
-        print(f"zfkernels {args.command}: stopped", file=sys.stderr)
+        print(f"zfkernels {command}: stopped", file=sys.stderr)
         return 130
 
 
-def _mistake(args: argparse.Namespace, text: str) -> int:
-    print(f"zfkernels {args.command}: error: {text}", file=sys.stderr)
+def mistake(program: str, text: str) -> int:
+    """Says what was wrong with the call; 2."""
+    print(f"{program}: error: {text}", file=sys.stderr)
     return 2
+
+
+def require_backend() -> None:
+    """ValueError when ZFKERNELS_BACKEND, or the lack of a compiled module, leaves nothing that can run."""
+    from . import backends
+
+    try:
+        backends.resolve(None, "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"{error}; `zfkernels info` lists the backends, ZFKERNELS_BACKEND chooses one") from error

@@ -1,35 +1,33 @@
-"""zfkernels.progress."""
+"""The progress bar of everything that takes long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
-def _bar(loader: Iterable, what: str, quiet: bool) -> Iterable:
-    if quiet:
-        return loader
+def bar(
+    items: Iterable, what: str, unit: str, shown: bool, *, leave: bool = True, sizes: Sequence[int] | None = None
+) -> Iterable:
+    """`items`, with a bar on stderr while a loop takes them if `shown` (needs tqdm), and without one otherwise.
+
+    Args:
+        what: the words in front of the bar.
+        unit: what the bar counts.
+        leave: whether the bar stays when it is full.
+        sizes: how many units each item is, if not 1.
+    """
+    if not shown:
+        return items
     from tqdm import tqdm
 
-    return tqdm(loader, desc=what, unit="batch", leave=False)
+    if sizes is None:
+        return tqdm(items, desc=what, unit=unit, leave=leave)
+    return _in_units(items, sizes, tqdm(total=sum(sizes), desc=what, unit=unit, leave=leave))
 
 
-class _Progress:
-    """A bar that counts images, and so shows images/s; nothing when quiet."""
-
-    def __init__(self, total: int, what: str, quiet: bool) -> None:
-        self.bar = None
-        if not quiet:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, desc=what, unit=" images", leave=False)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def update(self, count: int) -> None:
-        if self.bar is not None:
-            self.bar.update(count)
+def _in_units(items: Iterable, sizes: Sequence[int], drawn: Any) -> Iterator:
+    with drawn:
+        for item, size in zip(items, sizes, strict=True):
+            yield item
+            drawn.update(size)

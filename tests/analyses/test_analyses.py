@@ -17,6 +17,7 @@ from zfkernels.data.folders import Memory
 from zfkernels.models import checkpoint
 from zfkernels.models.checkpoint import Network
 from zfkernels.models.load import build
+from zfkernels.training.fit import Run
 from zfkernels.training.recipe import Plan
 
 Image = pytest.importorskip("PIL.Image")
@@ -259,14 +260,14 @@ def test_the_runner_trains_each_variant_alike_and_continues(tmp_path):
     images = torch.randint(0, 100, (12, 3, 74, 74), generator=generator) + 155 * labels[:, None, None, None]
     data = Memory(images.to(torch.uint8), labels)
     rows = [v for v in ablation.variants((4,) * 5, (8, 8)) if v.name in ("as in the paper", "without 3, 4")]
-    options = {"side": 64, "scale": 64.0, "out": tmp_path}
-    describe = {"num_classes": 2, "image_size": 64, "weight_std": None}
+    run = Run(Plan(epochs=2, batch_size=4), data, data, side=(64, 64), scale=64.0)
+    arguments = {"num_classes": 2, "image_size": 64, "weight_std": None}
     seen = []
-    found = ablation.run(rows, data, data, Plan(epochs=2, batch_size=4), describe, report=seen.append, **options)
+    found = ablation.ablation(rows, run, arguments, out=tmp_path, report=seen.append)
     assert seen == found
     assert found[0].parameters > found[1].parameters
     assert found[0].train_error == found[0].error  # the same pictures, both with dropout off
-    assert ablation.run(rows, data, data, Plan(epochs=2, batch_size=4), describe, **options) == found
+    assert ablation.ablation(rows, run, arguments, out=tmp_path) == found
     assert "33.1   38.4   16.5" in ablation.line(found[0])
     assert ablation.line(found[1]).startswith("without 3, 4")
 
@@ -445,9 +446,10 @@ def test_a_network_of_ones_own_by_module_and_callable(capsys, world, tmp_path, m
 
 def test_the_gallery_draws_each_section_with_its_caption(capsys, tmp_path, monkeypatch):
     from zfkernels.demo import gallery
+    from zfkernels.demo import network as small
 
     monkeypatch.setattr(gallery, "EPOCHS", (1,))
-    monkeypatch.setattr(gallery, "CROPS", 2)
+    monkeypatch.setattr(small, "CROPS", 2)
     monkeypatch.setattr(gallery, "PLAN", Plan(epochs=1, batch_size=10))
     chosen = [one for one in gallery.SECTIONS if one[0] in ("training", "atlas", "evolution", "neighbours", "probes")]
     monkeypatch.setattr(gallery, "SECTIONS", tuple(chosen))

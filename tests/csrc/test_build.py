@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 KNOWN_SETS = ["baseline", "avx2", "avx512"]
 
 SMOKE = """
-import torch, zfkernels as zf
-from zfkernels import info, verify
+from zfkernels.environment import compiled
+from zfkernels.testing import verify
 rows = verify.run("cpu", cases=1)
-print(info.compiled()["isa"], len(rows), [row for row in rows if row.failure])
+print(compiled()["isa"], len(rows), [row for row in rows if row.failure])
 """
 
 

@@ -1,6 +1,7 @@
 """The photographs, the recipe and the page, from one demonstration too short to learn anything."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 from zfkernels import ZFNet
 from zfkernels.analyses.activations import TopActivations, diverse
+from zfkernels.data.folders import Memory
 from zfkernels.data.photographs import CLASSES, Photographs, held_out_cells, overlap
 from zfkernels.demo import demo
 from zfkernels.demo.network import SIDE
 from zfkernels.drawing.tiles import cut, frame, signed_picture, tile
 from zfkernels.models import checkpoint
-from zfkernels.training.fit import Recipe, normalise, predict, train
+from zfkernels.training.fit import Run, evaluate, fit
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -21,7 +23,7 @@ Image = pytest.importorskip("PIL.Image")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    page, findings = demo.run(out, seed=5, epochs=1, crops=4, quiet=True)
+    page, findings = demo.run(out, seed=5, epochs=1, crops=4)
     return page, findings
 
 
@@ -84,44 +86,44 @@ def test_overlap_means_a_common_pixel():
     assert not overlap((0, 0, 4, 4), (0, 4, 4, 8))
 
 
-def test_the_recipe_falls_in_steps():
-    recipe = Recipe(epochs=10, learning_rate=1.0, steps=(0.5, 0.8), fall=0.1)
-    assert [recipe.rate(e) for e in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
 def small_task():
     """Bright against dark images, with noise: learnable in seconds by a net of a few maps."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 2
     images = torch.randint(0, 100, (64, 3, 48, 48), generator=generator) + 155 * labels[:, None, None, None]
-    return images.to(torch.uint8), labels
+    return Memory(images.to(torch.uint8), labels)
 
 
-def trained(seed, **changes):
+def trained(seed):
     torch.manual_seed(seed)
     model = ZFNet(2, image_size=48, channels=(8, 8, 8, 8, 8), fc=(32, 32), weight_std=None, without=("pool5",))
     task = small_task()
-    options = {"mean": torch.full((3, 1, 1), 127.0), "scale": 64.0, "quiet": True} | changes
-    recipe = Recipe(epochs=5, batch_size=8)
-    history = train(model, task, task, recipe, generator=torch.Generator().manual_seed(seed), **options)
-    return model, history
+    plan = replace(demo.DEMO_PLAN, epochs=5, batch_size=8, seed=seed)
+    run = Run(plan, task, task, (48, 48), 64.0, torch.full((3, 48, 48), 127.0))
+    return model, run, fit(model, run)
 
 
 def test_training_learns_and_holds_every_filter_to_the_clamp():
-    model, history = trained(0)
+    model, run, history = trained(0)
     assert history[-1].loss < history[0].loss
     assert history[-1].accuracy > 0.9
     assert all(epoch.images_per_second > 0 for epoch in history)
     for name in ("conv1", "conv2", "conv3", "conv4", "conv5"):
         assert model.get_submodule(name).weight.square().mean((1, 2, 3)).sqrt().max() <= 0.1 + 1e-6
-    images, labels = small_task()
-    found = predict(model, images, mean=torch.full((3, 1, 1), 127.0), scale=64.0)
-    assert torch.allclose(found.sum(1), torch.ones(64))
-    assert (found.argmax(1) == labels).float().mean().item() == pytest.approx(history[-1].accuracy)
+    logits = model.eval()((run.training.images.float() - 127.0) / 64.0)
+    right = logits.argmax(1) == torch.tensor(run.training.labels)
+    assert right.float().mean().item() == pytest.approx(history[-1].accuracy)
+    assert evaluate(model, run, run.validation, run.mean)[0] == history[-1].error
+
+
+def test_the_demos_rate_falls_twice():
+    plan = replace(demo.DEMO_PLAN, epochs=10)
+    rates = [plan.rate([0.5] * epochs) for epochs in (0, 4, 5, 7, 8, 9)]
+    assert rates == pytest.approx([0.006, 0.006, 0.0012, 0.0012, 0.00024, 0.00024])
 
 
 def test_training_repeats_bit_for_bit():
-    (first, history), (second, again), (other, _) = trained(1), trained(1), trained(2)
+    (first, _, history), (second, _, again), (other, _, _) = trained(1), trained(1), trained(2)
     assert [(e.loss, e.accuracy) for e in history] == [(e.loss, e.accuracy) for e in again]
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
@@ -129,8 +131,9 @@ def test_training_repeats_bit_for_bit():
 
 
 def test_normalise_subtracts_the_mean_before_it_scales():
+    network = checkpoint.Network(None, [], torch.tensor([[[4.0, 8.0]]]), torch.full((1, 1, 1), 2.0), (1, 2))
     images = torch.tensor([[[[10, 20]]]], dtype=torch.uint8)
-    assert normalise(images, torch.tensor([[[4.0, 8.0]]]), 2.0).tolist() == [[[[3.0, 6.0]]]]
+    assert network.normalise(images).tolist() == [[[[3.0, 6.0]]]]
 
 
 def test_frames_keep_the_size_inside_the_image():

@@ -422,7 +422,7 @@ WRONG = [
         norm,
         {"backend": "triton"},
         RuntimeError,
-        "backend 'triton' cannot run here: it is not part of",
+        "backend 'triton' cannot run here: its module cannot be imported",
     ),
 ]
 

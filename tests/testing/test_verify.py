@@ -1,25 +1,21 @@
 """`zfkernels verify` is green on the backends as they are, and red on each way of breaking one."""
 
-import argparse
 import json
 import math
 
 import pytest
 import torch
 
+from zfkernels import cli
 from zfkernels.backends import cpu
-from zfkernels.commands.verify import add_arguments
-from zfkernels.commands.verify import run as main
 from zfkernels.testing import verify
 from zfkernels.testing.cases import FIXED_CONVS, OPS, Draw, pool_size, random_pool
 from zfkernels.testing.compare import BOUNDS, relative_error, windows_of
 from zfkernels.testing.memory import LAYOUTS, placed
 
 
-def arguments(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(argv)
+def main(*arguments: str) -> int:
+    return cli.main(["verify", *arguments])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -137,7 +133,7 @@ def test_broken_function_fails(monkeypatch, op, what, broken):
 def test_command_line_reports_failure(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cpu, "conv2d", lambda *a: sound["conv2d"](*a) * 1.01 + 0.01)
     path = tmp_path / "out.json"
-    assert main(arguments("--backend", "cpu", "--ops", "conv2d,max_pool2d", "--cases", "2", "--json", str(path))) == 1
+    assert main("--backend", "cpu", "--ops", "conv2d,max_pool2d", "--cases", "2", "--json", str(path)) == 1
     printed = capsys.readouterr().out
     assert "FAILED conv2d on cpu in float32" in printed
     assert "FAILED max_pool2d" not in printed
@@ -149,7 +145,7 @@ def test_command_line_reports_failure(monkeypatch, capsys, tmp_path):
 
 
 def test_command_line_passes(capsys):
-    assert main(arguments("--backend", "cpu", "--ops", "max_unpool2d", "--cases", "2", "--seed", "7")) == 0
+    assert main("--backend", "cpu", "--ops", "max_unpool2d", "--cases", "2", "--seed", "7") == 0
     assert "0 of 4 combinations" in capsys.readouterr().out
 
 
@@ -163,7 +159,7 @@ def test_command_line_passes(capsys):
     ],
 )
 def test_command_line_refuses(argv, message, capsys, triton_absent):
-    assert main(arguments(*argv)) == 2
+    assert main(*argv) == 2
     assert message in capsys.readouterr().err
 
 

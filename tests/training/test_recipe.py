@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from zfkernels import ZFNet, cli
+from zfkernels import ZFNet, cli, progress
 from zfkernels.data.folders import Memory, PictureSet, class_folders, find_pictures, hold_out
 from zfkernels.models import checkpoint
-from zfkernels.training.fit import evaluate, fit, mean_picture
-from zfkernels.training.history import read_log
-from zfkernels.training.recipe import Plan, crop, resized_side, ten_crops
+from zfkernels.models.zfnet import clamp_filters_
+from zfkernels.training import history as histories
+from zfkernels.training.crops import crop, stack_crops
+from zfkernels.training.fit import Run, evaluate, fit, mean_picture
+from zfkernels.training.recipe import Plan, resized_side
 
 Image = pytest.importorskip("PIL.Image")
 SMALL = {"num_classes": 3, "image_size": 40, "channels": (16,) * 5, "fc": (32, 32), "weight_std": None}
@@ -35,10 +37,13 @@ def network(**changes):
     return ZFNet(**SMALL | changes)
 
 
-def run(plan, model=None, **options):
+def run(plan, model=None, out=None, resume=False, **options):
     model = model or network()
-    history = fit(model, task(), task(18, seed=1), plan, **{"side": 40, "scale": 64.0} | options)
-    return model, history
+    whole = Run(plan, task(), task(18, seed=1), **{"side": (40, 40), "scale": 64.0} | options)
+    if out is None:
+        return model, fit(model, whole)
+    state = histories.begin(out, plan, resume)
+    return model, fit(model, whole, histories.files(out), state)
 
 
 PLAN = Plan(epochs=4, batch_size=8, learning_rate=0.01)
@@ -52,7 +57,7 @@ def test_the_defaults_are_section_3():
 
 def test_ten_crops_are_the_corners_the_centre_and_their_mirrors():
     x = torch.arange(2 * 3 * 6 * 7).reshape(2, 3, 6, 7)
-    found = ten_crops(x, (4, 4))
+    found = stack_crops(x, range(10), (4, 4))
     assert found.shape == (2, 10, 3, 4, 4)
     places = [(0, 0), (0, 3), (2, 0), (2, 3), (1, 1)]
     for i, (top, left) in enumerate(places):
@@ -69,8 +74,8 @@ def test_the_mean_is_of_each_pixel():
 
 
 def test_evaluation_averages_the_probabilities_of_the_crops():
-    model, pictures = network().eval(), task(11, seed=3)
-    pictures = Memory(pictures.images, torch.randint(3, (11,), generator=torch.Generator().manual_seed(2)))
+    model, pictures = network().eval(), task(21, seed=3)  # more than one pass
+    pictures = Memory(pictures.images, torch.randint(3, (21,), generator=torch.Generator().manual_seed(2)))
     mean = mean_picture(pictures)
     right, right5 = 0, 0
     for image, label, _ in pictures:
@@ -79,17 +84,17 @@ def test_evaluation_averages_the_probabilities_of_the_crops():
         right += int(p.argmax()) == label
         right5 += label in p.topk(3).indices.tolist()
     model.train()
-    found = evaluate(model, pictures, mean, (40, 40), scale=2.0, batch_size=4)
+    error, error5 = evaluate(model, Run(PLAN, pictures, pictures, (40, 40), 2.0), pictures, mean)
     assert model.training
-    assert found["error"] == pytest.approx(1 - right / 11)
-    assert 0 < found["error"] < 1
-    assert found["error5"] == pytest.approx(1 - right5 / 11) == 0
+    assert error == pytest.approx(1 - right / 21)
+    assert 0 < error < 1
+    assert error5 == pytest.approx(1 - right5 / 21) == 0
 
 
 def test_it_learns_and_holds_the_filters_to_the_clamp():
     model, history = run(Plan(epochs=16, batch_size=6, learning_rate=0.015), network(dropout=0.1))
-    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
-    assert history[-1]["error"] < 0.2
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert history[-1].error < 0.2
     assert model.conv1.weight.square().mean((1, 2, 3)).sqrt().max() <= 0.1 + 1e-6
     free, _ = run(Plan(epochs=1, batch_size=6, filter_rms=None))
     assert free.conv1.weight.square().mean((1, 2, 3)).sqrt().max() > 0.1
@@ -97,7 +102,7 @@ def test_it_learns_and_holds_the_filters_to_the_clamp():
 
 def test_the_rate_falls_when_the_error_stops_falling():
     _, history = run(Plan(epochs=5, batch_size=36, learning_rate=1e-9, patience=1))
-    assert [line["learning_rate"] for line in history] == pytest.approx([1e-9, 1e-9, 1e-9, 1e-10, 1e-10])
+    assert [line.learning_rate for line in history] == pytest.approx([1e-9, 1e-9, 1e-9, 1e-10, 1e-10])
 
 
 def test_four_epochs_are_two_and_two_resumed_to_the_bit(tmp_path):
@@ -109,8 +114,97 @@ def test_four_epochs_are_two_and_two_resumed_to_the_bit(tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     for a, b in zip(history, again, strict=True):
-        assert all(a[key] == b[key] for key in ("epoch", "loss", "train_error", "error", "learning_rate"))
-    assert [line["epoch"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+        assert all(
+            getattr(a, key) == getattr(b, key) for key in ("epoch", "loss", "train_error", "error", "learning_rate")
+        )
+    assert [line.epoch for line in histories.read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_keeps_its_rate_and_what_it_waited_for(tmp_path):
+    """Errors that do not fall from the first epoch on: with patience 1 the rate falls after the third."""
+    options = {"batch_size": 36, "learning_rate": 1e-9, "patience": 1}
+    _, whole = run(Plan(epochs=6, **options))
+    run(Plan(epochs=2, **options), out=tmp_path)
+    run(Plan(epochs=4, **options), ZFNet(**SMALL), out=tmp_path, resume=True)
+    _, resumed = run(Plan(epochs=6, **options), ZFNet(**SMALL), out=tmp_path, resume=True)
+    rates = [line.learning_rate for line in whole]
+    assert rates == pytest.approx([1e-9, 1e-9, 1e-9, 1e-10, 1e-10, 1e-11])
+    assert [line.learning_rate for line in resumed] == rates
+
+
+def test_the_rate_is_torchs_on_a_plateau():
+    plan = Plan(learning_rate=0.3, patience=1, fall=0.2)
+    errors = torch.randint(30, (60,), generator=torch.Generator().manual_seed(0)).div(30).tolist()
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=plan.learning_rate)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=plan.fall, patience=plan.patience, threshold=0.0, eps=0.0
+    )
+    for epoch, error in enumerate(errors):
+        assert plan.rate(errors[:epoch]) == optimiser.param_groups[0]["lr"]
+        schedule.step(error)
+    assert plan.rate(errors) < 1e-3
+
+
+def test_the_rate_falls_in_steps():
+    plan = Plan(epochs=10, learning_rate=1.0, falls_at=(0.5, 0.8), fall=0.1)
+    rates = [plan.rate([1.0] * epochs) for epochs in (0, 4, 5, 7, 8, 9)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+WRITTEN_OUT = Plan(epochs=2, batch_size=10, learning_rate=0.02, seed=3, crops="mirrored", draws="run", falls_at=(0.5,))
+
+
+def test_mirrored_wholes_are_trained_as_written_out_here():
+    """36 pictures in steps of 10: the last has 6, and its gradient is their mean."""
+    pictures, mean = task(), torch.rand(3, 46, 46, generator=torch.Generator().manual_seed(1)) * 200
+    torch.manual_seed(0)
+    expected = ZFNet(**SMALL | {"image_size": 46})
+    optimiser = torch.optim.SGD(expected.parameters(), lr=0.02, momentum=0.9)
+    generator, labels, losses = torch.Generator().manual_seed(3), torch.tensor(pictures.labels), []
+    for rate in (0.02, 0.02 * 0.1):
+        optimiser.param_groups[0]["lr"] = rate
+        total = 0.0
+        for pick in torch.randperm(36, generator=generator).split(10):
+            batch = (pictures.images[pick].float() - mean) / 64.0
+            mirrored = torch.rand(len(batch), generator=generator) < 0.5
+            batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
+            loss = torch.nn.functional.cross_entropy(expected(batch), labels[pick])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            clamp_filters_(expected, 0.1)
+            total += loss.item() * len(batch)
+        losses.append(total / 36)
+    with torch.no_grad():
+        images = (pictures.images.float() - mean) / 64.0
+        right = (expected.eval()(images).argmax(1) == labels).sum().item()
+    torch.manual_seed(0)
+    model = ZFNet(**SMALL | {"image_size": 46})
+    history = fit(model, Run(WRITTEN_OUT, pictures, pictures, (46, 46), 64.0, mean))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert [line.loss for line in history] == losses
+    assert history[-1].error == (36 - right) / 36
+
+
+def test_one_stream_of_random_numbers_cannot_be_continued(tmp_path):
+    options = {"side": (46, 46), "out": tmp_path}
+    run(WRITTEN_OUT, ZFNet(**SMALL | {"image_size": 46}), **options)
+    with pytest.raises(ValueError, match="cannot be continued"):
+        run(WRITTEN_OUT, ZFNet(**SMALL | {"image_size": 46}), resume=True, **options)
+
+
+def test_the_log_is_brought_back_to_the_state(tmp_path):
+    """As a run leaves it that was stopped before, or after, the last line."""
+    run(Plan(**PLAN.__dict__ | {"epochs": 2}), out=tmp_path)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    for text in (whole.splitlines(keepends=True)[0], whole + whole.splitlines(keepends=True)[1]):
+        log.write_text(text)
+        assert histories.begin(tmp_path, PLAN)["history"][1]["epoch"] == 2
+        assert log.read_text() == whole
+    histories.begin(tmp_path, PLAN, resume=False)
+    assert log.read_text() == ""
 
 
 def test_a_fit_leaves_the_callers_random_numbers_alone():
@@ -125,8 +219,8 @@ def test_a_fit_leaves_the_callers_random_numbers_alone():
 def test_mixed_precision_follows_full_precision():
     _, full = run(Plan(epochs=1, batch_size=8))
     model, mixed = run(Plan(epochs=1, batch_size=8), precision=torch.bfloat16)
-    assert mixed[0]["loss"] == pytest.approx(full[0]["loss"], rel=2e-2)
-    assert mixed[0]["loss"] != full[0]["loss"]
+    assert mixed[0].loss == pytest.approx(full[0].loss, rel=2e-2)
+    assert mixed[0].loss != full[0].loss
     assert model.conv1.weight.dtype == torch.float32
 
 
@@ -139,9 +233,11 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     ("change", "options", "error", "words"),
     [
         ({"learning_rate": 0.5}, {"resume": True}, ValueError, "was trained with learning_rate 0.01, got"),
-        ({}, {"side": 47}, ValueError, "do not fit into pictures"),
+        ({}, {"side": (47, 47)}, ValueError, "do not fit into pictures"),
         ({"epochs": 0}, {}, ValueError, "epochs must be at least 1"),
         ({"learning_rate": 0.0}, {}, ValueError, "learning_rate must be above 0"),
+        ({"crops": "nine"}, {}, ValueError, "crops must be one of ten, mirrored, got 'nine'"),
+        ({"draws": "run"}, {"resume": True}, ValueError, "was trained with draws epoch, got draws run"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, options, error, words):
@@ -150,6 +246,16 @@ def test_mistakes_are_named(tmp_path, change, options, error, words):
         options = options | {"out": tmp_path}
     with pytest.raises(error, match=words):
         run(Plan(**PLAN.__dict__ | change), **options)
+
+
+def test_a_bar_counts_in_units_and_passes_the_items_on(capsys):
+    pytest.importorskip("tqdm")
+    assert list(progress.bar("abc", "letters", " steps", shown=False)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    assert list(progress.bar("abc", "letters", " steps", shown=True, sizes=[4, 4, 2])) == ["a", "b", "c"]
+    assert "10/10" in capsys.readouterr().err
+    assert list(progress.bar("abc", "letters", " steps", shown=True)) == ["a", "b", "c"]
+    assert "letters: 100%" in capsys.readouterr().err
 
 
 def test_nothing_to_resume(tmp_path):
@@ -162,7 +268,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from test_recipe import SMALL, task
 from zfkernels import ZFNet
-from zfkernels.training.fit import fit
+from zfkernels.training.fit import Run, fit
 from zfkernels.training.processes import launched, processes
 from zfkernels.training.recipe import Plan
 torch.set_num_threads(1)
@@ -170,9 +276,10 @@ with launched("cpu"):
     torch.manual_seed(0)
     model = ZFNet(**SMALL)
     plan = Plan(epochs=2, batch_size=7)
-    history = fit(model, task(), task(18, seed=1), plan, side=40, scale=64.0)
+    history = fit(model, Run(plan, task(), task(18, seed=1), (40, 40), 64.0))
     if processes()[0] == 0:
-        torch.save({{"history": history, "model": model.state_dict()}}, {out!r})
+        lines = [(line.loss, line.error, line.processes) for line in history]
+        torch.save({{"history": lines, "model": model.state_dict()}}, {out!r})
 """
 
 
@@ -192,10 +299,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert [process.wait(300) for process in started] == [0, 0]
     two = torch.load(out, weights_only=True)
     one, history = run(Plan(epochs=2, batch_size=7))
-    for a, b in zip(history, two["history"], strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-        assert b["error"] == a["error"]
-        assert (a["processes"], b["processes"]) == (1, 2)
+    for line, (loss, error, processes) in zip(history, two["history"], strict=True):
+        assert loss == pytest.approx(line.loss, rel=1e-5)
+        assert error == line.error
+        assert (line.processes, processes) == (1, 2)
     for name, value in one.state_dict().items():
         assert torch.allclose(value, two["model"][name], rtol=1e-3, atol=1e-6), name
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from ..models.zfnet import TABLE, ZFNet
-from ..training.fit import evaluate, fit, mean_picture
-from ..training.recipe import Plan
+from ..training import history
+from ..training.fit import Run, evaluate, fit, mean_picture
+from ..training.processes import seeded
 
 
 @dataclass(frozen=True)
@@ -59,53 +59,35 @@ def variants(channels: Sequence[int] | None = None, fc: Sequence[int] | None = N
     return [Variant(name, base | changes, paper) for name, changes, paper in rows]
 
 
-def run(
+def ablation(
     rows: Sequence[Variant],
-    training: Dataset,
-    validation: Dataset,
-    plan: Plan,
-    describe: dict[str, Any],
-    *,
-    side: int,
-    scale: float = 1.0,
+    run: Run,
+    arguments: dict[str, Any],
     device: torch.device | str = "cpu",
-    precision: torch.dtype = torch.float32,
-    workers: int = 0,
     out: Path | None = None,
     report: Callable[[Result], None] | None = None,
-    quiet: bool = True,
 ) -> list[Result]:
     """Train each variant by the same plan from the same seed, and measure it.
 
     Args:
-        training, validation, plan, side, scale, precision, workers, quiet: as of `recipe.fit`.
-        describe: the ZFNet's other keyword arguments (num_classes, image_size, weight_std ...).
+        run: the plan and the pictures.
+        arguments: the ZFNet's other keyword arguments (num_classes, image_size, weight_std ...).
         out: a folder; each variant's run goes to a folder in it and continues there if it was stopped.
         report: called with each result as it comes.
     """
-    mean = mean_picture(training, workers=workers, quiet=quiet, device=device)
+    mean = mean_picture(run.training, run.workers, run.progress, device)
+    run = replace(run, mean=mean)
     results = []
     for number, variant in enumerate(rows):
-        with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
-            torch.manual_seed(plan.seed)
-            model = ZFNet(**describe | variant.changes).to(device)
-        place = None if out is None else out / f"{number}"
-        history = fit(
-            model, training, validation, plan, side=side, scale=scale, mean=mean, precision=precision,
-            workers=workers, out=place, resume=place is not None and (place / "state.pt").exists(), quiet=quiet,
-        )  # fmt: skip
-        on_training = evaluate(
-            model, training, mean, model.image_size, scale=scale, workers=workers, precision=precision, quiet=quiet
-        )
-        results.append(
-            Result(
-                variant,
-                sum(p.numel() for p in model.parameters()),
-                on_training["error"],
-                history[-1]["error"],
-                history[-1]["error5"],
-            )
-        )
+        with seeded(run.plan.seed, device):
+            model = ZFNet(**arguments | variant.changes).to(device)
+        state, callbacks = None, []
+        if out is not None:
+            state, callbacks = history.begin(out / f"{number}", run.plan), history.files(out / f"{number}")
+        last = fit(model, run, callbacks, state)[-1]
+        train_error, _ = evaluate(model, run, run.training, mean)
+        parameters = sum(p.numel() for p in model.parameters())
+        results.append(Result(variant, parameters, train_error, last.error, last.error5))
         if report is not None:
             report(results[-1])
     return results

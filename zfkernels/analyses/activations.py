@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..files import write_whole
+from ..progress import bar
 
 FORMAT = "zfkernels.top_activations.1"
 SAVE_EVERY = 50  # batches
@@ -74,10 +75,7 @@ def top_activations(
         raise ValueError(f"k must be at least 1, got {k}")
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     layers = [layer] if isinstance(layer, str) else list(layer)
-    if progress:
-        from tqdm import tqdm
-
-        loader = tqdm(loader, desc=f"strongest of {', '.join(layers)}", unit="batch")
+    loader = bar(loader, f"strongest of {', '.join(layers)}", "batch", progress)
     file = None if state is None else Path(state)
     search = None if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
     done, seen, best = _resume(file, search)
@@ -191,7 +189,6 @@ def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str,
 
 
 def _save(file: Path, search: dict, batches: int, images: int, best: dict[str, TopActivations]) -> None:
-    beside = file.with_name(file.name + ".part")
     kept = {name: tuple(found) for name, found in best.items()}
-    torch.save(search | {"batches": batches, "images": images, "best": kept}, beside)
-    os.replace(beside, file)
+    state = search | {"batches": batches, "images": images, "best": kept}
+    write_whole(file, lambda beside: torch.save(state, beside))

@@ -24,8 +24,9 @@ from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.trace import trace_whole
 from ..models.checkpoint import Network
-from ..models.modes import _evaluation
+from ..models.modes import evaluation
 from ..ops import checks
+from ..progress import bar
 from ..window import pair
 from .activations import top_activations
 
@@ -109,7 +110,7 @@ def occlusion_map(
     boxes = _windows(height, width, (patch_h, patch_w), (stride_h, stride_w))
 
     flat = boxes.reshape(-1, 4)
-    with _evaluation(model):
+    with evaluation(model):
         _check_layer(model, layer)
         network = _by_regions(model, image, layer) or _Copies(model, image, layer)
         clear_logits, clear_maps = network.clear()
@@ -127,12 +128,7 @@ def occlusion_map(
             clear_activity = float(clear_maps[channel].sum())
 
         logits, activity = [], []
-        starts = range(0, len(flat), batch_size)
-        if progress:
-            from tqdm import tqdm
-
-            starts = tqdm(starts, desc="occlusion", unit="batch")
-        for start in starts:
+        for start in bar(range(0, len(flat), batch_size), "occlusion", "batch", progress):
             some, map_ = network.covered(flat[start : start + batch_size], cover, channel)
             logits.append(some)
             if layer is not None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..progress import bar
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,7 @@ def sanity_check(
     names = _modules(trained, layer)
     pictures = []
     rounds = [(repeat, name) for repeat in range(repeats) for name in names]
-    if progress:
-        from tqdm import tqdm
-
-        rounds = tqdm(rounds, desc=f"randomising below {layer}", unit="layer")
-    for repeat, name in rounds:
+    for repeat, name in bar(rounds, f"randomising below {layer}", "layer", progress):
         if name == names[0]:
             noisy = copy.deepcopy(trained.model)
             deconv = Deconvnet(noisy)

@@ -1,4 +1,4 @@
-"""zfkernels.backends.exact."""
+"""The choice between direct summation and Winograd's filtering on the CPU."""
 
 from .registry import module
 
@@ -18,9 +18,10 @@ class use_exact:
         if not isinstance(exact, bool):
             raise TypeError(f"exact must be True or False, got {exact!r}")
         cpu = module("cpu")
-        self._compiled = cpu._C
-        self._previous = self._compiled.winograd()
-        self._compiled.set_winograd(cpu.NEVER if exact else cpu.WHERE_FASTER)
+        from .. import _C
+
+        self._previous = _C.winograd()
+        _C.set_winograd(cpu.NEVER if exact else cpu.WHERE_FASTER)
 
     def __enter__(self) -> "use_exact":
         return self

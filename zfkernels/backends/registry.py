@@ -1,19 +1,16 @@
 """The table of backends and the choice of one.
 
 A backend is a module of plain functions with the same names in every backend, plus `unavailable()`, `DEVICES` and
-`DTYPES`. It is imported when first asked for. A backend that is asked for and cannot run raises, with the reason and
-what to install; nothing ever falls back to another backend in silence.
+`DTYPES`. It is imported when it is first asked for. A backend that is asked for and cannot run raises an error with the
+reason and what to install. There is no silent fallback to another backend.
 """
 
 import importlib
-import importlib.util
 import os
 from types import ModuleType
 
-import torch
-
 MODULES = {name: f"zfkernels.backends.{name}" for name in ("reference", "cpu", "triton", "cuda")}
-# Which backends serve a device, the fastest first. A meta tensor runs nothing, so any name will do.
+# Which backends serve a device, the fastest first. A meta tensor runs nothing, so any backend will do.
 BEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "meta": ("reference",)}
 VARIABLE = "ZFKERNELS_BACKEND"
 
@@ -23,8 +20,6 @@ _loaded: dict[str, ModuleType] = {}
 
 def reason(name: str) -> str | None:
     """Why backend `name` cannot run here and what to install; None when it can."""
-    if importlib.util.find_spec(MODULES[name]) is None:
-        return "it is not part of zfkernels 0.1.0 yet"
     try:
         return importlib.import_module(MODULES[name]).unavailable()
     except ImportError as error:
@@ -36,7 +31,6 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in MODULES if reason(name) is None)
 
 
-@torch.compiler.assume_constant_result  # a backend's module does not change within a process; which one is used may
 def module(name: str) -> ModuleType:
     """The module of backend `name`; raises ValueError for an unknown name, RuntimeError for one that cannot run."""
     if name not in _loaded:
@@ -48,6 +42,11 @@ def module(name: str) -> ModuleType:
             raise RuntimeError(f"backend {name!r} cannot run here: {why}")
         _loaded[name] = importlib.import_module(MODULES[name])
     return _loaded[name]
+
+
+# torch.compile may take the module as a constant: a backend's module does not change within a process; which one is
+# used may. This is all that torch.compiler.assume_constant_result does, but that imports torch._dynamo: 2 seconds.
+module._dynamo_marked_constant = True
 
 
 def choose(name: str | None, device_type: str) -> str:

@@ -6,9 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..analyses import ablation
-from ..analyses.ablation import HEAD, line, variants
-from ..training.processes import launched, processes
 from ..training.recipe import Plan
 from . import train
 
@@ -34,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains each row and prints it; 0."""
+    from ..analyses.ablation import HEAD, ablation, line, variants
+    from ..training.fit import Run
+    from ..training.processes import launched, processes
+
     rows = variants(args.channels, args.fc)
     if args.rows:
         if not all(0 <= row < len(rows) for row in args.rows):
@@ -41,17 +42,22 @@ def run(args: argparse.Namespace) -> int:
         rows = [rows[row] for row in args.rows]
     plan = Plan(epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, seed=args.seed)
     training, validation, classes = train.picture_sets(args)
-    describe = train.zfnet_arguments(args, len(classes))
     with launched(args.device) as device:
         first = processes()[0] == 0
         if first:
             print(HEAD, flush=True)
-        ablation.run(
-            rows, training, validation, plan, describe, side=args.side, scale=args.scale, device=device,
+        run = Run(
+            plan,
+            training,
+            validation,
+            (args.side, args.side),
+            args.scale,
             precision=train.PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")],
-            workers=args.workers, out=args.out, quiet=not sys.stderr.isatty(),
-            report=(lambda result: print(line(result), flush=True)) if first else None,
-        )  # fmt: skip
+            workers=args.workers,
+            progress=sys.stderr.isatty(),
+        )
+        report = (lambda result: print(line(result), flush=True)) if first else None
+        ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
     return 0

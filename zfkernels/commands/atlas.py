@@ -7,15 +7,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
-from ..analyses.activations import gather, top_activations
-from ..analyses.atlas import cards, write_layer, write_page
-from ..data.folders import find_pictures
-from ..data.loading import read_all, stream
-from ..deconvnet.deconvnet import NORMS, Deconvnet
-from ..training.processes import launched, processes
-from .options import NETWORK, add_network, chosen_layers, load_network
+from .options import NETWORK, NORMS, add_network, load_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Searches, projects, writes; the search continues from out/search-*.pt if it was stopped."""
+    from torch import Tensor
+
+    from ..analyses.activations import gather, top_activations
+    from ..analyses.atlas import cards, write_layer, write_page
+    from ..analyses.choices import chosen_layers
+    from ..data.folders import find_pictures
+    from ..data.loading import read_all, stream
+    from ..deconvnet.deconvnet import Deconvnet
+    from ..training.processes import launched, processes
+
     network = load_network(args)
     deconv, size = Deconvnet(network.model), network.image_size
     layers = chosen_layers(deconv, args.layers)

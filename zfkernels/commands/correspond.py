@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..analyses.correspondence import correspondence, random_boxes, read_parts, table
-from ..data.loading import read_all
-from ..deconvnet.deconvnet import Deconvnet
-from .options import NETWORK, add_network, chosen_layers, load_network
+from .options import NETWORK, add_network, load_network
 
 EXAMPLES = (
     """examples:
@@ -32,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0."""
+    from ..analyses.choices import chosen_layers
+    from ..analyses.correspondence import correspondence, random_boxes, read_parts, table
+    from ..data.loading import read_all
+    from ..deconvnet.deconvnet import Deconvnet
+
     network = load_network(args)
     deconv, size = Deconvnet(network.model), network.image_size
     layers = chosen_layers(deconv, args.layers or [deconv.layers[-1], *deconv.vector_layers[:-1][-1:]])

@@ -6,8 +6,6 @@ import argparse
 import time
 from pathlib import Path
 
-from ..demo import demo
-
 EXAMPLES = """examples:
   zfkernels demo
   zfkernels demo --out page --seed 3
@@ -26,13 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demonstration and prints what it found; 0."""
+    from ..demo import demo
+
     for name in ("epochs", "crops"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, and {args.out} is a file")
     began = time.perf_counter()
-    page, findings = demo.run(args.out, seed=args.seed, epochs=args.epochs, crops=args.crops, quiet=args.quiet)
+    page, findings = demo.run(
+        args.out,
+        seed=args.seed,
+        epochs=args.epochs,
+        crops=args.crops,
+        progress=not args.quiet,
+        report=(lambda text: None) if args.quiet else print,
+    )
     for name, value in findings.facts.items():
         print(f"{name:<28} {value}")
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")

@@ -5,12 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..analyses.activations import top_activations
-from ..analyses.evolution import Checkpoints, _Inputs, evolution, evolution_figure
-from ..data.folders import find_pictures
-from ..data.loading import read_all
-from ..deconvnet.deconvnet import Deconvnet
-from .options import chosen_layers
+from .options import NORMS
 
 EXAMPLES = """examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -25,12 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints in order, epoch_*.pt")
     add("--layer", help="(default: the last convolution)")
     add("--maps", type=int, nargs="+", metavar="MAP", help="(default: the 6 strongest of the last checkpoint)")
-    add("--norm", choices=("identity", "gradient", "rescale"), default="identity", help="(%(default)s)")
+    add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
     add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws the figure; 0."""
+    from ..analyses.activations import top_activations
+    from ..analyses.choices import chosen_layers
+    from ..analyses.evolution import Checkpoints, _Inputs, evolution, evolution_figure
+    from ..data.folders import find_pictures
+    from ..data.loading import read_all
+    from ..deconvnet.deconvnet import Deconvnet
+
     networks = Checkpoints(args.weights)
     last = networks.network(list(networks)[-1])
     deconv = Deconvnet(last.model)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..analyses.filters import DEAD, HIGH, LOW, filters_figure, first_filters, table
-from ..models import load
 from .options import NETWORK, add_network
 
 EXAMPLES = (
@@ -26,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the counts, draws the filters; 0."""
+    from ..analyses.filters import DEAD, HIGH, LOW, filters_figure, first_filters, table
+    from ..models import load
+
     networks = {}
     for file in (args.weights, *args.against):
         network = load.network(file, args.model, args.size)

@@ -6,8 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..demo.gallery import HEAD, SECTIONS, Stage
-
+SECTIONS = (  # those of demo.gallery
+    "training",
+    "filters",
+    "atlas",
+    "evolution",
+    "invariance",
+    "occlusion",
+    "correspondence",
+    "ablation",
+    "probes",
+    "neighbours",
+)
 EXAMPLES = """examples:
   zfkernels gallery
   zfkernels gallery --only invariance occlusion --out figures
@@ -17,19 +27,20 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels gallery`."""
     add = parser.add_argument
-    add(
-        "--out", type=Path, default=Path("zfkernels-gallery"), help="folder of README.md and its pictures (%(default)s)"
-    )
-    add("--work", type=Path, default=Path("zfkernels-gallery-work"),
-        help="folder of the networks, trained once and kept (%(default)s)")  # fmt: skip
-    add("--only", nargs="+", choices=[name for name, _ in SECTIONS], metavar="SECTION",
-        help="draw only these, and leave README.md as it is: " + ", ".join(name for name, _ in SECTIONS))  # fmt: skip
+    text = "folder of README.md and its pictures (%(default)s)"
+    add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
+    text = "folder of the networks, trained once and kept (%(default)s)"
+    add("--work", type=Path, default=Path("zfkernels-gallery-work"), help=text)
+    text = "draw only these, and leave README.md as it is: " + ", ".join(SECTIONS)
+    add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains what is not there yet, draws, writes; 0."""
+    from ..demo.gallery import HEAD, SECTIONS, Stage
+
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, quiet=not sys.stderr.isatty())
+    stage = Stage(args.out, args.work, progress=sys.stderr.isatty())
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:

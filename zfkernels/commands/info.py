@@ -8,9 +8,6 @@ from pathlib import Path
 
 import zfkernels
 
-from .. import backends
-from ..environment import environment
-
 EXAMPLES = """examples:
   zfkernels info
 """
@@ -23,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report; 0."""
+    from ..environment import environment
+
     report = environment()
     print(json.dumps(report, indent=1) if args.json else text(report))
     return 0
@@ -30,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
 def text(report: dict) -> str:
     """The report for a reader."""
+    from ..backends import VARIABLE
+
     lines = [
         f"zfkernels {report['zfkernels']} in {Path(zfkernels.__file__).parent}",
         f"python {report['python']}, torch {report['torch']}, numpy {report['numpy']}, "
@@ -44,7 +45,7 @@ def text(report: dict) -> str:
             for device, choices in report["triton_measured"].items()
             for problem, choice in choices.items()
         ),
-        f"  chosen by {backends.VARIABLE}: {report['default_backend'] or 'unset, the best for the tensor is taken'}",
+        f"  chosen by {VARIABLE}: {report['default_backend'] or 'unset, the best for the tensor is taken'}",
         "",
         f"CPU: {report['cpu']}, {report['cores']} cores",
     ]
@@ -57,10 +58,12 @@ def text(report: dict) -> str:
         lines.append(f"convolutions: {kind} (ZFKERNELS_EXACT=1 or zf.use_exact() for direct only, error 1e-6)")
     else:
         lines.append("compiled module: not built")
-    found = report["cuda"]["devices"]
-    lines += ["", f"CUDA devices: {len(found) if found else 'none; ' + (report['cuda']['problem'] or '')}"]
-    for d in found:
-        major, minor = d["capability"]
-        memory = d["memory"] / 2**30
-        lines.append(f"  {d['name']}, sm_{major}{minor}, {memory:.0f} GiB, self-test kernel: {d['self_test']}")
+    devices = report["cuda"]["devices"]
+    lines += ["", f"CUDA devices: {len(devices) if devices else 'none; ' + (report['cuda']['problem'] or '')}"]
+    for device in devices:
+        major, minor = device["capability"]
+        memory = device["memory"] / 2**30
+        lines.append(
+            f"  {device['name']}, sm_{major}{minor}, {memory:.0f} GiB, self-test kernel: {device['self_test']}"
+        )
     return "\n".join(lines)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..analyses.invariance import TRANSFORMS, invariance_curves, invariance_figure, paper_parameters
-from ..data.loading import pictures_or_folders, read_all
-from ..deconvnet.deconvnet import Deconvnet
-from .options import NETWORK, add_network, chosen_layers, load_network, true_classes
+from .options import NETWORK, add_network, load_network
 
 EXAMPLES = (
     """examples:
@@ -32,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws the curves of all three transforms and prints where each class is lost; 0."""
+    from ..analyses.choices import chosen_layers, true_classes
+    from ..analyses.invariance import TRANSFORMS, invariance_curves, invariance_figure, paper_parameters
+    from ..data.loading import pictures_or_folders, read_all
+    from ..deconvnet.deconvnet import Deconvnet
+
     network = load_network(args)
     deconv, size = Deconvnet(network.model), network.image_size
     layers = args.layers or [deconv.layers[0], (*deconv.layers, *deconv.vector_layers[:-1])[-1]]

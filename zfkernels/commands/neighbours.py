@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
+from .options import NETWORK, add_network, load_network
 
-from ..analyses.neighbours import METRICS, Neighbours, neighbours, neighbours_figure
-from ..data.folders import find_pictures
-from ..data.loading import read_all, stream
-from ..deconvnet.deconvnet import Deconvnet
-from .options import NETWORK, add_network, chosen_layers, load_network
-
+METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
 EXAMPLES = (
     """examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
@@ -35,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and prints the neighbours; 0."""
+    import torch
+
+    from ..analyses.choices import chosen_layers
+    from ..analyses.neighbours import Neighbours, neighbours, neighbours_figure
+    from ..data.folders import find_pictures
+    from ..data.loading import read_all, stream
+    from ..deconvnet.deconvnet import Deconvnet
+
     network = load_network(args)
     deconv, size = Deconvnet(network.model), network.image_size
     maps = chosen_layers(deconv, None)

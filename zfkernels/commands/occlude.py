@@ -6,11 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-import zfkernels
-
-from .options import PICTURE, _add_picture, _last_convolution, _load, _make_folder
+from .options import PICTURE, add_picture, load_network_or_random
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
 EXAMPLES = (
@@ -25,7 +21,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels occlude`."""
-    _add_picture(parser)
+    add_picture(parser)
     parser.add_argument("--target", help="class, by name or number (default: what the clear picture is taken for)")
     parser.add_argument("--patch", type=int, nargs="+", metavar="PIXELS",
                          help="side, or height and width, of the cover (default: a fifth of the input)")  # fmt: skip
@@ -44,10 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import numpy as np
+    import torch
 
-    from ..analyses.occlusion import Occluded, occlusion_figure, project_map
+    from ..analyses.choices import last_convolution
+    from ..analyses.occlusion import Occluded, occlusion_figure, occlusion_map, project_map
+    from ..data.pictures import read_picture
 
-    network, picture, image = _load(args)
+    network = load_network_or_random(args)
+    picture = read_picture(args.picture, network.image_size)
+    image = network.normalise(picture)
     for name in ("patch", "stride"):
         if getattr(args, name) and len(getattr(args, name)) > 2:
             raise ValueError(f"--{name} takes one number or two (height width), got {len(getattr(args, name))}")
@@ -63,18 +64,18 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(args.fill)}") from None
         level = torch.tensor(levels).view(-1, 1, 1).expand(picture.shape)
         fill = (level - network.mean) / network.scale
-    result = zfkernels.occlusion_map(
+    result = occlusion_map(
         network.model,
         image,
         _target(args.target, network.classes),
         patch=_sides(args.patch),
         stride=_sides(args.stride),
         fill=fill,
-        layer=args.layer or _last_convolution(network.model),
+        layer=args.layer or last_convolution(network.model),
         channel=args.channel,
         progress=sys.stderr.isatty(),
     )
-    _make_folder(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     projected = project_map(network, image, result.layer, result.channel, args.images)
     occlusion_figure(Occluded(args.picture.stem, picture, result, projected), network.classes, args.out)
     lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw")
     print(f"picture     {args.out}" + (", with the map's projections from other pictures" if args.images else ""))
     if args.raw:
-        _make_folder(args.raw)
+        args.raw.parent.mkdir(parents=True, exist_ok=True)
         with args.raw.open("wb") as file:
             np.savez(
                 file,

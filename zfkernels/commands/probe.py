@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
+from .options import NETWORK, add_network, load_network
 
-from ..analyses.probes import CLASSIFIERS, features, probe, table
-from ..data.folders import class_folders
-from ..data.loading import stream
-from ..deconvnet.deconvnet import Deconvnet
-from .options import NETWORK, add_network, chosen_layers, load_network
-
+CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
 EXAMPLES = (
     """examples:
   zfkernels probe photos --weights run/zfnet.pt --per-class 15 30
@@ -39,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0."""
     import sklearn  # noqa: F401, before the long part
+    import torch
+
+    from ..analyses.choices import chosen_layers
+    from ..analyses.probes import features, probe, table
+    from ..data.folders import class_folders
+    from ..data.loading import stream
+    from ..deconvnet.deconvnet import Deconvnet
 
     network = load_network(args)
     deconv, size = Deconvnet(network.model), network.image_size

@@ -6,11 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import zfkernels
-
-from ..deconvnet.deconvnet import NORMS
-from ..graph.steps import METHODS
-from .options import PICTURE, _add_picture, _last_convolution, _load, _make_folder
+from .options import METHODS, NORMS, PICTURE, add_picture, load_network_or_random
 
 EXAMPLES = (
     """examples:
@@ -25,7 +21,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels project`."""
-    _add_picture(parser)
+    add_picture(parser)
     parser.add_argument("--layer", help="layer of the unit (default: the last convolution)")
     parser.add_argument("--channel", type=int, help="map of the unit (default: the layer's strongest on this picture)")
     parser.add_argument(
@@ -47,20 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..analyses.activations import top_activations
+    from ..analyses.choices import last_convolution
     from ..analyses.projection import projection_figure
+    from ..data.pictures import read_picture
+    from ..deconvnet.deconvnet import Deconvnet
 
-    network, picture, image = _load(args)
-    layer = args.layer or _last_convolution(network.model)
-    deconv = zfkernels.Deconvnet(network.model)
+    network = load_network_or_random(args)
+    picture = read_picture(args.picture, network.image_size)
+    image = network.normalise(picture)
+    layer = args.layer or last_convolution(network.model)
+    deconv = Deconvnet(network.model)
     channel = args.channel
     if channel is None:
-        channel = int(zfkernels.top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
+        channel = int(top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
     position = tuple(args.position) if args.position else None
     projection = deconv.project(image[None], layer=layer, channel=channel, position=position,
                                 norm=args.norm, method=args.method)  # fmt: skip
     row, column = projection.positions[0].tolist()
     value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
-    _make_folder(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     projection_figure(picture, projection, f"{layer}, map {channel}, place ({row}, {column})", args.out)
     height, width = picture.shape[1:]
     print(f"unit        {layer}, map {channel}, row {row}, column {column}")

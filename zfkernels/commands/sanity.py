@@ -8,11 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..analyses.sanity import sanity_check, sanity_figure
-from ..data.loading import read_all
-from ..deconvnet.deconvnet import NORMS
-from ..graph.steps import METHODS
-from .options import NETWORK, add_network, load_network
+from .options import METHODS, NETWORK, NORMS, add_network, load_network
 
 EXAMPLES = (
     """examples:
@@ -44,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is left of the picture at each stage and draws the pictures; 0."""
+    from ..analyses.sanity import sanity_check, sanity_figure
+    from ..data.loading import read_all
+
     network = load_network(args)
     if args.weights is None:
         print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.folders import PictureSet, class_folders, hold_out
-from ..models.zfnet import ZFNet
-from ..training.fit import fit
-from ..training.processes import launched, processes
 from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+
+if TYPE_CHECKING:
+    from ..training.fit import Trained
 
 EXAMPLES = """examples:
   zfkernels train photos --out run
@@ -89,42 +90,60 @@ def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tupl
 
 def run(args: argparse.Namespace) -> int:
     """Trains, prints a line an epoch; 0."""
+    from ..models.zfnet import ZFNet
+    from ..training import history
+    from ..training.fit import Run, fit
+    from ..training.processes import launched, processes, seeded
+
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out must be a folder, and {args.out} is a file")
     if not args.scale > 0:
         raise ValueError(f"--scale must be above 0, got {args.scale}")
     plan = Plan(
-        epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, momentum=args.momentum,
-        weight_decay=args.weight_decay, patience=args.patience, seed=args.seed,
+        epochs=args.epochs,
+        batch_size=args.batch,
+        learning_rate=args.rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        patience=args.patience,
+        seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,
-    )  # fmt: skip
+    )
     training, validation, classes = picture_sets(args)
-    describe = zfnet_arguments(args, len(classes))
-    with launched(args.device) as device, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(args.seed)
-        model = ZFNet(**describe).to(device)
+    arguments = zfnet_arguments(args, len(classes))
+    with launched(args.device) as device, seeded(args.seed, device):
+        model = ZFNet(**arguments).to(device)
         precision = PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")]
         rank, world = processes()
         if rank == 0:
             print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
             print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
             print(f"device      {device}, {world} process(es), {str(precision).removeprefix('torch.')}", flush=True)
-        history = fit(
-            model, training, validation, plan, side=args.side, scale=args.scale, precision=precision,
-            workers=args.workers, out=args.out, describe=describe, classes=classes, keep=set(args.keep),
-            resume=args.resume, plot=args.plot, quiet=args.quiet or not sys.stderr.isatty(),
-            report=print_line,
-        )  # fmt: skip
+        run = Run(
+            plan,
+            training,
+            validation,
+            model.image_size,
+            args.scale,
+            precision=precision,
+            workers=args.workers,
+            progress=not args.quiet and sys.stderr.isatty(),
+        )
+        state = history.begin(args.out, plan, args.resume)
+        files = history.files(args.out, arguments, classes, args.keep, args.plot)
+        epochs = fit(model, run, [print_line, *files], state)
     if rank == 0:
-        best = min(history, key=lambda line: line["error"])
-        print(f"lowest      {best['error']:.2%} wrong, {best['error5']:.2%} not in the top 5, epoch {best['epoch']}")
+        best = min(epochs, key=lambda epoch: epoch.error)
+        print(f"lowest      {best.error:.2%} wrong, {best.error5:.2%} not in the top 5, epoch {best.epoch}")
         print(f"network     {args.out / 'zfnet.pt'} (of the last epoch)")
     return 0
 
 
-def print_line(line: dict) -> None:
+def print_line(trained: Trained) -> None:
+    """The line of the epoch that has ended."""
+    epoch = trained.history[-1]
     print(
-        f"epoch {line['epoch']:4d}  loss {line['loss']:7.4f}  wrong {line['error']:7.2%}  "
-        f"top 5 {line['error5']:7.2%}  rate {line['learning_rate']:.0e}  {line['images_per_second']:8.1f} images/s",
+        f"epoch {epoch.epoch:4d}  loss {epoch.loss:7.4f}  wrong {epoch.error:7.2%}  "
+        f"top 5 {epoch.error5:7.2%}  rate {epoch.learning_rate:.0e}  {epoch.images_per_second:8.1f} images/s",
         flush=True,
     )

@@ -20,11 +20,12 @@ from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
-from ..training.fit import fit
-from ..training.history import plot_history, read_log
+from ..training.fit import Run
+from ..training.history import Epoch, plot_history, read_log
+from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
 from .demo import most_occluded
-from .network import CHANNELS, EPOCHS, FEATURES, LAYERS, PLAN, SCALE, SIDE, train_network
+from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
 
 if TYPE_CHECKING:
     from PIL import Image as ImageModule
@@ -37,6 +38,7 @@ FACE_PARTS = {
     "nose": (10, 9, 16, 16),
     "mouth": (16, 7, 21, 18),
 }
+FACES_PLAN = Plan(epochs=12, batch_size=10, learning_rate=0.01)
 TABLE3 = {"channels": (12, 24, 24, 24, 16), "fc": (64, 64), "side": 64}
 TABLE3_PLAN = Plan(epochs=10, batch_size=16, learning_rate=0.01, weight_decay=0.01, patience=4)
 
@@ -53,9 +55,9 @@ drawn around mid-grey, which is 0; their scale is given or said to be each pictu
 class Stage:
     """What the sections share: folders, the networks, the pictures to search."""
 
-    def __init__(self, out: Path, work: Path, quiet: bool = True) -> None:
-        self.out, self.work, self.quiet = out, work, quiet
-        self.network = checkpoint.load(train_network(work / "clamped", PLAN, quiet=quiet))
+    def __init__(self, out: Path, work: Path, progress: bool = False) -> None:
+        self.out, self.work, self.progress = out, work, progress
+        self.network = checkpoint.load(train_network(work / "clamped", PLAN, progress=progress))
         self.photographs = Photographs(SIDE)
         self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
         self.inputs = self.network.normalise(self.crops.images)
@@ -120,9 +122,9 @@ def training_section(stage: Stage) -> str:
 def filters_section(stage: Stage) -> str:
     networks = {}
     for name, rms in (("held to 0.1", 0.1), ("not held", None)):
-        where = stage.work / f"filters-{rms}"
-        made = train_network(where, replace(FILTERS_PLAN, filter_rms=rms), conv1_std=None, quiet=stage.quiet)
-        networks[name] = filters.first_filters(checkpoint.load(made).model)
+        plan = replace(FILTERS_PLAN, filter_rms=rms)
+        file = train_network(stage.work / f"filters-{rms}", plan, conv1_std=None, progress=stage.progress)
+        networks[name] = filters.first_filters(checkpoint.load(file).model)
     filters.filters_figure(networks, stage.out / "filters.png")
     _few_colours(stage.out / "filters.png")
     return _section(
@@ -238,7 +240,7 @@ def invariance_section(stage: Stage) -> str:
 
 def occlusion_section(stage: Stage) -> str:
     names = stage.photographs.classes
-    one = most_occluded(stage.network.model, stage.photographs, stage.network.mean)[0]
+    one = most_occluded(stage.network, stage.photographs)[0]
     channel = one.result.channel
     chosen = stage.tops["conv5"].images[channel, :3]
     inputs = torch.cat([stage.network.normalise(one.image)[None], stage.tile_inputs[chosen]])
@@ -260,31 +262,9 @@ def occlusion_section(stage: Stage) -> str:
 
 
 def correspondence_section(stage: Stage) -> str:
-    faces = _faces()
-    where = stage.work / "faces"
     resized = resized_side(FACE_SIDE)
-    pixels = torch.nn.functional.interpolate(faces, size=(resized, resized), mode="bicubic").clamp(0, 255)
-    images, labels = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1), (torch.arange(2 * FACES) >= FACES).long()
-    odd = torch.arange(2 * FACES) % 2 == 1
-    describe = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
-    describe["weight_std"] = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = ZFNet(**describe)
-    history = fit(
-        model,
-        Memory(images[~odd], labels[~odd]),
-        Memory(images[odd], labels[odd]),
-        Plan(epochs=12, batch_size=10, learning_rate=0.01),
-        side=FACE_SIDE,
-        scale=64.0,
-        out=where,
-        describe=describe,
-        classes=("face", "no face"),
-        resume=(where / "state.pt").exists(),
-        quiet=stage.quiet,
-    )
-    network = checkpoint.load(where / "zfnet.pt")
+    images, labels, odd = _faces(resized)
+    network, history = _face_network(stage, images, labels, odd)
     offset = (resized - FACE_SIDE) // 2
     shown = images[odd & (labels == 0)][:20]
     inputs = network.normalise(shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
@@ -299,7 +279,7 @@ def correspondence_section(stage: Stage) -> str:
         "Correspondence (Table 1)",
         None,
         "`zfkernels correspond`: 20 faces of scikit-image's lfw_subset (25 x 25 pixels, enlarged), unseen by a small "
-        f"network trained to tell faces from other patches ({history[-1]['error']:.0%} of the held-out ones wrong). A "
+        f"network trained to tell faces from other patches ({history[-1].error:.0%} of the held-out ones wrong). A "
         "part is covered in all of them; Delta is the fraction of features whose change has a different sign in two "
         "faces, averaged over all pairs, ± the deviation over the faces. Lower than random: hiding the part means the "
         "same to the network in every face.",
@@ -311,26 +291,38 @@ def correspondence_section(stage: Stage) -> str:
     )
 
 
-def _faces() -> Tensor:
-    """scikit-image's lfw_subset, (200, 1, 25, 25) in 0..255: faces first."""
-    values = np.load(data_file("lfw_subset.npy"))
-    return torch.from_numpy(values).float()[:, None] * 255
+def _faces(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """scikit-image's lfw_subset, enlarged: uint8 (200, 3, side, side), faces first; labels; which ones are held out."""
+    values = torch.from_numpy(np.load(data_file("lfw_subset.npy"))).float()[:, None] * 255
+    pixels = torch.nn.functional.interpolate(values, size=(side, side), mode="bicubic").clamp(0, 255)
+    images, number = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1), torch.arange(2 * FACES)
+    return images, (number >= FACES).long(), number % 2 == 1
+
+
+def _face_network(
+    stage: Stage, images: Tensor, labels: Tensor, held_out: Tensor
+) -> tuple[checkpoint.Network, list[Epoch]]:
+    """A network that tells faces from other patches, and its training."""
+    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
+    arguments["weight_std"] = None
+    with seeded(0):
+        model = ZFNet(**arguments)
+    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~held_out, held_out)]
+    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
+    history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
+    return checkpoint.load(stage.work / "faces" / "zfnet.pt"), history
 
 
 def ablation_section(stage: Stage) -> str:
     side = TABLE3["side"]
     photographs, random = Photographs(resized_side(side)), np.random.default_rng(0)
     training, held_out = photographs.training_crops(60, random), photographs.held_out_crops(20, random)
-    results = ablation.run(
+    run = Run(TABLE3_PLAN, in_memory(training), in_memory(held_out), (side, side), SCALE, progress=stage.progress)
+    results = ablation.ablation(
         ablation.variants(TABLE3["channels"], TABLE3["fc"]),
-        Memory(training.images, training.labels),
-        Memory(held_out.images, held_out.labels),
-        TABLE3_PLAN,
+        run,
         {"num_classes": len(photographs.classes), "image_size": side, "weight_std": None},
-        side=side,
-        scale=SCALE,
         out=stage.work / "ablation",
-        quiet=stage.quiet,
     )
     return _section(
         "Ablation (Table 3)",
@@ -346,10 +338,9 @@ def ablation_section(stage: Stage) -> str:
 
 def probes_section(stage: Stage) -> str:
     known = probes.features(stage.deconv, stage.inputs.split(64), ["conv1", "conv3", "conv5", "fc7"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = ZFNet(10, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None)
-    yardstick = probes.features(untrained, stage.inputs.split(64), ["conv5"])
+    with seeded(0):
+        random = untrained(len(stage.photographs.classes), conv1_std=None)
+    yardstick = probes.features(random, stage.inputs.split(64), ["conv5"])
     known["conv5, random"] = yardstick["conv5"]
     found = [one for count in (5, 30) for one in probes.probe(known, stage.crops.labels, count, draws=2)]
     return _section(

@@ -12,7 +12,7 @@ import torch
 from ..analyses.occlusion import Occluded, occlusion_figure
 from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes
 from ..drawing.tiles import cut, frame, plain_picture, signed_picture, tile
-from ..training.fit import Epoch
+from ..training.history import Epoch
 
 TILE = 64  # pixels a side that a tile of a figure aims at; the zoom is the nearest whole number
 

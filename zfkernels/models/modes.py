@@ -1,7 +1,8 @@
-"""zfkernels.models.modes."""
+"""Evaluation mode for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def _evaluation(model: torch.nn.Module):
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each module in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -21,11 +23,6 @@ def _evaluation(model: torch.nn.Module):
 
 @torch.no_grad()
 def evaluated(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's outputs in evaluation mode, and the mode as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    """The model's outputs in evaluation mode, without gradients."""
+    with evaluation(model):
         return model(images)
-    finally:
-        for module in training:
-            module.training = True

@@ -1,8 +1,9 @@
-"""one or many, the same steps."""
+"""One process or many: who does what, and random numbers that do not depend on how many there are."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,8 +14,6 @@ from torch import Tensor, nn
 
 from .recipe import Plan
 
-# Processes
-
 
 def processes() -> tuple[int, int]:
     """(rank, count) of torch.distributed; (0, 1) without it."""
@@ -24,28 +23,28 @@ def processes() -> tuple[int, int]:
 
 
 @contextmanager
-def launched(device: str | None = None):
+def launched(device: str | None = None) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; gives this process's device.
 
     NCCL and a GPU each (LOCAL_RANK) where there are GPUs, otherwise gloo on the CPU. Without torchrun: `device`, or the
     GPU if there is one, or the CPU.
     """
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield torch.device(wanted)
+        yield chosen
         return
-    made = torch.device(wanted)
-    if made.type == "cuda":
-        made = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(made)
-    dist.init_process_group("nccl" if made.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield made
+        yield chosen
     finally:
         dist.destroy_process_group()
 
 
-def _summed(values: Tensor, device: torch.device) -> Tensor:
+def summed(values: Tensor, device: torch.device) -> Tensor:
+    """`values` added up over the processes, on the CPU."""
     if processes()[1] == 1:
         return values
     values = values.to(device)
@@ -53,11 +52,33 @@ def _summed(values: Tensor, device: torch.device) -> Tensor:
     return values.cpu()
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within the block torch's random numbers follow from `seed`; afterwards they go on as if none had been drawn."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def drawn_anew(
+    plan: Plan, epoch: int, model: nn.Module, device: torch.device
+) -> Iterator[tuple[torch.Generator, Callable[[int, slice], None]]]:
+    """Within the block all random numbers follow from (seed, epoch, process), and of nn.Dropout from (seed, epoch).
+
+    Gives the generator of the epoch's order and crops, and `SharedDropout.take`.
+    """
+    dropout = SharedDropout(model, _seed(plan, epoch, 1, 0), device)
+    with seeded(_seed(plan, epoch, 1 + processes()[0]), device), dropout:
+        yield torch.Generator().manual_seed(_seed(plan, epoch, 0)), dropout.take
+
+
 def _seed(plan: Plan, *parts: int) -> int:
     return int(np.random.SeedSequence([plan.seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class _Dropout:
+class SharedDropout:
     """Within the block, the model's nn.Dropout modules draw one mask for all pictures of a step, each process the same,
     and each takes its own pictures' rows: what is dropped of a picture does not depend on the number of processes."""
 
@@ -67,10 +88,10 @@ class _Dropout:
         self.pictures, self.mine = 0, slice(None)
 
     def take(self, pictures: int, mine: slice) -> None:
-        """A step of so many pictures begins, of which this process has those of the slice."""
+        """A step of so many pictures begins; this process has those of the slice."""
         self.pictures, self.mine = pictures, mine
 
-    def __enter__(self) -> _Dropout:
+    def __enter__(self) -> SharedDropout:
         for module in self.modules:
             module.forward = partial(self._forward, module)
         return self

@@ -1,20 +1,20 @@
-"""section 3's numbers and crops."""
+"""The numbers of the paper's training recipe (Zeiler & Fergus, section 3), and where other recipes differ from it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-CROPS = 10
+CROPS = 10  # of a picture: see crops.crop
+CENTRE = 4  # the centre crop among them; CENTRE + 5 is its mirror image
 PAPER_EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)  # those of Fig. 4
+EVALUATED = {"ten": (tuple(range(CROPS)), 16), "mirrored": ((CENTRE,), 64)}  # crops averaged, pictures a pass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of section 3."""
+    """How a network is trained; the defaults are section 3's numbers."""
 
     epochs: int = 70
     batch_size: int = 128  # of all processes together
@@ -25,6 +25,11 @@ class Plan:
     patience: int = 3  # the rate falls after more than this many epochs without a lower validation error
     fall: float = 0.1  # to this fraction of what it was
     seed: int = 0
+    falls_at: tuple[float, ...] = ()  # if given, the rate falls at these fractions of the epochs instead
+    crops: Literal["ten", "mirrored"] = (
+        "ten"  # seen in training: one of ten sub-crops, or the centre or its mirror image
+    )
+    draws: Literal["epoch", "run"] = "epoch"  # random numbers: by (seed, epoch, process), or one stream for the run
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -37,39 +42,23 @@ class Plan:
             raise ValueError(f"fall must be below 1, got {self.fall}")
         if self.patience < 0:
             raise ValueError(f"patience must be at least 0, got {self.patience}")
+        for name, known in (("crops", tuple(EVALUATED)), ("draws", ("epoch", "run"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def rate(self, errors: Sequence[float]) -> float:
+        """The learning rate of the epoch that follows those with these validation errors."""
+        if self.falls_at:
+            falls = sum(len(errors) >= fraction * self.epochs for fraction in self.falls_at)
+            return self.learning_rate * self.fall**falls
+        rate, lowest, waited = self.learning_rate, float("inf"), 0
+        for error in errors:
+            lowest, waited = (error, 0) if error < lowest else (lowest, waited + 1)
+            if waited > self.patience:
+                rate, waited = rate * self.fall, 0
+        return rate
 
 
 def resized_side(side: int) -> int:
     """The side to which pictures are resized for crops of `side`: 256 for 224, in proportion for others."""
     return round(side * 256 / 224)
-
-
-def crop_places(size: tuple[int, int], side: tuple[int, int]) -> list[tuple[int, int]]:
-    """(top, left) of the corner crops (top left, top right, bottom left, bottom right) and of the centre crop."""
-    down, right = size[0] - side[0], size[1] - side[1]
-    if down < 0 or right < 0:
-        raise ValueError(f"crops of {side} do not fit into pictures of {size}")
-    return [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
-
-
-def crop(images: Tensor, which: int, side: tuple[int, int]) -> Tensor:
-    """Sub-crop `which` (0..9) of images (..., H, W) -> (..., *side): place which % 5, mirrored from 5 on."""
-    top, left = crop_places(tuple(images.shape[-2:]), side)[which % 5]
-    part = images[..., top : top + side[0], left : left + side[1]]
-    return part.flip(-1) if which >= 5 else part
-
-
-def ten_crops(images: Tensor, side: tuple[int, int]) -> Tensor:
-    """(N, C, H, W) -> (N, 10, C, *side)."""
-    return torch.stack([crop(images, which, side) for which in range(CROPS)], 1)
-
-
-class _Cropped(Dataset):
-    """item (index, which) -> (uint8 crop, label, which)."""
-
-    def __init__(self, pictures: Dataset, side: tuple[int, int]) -> None:
-        self.pictures, self.side = pictures, side
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
-        image, label, _ = self.pictures[item[0]]
-        return crop(image, item[1], self.side).contiguous(), label, item[1]

@@ -1,0 +1,58 @@
+"""What an analysis looks at: layers by name, or those that are taken where no name is given; the true classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..deconvnet.deconvnet import Deconvnet
+from ..models.checkpoint import Network
+from ..models.modes import evaluated
+from ..nn import ConvReLU
+
+
+def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None, vectors: bool = False) -> list[str]:
+    """The layers named; otherwise every layer with maps that is no pool and no norm, and with `vectors` the others."""
+    known = (*deconv.layers, *deconv.vector_layers)
+    if names:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
+        return list(names)
+    convolutions = [name for name in deconv.layers if not is_pool_or_norm(deconv, name)]
+    return [*convolutions, *(deconv.vector_layers if vectors else ())]
+
+
+def is_pool_or_norm(deconv: Deconvnet, name: str) -> bool:
+    module = dict(deconv.model.named_modules()).get(name)
+    kind = type(module).__name__.lower() if module is not None else name.lower()
+    return "pool" in kind or "norm" in kind
+
+
+def last_convolution(model: nn.Module) -> str:
+    """The name of the model's last convolution, in the order of its modules."""
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, ConvReLU))]
+    if not names:
+        raise ValueError(f"--layer must be given, for {type(model).__name__} has no convolution among its modules")
+    return names[-1]
+
+
+def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label: str | None = None) -> Tensor:
+    """The class of each picture, (N,) int64.
+
+    `label`, a name or number, if it is given. Otherwise the picture's folder, or the network's answer where the folder
+    is no class.
+    """
+    if label is not None:
+        if label not in network.classes and not (label.isdecimal() and int(label) < len(network.classes)):
+            raise ValueError(f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}")
+        number = network.classes.index(label) if label in network.classes else int(label)
+        return torch.full((len(paths),), number)
+    result = evaluated(network.model, images).argmax(1)
+    for i, path in enumerate(paths):
+        if path.parent.name in network.classes:
+            result[i] = network.classes.index(path.parent.name)
+    return result
