@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..analyses.occlusion import Occluded, occlusion_figure
-from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes
+from ..analyses import occlusion
+from ..analyses.occlusion import Occluded
+from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import cut, frame, plain_picture, signed_picture, tile
 from ..training.history import Epoch
 
@@ -72,7 +73,7 @@ def write_page(out: Path, findings: Findings) -> Path:
             projections, patches = _panel(layer, top)
             _save(np.concatenate([projections, _gutter(projections, 10), patches], 1), out / _panel_name(layer, top))
     for occluded in findings.occluded:
-        occlusion_figure(occluded, findings.classes, out / f"occlusion_{occluded.name}.png")
+        save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
     page = out / "index.html"
     page.write_text(_html(findings), encoding="utf-8")
