@@ -151,11 +151,11 @@ def test_the_rate_falls_in_steps():
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-WRITTEN_OUT = Plan(epochs=2, batch_size=8, learning_rate=0.02, seed=3, crops="mirrored", draws="run", falls_at=(0.5,))
+WRITTEN_OUT = Plan(epochs=2, batch_size=10, learning_rate=0.02, seed=3, crops="mirrored", draws="run", falls_at=(0.5,))
 
 
 def test_mirrored_wholes_are_trained_as_written_out_here():
-    """36 pictures in steps of 8: the last has 4, and its gradient is their mean."""
+    """36 pictures in steps of 10: the last has 6, and its gradient is their mean."""
     pictures, mean = task(), torch.rand(3, 46, 46, generator=torch.Generator().manual_seed(1)) * 200
     torch.manual_seed(0)
     expected = ZFNet(**SMALL | {"image_size": 46})
@@ -164,7 +164,7 @@ def test_mirrored_wholes_are_trained_as_written_out_here():
     for rate in (0.02, 0.02 * 0.1):
         optimiser.param_groups[0]["lr"] = rate
         total = 0.0
-        for pick in torch.randperm(36, generator=generator).split(8):
+        for pick in torch.randperm(36, generator=generator).split(10):
             batch = (pictures.images[pick].float() - mean) / 64.0
             mirrored = torch.rand(len(batch), generator=generator) < 0.5
             batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
@@ -192,6 +192,19 @@ def test_one_stream_of_random_numbers_cannot_be_continued(tmp_path):
     run(WRITTEN_OUT, ZFNet(**SMALL | {"image_size": 46}), **options)
     with pytest.raises(ValueError, match="cannot be continued"):
         run(WRITTEN_OUT, ZFNet(**SMALL | {"image_size": 46}), resume=True, **options)
+
+
+def test_the_log_is_brought_back_to_the_state(tmp_path):
+    """As a run leaves it that was stopped before, or after, the last line."""
+    run(Plan(**PLAN.__dict__ | {"epochs": 2}), out=tmp_path)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    for text in (whole.splitlines(keepends=True)[0], whole + whole.splitlines(keepends=True)[1]):
+        log.write_text(text)
+        assert histories.begin(tmp_path, PLAN)["history"][1]["epoch"] == 2
+        assert log.read_text() == whole
+    histories.begin(tmp_path, PLAN, resume=False)
+    assert log.read_text() == ""
 
 
 def test_a_fit_leaves_the_callers_random_numbers_alone():

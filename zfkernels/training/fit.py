@@ -9,6 +9,9 @@ starting weights are the network's.
 
 Everything random follows from (seed, epoch, process), so a run that was stopped continues from its last whole epoch to
 the same bits. Order and crops depend on (seed, epoch) alone, so several processes take the same steps as one.
+
+A plan may differ in the crops, in when the rate falls, and in drawing order, crops and dropout from one stream for the
+whole run (dropout's is torch's global one), which then takes one process and cannot be continued.
 """
 
 from __future__ import annotations
@@ -167,7 +170,7 @@ def _pass(
         if plan.filter_rms is not None:
             clamp_filters_(model, plan.filter_rms)
         loss = loss.detach()
-        # One stream's runs are of one process, and their loss is the mean of the steps' means as float32 rounds them
+        # A run of one stream has the loss of its steps' float32 means
         summed_loss = (loss / size).double() * size if plan.draws == "run" else loss.double()
         totals += torch.stack([summed_loss, counts * (logits.argmax(1) != labels).sum().double()])
     loss, wrong = (summed(totals.cpu(), device) / len(run.training)).tolist()

@@ -79,17 +79,18 @@ def files(
         keep: the epochs whose network is kept as epoch_NNN.pt.
         plot: also draw training.png.
     """
-    callbacks: list[Callback] = [lambda trained: write_state(trained, out / "state.pt")]
+    callbacks: list[Callback] = []
     if arguments is not None:
         kept = frozenset(keep)
-        callbacks.insert(0, lambda trained: write_networks(trained, out, arguments, classes, kept))
+        callbacks.append(lambda trained: _write_networks(trained, out, arguments, classes, kept))
+    callbacks.append(lambda trained: _write_state(trained, out / "state.pt"))
     callbacks.append(lambda trained: _write_log(out / "log.jsonl", map(asdict, trained.history)))
     if plot:
         callbacks.append(lambda trained: plot_history(trained.history, out / "training.png"))
     return callbacks
 
 
-def write_state(trained: Trained, path: Path) -> None:
+def _write_state(trained: Trained, path: Path) -> None:
     """All that continuing needs."""
     state = {
         "format": STATE_FORMAT,
@@ -118,7 +119,7 @@ def _read_state(path: Path, plan: Plan) -> dict[str, Any]:
     return state
 
 
-def write_networks(
+def _write_networks(
     trained: Trained, out: Path, arguments: dict[str, Any], classes: Sequence[str], keep: frozenset[int]
 ) -> None:
     """zfnet.pt, and a copy of it after each epoch in `keep`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 CROPS = 10  # of a picture: see crops.crop
 CENTRE = 4  # the centre crop among them; CENTRE + 5 is its mirror image
@@ -25,8 +26,10 @@ class Plan:
     fall: float = 0.1  # to this fraction of what it was
     seed: int = 0
     falls_at: tuple[float, ...] = ()  # if given, the rate falls at these fractions of the epochs instead
-    crops: str = "ten"  # trained on: "ten", one of the ten sub-crops; "mirrored", the centre or its mirror image
-    draws: str = "epoch"  # "epoch": by (seed, epoch, process); "run": from one stream, dropout's torch's global one
+    crops: Literal["ten", "mirrored"] = (
+        "ten"  # seen in training: one of ten sub-crops, or the centre or its mirror image
+    )
+    draws: Literal["epoch", "run"] = "epoch"  # random numbers: by (seed, epoch, process), or one stream for the run
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
