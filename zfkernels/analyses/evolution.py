@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, new_figure
-from ..drawing.tiles import cut, frame, plain_picture, signed_picture
+from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
 from .activations import top_activations
 
@@ -108,7 +108,7 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
         for row, (moment, channel) in enumerate(zip(moments, result.channels, strict=True)):
             box = frame(moment.box, side, tuple(pictures.shape[2:]))
             part = cut(moment.pixels, box)
-            limit = float(part.abs().flatten().quantile(0.995))
+            limit = full_scale([part])
             upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
             upper.imshow(signed_picture(part, limit), interpolation="nearest")
             lower.imshow(plain_picture(cut(pictures[moment.image], box)), interpolation="nearest")

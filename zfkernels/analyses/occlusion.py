@@ -17,7 +17,7 @@ import torch
 
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, new_figure, outline
-from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.trace import trace_whole
@@ -443,7 +443,7 @@ def _projected_row(canvas: Figure | SubFigure, projected: Sequence[Projected]) -
     for axes, (title, pixels, box) in zip(columns, projected, strict=False):
         top, left, bottom, right = box
         part = cut(pixels, box)
-        limit = float(part.abs().flatten().quantile(0.995))
+        limit = full_scale([part])
         axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
         axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
         axes.tick_params(colors=SOFT, labelsize=7)

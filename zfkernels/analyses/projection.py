@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, new_figure, outline
-from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from .activations import top_activations
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def figure(unit: Unit, picture: Tensor) -> Figure:
     """A uint8 (3, H, W) picture beside the projection of one activation; below, the part of both that the unit sees."""
     top, left, bottom, right = unit.box
     height, width = picture.shape[1:]
-    limit = float(cut(unit.pixels, unit.box).abs().flatten().quantile(0.995))
+    limit = full_scale([cut(unit.pixels, unit.box)])
     views = (
         ("the network's input, and what the unit sees of it", plain_picture(picture)),
         (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(unit.pixels, limit)),

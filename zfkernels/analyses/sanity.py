@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import new_figure
-from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..progress import bar
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def figure(result: Sanity, picture: Tensor) -> Figure:
     grid[0].set_title("what the unit sees", fontsize=8)
     for axes, pixels, name in zip(grid[1:], pictures, names, strict=False):
         part = cut(pixels, result.box)
-        limit = float(part.abs().flatten().double().quantile(0.995)) or 1.0
+        limit = full_scale([part.double()]) or 1.0
         axes.imshow(signed_picture(part, limit), interpolation="nearest")
         axes.set_title(name, fontsize=8)
     return drawn
