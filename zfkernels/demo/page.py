@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..analyses import occlusion
 from ..analyses.atlas import Card, grids
-from ..analyses.occlusion import Occluded, occlusion_figure
+from ..analyses.occlusion import Occluded
 from ..drawing.page import render
-from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes
+from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
 from ..training.history import Epoch
 
@@ -65,7 +66,7 @@ def write_page(out: Path, findings: Findings) -> Path:
         for card in layer.tops:
             Image.fromarray(beside(*_grids(card, TILE), 10)).save(out / _panel_name(layer, card))
     for occluded in findings.occluded:
-        occlusion_figure(occluded, findings.classes, out / f"occlusion_{occluded.name}.png")
+        save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
     page = out / "index.html"
     page.write_text(_page(findings), encoding="utf-8")
