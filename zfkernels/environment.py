@@ -1,4 +1,4 @@
-"""What runs here and why: `zfkernels info`."""
+"""What runs here and why: the report of `zfkernels info`."""
 
 import importlib.metadata
 import os

@@ -303,7 +303,7 @@ def test_an_atlas_card_holds_the_projection_and_the_patch_of_each_unit(layer):
     for rank in range(4):
         image = int(top.images[card.channel, rank])
         alone = deconv.project(inputs(pixels[image])[None], layer, card.channel, top.positions[card.channel, rank])
-        t, left, b, r = card.boxes[rank]
+        t, left, b, r = card.frames[rank]
         at, aleft, ab, ar = alone.boxes[0].tolist()
         assert t <= at < ab <= b
         assert left <= aleft < ar <= r

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Pictures:
-    """Picture files with their classes, in an order that depends on their names only."""
+    """Picture files with their classes, in an order that depends only on their names."""
 
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
@@ -26,7 +27,8 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def pick(self, numbers) -> Pictures:
+    def pick(self, numbers: Sequence[int]) -> Pictures:
+        """The pictures of these numbers, in this order."""
         return Pictures(tuple(self.paths[i] for i in numbers), tuple(self.labels[i] for i in numbers), self.classes)
 
 
@@ -49,7 +51,7 @@ def class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Pictu
     """The pictures of a folder of class folders; a picture's class is the first folder below `folder`.
 
     Args:
-        classes: the classes, when another folder has settled them; otherwise every subfolder that holds pictures.
+        classes: the classes, if another folder has fixed them; otherwise every subfolder that holds pictures.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -60,13 +62,13 @@ def class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Pictu
     loose = [path for path, parts in zip(paths, names, strict=True) if len(parts) == 1]
     if loose:
         raise ValueError(f"{folder} must hold a folder of pictures for each class; {loose[0].name} lies in none")
-    found = tuple(sorted({parts[0] for parts in names}))
+    subfolders = tuple(sorted({parts[0] for parts in names}))
     if classes is None:
-        if len(found) < 2:
-            raise ValueError(f"{folder} must hold at least 2 class folders with pictures, got {', '.join(found)}")
-        classes = found
-    elif set(found) - set(classes):
-        raise ValueError(f"{folder} has a class {min(set(found) - set(classes))!r} that the training folder lacks")
+        if len(subfolders) < 2:
+            raise ValueError(f"{folder} must hold at least 2 class folders with pictures, got {', '.join(subfolders)}")
+        classes = subfolders
+    elif unknown := set(subfolders) - set(classes):
+        raise ValueError(f"{folder} has a class {min(unknown)!r} that the training folder lacks")
     return Pictures(tuple(paths), tuple(classes.index(parts[0]) for parts in names), tuple(classes))
 
 
@@ -105,7 +107,7 @@ class PictureSet(Dataset):
 
 
 class Memory(Dataset):
-    """The same items from uint8 images (N, 3, H, W) and labels (N,) that are in memory already."""
+    """The same items from uint8 images (N, 3, H, W) and labels (N,) in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):

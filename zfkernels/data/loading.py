@@ -1,4 +1,4 @@
-"""pictures to batches."""
+"""Picture files in batches, or all at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stream(
 
 
 class _Normalised:
-    """A loader with a length, for progress bars."""
+    """A loader's batches as the network takes them; it has a length, for progress bars."""
 
     def __init__(self, loader: DataLoader, normalise: Callable[[Tensor], Tensor]) -> None:
         self.loader, self.normalise = loader, normalise
@@ -48,6 +48,6 @@ def read_all(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
     return torch.stack([pictures[i][0] for i in range(len(pictures))])
 
 
-def pictures_or_folders(places: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders searched."""
-    return [path for place in places for path in ([place] if place.is_file() else find_pictures(place))]
+def pictures_or_folders(paths: Sequence[Path]) -> list[Path]:
+    """The files as they are, and the pictures of the folders."""
+    return [picture for path in paths for picture in ([path] if path.is_file() else find_pictures(path))]

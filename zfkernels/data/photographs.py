@@ -1,9 +1,9 @@
 """A small data set of photographs that needs no network: the ones scikit-image carries inside its wheel.
 
-One photograph is one class. They are those whose parts resemble one another, so that a part never seen can be told;
-of a scene in which every part is another thing (an astronaut before a flag and a rocket) it could not. Crops are
-square, drawn at random places and scales, and resized to the side a network wants. A photograph is divided into
-square cells, a quarter of its shorter side each, and every fifth cell is held out:
+One photograph is one class. They are photographs whose parts resemble one another, so that a network can recognise a
+part that it never saw; in a scene whose every part shows another thing (an astronaut before a flag and a rocket) it
+could not. Crops are square, drawn at random positions and scales, and resized to the side that a network wants. A
+photograph is divided into square cells, a quarter of its shorter side each, and every fifth cell is held out:
 
     H . . . .      training crops touch no pixel of a held-out cell;
     . . . H .      held-out crops lie wholly inside one.
@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
+Size = tuple[int, int]  # height, width
 
 CLASSES = {
     "brick": "brick.png",
@@ -64,8 +67,8 @@ def load_photograph(name: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def held_out_cells(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (top, left, bottom, right; half-open) of the cells that training never sees."""
+def held_out_cells(height: int, width: int) -> list[Box]:
+    """The cells that training never sees."""
     side = min(height, width) // CELLS_ACROSS
     rows, columns = height // side, width // side
     return [
@@ -76,14 +79,14 @@ def held_out_cells(height: int, width: int) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def overlap(a: Box, b: Box) -> bool:
     """Whether two half-open boxes share a pixel."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @dataclass
 class Crops:
-    """Crops, and the places they were cut from."""
+    """Crops, and the boxes that they were cut from."""
 
     images: torch.Tensor  # uint8 (N, 3, side, side)
     labels: torch.Tensor  # int64 (N,)
@@ -93,18 +96,18 @@ class Crops:
 class Photographs:
     """The photographs of `classes`, and random crops of `side` pixels from their training or held-out cells."""
 
-    def __init__(self, side: int, classes: tuple[str, ...] = tuple(CLASSES)):
+    def __init__(self, side: int, classes: tuple[str, ...] = tuple(CLASSES)) -> None:
         self.side = side
         self.classes = tuple(classes)
         self.pixels = [load_photograph(name) for name in self.classes]
         self.cells = [held_out_cells(*pixels.shape[:2]) for pixels in self.pixels]
 
     def training_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
-        """`per_class` crops a class that touch no held-out cell, in the order of the classes."""
+        """`per_class` crops of each class that touch no held-out cell, in the order of the classes."""
         return self._crops(per_class, generator, held_out=False)
 
     def held_out_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
-        """`per_class` crops a class, each wholly inside a held-out cell, likewise."""
+        """`per_class` crops of each class, each wholly inside a held-out cell, in the same order."""
         return self._crops(per_class, generator, held_out=True)
 
     def centre_square(self, label: int) -> torch.Tensor:
@@ -125,7 +128,7 @@ class Photographs:
                     labels.append(label)
         return torch.stack(images), torch.tensor(labels)
 
-    def view(self, label: int, box: tuple[int, int, int, int]) -> torch.Tensor:
+    def view(self, label: int, box: Box) -> torch.Tensor:
         """A square part of a photograph, resized with antialiasing to a uint8 (3, side, side) tensor."""
         from PIL import Image
 
@@ -146,17 +149,19 @@ class Photographs:
         return Crops(torch.stack(images), torch.tensor(labels), torch.tensor(boxes))
 
 
-def _sides(shape: tuple[int, int]) -> tuple[int, int]:
+def _sides(shape: Size) -> tuple[int, int]:
     """The smallest and the largest crop of a photograph of `shape`."""
     cell = min(shape) // CELLS_ACROSS
     return round(SMALLEST_CROP * cell), cell
 
 
-def _side(shape: tuple[int, int], generator: np.random.Generator) -> int:
+def _side(shape: Size, generator: np.random.Generator) -> int:
+    """The side of a random crop of a photograph of `shape`."""
     return int(generator.integers(*_sides(shape), endpoint=True))
 
 
-def _box_in_a_cell(shape, cells, generator) -> tuple[int, int, int, int]:
+def _box_in_a_cell(shape: Size, cells: list[Box], generator: np.random.Generator) -> Box:
+    """A random crop inside one of the cells."""
     cell_top, cell_left, cell_bottom, cell_right = cells[generator.integers(len(cells))]
     side = _side(shape, generator)
     top = int(generator.integers(cell_top, cell_bottom - side + 1))
@@ -164,7 +169,8 @@ def _box_in_a_cell(shape, cells, generator) -> tuple[int, int, int, int]:
     return top, left, top + side, left + side
 
 
-def _box_outside_the_cells(shape, cells, generator) -> tuple[int, int, int, int]:
+def _box_outside_the_cells(shape: Size, cells: list[Box], generator: np.random.Generator) -> Box:
+    """A random crop that shares no pixel with a cell."""
     while True:
         side = _side(shape, generator)
         top = int(generator.integers(0, shape[0] - side + 1))

@@ -1,4 +1,4 @@
-"""Pictures in and out: a user's file to a network's input, and tensors to picture tiles."""
+"""A picture file read as the pixels that a network takes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """The file's picture as a uint8 (3, height, width) tensor of `size` (height, width).
 
     Any format Pillow reads. The camera's rotation (EXIF) is undone, transparent pixels are laid over mid-grey, 16-bit
-    and floating-point greys are brought to 8 bits (floating-point by their own range), and of an animation the first
-    frame is taken. The picture is resized, its proportions kept, until it just covers `size`; what sticks out on
-    either side is cut off evenly.
+    and floating-point greys are brought to 8 bits (floating-point by their own range), and an animation gives its
+    first frame. The picture is resized, its proportions kept, until it just covers `size`; what sticks out is cut off
+    evenly on both sides.
 
     Raises:
         FileNotFoundError: no such file.
@@ -44,11 +44,12 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _eight_bits(image: ImageModule.Image) -> ImageModule.Image:
+    """Greys of more than 8 bits brought to 8; other pictures as they are."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    if image.mode == "I":  # what Pillow makes of 16-bit PNGs before version 11, and of 32-bit files
+    if image.mode == "I":  # 16-bit PNGs in Pillow before version 11, and 32-bit files
         values = np.asarray(image).clip(0)
         return Image.fromarray((values // (257 if values.max() < 65536 else 16843009)).astype(np.uint8))
     if image.mode == "F":

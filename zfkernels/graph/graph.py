@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Size
 
-from .rules import Shapes
+from .rules import Shapes, irreversible, told
 from .steps import Affine, Average, Conv, Copy, Flatten, Linear, Mean, Norm, Opaque, Pool, ReLU, Step
 
 
@@ -56,8 +56,12 @@ class Graph:
         """
         shapes: Shapes = [images] + [None] * max(values)
         for number in self.ancestors(*values):
-            node = self.node(number)
-            shapes[number] = node.step.shape([shapes[i] for i in node.inputs], shapes)
+            node, step = self.node(number), self.node(number).step
+            inputs = [shapes[i] for i in node.inputs]
+            if step.maps and len(inputs[0]) != 4:
+                why = f"it works on maps, but {told(inputs, shapes)}"
+                raise irreversible(step.name, type(step).__name__, why)
+            shapes[number] = step.shape(inputs, shapes)
         return shapes
 
 

@@ -35,11 +35,6 @@ def told(inputs: list[Size], shapes: Shapes) -> str:
     return f"images of shape {tuple(shapes[0])} reach it as {', '.join(str(tuple(shape)) for shape in inputs)}"
 
 
-def check_maps(step: Named, inputs: list[Size], shapes: Shapes) -> None:
-    if len(inputs[0]) != 4:
-        raise irreversible(step.name, type(step).__name__, f"it works on maps, but {told(inputs, shapes)}")
-
-
 def check_count(step: Named, what: str, wanted: int, inputs: list[Size], shapes: Shapes) -> None:
     if inputs[0][1] != wanted:
         text = f"which takes {wanted} {what}: {told(inputs, shapes)}"

@@ -25,7 +25,7 @@ from torch import Size, Tensor, nn
 
 from ..ops.contrast_norm import contrast_norm_backward, contrast_norm_op
 from ..window import Pair
-from .rules import Read, Rules, Shapes, check_count, check_maps, irreversible, told
+from .rules import Read, Rules, Shapes, check_count, irreversible, told
 from .windowed import Average, AveragePool, Conv, Layer, Pool
 
 
@@ -43,7 +43,6 @@ class Mean:
     windows = None
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
         return inputs[0][:2]
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
@@ -67,9 +66,7 @@ class Norm:
     maps = True
     windows = ()
 
-    def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
-        return inputs[0]
+    shape = _same_shape
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Tensor | None]:
         (x,) = inputs

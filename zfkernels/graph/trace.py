@@ -25,23 +25,11 @@ from ..ops.contrast_norm import contrast_norm
 from ..ops.conv import conv2d_relu, relu_conv_transpose2d
 from ..ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
 from ..ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+from . import translate
 from .graph import Chain, Graph, Node, as_chain, name_layers
 from .rules import Irreversible, Read, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
-from .translate import (
-    ARITHMETIC,
-    CONCATS,
-    FUNCTIONS,
-    NO_REVERSE,
-    POINTWISE,
-    RESHAPES,
-    WITH_SWITCHES,
-    Part,
-    function_part,
-    kind_of,
-    module_part,
-    with_number,
-)
+from .translate import ARITHMETIC, NO_REVERSE, Part
 
 OPS = (
     contrast_norm,
@@ -86,7 +74,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
-    return model if kind_of(model) is None else nn.Sequential(model)
+    return model if translate.kind_of(model) is None else nn.Sequential(model)
 
 
 # torch.fx
@@ -119,7 +107,7 @@ class _Tracer(fx.Tracer):
         self.results: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return kind_of(module) is not None or super().is_leaf_module(module, name)
+        return translate.kind_of(module) is not None or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -242,7 +230,7 @@ class _Walk:
 
     def _module(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         first, _, _ = self._first(node)
-        return module_part(name, self.model.get_submodule(node.target)), (self.held[first],)
+        return translate.module_part(name, self.model.get_submodule(node.target)), (self.held[first],)
 
     def _unknown(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         self._first(node)
@@ -255,7 +243,7 @@ class _Walk:
             raise Irreversible(NO_REVERSE)
         values = tuple(self.held[operand] for operand in operands if operand in self.held)
         if len(values) == 1:
-            return with_number(name, operation, *(None if o in self.held else o for o in operands)), values
+            return translate.with_number(name, operation, *(None if o in self.held else o for o in operands)), values
         if operation != "add":
             raise Irreversible(JOINS_BRANCHES)
         return Part("layer", (Add(name),)), values
@@ -283,7 +271,7 @@ class _Walk:
     def _item(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         """The map out of (map, switches)."""
         first, arguments, _ = self._first(node)
-        if not (first.target in WITH_SWITCHES or self._returns_switches(first)) or arguments != [0]:
+        if not (first.target in translate.WITH_SWITCHES or self._returns_switches(first)) or arguments != [0]:
             raise Irreversible(NO_REVERSE)
         return Part("part"), (self.held[first],)
 
@@ -297,7 +285,7 @@ class _Walk:
             return lambda: operator.attrgetter(attribute.target)(self.model)
 
         arguments, keywords = fx.map_arg((tuple(arguments), keywords), reader)
-        return function_part(node.target, name, arguments, keywords), (self.held[first],)
+        return translate.function_part(node.target, name, arguments, keywords), (self.held[first],)
 
     def _opaque(self, name: str, node: fx.Node, taken: list[fx.Node]) -> Opaque:
         model, held, index = self.model, dict(self.held), {other: i for i, other in enumerate(taken)}
@@ -320,7 +308,7 @@ class _Walk:
             return _called(node, arguments, keywords)
 
         kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
-        return Opaque(name, call, kind in POINTWISE and len(node.all_input_nodes) == 1)
+        return Opaque(name, call, kind in translate.POINTWISE and len(node.all_input_nodes) == 1)
 
     # Facts about a node
 
@@ -371,10 +359,10 @@ class _Walk:
 
 
 READERS: dict[Callable | str, Callable] = {
-    **dict.fromkeys(FUNCTIONS, _Walk._function),
+    **dict.fromkeys(translate.FUNCTIONS, _Walk._function),
     **dict.fromkeys(ARITHMETIC, _Walk._arithmetic),
-    **dict.fromkeys(CONCATS, _Walk._concat),
-    **dict.fromkeys(RESHAPES, _Walk._reshape),
+    **dict.fromkeys(translate.CONCATS, _Walk._concat),
+    **dict.fromkeys(translate.RESHAPES, _Walk._reshape),
     operator.getitem: _Walk._item,
 }
 

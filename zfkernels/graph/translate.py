@@ -24,21 +24,7 @@ from ..ops.fused import conv2d_relu_max_pool2d
 from ..ops.max_pool import max_pool2d_with_switches
 from ..window import Pair
 from .rules import Irreversible, Read
-from .steps import (
-    Affine,
-    Average,
-    AveragePool,
-    Conv,
-    Copy,
-    Flatten,
-    Linear,
-    Mean,
-    Norm,
-    Pool,
-    ReLU,
-    Scale,
-    Step,
-)
+from .steps import Affine, Average, AveragePool, Conv, Copy, Flatten, Linear, Mean, Norm, Pool, ReLU, Scale, Step
 
 NO_REVERSE = (
     "it has no reverse here; Conv2d, ReLU, ReLU6, LeakyReLU, MaxPool2d, average pooling, LocalResponseNorm, BatchNorm, "
@@ -61,15 +47,7 @@ def _pair(value: object) -> Pair:
 # The makers
 
 
-def _conv(
-    name: str,
-    weight: Read,
-    bias: Read | None = None,
-    stride: object = 1,
-    padding: object = 0,
-    dilation: object = 1,
-    groups: int = 1,
-) -> Part:
+def _conv(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0, dilation=1, groups=1) -> Part:
     shape = weight().shape
     kernel, dilation = tuple(shape[2:]), _pair(dilation)
     if isinstance(padding, str):
@@ -83,20 +61,12 @@ def _conv(
     return Part("layer", (conv,))
 
 
-def _conv_relu(
-    name: str, weight: Read, bias: Read | None = None, stride: object = 1, padding: object = 0, *, backend=None
-) -> Part:
+def _conv_relu(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0, *, backend=None) -> Part:
     return Part("layer", (*_conv(name, weight, bias, stride, padding).steps, ReLU(name)))
 
 
 def _max_pool(
-    name: str,
-    kernel_size: object,
-    stride: object = None,
-    padding: object = 0,
-    dilation: object = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
+    name: str, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
 ) -> Part:
     if _pair(dilation) != (1, 1):
         raise Irreversible(f"its dilation must be 1, not {dilation}")
@@ -108,24 +78,12 @@ def _max_pool(
     return Part("layer", (Pool(name, kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode),))
 
 
-def _max_pool_with_switches(
-    name: str, kernel_size: object, stride: object = None, padding: object = 0, ceil_mode: bool = False, *, backend=None
-) -> Part:
+def _max_pool_with_switches(name: str, kernel_size, stride=None, padding=0, ceil_mode=False, *, backend=None) -> Part:
     return _max_pool(name, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
 def _conv_relu_max_pool(
-    name: str,
-    weight: Read,
-    bias: Read | None,
-    stride: object,
-    padding: object,
-    pool_kernel: object,
-    pool_stride: object,
-    pool_padding: object,
-    ceil_mode: bool,
-    *,
-    backend=None,
+    name: str, weight: Read, bias, stride, padding, pool_kernel, pool_stride, pool_padding, ceil_mode, *, backend=None
 ) -> Part:
     """A whole layer in one, whose only name is that of the pooled map."""
     below = _conv_relu(name, weight, bias, stride, padding)
@@ -133,16 +91,7 @@ def _conv_relu_max_pool(
     return Part("layer", below.steps + pool.steps)
 
 
-def _contrast_norm(
-    name: str,
-    size: int = 5,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 2.0,
-    *,
-    center: bool = False,
-    backend=None,
-) -> Part:
+def _contrast_norm(name: str, size=5, alpha=1e-4, beta=0.75, k=2.0, *, center: bool = False, backend=None) -> Part:
     return Part("layer", (Norm(name, (size, alpha, beta, k, center)),))
 
 
@@ -169,13 +118,7 @@ def _adaptive_average(name: str, output_size: object) -> Part:
 
 
 def _average_pool(
-    name: str,
-    kernel_size: object,
-    stride: object = None,
-    padding: object = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
+    name: str, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ) -> Part:
     kernel = _pair(kernel_size)
     stride = _pair(stride) if stride else kernel
@@ -228,39 +171,29 @@ def _layout(name: str, *, memory_format: torch.memory_format) -> Part:
     return Part("part")
 
 
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
-    F.conv2d: _conv,
-    F.relu: _relu,
-    F.relu_: _relu,
-    torch.relu: _relu,
-    torch.relu_: _relu,
-    "relu": _relu,
-    "relu_": _relu,
-    F.relu6: _relu6,
-    F.leaky_relu: _leaky_relu,
-    F.leaky_relu_: _leaky_relu,
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    F.avg_pool2d: _average_pool,
-    torch.mean: _mean,
-    "mean": _mean,
-    F.local_response_norm: _response_norm,
-    F.adaptive_avg_pool2d: _adaptive_average,
-    F.linear: _linear,
-    F.dropout: _nothing,
-    F.dropout1d: _nothing,
-    F.dropout2d: _nothing,
-    F.alpha_dropout: _nothing,
-    F.feature_alpha_dropout: _nothing,
-    torch.dropout: _nothing,
-    "contiguous": _nothing,
-    "clone": _copy,
-    "detach": _nothing,
-    "to": _layout,
-    conv2d_relu: _conv_relu,
-    conv2d_relu_max_pool2d: _conv_relu_max_pool,
-    contrast_norm: _contrast_norm,
-    max_pool2d_with_switches: _max_pool_with_switches,
+    function: maker
+    for maker, functions in {
+        _conv: (F.conv2d,),
+        _conv_relu: (conv2d_relu,),
+        _conv_relu_max_pool: (conv2d_relu_max_pool2d,),
+        _linear: (F.linear,),
+        _relu: (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+        _relu6: (F.relu6,),
+        _leaky_relu: (F.leaky_relu, F.leaky_relu_),
+        _max_pool: (F.max_pool2d, torch.max_pool2d),
+        _max_pool_with_switches: (max_pool2d_with_switches,),
+        _average_pool: (F.avg_pool2d,),
+        _adaptive_average: (F.adaptive_avg_pool2d,),
+        _mean: (torch.mean, "mean"),
+        _response_norm: (F.local_response_norm,),
+        _contrast_norm: (contrast_norm,),
+        _nothing: (*DROPOUTS, "contiguous", "detach"),
+        _copy: ("clone",),
+        _layout: ("to",),
+    }.items()
+    for function in functions
 }
 WITH_SWITCHES = (conv2d_relu_max_pool2d, max_pool2d_with_switches)
 # What these spell, of two values or of a value and a number
@@ -331,9 +264,8 @@ MODULES: dict[type[nn.Module], Callable[..., Part]] = {
     ConvReLU: _by_attributes(_conv_relu, "stride", "padding", weights=True),
     MaxPoolSwitches: _by_attributes(_max_pool_with_switches, *POOL, "ceil_mode"),
     ContrastNorm: lambda name, m: _contrast_norm(name, m.size, m.alpha, m.beta, m.k, center=m.center),
-    **dict.fromkeys(
-        (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity), _nothing
-    ),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _nothing),
+    nn.Identity: _nothing,
 }
 
 

@@ -17,7 +17,7 @@ from ..ops.fused import layer as conv2d_relu_max_pool2d
 from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
 from ..ops.max_pool import max_pool2d, max_unpool2d
 from ..window import Pair, Window, conv_map, pool_map
-from .rules import Read, Rules, Shapes, check_count, check_maps, check_size
+from .rules import Read, Rules, Shapes, check_count, check_size
 
 if TYPE_CHECKING:
     from .steps import Affine
@@ -85,7 +85,6 @@ class Conv:
         return self.groups > 1 and self.before == self.after and not self.batch_norms
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
         check_count(self, "channels", self.channels[0], inputs, shapes)
         size = conv_map(inputs[0][2:], self.window, self.stride, self.padding)
         check_size(self, size, self.window, self.padding, inputs, shapes)
@@ -177,7 +176,6 @@ class Pool:
         return pool_map(below, self.kernel, self.stride, self.padding, self.ceil_mode)
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
         size = self.size(inputs[0][2:])
         check_size(self, size, self.kernel, self.padding, inputs, shapes)
         return Size((*inputs[0][:2], *size))
@@ -220,7 +218,6 @@ class AveragePool:
         return (Window(self.kernel, self.stride, self.padding),)
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
         size = pool_map(inputs[0][2:], self.kernel, self.stride, self.padding, self.ceil_mode)
         check_size(self, size, self.kernel, self.padding, inputs, shapes)
         return Size((*inputs[0][:2], *size))
@@ -265,7 +262,6 @@ class Average:
     windows = None
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_maps(self, inputs, shapes)
         return Size(n if want is None else want for want, n in zip((None, None, *self.size), inputs[0], strict=True))
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:

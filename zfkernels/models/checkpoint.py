@@ -53,7 +53,7 @@ def load(path: Path) -> Network:
     standard deviation, as torchvision's weights are. Only tensors and plain containers are unpickled.
 
     Raises:
-        ValueError: when the file is no such thing, saying what it is instead.
+        ValueError: the file is neither; the message says what it is instead.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,25 +89,29 @@ def untrained(seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ZFNet()
-    return Network(model.eval(), _numbered(model.num_classes), *imagenet(), model.image_size)
+    return Network(model.eval(), numbered(model.num_classes), *imagenet(), model.image_size)
 
 
 def _plain(path: Path, state: object) -> tuple[ZFNet, list[str], Tensor, Tensor]:
+    """Model, classes, mean and scale for a ZFNet's own state dict."""
     last = state.get("fc8.weight") if isinstance(state, dict) else None
     if not isinstance(last, Tensor) or last.dim() != 2:
-        found = ", ".join(list(map(str, state))[:4]) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {found or 'nothing'}")
-    return ZFNet(num_classes=len(last)), _numbered(len(last)), *imagenet()
+        content = ", ".join(list(map(str, state))[:4]) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {content or 'nothing'}")
+    return ZFNet(num_classes=len(last)), numbered(len(last)), *imagenet()
 
 
-def _numbered(count: int) -> list[str]:
+def numbered(count: int) -> list[str]:
+    """Names for classes that have none."""
     return [f"class {index}" for index in range(count)]
 
 
 def imagenet() -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation that torchvision's networks expect, (3, 1, 1) each, for pixels in 0..255."""
     return tuple(255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _first_lines(error: Exception) -> str:
+    """What torch says below the heading of a load_state_dict error."""
     lines = [line.strip() for line in str(error).splitlines()[1:3]]
     return " ".join(lines)[:300]
