@@ -43,13 +43,13 @@ from zfkernels.bench.measure import OURS
 from zfkernels.bench.peers import Case, Setting
 from zfkernels.bench.run import select
 from zfkernels.bench.shapes import CONVS
+from zfkernels.testing import compare
 
 PATHS = ("forward", "descent")
 CASES = [name for name, job in jobs.JOBS.items() if job.group == "op" or name in PATHS]
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
-# A path of five convolutions rounds five times: the bound of one, times their root.
-BOUNDS = {"bf16": 1e-2, "tf32": 1e-3}
-PATH_LAYERS = 5
+BOUNDS = {"bf16": compare.BOUNDS[torch.bfloat16], "tf32": compare.TF32_BOUND}
+PATH_LAYERS = 5  # convolutions of a path, which rounds as often: its bound is that of one times their root
 COMPILED = (*PATHS, "fused1", "unfused1", "conv2", "norm1")
 SHARES = {"verify": 90, "determinism": 30, "sanitizer": 40, "tune": 100, "ceilings": 30, "compile": 90}  # seconds
 ROWS_SHARE = 45
@@ -71,7 +71,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sections; 0 when all came to their end and no result of ours was wrong, else 1; 2 for a wrong call."""
+    """Runs the sections; 0 when all ended and no result of ours was wrong, otherwise 1; 2 for a wrong call."""
     args = arguments(argv)
     args.backends = args.backends or ",".join(gpu_backends())
     if not args.backends:
@@ -102,7 +102,7 @@ def gpu_backends() -> list[str]:
 
 
 def run_section(args: argparse.Namespace, name: str, limit: float) -> str:
-    """How the section ended: passed, FAILED, stopped (its time was over; what it wrote stays) or skipped."""
+    """How the section ended: passed, FAILED, stopped (out of time; what it wrote stays) or skipped."""
     if limit < 5:
         return "stopped: no time was left"
     own = [f"--out={args.out}", f"--device={args.device}", f"--backends={args.backends}", f"--jobs={args.jobs}"]
@@ -252,12 +252,12 @@ def case_with_contenders(args: argparse.Namespace, name: str, n: int, dtype: str
 
 def measured(args: argparse.Namespace, case: Case, dtype: str) -> dict:
     """One row: every contender's error, the times of the right ones, the floor."""
-    found, bound, right = measure.errors(case), case.setting.bound, {}
+    errors, bound, right = measure.errors(case), case.setting.bound, {}
     row = {"case": case.name, "n": case.n, "dtype": dtype, "bound": bound, "flops": case.flops, "bytes": case.bytes}
-    row["errors"] = {who: e if e < float("inf") else str(e) for who, e in found.items()}
-    row["failures"] = {who: f"error {e:.2g}, bound {bound:.2g}" for who, e in found.items() if not e <= bound}
+    row["errors"] = {who: e if e < float("inf") else str(e) for who, e in errors.items()}
+    row["failures"] = {who: f"error {e:.2g}, bound {bound:.2g}" for who, e in errors.items() if not e <= bound}
     row["failures"] |= case.missing
-    for who in [who for who in found if who not in row["failures"]]:
+    for who in [who for who in errors if who not in row["failures"]]:
         try:
             right[who] = graphed(case.run[who]) if case.n == 1 and args.device == "cuda" else case.run[who]
         except Exception as error:  # one contender's crash is its row's, not the others'
@@ -290,7 +290,7 @@ def times(runs: dict, rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of single calls, one a round for each contender, with a cold L2 cache on a GPU."""
     if device == "cpu":
         return measure.timed(runs, measure.Pace(0, 0, rounds, rounds))[0] if runs else {}
-    found: dict[str, list[float]] = {who: [] for who in runs}
+    seconds: dict[str, list[float]] = {who: [] for who in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for run in runs.values():
         run(), run()
@@ -300,17 +300,17 @@ def times(runs: dict, rounds: int, device: str) -> dict[str, list[float]]:
         for who in order:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
-            torch.cuda._sleep(300_000)  # cycles, for the host to queue the call while the device waits
+            torch.cuda._sleep(300_000)  # cycles, in which the host queues the call while the device waits
             start.record()
             runs[who]()
             end.record()
             torch.cuda.synchronize()
-            found[who].append(start.elapsed_time(end) / 1e3)
-    return found
+            seconds[who].append(start.elapsed_time(end) / 1e3)
+    return seconds
 
 
 def write(args: argparse.Namespace, name: str, rows: list[dict]) -> None:
-    """The section's file, whole or as it was: with the device, versions, commit, digest of the kernels, and date."""
+    """Writes the section's file, never half of it: the rows, and the device, versions, commit, digests and date."""
     head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "section": name, "rounds": args.rounds}
     head |= record.environment(args.backends)
     if args.device == "cuda":

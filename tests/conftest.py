@@ -1,18 +1,21 @@
-"""What every test runs under, and the one way that results are compared with the reference."""
+"""What every test runs under, and how results are compared with the reference."""
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-import zfkernels as zf
-from zfkernels import backends
-
-# Without a GPU the Triton kernels run in Triton's interpreter, which must be said before they are defined.
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be said before anything imports triton.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import zfkernels as zf
+from zfkernels import backends
+from zfkernels.testing.compare import BOUNDS, relative_error
+from zfkernels.testing.memory import poisoned_memory
 
 # The path of a module that tests/emulator/build.py made: backend cuda is then tested on the CPU, as "emulated".
 if os.environ.get("ZFKERNELS_EMULATED"):
@@ -20,19 +23,12 @@ if os.environ.get("ZFKERNELS_EMULATED"):
 
     backend.register(Path(os.environ["ZFKERNELS_EMULATED"]))
 
-# Relative in norm, ||out - ref|| / ||ref||.
-BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-TF32_BOUND = 1e-3
-
 
 @pytest.fixture(autouse=True)
-def poisoned_memory():
+def poisoned():
     """torch.empty holds NaN (255 for switches), so that what a kernel does not write is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +49,9 @@ def triton_absent(monkeypatch):
 
 
 def error(out: torch.Tensor, expected: torch.Tensor) -> float:
-    """||out - expected|| / ||expected||; inf when a non-finite value is missing, added or out of its place."""
-    out, expected = out.detach().double().cpu(), expected.detach().double().cpu()
-    finite = expected.isfinite()
-    if not torch.equal(out.isfinite(), finite) or not torch.equal(
-        out[~finite].nan_to_num(), expected[~finite].nan_to_num()
-    ):
-        return float("inf")
-    if not torch.equal(out.isnan(), expected.isnan()):
-        return float("inf")
-    difference = (out[finite] - expected[finite]).norm().item()
-    size = expected[finite].norm().item()
-    return difference / size if size else (0.0 if difference == 0 else float("inf"))
+    """testing.compare's relative error; inf also where zeros are expected and out is anything else."""
+    result = relative_error(out.detach().cpu(), expected.detach().cpu())
+    return math.inf if result and not expected.nan_to_num(0, 0, 0).any() else result
 
 
 def assert_close(name: str, out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, exact: bool = False) -> None:
@@ -76,7 +63,7 @@ def assert_close(name: str, out: torch.Tensor, expected: torch.Tensor, dtype: to
     if name == "result":
         assert out.stride() == torch.empty(out.shape, memory_format=torch.channels_last).stride()
     if exact:
-        assert torch.equal(out.isnan(), expected.isnan()), f"{name}: NaN out of place"
+        assert torch.equal(out.isnan(), expected.isnan()), f"{name}: NaN in another place"
         assert torch.equal(out.nan_to_num(), expected.to(dtype).nan_to_num()), f"{name} must be exact"
     else:
         assert error(out, expected) <= BOUNDS[dtype], f"{name}: error {error(out, expected):.3g}"

@@ -40,6 +40,7 @@ OPTIONAL = {
     "matplotlib": ("matplotlib", "demo"),
     "skimage": ("scikit-image", "demo"),
     "tqdm": ("tqdm", "demo"),
+    "jinja2": ("jinja2", "demo"),
     "sklearn": ("scikit-learn", "analysis"),
     "triton": ("triton", "triton"),
 }

@@ -94,3 +94,11 @@ def receptive_field(windows: Iterable[tuple[int, int, int]]) -> Field:
 def covered(first: int, last: int, kernel: int, stride: int, padding: int) -> Pair:
     """The half-open range of pixels, not clipped to the map, that windows `first` ... `last - 1` look at."""
     return first * stride - padding, (last - 1) * stride - padding + kernel
+
+
+class Window(NamedTuple):
+    """Output (i, j) sees the input's pixels i * stride - padding ... + kernel - 1, vertically, and j's horizontally."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair

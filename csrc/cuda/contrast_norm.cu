@@ -1,15 +1,17 @@
 // Cross-map contrast normalization, forward and backward, alone or in one pass with the pooling before it. A pixel's C
 // maps are one contiguous stack.
 //
-// W(c) = {c - size/2, ..., c - size/2 + size - 1}, cut to the maps that exist. d = x, or the mean of x_c - x_j over
-// W(c) where centred (exactly 0 where all are equal); s_c = k + alpha/size * sum_{j in W(c)} d_j^2; y_c = d_c
-// s_c^-beta. Backward: t_c = g_c d_c s_c^(-beta-1); gd_j = g_j s_j^-beta - 2 alpha beta/size d_j sum_{c: j in W(c)}
-// t_c, where c runs over the mirrored window; centred, gx_j = gd_j - sum_{c: j in W(c)} gd_c / |W(c)|.
+//     W(c)   = {c - size/2, ..., c - size/2 + size - 1}, cut to the maps that exist
+//     d_c    = x_c; if centred, the mean of x_c - x_j over W(c), exactly 0 where all are equal
+//     s_c    = k + alpha/size * sum over j in W(c) of d_j^2
+//     y_c    = d_c s_c^-beta
+//     t_c    = g_c d_c s_c^(-beta-1)
+//     gd_j   = g_j s_j^-beta - 2 alpha beta/size d_j * sum over {c: j in W(c)}, the mirrored window, of t_c
+//     gx_j   = gd_j; if centred, gd_j - sum over {c: j in W(c)} of gd_c / |W(c)|
 //
 // Two ways:
 //   vectors   size 5, not centred, 16-byte vectors: a thread computes a vector of maps from its own vector and the two
-//             beside it, which L1 holds because neighbouring threads own them. No shared memory, no barrier; a third of
-//             the denominators is computed twice, which waits for nothing.
+//             beside it, which L1 holds because neighbouring threads own them. No shared memory, no barrier.
 //   stacks    everything else: a block keeps pieces of stacks, float32, in shared memory, and sums each window anew.
 #include "cuda/launch.h"
 #include "cuda/pack.cuh"
@@ -167,8 +169,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     normalized<T>(around, f).store(z + at);
 }
 
-// The piece [begin, end) of a stack that a block of the stacks kernels computes; what it needs beside that is cut to
-// the stack. Windows reach `before` maps down and `after` up.
+// A block of the stacks kernel computes the piece [begin, end) of a stack; what it needs beyond that is cut to the
+// stack. Windows reach `before` maps down and `after` up.
 struct Pieces {
     int C, before, after, length, count;  // maps; the windows' reach; maps a piece; pieces a stack
     int64_t pixels;
@@ -187,8 +189,8 @@ __device__ __forceinline__ void fill(const Pieces& p, int begin, int end, int lo
     __syncthreads();
 }
 
-// A block: pixels_a_block pixels' pieces. Rows of shared memory, each pixels_a_block * width: forward x (then nothing
-// more) and d; backward also t and gd. A row's element for map c of a pixel lies at pixel * width + c - origin.
+// A block: pixels_a_block pixels' pieces. Rows of shared memory, each pixels_a_block * width: x, if centred d, backward
+// also t, and if centred gd. A row's element for map c of a pixel lies at pixel * width + c - origin.
 template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kThreads, 2)
     contrast_norm_stacks_kernel(Pieces p, Factors f, bool center, const T* __restrict__ g, const T* __restrict__ x,
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t first = int64_t{blockIdx.x / static_cast<unsigned>(p.count)} * p.pixels_a_block;
     const int pixels = static_cast<int>(min(int64_t{p.pixels_a_block}, p.pixels - first));
     const int begin = piece * p.length, end = min(p.C, begin + p.length);
-    // How far beyond the piece each row is needed: d as far as s needs it, s as t does, t as gd does.
+    // The reach beyond the piece in which each row is needed: d as far as s needs it, s as t does, t as gd does.
     const int of_gd = kBackward && center ? reach : 0, of_t = kBackward ? of_gd + reach : 0, of_d = of_t + reach;
     const int of_x = of_d + (center ? reach : 0), origin = max(0, begin - of_x);
     const int row = p.pixels_a_block * p.width;
@@ -258,7 +260,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 }
 
-// May the vectors way serve?
+// Whether the vectors kernels can serve.
 template <typename T, typename... Maps>
 bool vectors_fit(const Norm& s, Maps... maps) {
     return s.size == kSize && !s.center && s.C % kVector<T> == 0 && s.C <= INT32_MAX / 2 && aligned(16, maps...);

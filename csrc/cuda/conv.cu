@@ -1,25 +1,20 @@
 // conv2d, and the correlation kernel that conv_transpose.cu uses too.
 //
-// correlation_kernel: an implicit matrix product. A = result pixels x (kh, kw, c) gathered from the source map while it
-// is copied into shared memory, B = packed filters (correlation.h). One block makes 128 pixels of one residue class (in
+// correlation_kernel is an implicit matrix product. A: result pixels x (kh, kw, c), gathered from the source map while
+// it is copied into shared memory. B: packed filters (correlation.h). A block makes 128 pixels of one residue class (in
 // the order n, i, j) x BN channels; tile.cuh has the tiles and the warps' part. The sum's axis is walked 64 bytes at a
-// time, 4 stages deep, with cp.async: the copy of a stage is issued three stages before it is used, and one barrier a
-// stage both publishes what has arrived and frees the buffer that was read last.
+// time, 4 stages deep, with cp.async: a stage is copied three stages before it is used, and one barrier a stage both
+// publishes what has arrived and frees the buffer that was read last.
 //
-//   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32) and the map lies on 16 bytes; a chunk
-//            is then wholly inside or outside the map. Otherwise elements are loaded one by one (any C, any alignment):
-//            slower, right. A chunk of a run is contiguous memory, and lies inside the map where its element offset in
-//            the row does, so no tap and no channel is ever divided out.
-//   Tile     BN = 128, 96 or 64, whichever wastes the least of K: 96 is conv1's K and the adjoint of conv2's.
-//   Shared   4 stages x (128 + BN) x 64 bytes = 64 KiB for BN = 128: two blocks an SM of an A100 or an H200. The result
-//   of a
-//            half-precision block is turned through the same memory into 16-byte stores; its rows there are 16 bytes
-//            longer, so that the 8 rows that a warp writes at once fall on different banks.
-//   Blocks   the tiles of one pixel range follow each other, so that its source is read from L2 after the first.
-//
-// Arithmetic on an H200 at N=128 in bfloat16: conv2 106, conv3 37, conv4 57, conv5 37 GFLOP; the floors of 135, 48, 73,
-// 48 microseconds are at the rate of wgmma, and mma.sync cannot reach them: about 1.6 times as much is its bound.
-// Padding wastes nothing of conv3-5 (M = 169 * 128, K of 384 and 256) and of conv2 (M = 676 * 128).
+//   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32) and the map lies on 16 bytes: a chunk
+//            is then wholly inside or outside the map. Else elements are loaded one by one: any C, any alignment. A
+//            run's chunk is contiguous memory, and lies inside the map where its element offset in the row does, so
+//            no tap and no channel is ever divided out.
+//   Tile     BN = 128, 96 or 64, whichever pads K the least.
+//   Shared   4 stages x (128 + BN) x 64 bytes: 64 KiB for BN = 128, two blocks an SM. A half-precision result is turned
+//            through the same memory into 16-byte stores; its rows there are 16 bytes longer, so that the 8 rows that a
+//            warp writes at once fall on different banks.
+//   Blocks   the tiles of one pixel range follow each other: all but the first read its source from L2.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -75,7 +70,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
     constexpr int kLoadRows = kThreads<M> / kRowChunks, kLoadsA = kTileRows / kLoadRows;
     constexpr int kLoadsB = (BN + kLoadRows - 1) / kLoadRows;
     constexpr int kStep = kRowChunks * kChunk<M>;
-    // The first element of each result pixel (-1: there is none), then the stages.
+    // The first element of each result pixel (-1: no such pixel), then the stages.
     int64_t* result_at = ptx::shared_memory<int64_t>();
     char* stages = reinterpret_cast<char*>(result_at + kTileRows);
 
@@ -147,7 +142,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
     Accumulators<M, kTileRows, BN> sums;
     sums.clear();
     const int steps = (total + kStep - 1) / kStep;
-#pragma unroll 1  // three copies of the loader would be all that unrolling gives
+#pragma unroll 1  // unrolling would only make three copies of the loader
     for (int s = 0; s < kStages - 1; ++s) {
         if (s < steps) load(s);
         ptx::cp_async_commit();
@@ -253,7 +248,7 @@ int64_t correlate_workspace(const Call& call, const Correlation& p) {
 
 namespace {
 
-// A size as an int: a row of a map, and every extent, must have fewer than 2^31 elements; the map itself may have more.
+// A size as an int: rows of a map and extents must have fewer than 2^31 elements; the map itself may have more.
 int narrow(int64_t size) {
     if (size > (int64_t{1} << 30)) {
         throw std::runtime_error("the CUDA kernels take extents and rows of up to 2^30 elements, got " +

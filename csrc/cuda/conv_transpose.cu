@@ -1,11 +1,8 @@
 // conv_transpose2d: the correlations of the residue classes (correlation.h), all in one launch of conv.cu's kernel.
 //
 // Rectification happens to fragments in registers, between ldmatrix and mma.sync: no pass over the map, and one
-// instruction for 2 elements where 32 products follow. (With wgmma it could not be: A comes from shared memory there.)
-//
-// Arithmetic on an H200: classes of a 5x5 stride-2 filter have 9, 6, 6 and 4 taps where zeros inserted between the
-// pixels would cost 25 each: 4.5 times the work for conv2, 4.2 for conv1 with its edges. A block belongs to one class;
-// the longest ones have the lowest indices, so they start first and the short ones fill the tail.
+// instruction for 2 elements where 32 products follow. A block belongs to one class; the longest classes have the
+// lowest indices, so they start first and the short ones fill the tail.
 #include "cuda/correlation.h"
 
 namespace zf::cuda {

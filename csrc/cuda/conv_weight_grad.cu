@@ -3,43 +3,33 @@
 //     gw[k][c][kh][kw] = sum over n, i, j of g[n][i][j][k] * x[n][i*SH + kh - PH][j*SW + kw - PW][c]
 //     gb[k]            = sum over n, i, j of g[n][i][j][k]
 //
-// Both kernels make a matrix product, rows the filters, columns the runs (kh, (kw, c)) of correlation.h, summed over
-// pixels. A block sums over one range of them and writes float32 partial sums; finish_kernel adds the ranges in their
-// order and writes gw in its own type and strides. Two stages in a fixed order: no atomics, the same bits on every run.
+// Both kernels make a matrix product: rows are filters, columns the runs (kh, (kw, c)) of correlation.h, summed over
+// pixels. A block sums over one range of them and writes float32 partial sums; finish_kernel adds the ranges in order
+// and writes gw in its own type and strides. Two stages in a fixed order: no atomics, the same bits on every run.
 //
 // weight_grad_kernel, for any sizes:
 //
 //   Stage    64 bytes of the sum's axis: 32 pixels (half precision) or 16, each 128 elements of g and 128 of a run of
-//   x,
-//            as they lie in memory. ldmatrix.trans turns half-precision fragments; TF32's are read as 4-byte words
+//            x, as they lie in memory. ldmatrix.trans turns half-precision fragments; TF32's are read as 4-byte words
 //            (tile.cuh). 4 stages of cp.async, as in conv.cu: 64 KiB, two blocks an SM.
-//   Loader   a thread copies the same chunk of columns for pixels p, p + R, p + 2R, ... for ever, so its tap and
-//   channel
-//            are found once, and the pixel is advanced by additions.
+//   Loader   a thread always copies the same chunk of columns, for pixels p, p + R, p + 2R, ...: its tap and channel
+//            are computed once, and the pixel is advanced by additions.
 //   Copies   16 bytes where C and K are multiples of a chunk and both maps lie on 16 bytes, else element by element.
 //   Ranges   as many as fill two waves of two blocks an SM, of at least 8 stages each.
 //
 // first_layer_kernel, for few channels in half precision (runs of 176 columns at most): a block walks convolution rows,
 // of one image after the other, with all columns of 96 filters in registers (4 warps as 2 x 2, each 48 x 88: 132 sums a
-// thread). For a row it holds, in shared memory,
+// thread). In shared memory it holds
 //
-//   g        [pixels][96], two rows: while the warps multiply one, they fetch the next: copied, or gathered from the
-//            pooled gradient by the switches (unpool.cuh), so that training the first layer needs only the pooled map
-//            and the switches. The map of the convolution's gradient (297 MB for conv1 at N=128 in bfloat16) exists
-//            nowhere, and each of its values is gathered once.
-//   x        [input row][pixel][run], a ring of KH + SH rows: each input row is spread into its pixels' runs once, and
-//            serves all the (KH/SH) rows that need it. A run that starts at an odd element begins one earlier, so that
-//            the spreading moves whole words; what it computes for that column is thrown away.
+//   g        [pixels][96], two rows: while the warps multiply one, they fetch the next, copied, or gathered from the
+//            pooled gradient by the switches (unpool.cuh). Training the first layer thus needs only the pooled map and
+//            the switches, and each value is gathered once.
+//   x        [input row][pixel][run], a ring of KH + SH rows: each input row is spread into its pixels' runs once, for
+//            all the rows that need it. A run that starts at an odd element begins one earlier, so that the spreading
+//            moves whole words; that column's result is dropped.
 //
-// Rows there are an odd number of 16 bytes long, so ldmatrix's 8 rows fall on different banks. conv1: 2 * 112 * 208 +
-// 9 * 112 * 48 bytes = 93 KiB, two blocks an SM.
-//
-// A pooled gradient that first_layer_kernel does not serve is unpooled into the workspace first: conv2's map is 44 MB,
-// 20 microseconds on an H200, where weight_grad_kernel's 19 column tiles would gather it 19 times.
-//
-// Arithmetic on an H200 at N=128 in bfloat16: conv1 reads 39 + 74 + 37 MB, 35 microseconds; its products, with 168 of
-// 176 columns counting, are 48 GFLOP. conv2-5 are bound by the products, as forward. The bias gradient reads g once
-// more: 44 MB, 10 microseconds for conv2.
+// Rows there are an odd number of 16 bytes long, so that ldmatrix's 8 rows fall on different banks. A pooled gradient
+// that first_layer_kernel does not serve is unpooled into the workspace first.
 #include <algorithm>
 
 #include "cuda/correlation.h"
@@ -63,15 +53,15 @@ struct WeightGrad {
     const uint8_t* switches;  // null: g is not pooled
     Window pool;
     float* sums;    // [range][K][KH][run], then the bias's [range][K]
-    int run, lead;  // elements of a run with its zeros; of those before its first
+    int run, lead;  // elements of a run with its zeros; elements of it before the first tap's
     int tiles_n;
     int64_t range;  // pixels (first_layer_kernel: rows) of a block
-    bool copy_g;    // serves 16-byte copies
-    bool copy_x;    // so does x; first_layer_kernel: its rows serve words
+    bool copy_g;    // g allows 16-byte copies
+    bool copy_x;    // so does x; first_layer_kernel: its rows allow copies of words
     int pitch_g;    // first_layer_kernel: pixels of a row in shared memory
 };
 
-// A pixel of the convolution's map, and how to get to the one `step` further on without dividing.
+// A pixel of the convolution's map, which advances by `step` without dividing.
 struct Pixel {
     int64_t image;
     int i, j;
@@ -149,7 +139,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     Accumulators<M, BM, BN, true> sums;
     sums.clear();
     const int steps = static_cast<int>(ceil_div(smaller(p.range, pixels - begin), kSum));
-#pragma unroll 1  // three copies of the loader would be all that unrolling gives
+#pragma unroll 1  // unrolling would only make three copies of the loader
     for (int s = 0; s < kStages - 1; ++s) {
         if (s < steps) load(s);
         ptx::cp_async_commit();
@@ -250,7 +240,7 @@ __global__ void __launch_bounds__(kFirstThreads, 2) first_layer_kernel(WeightGra
 
     int64_t image = begin / p.OH;
     int i = static_cast<int>(begin - image * p.OH);
-    bool fresh = true;  // the image's input rows are not there yet
+    bool fresh = true;  // the image's input rows are not in the ring yet
     if (begin < end) fetch_g(image, i, g_rows);
     for (int64_t row = begin; row < end; ++row) {
         if (fresh) {
@@ -376,11 +366,11 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
     }
 }
 
-// The tiling of one problem, and what it needs.
+// The tiling of one problem, and the memory that it needs.
 struct Plan {
     bool first_layer;  // first_layer_kernel serves it
     int run, lead, pitch_g;
-    int64_t tiles_m, tiles_n, range, ranges, sums;  // sums: how many
+    int64_t tiles_m, tiles_n, range, ranges, sums;  // sums: their number
     std::size_t shared;
 };
 

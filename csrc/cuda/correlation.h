@@ -1,15 +1,15 @@
 // A convolution, or its adjoint, as a set of plain correlations: the one form in which conv.cu computes both.
 //
-//     out[n][i][j][k] = sum over kh, kw, c of w'[k][kh][kw][c] * source[n][i*step_h + from_h + kh][j*step_w + from_w +
-//     kw][c]
+//     out[n][i][j][k] = sum over kh, kw, c of w'[k][kh][kw][c] * source[n][h + kh][w + kw][c],
+//     h = i*step_h + from_h, w = j*step_w + from_w
 //
-// A convolution is one such correlation. The adjoint of a convolution of stride (SH, SW) is SH * SW of them, one a
-// residue class of (h + PH, w + PW) modulo the stride: each over the taps of its class alone, in reverse order (that is
-// what flips the filters), so that no multiplication by an inserted zero is made (window.h).
+// A convolution is one such correlation. The adjoint of a convolution of stride (SH, SW) is SH * SW of them, one for
+// each residue class of (h + PH, w + PW) modulo the stride: each over the taps of its class alone, in reverse order
+// (which flips the filters), so that nothing is multiplied by an inserted zero (window.h).
 //
-// Packed filters. For every output channel k of a class its taps lie as taps_h runs of (kw, c), each run contiguous and
-// ended with zeros to a multiple of 16 bytes: [class][k][kh][run]. A run of the source (kw, c) is contiguous memory
-// too, whatever the number of channels, so three channels need no padding of the map and waste at most 14 bytes a run.
+// Packed filters: for every output channel k of a class, its taps are taps_h runs of (kw, c), each run contiguous and
+// padded with zeros to a multiple of 16 bytes: [class][k][kh][run]. A run of the source (kw, c) is contiguous memory
+// too, whatever the number of channels, so three channels need no padding of the map.
 #pragma once
 #include <cstdint>
 

@@ -12,12 +12,12 @@ struct Device {
     size_t memory;     // bytes
 };
 
-// How many devices this process can use. Throws where there is no driver, or one older than the runtime wants.
+// The number of devices this process can use. Throws where there is no driver, or one too old for the runtime.
 int device_count();
 
 Device device(int index);
 
-// Makes a device current, and the previous one again at the end of the scope: torch owns that choice.
+// Makes a device current, and at the end of the scope the previous one, which is torch's choice.
 class Current {
    public:
     explicit Current(int index);
@@ -29,13 +29,12 @@ class Current {
     int previous_ = 0;
 };
 
-// CUDA versions as 1000 * major + 10 * minor: what the driver supports (0 when there is none), and the runtime linked
-// in.
+// CUDA versions as 1000 * major + 10 * minor: the driver's (0 when there is none), and that of the linked runtime.
 int driver_version();
 int runtime_version();
 
 // Runs a kernel of this module on the device and compares its result: throws when the module holds no machine code that
-// the device can run, or when what came back is wrong.
+// the device can run, or when the result is wrong.
 void self_test(int index);
 
 }  // namespace zf::cuda

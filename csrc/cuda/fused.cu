@@ -1,38 +1,30 @@
 // conv2d_relu_max_pool2d: a whole layer without its map.
 //
 // layer_kernel serves first layers (few channels) in half precision: convolution, bias, rectifier, rounding, pooling
-// and switches in one kernel. Everything else is the composition of conv2d and max_pool2d over a map in the workspace.
-// The arithmetic behind that choice, on an H200 at N=128 in bfloat16: conv1's map is 297 MB, so writing and reading it
-// costs 138 microseconds beside 84 of products, and the layer's true traffic is 39 + 74 + 37 MB, 35 microseconds.
-// conv2's and conv5's maps are 44 and 11 MB: 20 and 5 microseconds beside 200 and 75 of products, while a fused kernel
-// would make every row at a band's edge twice (2 of 26 or 13 rows a band of any height: 8 to 20% of the products).
+// and switches in one kernel. Everything else is the composition of conv2d and max_pool2d over a map in the workspace;
+// docs/design/cuda.md has the estimate behind that choice.
 //
-// A block makes a band of pooled rows of one image for a slice of 48 filters, some (PR) pooled rows a step:
+// A block makes a band of pooled rows of one image for a slice of 48 filters, PR pooled rows a step:
 //
-//   1. the input rows of the step's convolution rows are in shared memory (cp.async, issued a step ahead, while
-//   pooling);
+//   1. the input rows of the step's convolution rows are in shared memory: cp.async, issued a step ahead;
 //   2. 4 warps make the convolution rows in tiles of 16 pixels x 48 filters, m16n8k16, and write them, rectified and
-//      rounded, to a ring of rows in shared memory; the rows that two steps share are made once;
+//      rounded, to a ring of rows in shared memory; rows that two steps share are made once;
 //   3. the threads pool from the ring, 4 maps each at a time.
 //
-// Two blocks an SM keep both tensor cores (2) and integer units (3) busy. Filters live in registers for the whole band,
-// as fragments (120 registers for 10 steps of k16): a tile costs 40 four-byte shared loads for 60 products; with
-// filters in shared memory it would cost three times that, and be bound by it.
+// Filters live in registers for the whole band, as fragments (120 registers for 10 steps of k16): a tile costs 40
+// four-byte shared loads for 60 products; with filters in shared memory it would cost three times that.
 //
 // A comes straight from the input rows, without im2col: an A register holds two neighbouring elements of a run (kw, c),
-// which are neighbours in the row too. Pair p of pixel j lies at j*SW*C + 2p elements, a word if SW*C is even. The 32
-// lanes read words 3g + q (conv1: 8 pixels 3 words apart, 4 pairs), all on different banks or the same word. A run that
-// starts at an odd element begins one element early, and one of odd length ends one late: those elements belong to
-// somebody else, may be NaN, and are masked. The order of the pairs is free as long as the filters have the same one,
-// so pairs that need a mask come first, then the empty slots that fill the last step, and only steps 0 and 1 mask.
-// conv1: 7 runs of 1 + 21 elements, 77 pairs, 80 slots: 8% more than the 147 products that count.
+// which are neighbours in the row too. Pair p of pixel j lies at j*SW*C + 2p elements, a word if SW*C is even. A run
+// that starts at an odd element begins one element early, and one of odd length ends one late: those elements belong to
+// another pixel, may be NaN, and are masked. The order of the pairs is free as long as the filters have the same one,
+// so pairs that need a mask come first, then the empty slots that fill the last step: only steps 0 and 1 mask.
 //
 // Shared memory: the ring, [(PR-1)*pool stride + pool height rows][OW] pixels of 112 bytes (48 filters and 16 bytes, so
-// that the 8 pixels that a warp writes at once fall on different banks); then the input rows, with their padding. conv1
-// with PR = 2: 62 + 21 KB.
+// that the 8 pixels that a warp writes at once fall on different banks); then the input rows, with their padding.
 //
 // Pooling: a value is rectified and rounded, so its bits order as an integer, NaN (0x7fff) on top; value << 16 |
-// 255 - place in one word makes one integer maximum decide value and place, the first place winning.
+// 255 - tap in one word makes one integer maximum decide value and tap, the first tap winning.
 //
 // Bits: the same on every run. Sums are taken in another order than conv2d's, so values agree with the unfused pair
 // within the type's bound; where the composition is used they are the same bits.
@@ -54,11 +46,11 @@ constexpr int kMaskedSteps = 2;  // the first ones
 constexpr int kPixelBytes = kSlice * 2 + 16;
 constexpr int kLayerThreads = 128;
 
-// How the elements of a filter are dealt out to slots, two to a slot, 8 slots a step.
+// How the elements of a filter are distributed to slots, two to a slot, 8 slots a step.
 struct Slots {
     int lead;   // 1: a run begins one element early
     int pairs;  // of a run
-    int dead;   // of those, how many hold an element of somebody else
+    int dead;   // pairs of a run that hold an element of another pixel
     int spare;  // empty slots
     int steps;
 };
@@ -112,15 +104,15 @@ struct Layer {
     int ring_rows, left;  // rows of the ring; elements before an input row's first in shared memory
     int input_pitch;      // elements from one input row to the next there
     int input_rows;
-    bool copy_chunks;    // an input row serves 16-byte copies
+    bool copy_chunks;    // an input row allows 16-byte copies
     bool store_vectors;  // four maps of a pooled pixel can be written at once
 };
 
 constexpr int kTableBytes = kMostSteps * 8 * sizeof(uint2);
 
-// The table of slots (made once a call: its divisions would cost every block as much as a tenth of its work), and the
-// filters as fragments: word r % 4 of packed[slice][r / 4][lane] is register r = (step, tile of 8 filters, half) of
-// every lane. One block a slice.
+// The table of slots (made once a call, since every block would repeat its divisions), and the filters as fragments:
+// word r % 4 of packed[slice][r / 4][lane] is register r = (step, tile of 8 filters, half) of every lane. One block a
+// slice.
 template <class T>
 __global__ void __launch_bounds__(256)
     pack_fragments_kernel(Layer<T> p, const T* __restrict__ w, int64_t wk, int64_t wc, int64_t wi, int64_t wj,
@@ -149,7 +141,7 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-// kSteps: how many steps, known to the compiler; 0: p.slots.steps, up to kMostSteps.
+// kSteps: the number of steps, known to the compiler; 0: p.slots.steps, up to kMostSteps.
 template <class M, int kSteps>
 __global__ void __launch_bounds__(kLayerThreads, 2) layer_kernel(Layer<typename M::T> p) {
     using T = typename M::T;
@@ -326,7 +318,7 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_kernel(Layer<typename 
     }
 }
 
-// The layer as the kernel takes it, but for pointers; step_rows 0: the kernel does not serve it.
+// The layer as the kernel takes it, without the pointers; step_rows 0: the kernel does not serve it.
 template <class T>
 Layer<T> layer_of(const Call& call, const Conv& p, const Pool& pool) {
     Layer<T> o{};
@@ -354,7 +346,7 @@ Layer<T> layer_of(const Call& call, const Conv& p, const Pool& pool) {
         break;
     }
     if (o.step_rows == 0) return o;
-    // Bands: of those that fill the device in the fewest row-times, the fewest.
+    // The fewest bands among those that finish in the fewest row-times.
     const int64_t slots = int64_t{multiprocessors(call.device)} * 2;
     int64_t least = INT64_MAX;
     for (int64_t bands = 1; bands <= ceil_div(pool.OH, o.step_rows); ++bands) {

@@ -2,14 +2,11 @@
 //
 // layer_reversed_kernel serves first layers (few channels C, narrow enough K) in half precision: unpooling by switches,
 // rectifier and transposed convolution in one kernel. Everything else is the composition of max_unpool2d and
-// conv_transpose2d over a map in the workspace. The arithmetic, on an H200 at N=128 in bfloat16: conv1's unpooled map
-// is 297 MB, to be written and read (138 microseconds), where 74 + 37 MB of pooled map and switches make 39 MB of
-// pixels (35); and the adjoint of conv1 has 3 result channels where a tile of conv.cu has 64, 21 times too many. The
-// deeper layers' maps cost 20 and 5 microseconds beside 200 and 75 of products, on channels that fill a tile.
+// conv_transpose2d over a map in the workspace; docs/design/cuda.md has the estimate behind that choice.
 //
-// The formulation. Result row h = r*SH + rh - PH and column w = s*SW + rw - PW: a residue class (rh, rw) of every group
-// of rows r and of columns s. Window row i gives group r = i + a its taps kh = a*SH + rh; window column s - b gives
-// group s its taps kw = b*SW + rw. So one matrix product for each window row i:
+// Result row h = r*SH + rh - PH and column w = s*SW + rw - PW: a residue class (rh, rw) of each group of rows r and of
+// columns s. Window row i gives group r = i + a its taps kh = a*SH + rh; window column s - b gives group s its taps
+// kw = b*SW + rw. So there is one matrix product for each window row i:
 //
 //     rows      128 groups of columns s, a pixel of the unpooled row each
 //     columns   (a; rh, rw, c): for 7x7 stride 2 and 3 channels 4 groups of up to 12, in tiles of 8: 2, 2, 2 and 1
@@ -18,8 +15,6 @@
 // The sums of group a belong to row group i + a, so they stay in registers from window row to window row: after row i
 // group 0 is finished and written, and the others move down by one. No result is ever added to in memory: no atomics,
 // the same bits on every run, and each result's sum has its terms in the same order wherever it lies.
-// Of the products 75% count (147 taps of 4 * 4 * 12, in 56 columns); with a group of pixels as the row and the window's
-// 4 x 4 pixels as the sum it would be 57%, and each fragment of A would serve 2 tiles instead of 7.
 //
 // A block makes a band of row groups of one image for 128 column groups: 4 warps, 32 groups each. It holds the packed
 // filters (56 rows of b*k, 44 KB for conv1) and two unpooled rows of 131 pixels (54 KB): while the warps multiply one,
@@ -108,7 +103,7 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
         }
     };
 
-    // Where this lane's columns of a finished group go: rows above, elements to the right of the group's first pixel.
+    // Where this lane's columns of a finished group go, in rows and elements from the group's first pixel.
     int to_h[4], to_e[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -118,8 +113,8 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
     }
 
     // A column whose tap does not exist (kh >= KH in the last group, kw >= KW at the last b) has filters of 0, but 0
-    // times inf or NaN is NaN: bit 2j + e of `no_row`, `no_last` says that the lane's column e of tile j is one. The
-    // first kind is set to 0 after every row, the second gets back what it was before the last b.
+    // times inf or NaN is NaN. Bit 2j + e of `no_row`, `no_last` marks the lane's column e of tile j as one. The first
+    // kind is set to 0 after every row, the second gets back its value from before the last b.
     uint32_t no_row = 0, no_last = 0;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j)
@@ -209,7 +204,7 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
     }
 }
 
-// The layer as the kernel takes it, but for pointers; bands 0: the kernel does not serve it.
+// The layer as the kernel takes it, without the pointers; bands 0: the kernel does not serve it.
 template <class T>
 Reversed<T> reversed_of(const Call& call, const Conv& p, const Pool& pool) {
     Reversed<T> o{};
@@ -229,7 +224,7 @@ Reversed<T> reversed_of(const Call& call, const Conv& p, const Pool& pool) {
     o.first_s = o.PW / o.SW;
     const int groups = o.end_r - o.first_r, groups_s = (o.W - 1 + o.PW) / o.SW + 1 - o.first_s;
     o.column_blocks = static_cast<int>(ceil_div(groups_s, kPixels));
-    // Bands: of those that fill the device in the fewest row-times, the fewest.
+    // The fewest bands among those that finish in the fewest row-times.
     const int64_t slots = int64_t{multiprocessors(call.device)} * 2;
     int64_t least = INT64_MAX;
     for (int bands = 1; bands <= groups; ++bands) {

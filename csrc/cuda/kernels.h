@@ -5,14 +5,14 @@
 // ...), so that both of torch's memory formats serve without a copy. Elements are void* because the type is chosen at
 // run time. Maps may start at any multiple of their element's size; 16-byte alignment is used where it is found.
 //
-// A function X with a workspace takes at least X_workspace(...) bytes of device memory, aligned to 256, which it may
-// leave in any state; 0 bytes and a null pointer are as good. Everything is queued on `Call::stream` and nothing waits,
-// so every function can be captured in a CUDA graph. Sizes of 0 (N = 0) launch nothing, except that a gradient summed
-// over no image is written as 0. Results are the same bits on every call: no float atomics.
+// A function X with a workspace takes at least X_workspace(...) bytes of device memory, aligned to 256, whose content
+// is undefined afterwards; where that is 0 bytes, the pointer may be null. Everything is queued on `Call::stream` and
+// nothing waits, so every function can be captured in a CUDA graph. Sizes of 0 (N = 0) launch nothing, except that a
+// gradient summed over no image is written as 0. Results are the same bits on every call: no float atomics.
 //
 // Throws std::runtime_error naming the kernel, its sizes and the CUDA runtime's own words where a launch is refused.
-// Shapes were checked in Python; a switch that points outside its window or the map is passed over (kernels that add at
-// it add nothing, kernels that read at it read 0), and never leads to an access outside an array.
+// Shapes were checked in Python; a switch that points outside its window or the map is ignored (kernels that add at it
+// add nothing, kernels that read at it read 0), and never leads to an access outside an array.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
-// How host code starts a kernel: launch() for every one of them, checked. Compiled by g++ for the tests, the grid runs
-// on the CPU instead (tests/emulator).
+// How host code starts a kernel: every launch goes through launch(), which checks it. Compiled by g++ for the tests,
+// the grid runs on the CPU instead (tests/emulator).
 #pragma once
 #include <cstddef>
 #include <stdexcept>
@@ -55,7 +55,7 @@ inline void check(cudaError_t status, const std::string& what) {
     throw std::runtime_error(what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
-// How many multiprocessors the device has.
+// The number of the device's multiprocessors.
 inline int multiprocessors(int device) {
     int count = 0;
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");

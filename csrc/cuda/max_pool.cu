@@ -1,7 +1,7 @@
-// Max-pooling with switches, its adjoint (unpooling) and the adjoint's gradient. All wait for memory: a thread moves V
-// neighbouring maps, 16 bytes where C and alignment allow, and what windows share comes from L1 and L2.
+// Max-pooling with switches, its adjoint (unpooling) and the adjoint's gradient. All are bound by memory: a thread
+// moves V neighbouring maps, 16 bytes where C and alignment allow, and what windows share comes from L1 and L2.
 //
-// A block works in one row of one image's result; a thread has one (pixel, maps) place in it, neighbouring threads
+// A block works in one row of one image's result; a thread has one (pixel, maps) position in it, neighbouring threads
 // neighbouring maps.
 #include "cuda/launch.h"
 #include "cuda/pack.cuh"
@@ -14,7 +14,7 @@ namespace {
 // The second launch bound (blocks a multiprocessor) keeps ptxas from spilling for the sake of more blocks.
 constexpr int kThreads = 256;
 
-// Threads of a block for rows of `places` places.
+// Threads of a block for rows of `places` positions.
 int threads_for(int64_t places) { return static_cast<int>(smaller(kThreads, round_up(places, 32))); }
 
 // Where a thread works: its row of rows x places, and its pixel and first map there.
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kThreads, 3)
             if (oh < 0 || oh >= s.OH || ow < 0 || ow >= s.OW) continue;
             const int64_t from = ((int64_t{n} * s.OH + oh) * s.OW + ow) * s.C + at.c;
             const auto values = Pack<T, V>::load(y + from);
+            // Window row i-1 has only the pixels' first row, as its row 2; window row i has both, as its rows 0 and 1.
             const auto taps = Bytes<V>::load(switches + from);
-        // Window row i-1 has only the pixels' first row, as its row 2; window row i has both, as its rows 0 and 1.
 #pragma unroll
             for (int dh = 0; dh <= a; ++dh)
 #pragma unroll
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     gy[to] = inside ? g[((int64_t{n} * s.H + h) * s.W + w) * s.C + at.c] : rounded<T>(0.0f);
 }
 
-// 3x3 windows. A thread: window (oh, ow), maps c ... c + V - 1; it reads the window whole, for nine accesses of 16
-// bytes ask the caches for less than eight of single elements, each in another place.
+// 3x3 windows. A thread: window (oh, ow), maps c ... c + V - 1; it reads the whole window: nine accesses of 16 bytes
+// ask the caches for less than eight single elements, each in another line.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads, 3)
     max_unpool2d_backward_3x3_kernel(PoolWindow s, int blocks_a_row, const T* __restrict__ g,
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 bool is_3x3(const Pool& s) { return s.KH == 3 && s.KW == 3; }
 
-// Can the maps and the switches be moved a vector of T at a time?
+// Whether the maps and the switches can be moved a vector of T at a time.
 template <typename T, typename... Maps>
 bool vectors_fit(const Pool& s, const uint8_t* switches, Maps... maps) {
     return s.C % kVector<T> == 0 && aligned(16, maps...) && aligned(kVector<T>, switches);

@@ -4,11 +4,11 @@
 
 namespace zf::cuda {
 
-// How many elements 16 bytes hold.
+// The number of elements in 16 bytes.
 template <typename T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-// May arrays that start here be read and written `bytes` at a time?
+// Whether arrays that start here can be read and written `bytes` at a time.
 template <typename... Pointers>
 bool aligned(std::uintptr_t bytes, Pointers... pointers) {
     return ((reinterpret_cast<std::uintptr_t>(pointers) % bytes == 0) && ...);

@@ -1,4 +1,4 @@
-// A pooling problem as kernels take it: sizes in 32 bits, for the GPU divides 64 bits in a subroutine of some 70
+// A pooling problem as kernels take it: sizes in 32 bits, since the GPU divides 64 bits in a subroutine of some 70
 // instructions and a stack frame. Offsets of elements stay 64 bits wide.
 #pragma once
 #include <stdexcept>

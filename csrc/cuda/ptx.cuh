@@ -51,7 +51,7 @@ __device__ __forceinline__ float sqrt_approx(float v) {
     asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
     return root;
 }
-// The nearest TF32 value (ties away from 0), as mma takes it; mma itself would cut the lower 13 bits off.
+// The nearest TF32 value (ties away from 0); mma itself would cut off the lower 13 bits.
 __device__ __forceinline__ uint32_t to_tf32(float v) {
     uint32_t bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
@@ -102,12 +102,6 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
                  : "r"(shared_address(row))
                  : "memory");
 }
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -122,8 +116,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 }
 
 // Starts copying kBytes (4, 8 or 16, both sides aligned to that) to shared memory: the first source_bytes from `from`,
-// then zeros; with source_bytes = 0, `from` is not read. There at the wait, for the thread that waited; a barrier after
-// it shows the data to the others.
+// then zeros; with source_bytes = 0, `from` is not read. After the wait the data is there for the thread that waited,
+// after a barrier for the others.
 template <int kBytes>
 __device__ __forceinline__ void cp_async(void* to, const void* from, int source_bytes = kBytes) {
     static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -138,16 +132,11 @@ __device__ __forceinline__ void cp_async(void* to, const void* from, int source_
                      : "memory");
     }
 }
-// Closes the thread's group of copies; waits until at most kLeft of its groups, the newest, are under way.
+// Closes the thread's group of copies; waits until at most kLeft of its groups, the newest, are in flight.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kLeft>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-// Barrier `id` (1 ... 15; __syncthreads is 0) of `threads` threads, whole warps.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 }  // namespace zf::cuda::ptx

@@ -1,14 +1,12 @@
-// Matrix product tiles in shared memory: how they lie, how warps multiply them, in which arithmetic.
+// Matrix product tiles in shared memory: their layout, the warps' products, the arithmetic.
 //
 // A stage holds BM rows of A and BN rows of B, 64 bytes of the sum's axis (32 half-precision or 16 float32 elements) a
 // row. Chunk c (16 bytes) of row r lies at r*64 + ((c ^ (r/2 % 4)) * 16): the 8 rows that one phase of ldmatrix, or of
 // a warp's 16-byte loads, reads at one c then fall on all 32 banks, and so does what cp.async writes.
 //
 // Tensor cores: BM = 128, 4 warps as 2 x 2, each 64 x BN/2 of the product by m16n8k16 (k8 for TF32). A step of 32 bytes
-// reads 4 + BN/32 ldmatrix.x4 for 4 * BN/16 products; with BN = 128 that is 32 clocks of shared memory for 32 products,
-// which take 32 clocks of the tensor cores of an A100 and, at the 60% of wgmma's rate that mma.sync can issue, about 50
-// of a Hopper SM. A warp tile of 64 x 32 would need 24 clocks for 16, and be bound by shared memory.
-// TF32's fragments have the byte layout of half precision's, so all three are one code.
+// reads 4 + BN/32 ldmatrix.x4 for 4 * BN/16 products. TF32's fragments have the byte layout of half precision's, so one
+// code serves all three.
 //
 // Ieee (float32 exactly as written, FFMA): BM = 128, 8 warps as 4 x 2, each 32 x BN/2, a thread 8 x BN/16: rows
 // lane/8 + 4i of A and lane%8 + 8j of B, read as 4 elements of the sum at once.
@@ -25,7 +23,7 @@ constexpr int kChunkBytes = 16;
 constexpr int kRowBytes = 64;
 constexpr int kRowChunks = kRowBytes / kChunkBytes;
 constexpr int kTileRows = 128;          // BM
-constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU from sm_80 on
+constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU since sm_80
 
 struct Bf16 {
     using T = BFloat16;
@@ -64,7 +62,7 @@ constexpr int kBlocks = M::kTensorCores ? 2 : 1;  // an SM: up to 255 registers 
 template <class M>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename M::T));  // elements
 
-// 16 bytes made of element(0), element(1), ..., and one of them taken out.
+// 16 bytes made of element(0), element(1), ...; and element e of such bytes.
 template <class T, class F>
 __device__ __forceinline__ uint4 chunk_of(F element) {
     uint32_t word[4] = {};
@@ -132,9 +130,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
     }
 }
 
-// Where chunk `chunk` of row `row` (a step of the sum) lies in a tile whose rows are kColumns elements of A's or B's
-// other axis: as conv_weight_grad.cu has them. 8 rows of half precision that ldmatrix reads at one chunk, and 4 rows of
-// float32 that a TF32 fragment reads at two neighbouring chunks, fall on all banks.
+// The offset of chunk `chunk` of row `row` (a step of the sum) in a tile whose rows are kColumns elements of A's or B's
+// other axis, as conv_weight_grad.cu has them. The 8 rows of half precision that ldmatrix reads at one chunk, and the 4
+// rows of float32 that a TF32 fragment reads at two neighbouring chunks, fall on all banks.
 constexpr int kColumns = 128;
 template <class M>
 __device__ __forceinline__ int column_tile_offset(int row, int chunk) {
@@ -142,7 +140,7 @@ __device__ __forceinline__ int column_tile_offset(int row, int chunk) {
     return row * kBytes + ((chunk ^ (sizeof(typename M::T) == 2 ? row & 7 : (row & 3) * 2)) << 4);
 }
 
-// What one thread holds of the product of BM x BN, and where. `kByColumns`: the tiles that add_columns reads.
+// One thread's part of the product of BM x BN. `kByColumns`: for the tiles that add_columns reads.
 template <class M, int BM, int BN, bool kByColumns = false>
 struct Accumulators {
     static constexpr int kTilesM = BM / 32, kTilesN = BN / 16;  // 16 x 8 tiles of a warp

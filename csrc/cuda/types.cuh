@@ -19,7 +19,7 @@ __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(BFloat16 v) { return __uint_as_float(uint32_t{v.bits} << 16); }
 __device__ __forceinline__ float to_float(Float16 v) { return ptx::float16_to_float(v.bits); }
 
-// f(T{}) with the element type T of `dtype`: how host code chooses a kernel's instance.
+// f(T{}) with the element type T of `dtype`: host code chooses a kernel's instance by it.
 template <typename Function>
 void with_type(DType dtype, const Function& f) {
     switch (dtype) {
@@ -32,7 +32,7 @@ void with_type(DType dtype, const Function& f) {
     }
 }
 
-// The value of the other type T that is nearest: rounded<T>(value).
+// The nearest value of type T: rounded<T>(value).
 template <typename T>
 __device__ __forceinline__ T rounded(float v);
 template <>

@@ -6,7 +6,7 @@
 
 namespace zf::cuda {
 
-// Pool's sizes in 32 bits: kernels divide by strides, and a division of 64 bits costs several times as much.
+// Pool's sizes in 32 bits: kernels divide by strides, and a 64-bit division costs several times as much.
 struct Window {
     int OH, OW, KH, KW, SH, SW, PH, PW;
 };

@@ -1,9 +1,9 @@
-// The largest of a window's values and its place, for V neighbouring maps: the first in order of its places wins, NaN
-// is the largest, -0 equals 0 (and comes out as 0).
+// The largest of a window's values and its tap, for V neighbouring maps: the first in order of the taps wins, NaN is
+// the largest, -0 equals 0 (and comes out as 0).
 //
 // A value becomes an integer in the same order: adding 0 leaves one zero and one NaN, and a negative value's lower bits
-// are turned over. For half types this integer and 255 - place share a word, so that one integer maximum decides both:
-// 3.5 instructions a value and place instead of about 7, which is the difference between waiting for memory and not.
+// are flipped. For half types this integer and 255 - tap share a word, so that one integer maximum decides both: 3.5
+// instructions a value and tap instead of about 7, so that memory is the limit.
 #pragma once
 #include "cuda/pack.cuh"
 #include "cuda/pool_window.h"
@@ -21,7 +21,7 @@ __device__ __forceinline__ uint32_t plus_zero<Float16>(uint32_t pair) {
     return ptx::fma_float16x2(pair, 0x3c003c00u, 0u);
 }
 
-// Turns the lower 15 bits of each negative half over; its own inverse.
+// Flips the lower 15 bits of each negative half; its own inverse.
 __device__ __forceinline__ uint32_t turned(uint32_t pair) {
     return pair ^ (ptx::permute_bytes(pair, 0, 0xbb99) & 0x7fff7fffu);
 }
@@ -96,7 +96,7 @@ __device__ __forceinline__ WindowMax<T, V> window_max(const PoolWindow& s, const
     const int64_t pitch = int64_t{s.W} * s.C;
     const T* const from = map + top * pitch + int64_t{left} * s.C;
     if constexpr (kWindow > 0) {
-        // A row's loads before its comparisons: they are under way together.
+        // A row's loads come before its comparisons, to be in flight together.
         if (top >= 0 && left >= 0 && top + kWindow <= s.H && left + kWindow <= s.W) {
 #pragma unroll
             for (int kh = 0; kh < kWindow; ++kh) {

@@ -10,7 +10,7 @@ from torch import nn
 import zfkernels as zf
 from zfkernels.analyses import occlusion
 from zfkernels.analyses.occlusion import occlusion_map
-from zfkernels.graph import regions
+from zfkernels.graph import windowed
 
 
 def small_net(channels=3, classes=4):
@@ -196,7 +196,7 @@ def test_equals_whole_images(name, patch, monkeypatch):
             occlusion, "_windows", lambda *_: torch.tensor([[[r, c, r + 1, c + 1]] for r, c in CORNERS])
         )
     found = occlusion_map(model, image, 1, **keep, batch_size=13)
-    monkeypatch.setattr(occlusion, "_by_regions", lambda *_: None)
+    monkeypatch.setattr(occlusion, "by_regions", lambda *_: None)
     expected = occlusion_map(model, image, 1, **keep)
     assert expected.logit.std() > 0
     assert found.channel == expected.channel
@@ -214,19 +214,20 @@ def test_what_is_recomputed_is_what_the_window_reaches(monkeypatch):
     """Of ZFNet's convolutions: the sizes that the arithmetic of windows gives for 20 of 224 pixels."""
     model = zf.ZFNet(4, channels=(4, 4, 4, 4, 4), fc=(4, 4))
     sizes = []
-    original = regions.convolve
+    original = windowed.Conv.convolve
 
-    def watched(step, x, padding):
-        y = original(step, x, padding)
+    def watched(step, x, padding, rules):
+        y = original(step, x, padding, rules)
         sizes.append((y.shape[0], y.shape[2], y.shape[3]))
         return y
 
-    monkeypatch.setattr(regions, "convolve", watched)
+    monkeypatch.setattr(windowed.Conv, "convolve", watched)
     image = nets.images(1, 224, 224)[0].float()
     patch = 20
     monkeypatch.setattr(occlusion, "_windows", lambda *_: torch.tensor([[[100, 104, 120, 124]]]))
     occlusion_map(model, image, 0, patch=patch)
-    assert sizes == [(1, 13, 13), (1, 6, 6), (1, 6, 6), (1, 8, 8), (1, 10, 10)]
+    assert sizes[:5] == [(1, n, n) for n in (110, 26, 13, 13, 13)]  # the clear image
+    assert sizes[5:] == [(1, 13, 13), (1, 6, 6), (1, 6, 6), (1, 8, 8), (1, 10, 10)]
 
 
 def test_a_window_over_what_is_not_finite():
@@ -335,3 +336,42 @@ def test_wrong_calls_name_the_argument(change, error, words):
     call = {"model": small_net().float(), "image": torch.zeros(3, 8, 8), "target": 0, "patch": 2} | change
     with pytest.raises(error, match=words):
         occlusion_map(**call)
+
+
+# What is made of a map
+
+
+def test_the_map_is_projected_in_the_image_and_in_others():
+    model, images = small_net().float(), torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(2))
+    projected = occlusion.project_map(model, images[0], "1", 2, images[1:], ["a", "b"])
+    assert [title for title, _, _ in projected] == ["(c) projection, this picture", "(c) a", "(c) b"]
+    deconv = zf.Deconvnet(model)
+    for image, (_, pixels, box) in zip(images, projected, strict=True):
+        alone = deconv.project(image[None], "1", 2)
+        assert torch.equal(pixels, alone.pixels[0])
+        assert box == tuple(alone.boxes[0].tolist())
+    alone = occlusion.project_map(deconv, images[0], "1", 2)
+    assert len(alone) == 1
+    assert torch.equal(alone[0][1], projected[0][1])
+
+
+def test_the_table_and_the_figure_show_the_worst_window():
+    model, image = small_net().float(), torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(1))
+    result = occlusion_map(model, image, 1, patch=8, stride=4, layer="1")
+    classes, picture = ["a", "b", "c", "d"], torch.zeros(3, 20, 24, dtype=torch.uint8)
+    row, column = divmod(int(result.probability.argmin()), result.probability.shape[1])
+    top, left, bottom, right = result.boxes[row, column].tolist()
+    clear, lowest, cells = occlusion.table(result, classes).splitlines()
+    assert clear.endswith(f"{classes[result.clear_label]}; P(b) = {result.clear_probability:.4f}")
+    assert lowest.endswith(f"with rows {top} to {bottom - 1}, columns {left} to {right - 1} covered")
+    assert f"P = {float(result.probability.min()):.4f}" in lowest
+    assert cells.endswith("4 x 5, raw")
+    drawn = occlusion.figure(occlusion.Occluded("scene", picture, result), classes)
+    titles = [axes.get_title() for axes in drawn.axes]
+    assert [title[:3] for title in titles if title] == ["(a)", "(b)", "(c)", "(d)"]
+    assert f"P(b), {result.clear_probability:.2f} when clear" in titles[2]
+    worst = [patch.get_bbox().bounds for patch in drawn.axes[0].patches]
+    assert worst == [(left, top, right - left, bottom - top)] * 2
+    projected = occlusion.project_map(model, image, "1", result.channel)
+    drawn = occlusion.figure(occlusion.Occluded("scene", picture, result, projected), classes)
+    assert {axes.get_title()[:3] for axes in drawn.axes} == {"", "(a)", "(b)", "(c)", "(d)", "(e)"}

@@ -1,10 +1,8 @@
 """The float64 reference against torch in float64, finite differences, adjoint identities and cases worked by hand."""
 
-import cases
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES
 from conftest import assert_close, error
 
 from zfkernels.backends.reference import (
@@ -19,18 +17,20 @@ from zfkernels.backends.reference import (
     max_unpool2d_backward,
     max_unpool2d_relu_conv_transpose2d,
 )
+from zfkernels.testing.calls import CALLS, Call
+from zfkernels.testing.compare import BOUNDS
 
 NAN, INF = torch.nan, torch.inf
-BOUND = 1e-12
+BOUND = BOUNDS[torch.float64]
 
 
-def of(op: str, special: bool = True):
-    selected = [case for case in CASES if case.op == op and (special or case.fill != "special")]
-    return pytest.mark.parametrize("case", selected, ids=lambda case: case.name)
+def calls_of(op: str, nonfinite: bool = True):
+    selected = [call for call in CALLS if call.op == op and (nonfinite or call.fill != "nonfinite")]
+    return pytest.mark.parametrize("call", selected, ids=lambda call: call.name)
 
 
-def double(case) -> dict[str, torch.Tensor]:
-    return cases.tensors(case, torch.float64)
+def double(call: Call) -> dict[str, torch.Tensor]:
+    return call.tensors(torch.float64)
 
 
 def column(*values) -> torch.Tensor:
@@ -45,18 +45,18 @@ def image(rows) -> torch.Tensor:
 # Against torch in float64
 
 
-@of("conv2d_relu")
+@calls_of("conv2d_relu")
 @pytest.mark.parametrize("relu", [False, True])
-def test_conv2d(case, relu):
-    t, (stride, padding) = double(case), cases.conv_window(case)
+def test_conv2d(call, relu):
+    t, (stride, padding) = double(call), call.conv_window
     y = conv2d(t["x"], t["weight"], t.get("bias"), stride, padding, relu)
     expected = F.conv2d(t["x"], t["weight"], t.get("bias"), stride, padding)
     assert_close("result", y, expected.relu() if relu else expected, torch.float64)
 
 
-@of("conv2d_relu", special=False)  # torch's gradient multiplies the padding's zeros by inf
-def test_conv2d_gradients(case):
-    t, (stride, padding) = double(case), cases.conv_window(case)
+@calls_of("conv2d_relu", nonfinite=False)  # torch's gradient multiplies the padding's zeros by inf
+def test_conv2d_gradients(call):
+    t, (stride, padding) = double(call), call.conv_window
     x, weight = t["x"].requires_grad_(), t["weight"].requires_grad_()
     bias = t.get("bias", torch.zeros(weight.shape[0], dtype=torch.float64)).requires_grad_()
     y = F.conv2d(x, weight, bias, stride, padding)
@@ -69,10 +69,10 @@ def test_conv2d_gradients(case):
     assert conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, False)[1] is None
 
 
-@of("relu_conv_transpose2d")
-def test_conv_transpose2d(case):
-    t, (stride, padding) = double(case), cases.conv_window(case)
-    size, rectify = case.settings["output_size"], case.settings.get("rectify", True)
+@calls_of("relu_conv_transpose2d")
+def test_conv_transpose2d(call):
+    t, (stride, padding) = double(call), call.conv_window
+    size, rectify = call.settings["output_size"], call.settings.get("rectify", True)
     x = conv_transpose2d(t["y"], t["weight"], stride, padding, size, rectify)
     # torch wants the pixels beyond the last window as output_padding, and only fewer of them than the stride.
     whole = F.conv_transpose2d(t["y"].relu() if rectify else t["y"], t["weight"], None, stride)
@@ -81,49 +81,49 @@ def test_conv_transpose2d(case):
     assert_close("result", x, expected, torch.float64)
 
 
-def torch_pool(x, case):
-    kernel, stride, padding = cases.pool_window(case)
-    return F.max_pool2d(x, kernel, stride, padding, 1, case.settings["ceil_mode"], return_indices=True)
+def torch_pool(x, call):
+    kernel, stride, padding = call.pool_window
+    return F.max_pool2d(x, kernel, stride, padding, 1, call.settings["ceil_mode"], return_indices=True)
 
 
-def flat_places(switches, kernel, stride, padding, width):
+def flat_positions(switches, kernel, stride, padding, width):
     """The switches as torch's indices, into the flattened map of this width."""
     i, j = torch.meshgrid(*(torch.arange(n) for n in switches.shape[2:]), indexing="ij")
     s = switches.long()
     return (i * stride[0] - padding[0] + s // kernel[1]) * width + j * stride[1] - padding[1] + s % kernel[1]
 
 
-@of("max_pool2d_with_switches")
-def test_max_pool2d(case):
-    x = double(case)["x"]
-    expected, indices = torch_pool(x, case)
-    y, switches = max_pool2d(x, *cases.pool_window(case), expected.shape[2:])
+@calls_of("max_pool2d_with_switches")
+def test_max_pool2d(call):
+    x = double(call)["x"]
+    expected, indices = torch_pool(x, call)
+    y, switches = max_pool2d(x, *call.pool_window, expected.shape[2:])
     assert_close("result", y, expected, torch.float64, exact=True)
-    if case.fill != "special":  # torch takes the last NaN of a window, we the first
-        assert torch.equal(flat_places(switches, *cases.pool_window(case), x.shape[3]), indices)
+    if call.fill != "nonfinite":  # torch takes the last NaN of a window, we the first
+        assert torch.equal(flat_positions(switches, *call.pool_window, x.shape[3]), indices)
 
 
-@of("max_unpool2d_with_switches")
-def test_unpool_is_the_sum_at_the_switches(case):
-    t, size = double(case), case.settings["output_size"]
-    x = max_unpool2d(t["y"], t["switches"], *cases.pool_window(case), size)
-    places = flat_places(t["switches"], *cases.pool_window(case), size[1])
+@calls_of("max_unpool2d_with_switches")
+def test_unpool_is_the_sum_at_the_switches(call):
+    t, size = double(call), call.settings["output_size"]
+    x = max_unpool2d(t["y"], t["switches"], *call.pool_window, size)
+    positions = flat_positions(t["switches"], *call.pool_window, size[1])
     expected = torch.zeros(*x.shape[:2], size[0] * size[1], dtype=torch.float64)
-    expected = expected.scatter_add(2, places.flatten(2), t["y"].flatten(2)).view(x.shape)
+    expected = expected.scatter_add(2, positions.flatten(2), t["y"].flatten(2)).view(x.shape)
     assert_close("result", x, expected, torch.float64)
     g = torch.randn_like(x)
-    gathered = max_unpool2d_backward(g, t["switches"], *cases.pool_window(case))
-    expected = g.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+    gathered = max_unpool2d_backward(g, t["switches"], *call.pool_window)
+    expected = g.flatten(2).gather(2, positions.flatten(2)).view(positions.shape)
     assert_close("result", gathered, expected, torch.float64, exact=True)
 
 
-@of("max_pool2d_with_switches", special=False)  # torch takes the last NaN of a window, we the first
-def test_unpool_is_the_pooling_s_gradient(case):
-    x = double(case)["x"].requires_grad_()
-    expected, _ = torch_pool(x, case)
+@calls_of("max_pool2d_with_switches", nonfinite=False)  # torch takes the last NaN of a window, we the first
+def test_unpool_is_the_pooling_s_gradient(call):
+    x = double(call)["x"].requires_grad_()
+    expected, _ = torch_pool(x, call)
     g = torch.randn_like(expected)
-    _, switches = max_pool2d(x, *cases.pool_window(case), expected.shape[2:])
-    mine = max_unpool2d(g, switches, *cases.pool_window(case), x.shape[2:])
+    _, switches = max_pool2d(x, *call.pool_window, expected.shape[2:])
+    mine = max_unpool2d(g, switches, *call.pool_window, x.shape[2:])
     assert_close("result", mine, torch.autograd.grad(expected, x, g)[0], torch.float64)
 
 
@@ -138,43 +138,43 @@ def torch_norm(x, size, alpha, beta, k, center):
     return d * s**-beta
 
 
-@of("contrast_norm")
-def test_contrast_norm(case):
-    x, settings = double(case)["x"], tuple(case.settings.values())
+@calls_of("contrast_norm")
+def test_contrast_norm(call):
+    x, settings = double(call)["x"], tuple(call.settings.values())
     y = contrast_norm(x, *settings)
     assert_close("result", y, torch_norm(x, *settings), torch.float64)
-    if not case.settings["center"] and x.numel():
+    if not call.settings["center"] and x.numel():
         assert_close("result", y, F.local_response_norm(x, *settings[:4]), torch.float64)
 
 
-@of("contrast_norm", special=False)  # torch's gradient of a power is another function of inf
-def test_contrast_norm_gradient(case):
-    x, settings = double(case)["x"].requires_grad_(), tuple(case.settings.values())
+@calls_of("contrast_norm", nonfinite=False)  # torch's gradient of a power is another function of inf
+def test_contrast_norm_gradient(call):
+    x, settings = double(call)["x"].requires_grad_(), tuple(call.settings.values())
     g = torch.randn_like(x)
     expected = torch.autograd.grad(torch_norm(x, *settings), x, g)[0]
     assert_close("result", contrast_norm_backward(g, x, *settings), expected, torch.float64)
 
 
-@of("conv2d_relu_max_pool2d")
-def test_layer(case):
-    t, (stride, padding) = double(case), cases.conv_window(case)
-    expected, indices = torch_pool(F.conv2d(t["x"], t["weight"], t.get("bias"), stride, padding).relu(), case)
-    pool = cases.pool_window(case)
+@calls_of("conv2d_relu_max_pool2d")
+def test_layer(call):
+    t, (stride, padding) = double(call), call.conv_window
+    expected, indices = torch_pool(F.conv2d(t["x"], t["weight"], t.get("bias"), stride, padding).relu(), call)
+    pool = call.pool_window
     y, switches = conv2d_relu_max_pool2d(t["x"], t["weight"], t.get("bias"), stride, padding, *pool, expected.shape[2:])
     assert_close("result", y, expected, torch.float64)
-    if case.fill != "special":
-        assert torch.equal(flat_places(switches, *pool, cases.pooled_map(case)[1]), indices)
+    if call.fill != "nonfinite":
+        assert torch.equal(flat_positions(switches, *pool, call.pooled_map[1]), indices)
 
 
-@of("max_unpool2d_relu_conv_transpose2d")
-def test_layer_reversed(case):
-    t, (stride, padding) = double(case), cases.conv_window(case)
-    size, rectify = case.settings["output_size"], case.settings.get("rectify", True)
-    pool, map_size = cases.pool_window(case), cases.pooled_map(case)
+@calls_of("max_unpool2d_relu_conv_transpose2d")
+def test_layer_reversed(call):
+    t, (stride, padding) = double(call), call.conv_window
+    size, rectify = call.settings["output_size"], call.settings.get("rectify", True)
+    pool, map_size = call.pool_window, call.pooled_map
     x = max_unpool2d_relu_conv_transpose2d(t["y"], t["switches"], t["weight"], stride, padding, *pool, size, rectify)
     unpooled = torch.zeros(*t["y"].shape[:2], map_size[0] * map_size[1], dtype=torch.float64)
-    places = flat_places(t["switches"], *pool, map_size[1])
-    unpooled = unpooled.scatter_add(2, places.flatten(2), t["y"].flatten(2)).view(*t["y"].shape[:2], *map_size)
+    positions = flat_positions(t["switches"], *pool, map_size[1])
+    unpooled = unpooled.scatter_add(2, positions.flatten(2), t["y"].flatten(2)).view(*t["y"].shape[:2], *map_size)
     whole = F.conv_transpose2d(unpooled.relu() if rectify else unpooled, t["weight"], None, stride)
     whole = F.pad(whole, (0, max(size)) * 2)
     expected = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
@@ -208,10 +208,10 @@ def test_conv_gradients_by_differences():
     assert abs(slope - (conv2d_weight_grad(x, g, (3, 2), (2, 1), (1, 0), False)[0] * dw).sum()) < 1e-10
 
 
-@of("relu_conv_transpose2d", special=False)  # inner products of NaN
-def test_transposed_convolution_is_the_adjoint(case):
-    t, (stride, padding) = double(case), cases.conv_window(case)
-    size = case.settings["output_size"]
+@calls_of("relu_conv_transpose2d", nonfinite=False)  # inner products of NaN
+def test_transposed_convolution_is_the_adjoint(call):
+    t, (stride, padding) = double(call), call.conv_window
+    size = call.settings["output_size"]
     x = torch.randn(t["y"].shape[0], t["weight"].shape[1], *size, dtype=torch.float64)
     forward = (conv2d(x, t["weight"], None, stride, padding, False) * t["y"]).sum()
     backward = (x * conv_transpose2d(t["y"], t["weight"], stride, padding, size, False)).sum()
@@ -221,10 +221,10 @@ def test_transposed_convolution_is_the_adjoint(case):
     assert abs(forward - (gw * t["weight"]).sum()) / scale < BOUND
 
 
-@of("max_unpool2d_with_switches", special=False)  # inner products of NaN
-def test_unpool_is_the_adjoint_of_the_gather(case):
-    t, pool = double(case), cases.pool_window(case)
-    g = torch.randn(*t["y"].shape[:2], *case.settings["output_size"], dtype=torch.float64)
+@calls_of("max_unpool2d_with_switches", nonfinite=False)  # inner products of NaN
+def test_unpool_is_the_adjoint_of_the_gather(call):
+    t, pool = double(call), call.pool_window
+    g = torch.randn(*t["y"].shape[:2], *call.settings["output_size"], dtype=torch.float64)
     forward = (max_unpool2d(t["y"], t["switches"], *pool, g.shape[2:]) * g).sum()
     backward = (t["y"] * max_unpool2d_backward(g, t["switches"], *pool)).sum()
     assert abs(forward - backward) <= BOUND * (g.norm() * t["y"].norm())

@@ -12,7 +12,7 @@ import torch
 import zfkernels as zf
 from zfkernels import backends, cli
 from zfkernels.backends import cpu
-from zfkernels.bench import ceilings, checks, jobs, measure, memory, networks, peers, plots, record, tables
+from zfkernels.bench import ceilings, checks, jobs, measure, memory, networks, peers, plots, record, shapes, tables
 from zfkernels.bench.run import QUICK, SCALED, select
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,7 +241,7 @@ def test_twin_is_the_same_network():
 
 
 def test_switches_may_differ_only_at_near_ties():
-    p = jobs.Pool(1, 4, 2, 2, False, 2)
+    p = shapes.Pool(1, 4, 2, 2, False, 2)
     maps = torch.tensor([[1, 0, 2, 2 + 1e-7], [0, 0, 0, 0], [-1, -2, 0, 3], [-2, -3, 0, 0]], dtype=torch.float64)
     maps = maps.view(1, 1, 4, 4)
     exact = torch.tensor([[0, 1], [0, 1]], dtype=torch.uint8).view(1, 1, 2, 2)

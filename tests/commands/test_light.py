@@ -16,11 +16,9 @@ import zfkernels as zf
 from zfkernels import cli
 from zfkernels.analyses import neighbours, probes
 from zfkernels.bench import peers
-from zfkernels.commands import bench, gallery, options, probe, verify
+from zfkernels.commands import bench, gallery, probe, verify
 from zfkernels.commands import neighbours as neighbours_command
-from zfkernels.deconvnet import NORMS
 from zfkernels.demo.gallery import SECTIONS
-from zfkernels.graph.steps import METHODS
 from zfkernels.testing.cases import OPS
 
 HEAVY = {"torch", "numpy", "PIL", "matplotlib", "skimage", "sklearn", "tqdm", "triton", "jinja2"}
@@ -74,8 +72,6 @@ def test_no_commands_help_imports_torch():
 
 
 def test_the_choices_written_in_commands_are_the_real_ones():
-    assert options.NORMS == NORMS
-    assert options.METHODS == METHODS
     assert neighbours_command.METRICS == neighbours.METRICS
     assert probe.CLASSIFIERS == probes.CLASSIFIERS
     assert tuple(OPS) == verify.OPS

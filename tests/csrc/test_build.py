@@ -214,6 +214,6 @@ def test_source_distribution_is_complete(tmp_path):
         held = {name.partition("/")[2] for name in archive.getnames()}
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
     assert {"csrc/window.h", "csrc/cpu/kernels.h", "csrc/cuda/device.cu"} <= sources
-    others = {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE", "README.md", "tests/cases.py", ".ci/run"}
+    others = {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE", "README.md", "tests/conftest.py", ".ci/run"}
     assert (sources | others) - held == set()
     assert [name for name in held if name.endswith((".so", ".o", ".pyc"))] == []

@@ -4,11 +4,12 @@ its layouts of filters against float64, and the dense kernels where something is
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BOUNDS, error
+from conftest import error
 
 import zfkernels as zf
 from zfkernels import _C
 from zfkernels.backends import cpu
+from zfkernels.testing.compare import BOUNDS
 
 # n, channels of x, of y, (h, w) of x, kernel, stride, padding
 SHAPES = [

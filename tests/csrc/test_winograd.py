@@ -10,12 +10,13 @@ import pytest
 import test_backends
 import torch
 import torch.nn.functional as F
-from cases import CASES
-from conftest import BOUNDS, error
+from conftest import error
 
 import zfkernels as zf
 from zfkernels import _C
 from zfkernels.backends import cpu
+from zfkernels.testing.calls import CALLS
+from zfkernels.testing.compare import BOUNDS
 
 # n, c_in, c_out, (h, w), kernel, stride, padding: 2 to 5 taps a phase
 SHAPES = [
@@ -90,10 +91,10 @@ def test_convolution_and_its_adjoint(shape, channels_last, always):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("case", [c for c in CASES if "weight" in c.shapes and c.fill != "ties"], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", [c for c in CALLS if "weight" in c.shapes and c.fill != "ties"], ids=lambda c: c.id)
 def test_every_case_of_the_backends(case, dtype):
     """Where numbers are small integers (ties) direct sums are exact and choose the first of equals; these are not."""
-    test_backends.test_against_reference("cpu", case, dtype, "strided")
+    test_backends.test_against_reference("cpu", case, dtype, "permuted")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

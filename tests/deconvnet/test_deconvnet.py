@@ -4,6 +4,7 @@ import copy
 import warnings
 
 import nets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,13 @@ from torch import nn
 
 import zfkernels as zf
 from zfkernels import backends
-from zfkernels.deconvnet import cones, deconvnet, units
+from zfkernels.deconvnet import cones, deconvnet
+from zfkernels.deconvnet.cones import Cones
+from zfkernels.deconvnet.units import Units, at, strongest
+from zfkernels.graph import windowed
+from zfkernels.graph.rules import Rules
 from zfkernels.graph.steps import norm_factors
+from zfkernels.graph.trace import trace
 
 NORMS = ("identity", "gradient", "rescale")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
@@ -233,20 +239,25 @@ class Averaging(torch.overrides.TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def cones_of(model, images, layer):
+    graph, chain = trace(model)
+    stop = graph.stop(layer)
+    return Cones(chain, stop, graph.shapes(images.shape, stop))
+
+
 def test_cone_equals_dense(built):
     """The same reverse steps, on boxes around the unit and on whole maps."""
     for name, (_, deconv, images) in built.items():
         for layer in deconv.layers:
-            steps = deconv._chain.steps[: deconv._chain.layers[layer]]
-            shapes = deconv._chain.shapes(images.shape, len(steps))
+            engine, rules = cones_of(deconv.model, images, layer), Rules("cpu", "deconvnet", "gradient")
             with torch.no_grad():
-                run = cones._run(steps, shapes, images)
+                run = engine.up(images, rules)
                 whole = torch.zeros_like(run.value)
                 p = deconv.project(images, layer, 1, norm="gradient")
                 for i, (row, column) in enumerate(p.positions.tolist()):
                     whole[i, 1, row, column] = p.values[i]
                 origins = p.positions.numpy() * 0
-                dense, _ = cones._reverse_boxes(run, whole, origins, origins[:, 0] + [0, 1], len(steps), "gradient")
+                dense, _ = cones.reverse_boxes(run, whole, origins, origins[:, 0] + [0, 1], len(run.plan), rules)
             assert dense.shape == images.shape
             assert (p.pixels - dense).norm() <= 1e-12 * dense.norm(), (name, layer)
 
@@ -256,16 +267,16 @@ def test_work_stays_on_the_cone(zfnet, monkeypatch):
     sizes = []
 
     def watch(name):
-        original = getattr(deconvnet, name)
+        original = getattr(windowed, name)
 
         def watched(g, *args, **kwargs):
             x = original(g, *args, **kwargs)
             sizes.append((g.shape[2], x.shape[2]))
             return x
 
-        monkeypatch.setattr(deconvnet, name, watched)
+        monkeypatch.setattr(windowed, name, watched)
 
-    watch("relu_conv_transpose2d")
+    watch("conv_transpose2d")
     watch("max_unpool2d_relu_conv_transpose2d")
     zf.Deconvnet(zfnet).project(nets.images(3, 224, 224), "conv5", 0, [(6, 6), (0, 0), (12, 5)])
     assert sizes == [(3, 5), (5, 7), (7, 33), (33, 139)]
@@ -285,16 +296,15 @@ def test_one_unit_of_the_first_layer_is_its_filter(zfnet):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_proportional_to_the_activation(zfnet, norm):
-    chain = zf.Deconvnet(zfnet)._chain
-    steps = chain.steps[: chain.stop("pool5")]
-    images = nets.images(1, 224, 224)
+    images, rules = nets.images(1, 224, 224), Rules("cpu", "deconvnet", norm)
+    engine = cones_of(zfnet, images, "pool5")
     with torch.no_grad():
-        run = cones._run(steps, chain.shapes(images.shape, len(steps)), images)
-        of, maps = torch.zeros(1, dtype=int).numpy(), torch.tensor([2]).numpy()
-        places = units._strongest(run.value, of, maps)
-        value = units._at(run.value, of, maps, places)
-        once, _ = cones._reverse(run, value, of, maps, places, norm)
-        thrice, _ = cones._reverse(run, 3 * value, of, maps, places, norm)
+        run = engine.up(images, rules)
+        units = Units(np.zeros(1, int), np.array([2]), np.zeros((1, 2), int))
+        units = units._replace(positions=strongest(run.value, units))
+        value = at(run.value, units)
+        once, _ = cones.reverse(run, units, value, rules)
+        thrice, _ = cones.reverse(run, units, 3 * value, rules)
     assert once.norm() > 0
     assert error(thrice, 3 * once) < 1e-14
 
@@ -721,8 +731,8 @@ def test_subclasses_that_change_nothing():
 WRONG = {
     "layer": ({"layer": "conv9"}, ValueError, "layer must be one of conv1, pool1, .*fc8, got 'conv9'"),
     "layer type": ({"layer": 3}, ValueError, "layer must be one of conv1, .*got 3"),
-    "channel": ({"channel": 10}, ValueError, "channel must be from 0 to 9, layer 'conv3' having 10, got 10"),
-    "negative channel": ({"channel": -1}, ValueError, "channel must be from 0 to 9, .*got -1"),
+    "channel": ({"channel": 10}, ValueError, "channel must be from 0 to 9 \\(layer 'conv3' has 10\\), got 10"),
+    "negative channel": ({"channel": -1}, ValueError, "channel must be from 0 to 9 .*got -1"),
     "fractional channel": ({"channel": 1.5}, TypeError, "channel must be an int or a sequence or tensor of ints, got"),
     "channel True": ({"channel": True}, TypeError, "channel must be an int"),
     "channel None": ({"channel": None}, TypeError, "channel must be an int"),
@@ -733,15 +743,15 @@ WRONG = {
         ValueError,
         "as many units each.*2 by images, 3 by channel",
     ),
-    "position": ({"position": (3, 8)}, ValueError, "horizontal position must be from 0 to 5, .*4x6, got 8"),
-    "negative position": ({"position": (-1, 0)}, ValueError, "vertical position must be from 0 to 3, .*got -1"),
+    "position": ({"position": (3, 8)}, ValueError, "horizontal position must be from 0 to 5 .*4x6\\), got 8"),
+    "negative position": ({"position": (-1, 0)}, ValueError, "vertical position must be from 0 to 3 .*got -1"),
     "one number": ({"position": 4}, ValueError, r"position must be \(vertical, horizontal\)"),
     "three numbers": ({"position": (1, 2, 3)}, ValueError, r"position must be \(vertical, horizontal\)"),
     "fractional position": ({"position": (1.0, 2.0)}, TypeError, "position must be an int or a sequence"),
     "positions": ({"position": [(1, 1)] * 3}, ValueError, "as many units each.*3 by position"),
     "vector position": ({"layer": "fc6", "position": (1, 0)}, ValueError, "vertical position must be from 0 to 0"),
     "norm": ({"norm": "none"}, ValueError, "norm must be one of identity, gradient, rescale, got 'none'"),
-    "image_index": ({"image_index": 2}, ValueError, "image_index must be from 0 to 1, there being 2 images, got 2"),
+    "image_index": ({"image_index": 2}, ValueError, "image_index must be from 0 to 1 \\(there are 2 images\\), got 2"),
     "image_index type": ({"image_index": 0.0}, TypeError, "image_index must be an int"),
     "images type": ({"images": [1, 2]}, TypeError, "images must be a torch.Tensor, got list"),
     "one image": ({"images": torch.zeros(3, 80, 80)}, ValueError, r"images must have 4 dimensions.*images\[None\]"),

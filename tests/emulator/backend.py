@@ -1,6 +1,6 @@
 """Backend "emulated": zfkernels/backends/cuda.py as it is, on zf_emulated instead of zfkernels._C and on the CPU.
 
-`register(path)` adds it to the table of backends of this process. The module is one that build.py made.
+`register(path)` adds it to this process's table of backends, on a module built by build.py.
 """
 
 import importlib.util

@@ -3,7 +3,7 @@
     python tests/emulator/build.py [--sanitize] [SOURCE.cu ...]
 
 Objects are kept in build/emulator and reused when newer than their sources. With sources named, only these are taken
-from csrc/cuda, and what they leave undefined shows when it is called. Needs g++ or clang++ (CXX) on Linux.
+from csrc/cuda, and a call of what they leave undefined fails. Needs g++ or clang++ (CXX) on Linux.
 """
 
 import argparse

@@ -1,18 +1,17 @@
 // CUDA on a CPU, for tests: csrc/cuda/*.cu compiled by g++ against this header run their grids in host memory.
 //
-// A thread is a fiber. Blocks run one after another; within a block, control changes hands where threads meet: at
-// block, named and warp barriers, shuffles, votes, mma and ldmatrix. Which thread goes on is the environment variable
-// ZFKERNELS_EMULATOR_ORDER: "forward" (the lowest thread, as far as it can get), "reverse", or a number, the seed of a
-// random choice at each meeting. Blocks run in that order too. A kernel that lacks a barrier gives other results in one
-// of them.
+// A thread is a fiber. Blocks run one after another; within a block, control changes hands where threads meet: at block
+// and warp barriers, shuffles, mma and ldmatrix. The environment variable ZFKERNELS_EMULATOR_ORDER says which thread
+// goes on: "forward" (the lowest thread, as far as it can get), "reverse", or a number, the seed of a random choice at
+// each meeting. Blocks run in that order too. A kernel that lacks a barrier gives other results in one of them.
 //
-// What it sees: accesses outside an array (AddressSanitizer: arrays, and the dynamic shared memory, which is a heap
-// block of just the size asked for), misaligned vector accesses (UndefinedBehaviorSanitizer), reads of shared memory
-// that nobody wrote (each block starts with NaN in it), barriers that not every thread reaches, lanes that disagree
-// about a warp operation, a copy read before its wait (cp.async fills its target with NaN and delivers when waited
-// for), a copy never waited for. Faults that it detects itself are exceptions that name kernel, block and thread.
+// It detects: accesses outside an array (AddressSanitizer: arrays, and the dynamic shared memory, which is a heap block
+// of exactly the size asked for), misaligned vector accesses (UndefinedBehaviorSanitizer), reads of shared memory that
+// was not written (each block starts with NaN in it), barriers that not every thread reaches, lanes that disagree about
+// a warp operation, a copy read before its wait (cp.async fills its target with NaN and delivers at the wait), a copy
+// that is never waited for. Faults that it detects itself are exceptions that name kernel, block and thread.
 //
-// What it does not: the order of memory operations between barriers, bank conflicts, registers, time, and float
+// It does not model: the order of memory operations between barriers, bank conflicts, registers, time, and float
 // rounding where PTX leaves it open (rsqrt.approx; the order of sums inside mma).
 #pragma once
 #include <algorithm>
@@ -34,11 +33,8 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ static const
 #define __forceinline__ inline
-#define __noinline__
 #define __launch_bounds__(...)
-#define __grid_constant__
 #define __align__(n) alignas(n)
 // __shared__ is left undefined: kernels take dynamic shared memory (shared_memory in ptx.cuh), which can be poisoned.
 
@@ -49,27 +45,25 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-// The alignment of the vector types is what makes a misaligned access show.
+// The vector types are aligned, so that a misaligned access is detected.
 #define ZF_VECTORS(type, name)                                       \
     struct alignas(2 * sizeof(type)) name##2 { type x, y; };         \
     struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; };   \
     inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
     inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 ZF_VECTORS(float, float)
-ZF_VECTORS(int, int)
 ZF_VECTORS(unsigned, uint)
 #undef ZF_VECTORS
 
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 namespace zf::emulator {
 
 constexpr int kLargestBlock = 1024;
 constexpr std::size_t kLargestShared = 227 * 1024;
 
-struct Copy {  // one cp.async under way
+struct Copy {  // one cp.async in flight
     void* to;
     const void* from;
     int bytes, source_bytes, group;
@@ -78,25 +72,19 @@ struct Copy {  // one cp.async under way
 struct Thread {
     Fiber fiber;
     uint3 index;
-    enum State { kReady, kAtBlockBarrier, kAtNamedBarrier, kAtWarp, kReturned } state;
+    enum State { kReady, kAtBlockBarrier, kAtWarp, kReturned } state;
     int line;                                   // of the block barrier it waits at
     uint32_t mask;                              // of the warp operation it waits at
     const char* operation;                      // that operation
-    alignas(16) unsigned char in[64], out[64];  // what it brings to the operation, and takes from it
+    alignas(16) unsigned char in[64], out[64];  // its operands and results there
     std::vector<Copy> copies;
     int groups;  // committed
-};
-
-struct Named {
-    int expected = 0;
-    std::vector<int> waiting;
 };
 
 struct Machine {
     std::vector<std::unique_ptr<Thread>> threads;
     Fiber system;
     std::vector<int> ready;
-    Named named[16];
     uint32_t arrived[kLargestBlock / 32];  // at the warp's operation
     int count, current, at_barrier, returned;
     unsigned char* shared;
@@ -133,13 +121,13 @@ inline std::string triple(const char* name, unsigned x, unsigned y, unsigned z) 
     std::abort();
 }
 
-inline void take_up(int thread) {
+inline void resume(int thread) {
     machine().current = thread;
     threadIdx = self().index;
 }
 
-// Hands control to another thread that can run; comes back when the caller's state is kReady again and its turn comes.
-inline void give_way() {
+// Hands control to another thread that can run; returns when the caller's state is kReady again and its turn comes.
+inline void yield_turn() {
     Machine& m = machine();
     Thread& me = self();
     const bool last = me.state == Thread::kReturned;
@@ -156,17 +144,16 @@ inline void give_way() {
     m.ready.pop_back();
     const int mine = m.current;
     if (next == mine) return;
-    take_up(next);
+    resume(next);
     me.fiber.switch_to(self().fiber, last);
-    take_up(mine);
+    resume(mine);
 }
 
-// Threads first ... first + 31 of `lanes`, or all listed, become ready; in forward order the lowest goes on first.
-template <typename Threads>
-void wake(const Threads& who) {
+// The listed threads become ready; in forward order the lowest goes on first.
+inline void wake(const std::vector<int>& threads) {
     Machine& m = machine();
     const auto begin = m.ready.size();
-    for (int t : who) {
+    for (int t : threads) {
         m.threads[t]->state = Thread::kReady;
         m.ready.push_back(t);
     }
@@ -188,31 +175,11 @@ inline void block_barrier(int line) {
         m.at_barrier = 0;
         wake(all);
     }
-    give_way();
+    yield_turn();
 }
 
-// bar.sync id, threads: whoever arrives, in whole warps, until `threads` are there.
-inline void named_barrier(int id, int threads) {
-    Machine& m = machine();
-    if (id < 1 || id > 15) fail("named barrier " + std::to_string(id) + " is not one of 1 ... 15");
-    if (threads < 32 || threads % 32 || threads > m.count) fail("a named barrier's thread count must be whole warps");
-    Named& barrier = m.named[id];
-    if (!barrier.waiting.empty() && barrier.expected != threads) fail("threads disagree on a named barrier's count");
-    barrier.expected = threads;
-    barrier.waiting.push_back(m.current);
-    self().state = Thread::kAtNamedBarrier;
-    self().operation = "a named barrier";
-    if (static_cast<int>(barrier.waiting.size()) == threads) {
-        std::vector<int> all;
-        all.swap(barrier.waiting);
-        std::sort(all.begin(), all.end());
-        wake(all);
-    }
-    give_way();
-}
-
-// A warp operation: every lane of `mask` brings `in`; the last to come runs compute(lanes), which reads their `in` and
-// writes their `out` (lanes[l] is null outside the mask); then each takes its own.
+// A warp operation: every lane of `mask` passes `in`; the last to arrive runs compute(lanes), which reads their `in`
+// and writes their `out` (lanes[l] is null outside the mask); then each returns its own.
 template <typename Out, typename In, typename Compute>
 Out warp_operation(const char* name, uint32_t mask, const In& in, const Compute& compute) {
     static_assert(sizeof(In) <= sizeof(Thread::in) && sizeof(Out) <= sizeof(Thread::out));
@@ -231,39 +198,33 @@ Out warp_operation(const char* name, uint32_t mask, const In& in, const Compute&
     arrived |= 1u << lane;
     if ((arrived & mask) == mask) {
         Thread* lanes[32] = {};
-        int others[32];
-        int count = 0;
+        std::vector<int> others;
         for (int l = 0; l < 32; ++l) {
             if (!(mask >> l & 1)) continue;
             lanes[l] = m.threads[base + l].get();
             if (lanes[l]->mask != mask) fail(std::string(name) + ": lanes of a warp give different masks");
             if (std::strcmp(lanes[l]->operation, name))
                 fail(std::string("lanes of a warp meet at ") + name + " and " + lanes[l]->operation);
-            others[count++] = base + l;
+            others.push_back(base + l);
         }
         arrived &= ~mask;
         compute(lanes);
-        struct Some {
-            int *first, *last;
-            int* begin() const { return first; }
-            int* end() const { return last; }
-        };
-        wake(Some{others, others + count});
+        wake(others);
     }
-    give_way();
+    yield_turn();
     Out out;
     std::memcpy(&out, me.out, sizeof(Out));
     return out;
 }
 
 template <typename T>
-T brought(const Thread* lane) {
+T input_of(const Thread* lane) {
     T value;
     std::memcpy(&value, lane->in, sizeof(T));
     return value;
 }
 template <typename T>
-void give(Thread* lane, const T& value) {
+void set_output(Thread* lane, const T& value) {
     std::memcpy(lane->out, &value, sizeof(T));
 }
 
@@ -278,9 +239,9 @@ T shuffle(const char* name, uint32_t mask, T value, int source) {
     return warp_operation<T>(name, mask, Shuffled<T>{value, source}, [&](Thread** lanes) {
         for (int l = 0; l < 32; ++l) {
             if (!lanes[l]) continue;
-            const auto in = brought<Shuffled<T>>(lanes[l]);
+            const auto in = input_of<Shuffled<T>>(lanes[l]);
             if (in.source >= 0 && !lanes[in.source]) fail(std::string(name) + " reads a lane outside the mask");
-            give(lanes[l], in.source < 0 ? in.value : brought<Shuffled<T>>(lanes[in.source]).value);
+            set_output(lanes[l], in.source < 0 ? in.value : input_of<Shuffled<T>>(lanes[in.source]).value);
         }
     });
 }
@@ -290,17 +251,12 @@ inline int within(int lane, int source, int width) {
     return source / width == lane / width && source >= 0 ? source : -1;
 }
 
-inline uint32_t ballot(const char* name, uint32_t mask, bool vote) {
-    return warp_operation<uint32_t>(name, mask, vote, [](Thread** lanes) {
-        uint32_t votes = 0;
-        for (int l = 0; l < 32; ++l)
-            if (lanes[l] && brought<bool>(lanes[l])) votes |= 1u << l;
-        for (int l = 0; l < 32; ++l)
-            if (lanes[l]) give(lanes[l], votes);
-    });
+// Waits for the other lanes of the mask.
+inline void warp_barrier(uint32_t mask) {
+    warp_operation<int>("__syncwarp", mask, 0, [](Thread**) {});
 }
 
-// Where T lies in the block's shared memory; fails for an address outside it.
+// Fails for an address outside the block's shared memory, or not aligned to `bytes`.
 inline void check_shared(const char* name, const void* at, int bytes) {
     Machine& m = machine();
     const auto* p = static_cast<const unsigned char*>(at);
@@ -317,7 +273,7 @@ inline void entry() {
     me.state = Thread::kReturned;
     me.operation = "return";
     ++m.returned;
-    give_way();
+    yield_turn();
     std::abort();
 }
 
@@ -325,7 +281,6 @@ inline void run_block() {
     Machine& m = machine();
     std::memset(m.shared, 0xFF, m.shared_bytes);  // NaN in float32, bfloat16 and float16
     std::fill(std::begin(m.arrived), std::end(m.arrived), 0u);
-    for (Named& n : m.named) n.waiting.clear();
     m.at_barrier = m.returned = 0;
     m.ready.clear();
     std::vector<int> all(m.count);
@@ -342,7 +297,7 @@ inline void run_block() {
     if (m.order == Machine::kRandom) std::swap(m.ready[draw(m.ready.size())], m.ready.back());
     const int first = m.ready.back();
     m.ready.pop_back();
-    take_up(first);
+    resume(first);
     m.system.switch_to(self().fiber);
     if (!m.fault.empty())
         throw std::runtime_error("emulator: kernel " + std::string(m.kernel) + ", " +
@@ -382,8 +337,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
         std::tuple<std::decay_t<Parameters>...>* arguments;
     } work{kernel, &arguments};
     m.body = [](void* w) {
-        auto* of = static_cast<Work*>(w);
-        std::apply(of->kernel, *of->arguments);
+        auto* call = static_cast<Work*>(w);
+        std::apply(call->kernel, *call->arguments);
     };
     m.arguments = &work;
     m.kernel = name;
@@ -416,32 +371,12 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 }  // namespace zf::emulator
 
 #define __syncthreads() zf::emulator::block_barrier(__LINE__)
-inline void __syncwarp(uint32_t mask = ~0u) { zf::emulator::ballot("__syncwarp", mask, false); }
-template <typename T>
-T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
-    const int lane = zf::emulator::lane_id();
-    return zf::emulator::shuffle("__shfl_sync", mask, value, lane / width * width + source % width);
-}
-template <typename T>
-T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
-    const int lane = zf::emulator::lane_id(), source = lane - static_cast<int>(delta);
-    return zf::emulator::shuffle("__shfl_up_sync", mask, value, zf::emulator::within(lane, source, width));
-}
-template <typename T>
-T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
-    const int lane = zf::emulator::lane_id(), source = lane + static_cast<int>(delta);
-    return zf::emulator::shuffle("__shfl_down_sync", mask, value, zf::emulator::within(lane, source, width));
-}
+inline void __syncwarp(uint32_t mask = ~0u) { zf::emulator::warp_barrier(mask); }
 template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32) {
     const int lane = zf::emulator::lane_id();
     return zf::emulator::shuffle("__shfl_xor_sync", mask, value, zf::emulator::within(lane, lane ^ bits, width));
 }
-inline uint32_t __ballot_sync(uint32_t mask, int vote) {
-    return zf::emulator::ballot("__ballot_sync", mask, vote != 0);
-}
-inline int __any_sync(uint32_t mask, int vote) { return zf::emulator::ballot("__any_sync", mask, vote != 0) != 0; }
-inline int __all_sync(uint32_t mask, int vote) { return zf::emulator::ballot("__all_sync", mask, vote == 0) == 0; }
 
 inline float __uint_as_float(unsigned bits) {
     float value;
@@ -453,27 +388,8 @@ inline unsigned __float_as_uint(float value) {
     std::memcpy(&bits, &value, 4);
     return bits;
 }
-template <typename T>
-T __ldg(const T* p) {
-    return *p;
-}
-template <typename T>
-T __ldcs(const T* p) {
-    return *p;
-}
-template <typename T>
-void __stcs(T* p, T value) {
-    *p = value;
-}
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
-inline float __fsqrt_rn(float v) { return std::sqrt(v); }
-inline float __frcp_rn(float v) { return 1 / v; }
 inline float __fdividef(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
     return b < a ? b : a;

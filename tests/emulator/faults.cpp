@@ -1,4 +1,4 @@
-// Small kernels, each wrong on purpose in one way, and right ones: what the emulator must tell apart. Run by run.py.
+// Small kernels, each wrong on purpose in one way, and right ones, which the emulator must tell apart. Run by run.py.
 //
 //     faults NAME      exits 0 when the kernel's results are right; says what is wrong otherwise
 #include <cstdio>

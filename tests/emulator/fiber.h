@@ -1,6 +1,6 @@
-// Fibers: stacks that run one at a time on one system thread and hand control to each other by name.
+// Fibers: stacks that run one at a time on one system thread and hand control to each other.
 //
-// swapcontext saves the signal mask with a system call at every switch; on x86-64 a dozen instructions do without.
+// swapcontext saves the signal mask by a system call at every switch; on x86-64 a dozen instructions switch without.
 // Under AddressSanitizer each switch is announced, as its run-time asks.
 #pragma once
 #include <sys/mman.h>
@@ -29,7 +29,7 @@
 namespace zf::emulator {
 
 #if defined(__x86_64__)
-// Saves the callee-saved registers on the running stack and that stack's pointer in *save; takes up `load`.
+// Saves the callee-saved registers on the running stack and that stack's pointer in *save; continues at `load`.
 extern "C" void zf_emulator_switch(void** save, void* load);
 asm(R"(
     .text
@@ -93,7 +93,7 @@ class Fiber {
 #endif
     }
 
-    // Leaves this fiber, which is running, for another; comes back when somebody switches to it again. `last`: never.
+    // Leaves this fiber, which is running, for another; returns when it is switched to again. `last`: never.
     void switch_to(Fiber& other, bool last = false) {
 #ifdef ZF_EMULATOR_ASAN
         __sanitizer_start_switch_fiber(last ? nullptr : &fake_, other.bottom(), other.size());

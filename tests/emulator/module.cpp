@@ -7,7 +7,7 @@ void bind_cuda(pybind11::module_& m);
 
 PYBIND11_MODULE(zf_emulated, m) { bind_cuda(m); }
 
-// csrc/cuda/device.h for the one device that there is here.
+// csrc/cuda/device.h for the one emulated device.
 namespace zf::cuda {
 
 int device_count() { return 1; }

@@ -75,7 +75,7 @@ void mma(const char* name, float (&d)[4], const uint32_t (&a)[4], const uint32_t
     const auto out = emulator::warp_operation<MmaOut>(name, ~0u, mine, [&](emulator::Thread** lanes) {
         float A[16][K], B[K][8], D[16][8];
         for (int l = 0; l < 32; ++l) {
-            const auto in = emulator::brought<MmaIn>(lanes[l]);
+            const auto in = emulator::input_of<MmaIn>(lanes[l]);
             const int g = l / 4, q = l % 4;
             for (int i = 0; i < 4; ++i) D[g + i / 2 * 8][2 * q + i % 2] = in.d[i];
             unpack(g, q, in, A, B);
@@ -85,7 +85,8 @@ void mma(const char* name, float (&d)[4], const uint32_t (&a)[4], const uint32_t
                 for (int j = 0; j < 8; ++j) D[i][j] += A[i][k] * B[k][j];
         for (int l = 0; l < 32; ++l) {
             const int g = l / 4, q = l % 4;
-            emulator::give(lanes[l], MmaOut{{D[g][2 * q], D[g][2 * q + 1], D[g + 8][2 * q], D[g + 8][2 * q + 1]}});
+            emulator::set_output(lanes[l],
+                                 MmaOut{{D[g][2 * q], D[g][2 * q + 1], D[g + 8][2 * q], D[g + 8][2 * q + 1]}});
         }
     });
     std::memcpy(d, out.d, sizeof(d));
@@ -125,24 +126,24 @@ void ldmatrix(const char* name, uint32_t (&r)[kCount], const void* row, bool tra
     if (emulator::lane_id() < 8 * kCount) emulator::check_shared(name, row, 16);
     const auto out = emulator::warp_operation<Registers>(name, ~0u, row, [&](emulator::Thread** lanes) {
         uint16_t m[kCount][8][8];
-        for (int l = 0; l < 8 * kCount; ++l) std::memcpy(m[l / 8][l % 8], emulator::brought<const void*>(lanes[l]), 16);
+        for (int l = 0; l < 8 * kCount; ++l)
+            std::memcpy(m[l / 8][l % 8], emulator::input_of<const void*>(lanes[l]), 16);
         for (int l = 0; l < 32; ++l) {
             const int g = l / 4, q = l % 4;
             Registers to;
             for (int i = 0; i < kCount; ++i)
                 to.r[i] = trans ? m[i][2 * q][g] | uint32_t{m[i][2 * q + 1][g]} << 16
                                 : m[i][g][2 * q] | uint32_t{m[i][g][2 * q + 1]} << 16;
-            emulator::give(lanes[l], to);
+            emulator::set_output(lanes[l], to);
         }
     });
     std::memcpy(r, out.r, sizeof(r));
 }
 inline void ldmatrix_x2(uint32_t (&r)[2], const void* row) { ldmatrix("ldmatrix.x2", r, row, false); }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) { ldmatrix("ldmatrix.x2.trans", r, row, true); }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix("ldmatrix.x4", r, row, false); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix("ldmatrix.x4.trans", r, row, true); }
 
-// The target holds NaN until the wait: whoever reads too early, or still reads what was there, sees it.
+// The target holds NaN until the wait: a read that is too early, or still of the old data, gets NaN.
 template <int kBytes>
 void cp_async(void* to, const void* from, int source_bytes = kBytes) {
     static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -150,7 +151,7 @@ void cp_async(void* to, const void* from, int source_bytes = kBytes) {
     if (source_bytes < 0 || source_bytes > kBytes) emulator::fail("cp.async: source_bytes out of range");
     if (reinterpret_cast<std::uintptr_t>(from) % kBytes) emulator::fail("cp.async: misaligned global address");
     unsigned char probe[kBytes];
-    std::memcpy(probe, from, static_cast<std::size_t>(source_bytes));  // an address outside its array shows here
+    std::memcpy(probe, from, static_cast<std::size_t>(source_bytes));  // detects an address outside its array
     asm volatile("" ::"r"(probe) : "memory");
     std::memset(to, 0xFF, kBytes);
     auto& thread = emulator::self();
@@ -171,7 +172,5 @@ void cp_async_wait() {
     }
     thread.copies.resize(left);
 }
-
-inline void named_barrier(int id, int threads) { emulator::named_barrier(id, threads); }
 
 }  // namespace zf::cuda::ptx

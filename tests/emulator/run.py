@@ -2,11 +2,12 @@
 
     python tests/emulator/run.py [--quick]
 
-1. Kernels that are wrong on purpose (faults.cpp), and real ones with a barrier taken out: each must be caught.
+1. Kernels that are wrong on purpose (faults.cpp), and real ones without a barrier or a wait: each must be caught.
 2. tests/backends/test_backends.py through the emulated backend, in several orders of the threads.
 3. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
 
---quick leaves out what takes longest: all orders but the first, and the sanitizers. Objects are kept in build/emulator.
+--quick leaves out what takes longest: all orders except the first, and the sanitizers. Objects are kept in
+build/emulator.
 Needs g++ or clang++ (CXX) on Linux, and zfkernels installed or built in place.
 """
 
@@ -15,16 +16,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import build
+
+T = TypeVar("T")
 
 OUT = build.ROOT / "build/emulator"
 ORDERS = ("forward", "reverse", "1")
 
 RIGHT = ("right", "right_rewriting")
-# Fault -> what is said about it; "" is a wrong result, in one of the orders. Those marked True need the sanitizers.
+# Fault -> the message in one of the orders at least, and whether it takes the sanitizers.
 FAULTS = {
     "missing_barrier": ("wrong result", False),
     "missing_second_barrier": ("wrong result", False),
@@ -71,18 +77,24 @@ def main() -> int:
         faults(sanitize=True)
     module = build.build()
     mutations()
-    tests = ["tests/backends/test_backends.py", "-k", "emulated"]
-    pytest(module, "forward", tests)
-    for order in () if quick else ORDERS[1:]:
-        pytest(module, order, [tests[0], "-k", "emulated and against_reference and channels_last"])
+    runs = [lambda: pytest(module, ORDERS[0], "emulated")]
     if not quick:
-        verify(build.build(sanitize=True), sanitize=True)
+        runs.append(lambda: verify(build.build(sanitize=True), sanitize=True))
+        few = "emulated and against_reference and channels_last"
+        runs += [lambda order=order: pytest(module, order, few) for order in ORDERS[1:]]
+    in_parallel(runs)
     print(f"passed in {time.monotonic() - started:.0f} s")
     return 0
 
 
+def in_parallel(runs: list[Callable[[], T]]) -> list[T]:
+    """The results of functions that wait for processes of one thread each."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda run: run(), runs))
+
+
 def faults(sanitize: bool) -> None:
-    """Every fault of FAULTS must end the program with what it says there, and the right kernel must pass."""
+    """Every fault of FAULTS must end the program with its message, and the right kernels must pass."""
     program = OUT / ("faults-sanitized" if sanitize else "faults")
     OUT.mkdir(parents=True, exist_ok=True)
     flags = [*build.COMMON, *(build.SANITIZED if sanitize else build.PLAIN), f"-I{build.ROOT}/csrc", f"-I{build.HERE}"]
@@ -116,13 +128,14 @@ def mutations() -> None:
         mutated.write_text(source.replace(before, after))
         others = [p for p in (build.ROOT / "csrc/cuda").glob("*.cu") if p.name not in (file, "device.cu")]
         modules.append(lambda s=[mutated, *others], n=f"mutated_{number}": build.build(sources=s, name=n))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        modules = list(pool.map(lambda make: make(), modules))
-    for module, (file, before, after, op) in zip(modules, MUTATIONS, strict=True):
-        codes = [verify(module, order=order, ops=op, check=False) for order in ORDERS]
-        if not any(codes):
+
+    def check(module: Path, file: str, before: str, after: str, op: str) -> None:
+        if not any(verify(module, order=order, ops=op, check=False) for order in ORDERS):
             raise SystemExit(f"{op} passed with {before!r} changed to {after!r} in {file}")
         print(f"mutation of {file}: caught by {op}", flush=True)
+
+    modules = in_parallel(modules)
+    in_parallel([partial(check, module, *row) for module, row in zip(modules, MUTATIONS, strict=True)])
 
 
 def environment(module: Path, order: str) -> dict[str, str]:
@@ -134,10 +147,13 @@ def environment(module: Path, order: str) -> dict[str, str]:
     }
 
 
-def pytest(module: Path, order: str, arguments: list[str]) -> None:
-    print(f"order {order}: pytest {' '.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    subprocess.run(command, check=True, cwd=build.ROOT, env=environment(module, order))
+def pytest(module: Path, order: str, which: str) -> None:
+    """The tests of test_backends.py whose names match `which`; their output is printed in one piece."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backends/test_backends.py"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([*command, "-k", which], cwd=build.ROOT, env=environment(module, order), **output)
+    print(f"order {order}: pytest -k {which!r}\n{done.stdout}", flush=True)
+    done.check_returncode()
 
 
 def verify(module: Path, order: str = "forward", ops: str = "", sanitize: bool = False, check: bool = True) -> int:

@@ -11,6 +11,7 @@ import zfkernels as zf
 from zfkernels.deconvnet import deconvnet
 from zfkernels.graph import regions, run
 from zfkernels.graph import run as graphs
+from zfkernels.graph.rules import Rules
 from zfkernels.graph.trace import trace_whole
 
 METHODS = ("deconvnet", "gradient", "guided")
@@ -177,8 +178,7 @@ def test_proportional_to_the_activation(built):
         _, deconv, images = built[name]
         for method in METHODS:
             once, thrice = (
-                deconv._project(images, layer, 1, None, "identity", None, method, strength).pixels
-                for strength in (1.0, 3.0)
+                deconv.project(images, layer, 1, method=method, strength=strength).pixels for strength in (1.0, 3.0)
             )
             assert error(thrice, 3 * once) < 1e-13
 
@@ -363,5 +363,5 @@ def test_in_place_sums_are_not_lost():
 def test_whole_graphs_give_the_models_output(built, name):
     net, _, images = built[name]
     graph = trace_whole(net)
-    clear = regions.Recomputed(graph, images[:1], [graph.output]).clear
+    clear = regions.Recomputed(graph, images[:1], [graph.output], Rules("cpu")).clear
     assert error(clear[graph.output], net(images[:1]).detach()) < 1e-12

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import BOUNDS, error
+from conftest import error
 from torch import nn
 
 import zfkernels as zf
 from zfkernels.ops import linear
+from zfkernels.testing.compare import BOUNDS
 
 
 @pytest.fixture(params=[0, linear.LARGE], ids=["large", "small"])

@@ -1,4 +1,4 @@
-"""The ops' specs: both doors, every order of derivative, autocast, compilation and export, the choice of a backend."""
+"""The specs of the ops: both ways in, every order of derivative, autocast, compilation, export, choice of backend."""
 
 import os
 import subprocess
@@ -143,7 +143,7 @@ def test_receptive_fields_of_the_paper_s_network():
     assert (first, last) == (field.start + 2 * field.stride, field.start + 4 * field.stride + field.size)
 
 
-# The library door
+# The way through the library
 
 
 @on_each_backend
@@ -172,7 +172,7 @@ def test_library_has_each_op_once():
 
 
 @on_each_backend
-def test_both_doors_give_the_same_bits(backend):
+def test_both_ways_give_the_same_bits(backend):
     """A no-op dispatch mode sends the same call through the library."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -273,7 +273,7 @@ def test_gradcheck(backend):
 
 
 def eager_calls(backend: str) -> dict:
-    """Each op through its eager door, as a function of the tensors that have gradients, and these tensors."""
+    """Each op in eager mode, as a function of the tensors that have gradients, and these tensors."""
     a = library_calls(backend)
     x, weight, bias, *conv = a["conv2d"]
     y, g = a["conv_transpose2d"][0], a["conv2d_weight_grad"][1]
@@ -624,7 +624,7 @@ def test_overhead_of_a_call(monkeypatch):
     """Checks, choice of the backend and autograd, above a backend that does nothing: some 5 to 20 microseconds.
 
     The bound is five times what an idle machine measures, for a test must not depend on what else the machine does;
-    it still fails on a door of the wrong kind (a torch.library op takes some 100 microseconds).
+    it still fails on a way of the wrong kind (a torch.library op takes some 100 microseconds).
     """
     x, weight, bias = (randn(*s, dtype=torch.float32) for s in ((1, 3, 8, 8), (4, 3, 3, 3), (4,)))
     y = torch.zeros(1, 4, 6, 6)

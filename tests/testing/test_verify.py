@@ -9,9 +9,12 @@ import torch
 from zfkernels import cli
 from zfkernels.backends import cpu
 from zfkernels.testing import verify
-from zfkernels.testing.cases import FIXED_CONVS, OPS, Draw, pool_size, random_pool
+from zfkernels.testing.calls import CALLS
+from zfkernels.testing.cases import FILLS, OPS, Draw, random_pool, values
 from zfkernels.testing.compare import BOUNDS, relative_error, windows_of
-from zfkernels.testing.memory import LAYOUTS, placed
+from zfkernels.testing.memory import LAYOUTS, placed, poisoned_memory
+from zfkernels.testing.shapes import FIXED_CONVS
+from zfkernels.window import pool_map
 
 
 def main(*arguments: str) -> int:
@@ -192,14 +195,47 @@ def test_relative_error(out, right, expected):
     assert relative_error(torch.tensor(out), torch.tensor(right)) == pytest.approx(expected)
 
 
-def test_layouts_hold_the_same_values():
-    x = torch.randn(2, 3, 4, 5)
-    assert len({placed(x, layout).stride() for layout in LAYOUTS}) == 3
-    assert all(torch.equal(placed(x, layout), x) for layout in LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_layouts_hold_the_same_values(dtype):
+    layouts = (*LAYOUTS, "permuted")
+    x = (100 * torch.rand(2, 3, 4, 5)).to(dtype)
+    copies = [placed(x, layout) for layout in layouts]
+    assert len({copy.stride() for copy in copies}) == len(layouts)
+    assert all(torch.equal(copy, x) and copy.data_ptr() != x.data_ptr() for copy in copies)
+    vector = torch.rand(7)
+    assert [placed(vector, layout).stride() for layout in layouts] == [(1,), (1,), (1,), (2,)]
 
 
-def test_pool_size_is_torchs():
+def test_random_poolings_have_torchs_sizes():
     for index in range(50):
         n, c, size, kernel, stride, padding, ceil = random_pool(Draw(3, "pool", index, False))
         y = torch.nn.functional.max_pool2d(torch.zeros(n, c, *size), kernel, stride, padding, ceil_mode=ceil)
-        assert pool_size(size, kernel, stride, padding, ceil) == tuple(y.shape[2:])
+        assert pool_map(size, kernel, stride, padding, ceil) == tuple(y.shape[2:])
+
+
+def test_fills_hold_what_they_say():
+    filled = {fill: values((2, 9, 9, 8), fill, torch.Generator().manual_seed(1)) for fill in FILLS}
+    assert filled["normal"].isfinite().all()
+    assert not filled["zeros"].any()
+    assert torch.equal(filled["ties"], filled["ties"].round())
+    assert {"nan", "inf", "-inf"} <= {str(value) for value in filled["nonfinite"].flatten().tolist()}
+    assert filled["nonfinite"].isfinite().double().mean() > 0.9
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c.fill == "nonfinite"], ids=lambda call: call.id)
+def test_calls_with_nonfinite_tensors_leave_finite_results_to_compare(call):
+    (first, *_) = call.tensors(torch.float64).values()
+    assert not first.isfinite().all()
+    result = call.run(call.tensors(torch.float64), "reference")[0]
+    assert 0.1 < result.isfinite().double().mean() < 1
+
+
+def test_poisoned_memory_holds_nan_and_ends():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        assert (torch.empty(3, dtype=torch.uint8) == 255).all()
+    assert before == (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )

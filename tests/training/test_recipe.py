@@ -73,22 +73,24 @@ def test_the_mean_is_of_each_pixel():
     assert torch.allclose(mean_picture(pictures), pictures.images.double().mean(0).float(), atol=1e-5)
 
 
-def test_evaluation_averages_the_probabilities_of_the_crops():
-    model, pictures = network().eval(), task(21, seed=3)  # more than one pass
-    pictures = Memory(pictures.images, torch.randint(3, (21,), generator=torch.Generator().manual_seed(2)))
+@pytest.mark.parametrize(("crops", "which", "count"), [("ten", range(10), 21), ("mirrored", (4,), 70)])
+def test_evaluation_averages_the_probabilities_of_the_crops(crops, which, count):
+    model, pictures = network().eval(), task(count, seed=3)  # more than one pass
+    pictures = Memory(pictures.images, torch.randint(3, (count,), generator=torch.Generator().manual_seed(2)))
     mean = mean_picture(pictures)
     right, right5 = 0, 0
     for image, label, _ in pictures:
-        crops = torch.stack([crop(image - mean, which, (40, 40)) for which in range(10)]) / 2
-        p = model(crops).softmax(1).mean(0)
+        views = torch.stack([crop(image - mean, each, (40, 40)) for each in which]) / 2
+        p = model(views).softmax(1).mean(0)
         right += int(p.argmax()) == label
         right5 += label in p.topk(3).indices.tolist()
     model.train()
-    error, error5 = evaluate(model, Run(PLAN, pictures, pictures, (40, 40), 2.0), pictures, mean)
+    run = Run(Plan(crops=crops), pictures, pictures, (40, 40), 2.0)
+    error, error5 = evaluate(model, run, pictures, mean)
     assert model.training
-    assert error == pytest.approx(1 - right / 21)
+    assert error == pytest.approx(1 - right / count)
     assert 0 < error < 1
-    assert error5 == pytest.approx(1 - right5 / 21) == 0
+    assert error5 == pytest.approx(1 - right5 / count) == 0
 
 
 def test_it_learns_and_holds_the_filters_to_the_clamp():

@@ -1,51 +1,113 @@
 """The atlas: every map's strongest activations, projected to pixels, beside the patches that caused them (Fig. 2).
 
 One PNG sheet a layer, and one HTML page that holds all its pictures itself, so that it can be mailed and opened from a
-disk. Of each map the projections are cropped to the receptive field and share one scale (the largest 0.5% of the
-values clipped), so that their contrast compares within a map.
+disk. A map's projections are cropped to the receptive field and share one scale (the largest 0.5% of the values are
+clipped), so that their contrast compares within a map.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.tiles import cut, frame, plain_picture, signed_picture, tile
-from .activations import TopActivations
+from ..drawing.page import data_uri, render
+from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signed_picture, tile, zoom_to
+from ..training.processes import processes
+from .activations import TopActivations, gather, top_activations
 
 UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
+Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
 
 
 @dataclass(frozen=True)
 class Card:
-    """One map: k projections and the k patches beside them, uint8 (H, W, 3) each, cropped alike."""
+    """One map's k strongest activations, each with its projection and the image that caused it."""
 
     channel: int
-    values: list[float]
-    images: list[int]
-    boxes: list[tuple[int, int, int, int]]
-    projections: list[np.ndarray]
-    patches: list[np.ndarray]
-    limit: float  # full colour of the projections, in the network's input units
+    values: Tensor  # (k,), strongest first
+    numbers: Tensor  # (k,) int64: the images' numbers
+    images: Tensor  # uint8 (k, 3, H, W)
+    pixels: Tensor  # (k, C, H, W) projections, in the network's input units
+    boxes: Tensor  # (k, 4) receptive fields, cut off at the images' borders
+    side: int | tuple[int, int]  # what is shown of each image: a receptive field that is not cut off
+
+    @cached_property
+    def frames(self) -> list[tuple[int, int, int, int]]:
+        """The receptive fields, moved inward and of one size, so that they can be shown in one grid."""
+        return [frame(box, self.side, tuple(self.images.shape[2:])) for box in self.boxes.tolist()]
+
+    @cached_property
+    def parts(self) -> list[Tensor]:
+        """The projections inside their frames."""
+        return [cut(pixels, box).float().cpu() for pixels, box in zip(self.pixels, self.frames, strict=True)]
+
+    @cached_property
+    def limit(self) -> float:
+        """The full colour of the projections, in the network's input units."""
+        return full_scale(self.parts)
+
+    @cached_property
+    def projections(self) -> list[np.ndarray]:
+        return [signed_picture(part, self.limit) for part in self.parts]
+
+    @cached_property
+    def patches(self) -> list[np.ndarray]:
+        return [plain_picture(cut(image, box)) for image, box in zip(self.images, self.frames, strict=True)]
+
+
+@dataclass(frozen=True)
+class LayerCards:
+    name: str
+    maps: int  # how many were looked at
+    cards: Iterator[Card]  # of the maps that respond to any image
+
+
+def search(
+    deconv: Deconvnet,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    layers: Sequence[str],
+    k: int,
+    paths: Sequence[Path],
+    folder: Path,
+    progress: bool = False,
+) -> dict[str, TopActivations]:
+    """The `k` strongest activations of every map over the pictures `paths`, the same on each process.
+
+    A search that was stopped continues from folder/search-*.pt, one file for these paths and each process.
+
+    Args:
+        batches: (inputs, numbers) of this process's share of the pictures.
+    """
+    rank, world = processes()
+    digest = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+    state = folder / f"search-{digest}-{rank}-of-{world}.pt"
+    return gather(top_activations(deconv, batches, layers, k, numbered=True, state=state, progress=progress), k)
+
+
+def atlas(
+    deconv: Deconvnet, tops: Mapping[str, TopActivations], read: Read, maps: int | None = None, norm: str = "identity"
+) -> Iterator[LayerCards]:
+    """The cards of each layer's first `maps` maps (all of them if None), made as they are asked for."""
+    for layer, top in tops.items():
+        channels = range(min(len(top.values), maps or len(top.values)))
+        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm))
 
 
 def cards(
     deconv: Deconvnet,
     top: TopActivations,
     layer: str,
-    read: Callable[[list[int]], tuple[Tensor, Tensor]],
+    read: Read,
     channels: Sequence[int] | None = None,
     norm: str = "identity",
+    side: int | None = None,
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
@@ -53,52 +115,52 @@ def cards(
 
     Args:
         top: of `layer`, as `top_activations` gives.
-        read: numbers of images -> (inputs (n, C, H, W) float, the same pixels as uint8 (n, 3, H, W)).
+        side: of the square that is shown; the largest receptive field among the units projected together if None.
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
     k = top.values.shape[1]
     step = max(1, UNITS_AT_ONCE // k)
-    for some in (live[i : i + step] for i in range(0, len(live), step)):
-        numbers, index = top.images[some].unique(return_inverse=True)
-        inputs, pixels = read(numbers.tolist())
-        found = deconv.project(
+    for chunk in (live[i : i + step] for i in range(0, len(live), step)):
+        numbers, index = top.images[chunk].unique(return_inverse=True)
+        inputs, images = read(numbers.tolist())
+        projection = deconv.project(
             inputs,
             layer,
-            channel=[channel for channel in some for _ in range(k)],
-            position=top.positions[some].reshape(-1, 2),
+            channel=[channel for channel in chunk for _ in range(k)],
+            position=top.positions[chunk].reshape(-1, 2),
             norm=norm,
             image_index=index.flatten(),
         )
-        shape = tuple(inputs.shape[2:])
-        side = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(0).tolist()
-        for place, channel in enumerate(some):
-            units = range(place * k, (place + 1) * k)
-            frames = [frame(found.boxes[u].tolist(), side, shape) for u in units]
-            parts = [cut(found.pixels[u], box).cpu() for u, box in zip(units, frames, strict=True)]
-            limit = float(torch.cat([part.abs().flatten() for part in parts]).float().quantile(0.995))
+        largest = tuple((projection.boxes[:, 2:] - projection.boxes[:, :2]).amax(0).tolist())
+        for row, channel in enumerate(chunk):
+            units = slice(row * k, (row + 1) * k)
             yield Card(
                 channel=channel,
-                values=top.values[channel].tolist(),
-                images=top.images[channel].tolist(),
-                boxes=frames,
-                projections=[signed_picture(part, limit) for part in parts],
-                patches=[plain_picture(cut(pixels[i], b)) for i, b in zip(index[place].tolist(), frames, strict=True)],
-                limit=limit,
+                values=top.values[channel],
+                numbers=top.images[channel],
+                images=images[index[row]],
+                pixels=projection.pixels[units],
+                boxes=projection.boxes[units],
+                side=side or largest,
             )
 
 
-def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:
-    """Projections and, to their right, patches, each as a grid of ceil(sqrt(k)) columns; uint8 (H, W, 3)."""
+def grids(card: Card, zoom: int = 1, gap: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The projections and the patches, each as a grid of ceil(sqrt(k)) columns; uint8 (H, W, 3)."""
     columns = int(np.ceil(len(card.values) ** 0.5))
-    grids = [tile(pictures, columns, zoom, gap) for pictures in (card.projections, card.patches)]
-    return np.concatenate([grids[0], np.full((len(grids[0]), 3 * gap, 3), 255, np.uint8), grids[1]], 1)
+    return tile(card.projections, columns, zoom, gap), tile(card.patches, columns, zoom, gap)
+
+
+def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:
+    """The grid of projections and, to its right, that of patches."""
+    return beside(*grids(card, zoom, gap), 3 * gap)
 
 
 def sheet(panels: Sequence[np.ndarray], width: int = 2400, gap: int = 14) -> np.ndarray:
     """Panels of one size row by row, as many in a row as fit into `width` pixels."""
     columns = max(1, min(len(panels), (width + gap) // (panels[0].shape[1] + gap)))
-    return tile(list(panels), columns, 1, gap)
+    return tile(panels, columns, 1, gap)
 
 
 @dataclass(frozen=True)
@@ -109,104 +171,58 @@ class LayerSheet:
     cards: list[dict]  # what the page shows of each
 
 
-def write_layer(out: Path, layer: str, maps: int, made: Iterator[Card], names: Sequence[str]) -> LayerSheet:
-    """Writes out/LAYER.png; the pictures are kept only in compressed form."""
+def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheet:
+    """Writes folder/LAYER.png; the pictures are kept only in compressed form. `names`: the images'."""
     from PIL import Image
 
-    kept, panels = [], []
-    for card in made:
+    shown, panels = [], []
+    for card in layer.cards:
         side = max(card.projections[0].shape[:2])
         pixels = panel(card, gap=1 if side <= 16 else 2)
-        zoom = max(1, round(48 / side))
-        small = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
-        if side > 72:
-            factor = 72 / side
-            small = small.resize((round(small.width * factor), round(small.height * factor)), Image.Resampling.LANCZOS)
-        panels.append(np.asarray(small))
-        buffer = io.BytesIO()
-        # PNG for small tiles, whose pixels are looked at one by one; WebP for the rest, at a fifth of the bytes.
-        kind = "png" if side <= 32 else "webp"
-        Image.fromarray(pixels).save(buffer, kind, **({"quality": 88} if kind == "webp" else {"optimize": True}))
-        kept.append(
-            {
-                "map": card.channel,
-                "src": f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}",
-                "w": pixels.shape[1],
-                "h": pixels.shape[0],
-                "limit": f"{card.limit:.3g}",
-                "units": [
-                    f"{value:.4g}: {names[image]}, rows {box[0]} to {box[2] - 1}, columns {box[1]} to {box[3] - 1}"
-                    for value, image, box in zip(card.values, card.images, card.boxes, strict=True)
-                ],
-            }
-        )
-    path = out / f"{layer.replace('/', '_')}.png"
+        panels.append(_on_sheet(card, side, pixels))
+        shown.append(_on_page(card, side, pixels, names))
+    path = folder / f"{layer.name.replace('/', '_')}.png"
     if panels:
         Image.fromarray(sheet(panels)).save(path, optimize=True)
-    return LayerSheet(layer, maps, path, kept)
+    return LayerSheet(layer.name, layer.maps, path, shown)
 
 
-STYLE = """
-body{font:15px/1.5 system-ui,"DejaVu Sans",sans-serif;color:#1c1e21;background:#fff;margin:0 auto;max-width:1500px;
-padding:20px 26px 60px}h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:38px 0 6px}p{max-width:80ch;margin:6px
-0}nav a{margin-right:14px}.soft{color:#6a7079;font-size:13px}.cards{display:flex;flex-wrap:wrap;gap:14px}
-button{border:1px solid #ddd;background:#fff;padding:5px;cursor:zoom-in;font:inherit;font-size:12px;color:#4a4f57;
-text-align:left}button:hover,button:focus{border-color:#b3401f}img{display:block;image-rendering:pixelated}
-dialog{border:1px solid #999;max-width:96vw;max-height:94vh;overflow:auto;padding:16px 20px}dialog::backdrop{
-background:#000a}ol{columns:2;font-size:13px;padding-left:24px;max-width:110ch}
-"""
-SCRIPT = """
-const layers=JSON.parse(document.getElementById('data').textContent),view=document.querySelector('dialog');
-function open_card(l,i){const layer=layers[l],c=layer.cards[i],z=Math.max(1,Math.min(Math.floor(innerWidth*.9/c.w),
-Math.round(900/c.w)));view.querySelector('h2').textContent=layer.name+', map '+c.map;
-const img=view.querySelector('img');img.src=c.src;img.width=c.w*z;img.height=c.h*z;
-view.querySelector('p').textContent='Left: projections, mid-grey is 0, full colour \\u00b1'+c.limit+
-' in input units. Right: the patches, the same pixels. One pixel is shown as '+z+' x '+z+
-'. Strongest first, row by row; Escape closes, arrow keys turn the page.';
-view.querySelector('ol').replaceChildren(...c.units.map(t=>{const li=document.createElement('li');li.textContent=t;
-return li}));view.dataset.l=l;view.dataset.i=i;if(!view.open)view.showModal();location.hash=layer.name+'/'+c.map}
-document.querySelectorAll('button').forEach(b=>b.onclick=()=>open_card(+b.dataset.l,+b.dataset.i));
-view.onclick=e=>{if(e.target===view)view.close()};
-view.onkeydown=e=>{const step={ArrowRight:1,ArrowLeft:-1}[e.key],l=+view.dataset.l,i=+view.dataset.i+(step||0);
-if(step&&layers[l].cards[i])open_card(l,i)};
-const [name,map]=decodeURIComponent(location.hash.slice(1)).split('/');
-layers.forEach((layer,l)=>layer.cards.forEach((c,i)=>{if(map&&layer.name===name&&String(c.map)===map)open_card(l,i)}));
-document.querySelectorAll('button img').forEach(i=>{const b=i.parentElement;i.src=layers[b.dataset.l].cards[
-b.dataset.i].src});
-"""
+def _on_sheet(card: Card, side: int, pixels: np.ndarray) -> np.ndarray:
+    """The card's panel with tiles of 48 pixels or so, at most 72."""
+    from PIL import Image
+
+    zoom = zoom_to(side, 48)
+    picture = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
+    if side > 72:
+        factor = 72 / side
+        size = round(picture.width * factor), round(picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def _on_page(card: Card, side: int, pixels: np.ndarray, names: Sequence[str]) -> dict:
+    """What the page shows of a card."""
+    # PNG for small tiles, whose pixels are looked at one by one; WebP for the rest, at a fifth of the bytes.
+    kind, options = ("png", {"optimize": True}) if side <= 32 else ("webp", {"quality": 88})
+    height, width = pixels.shape[:2]
+    values = [f"{value:.4g}" for value in card.values.tolist()]
+    return {
+        "map": card.channel,
+        "src": data_uri(pixels, kind, **options),
+        "w": width,
+        "h": height,
+        "shown": width * max(1, 220 // width) if width <= 300 else 300,  # whole multiples of its pixels, or 300
+        "limit": f"{card.limit:.3g}",
+        "strongest": values[0],
+        "units": [
+            f"{value}: {names[number]}, rows {box[0]} to {box[2] - 1}, columns {box[1]} to {box[3] - 1}"
+            for value, number, box in zip(values, card.numbers.tolist(), card.frames, strict=True)
+        ],
+    }
 
 
 def write_page(path: Path, title: str, searched: int, layers: Sequence[LayerSheet]) -> None:
     """One HTML file with every picture inside; a map's card opens its projections at full size."""
-    sections = []
-    for number, layer in enumerate(layers):
-        shown = "".join(
-            f'<button data-l="{number}" data-i="{i}"><img width="{_shown(card["w"])}" alt="map {card["map"]}">'
-            f"map {card['map']}, {html.escape(card['units'][0].partition(':')[0])}</button>"
-            for i, card in enumerate(layer.cards)
-        )
-        name = html.escape(layer.name)
-        sections.append(
-            f'<h2 id="{name}">{name} <span class="soft">{len(layer.cards)} of {layer.maps} maps shown; the others '
-            f'responded to no image</span></h2><div class="cards">{shown}</div>'
-        )
-    data = json.dumps([{"name": layer.name, "cards": layer.cards} for layer in layers]).replace("</", "<\\/")
-    links = "".join(f'<a href="#{html.escape(layer.name)}">{html.escape(layer.name)}</a>' for layer in layers)
-    path.write_text(
-        f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>
-<p>For each map its strongest activations over {searched} images, at most one an image. Left of a card: each activation
-alone, projected back to pixels; right: the patch that caused it, the same pixels (Zeiler &amp; Fergus, Fig. 2). A map's
-projections share one scale. A projection shows what of this image the switches let through; it is less particular to
-its unit than it looks, so compare with an untrained network before reading much into one.</p>
-<nav>{links}</nav>{"".join(sections)}
-<dialog><h2></h2><img alt="projections and patches"><p class="soft"></p><ol></ol></dialog>
-<script type="application/json" id="data">{data}</script><script>{SCRIPT}</script></body></html>
-""",
-        encoding="utf-8",
-    )
-
-
-def _shown(width: int) -> int:
-    """The width at which a card is shown: whole multiples of its pixels, or at most 300."""
-    return width * max(1, 220 // width) if width <= 300 else 300
+    data = [{"name": layer.name, "cards": layer.cards} for layer in layers]
+    page = render("atlas.html", title=title, searched=searched, layers=layers, data=data)
+    path.write_text(page, encoding="utf-8")

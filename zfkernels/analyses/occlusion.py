@@ -1,34 +1,29 @@
 """What a network loses when a part of the image is covered (Zeiler & Fergus, section 4.2 and Fig. 7).
 
 A window changes what is near it. So the clear image is run once, and for each window only what the window can reach in
-each layer (regions.py); images are not copied. A model that torch.fx cannot trace is run on whole covered images.
+each layer (covering.py). A model that torch.fx cannot trace is run on whole covered images.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..data.folders import find_pictures
-from ..data.loading import read_all, stream
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, new_figure, outline
-from ..drawing.tiles import cut, plain_picture, signed_picture
-from ..graph.graph import Graph
-from ..graph.regions import Recomputed, Region
-from ..graph.trace import trace_whole
-from ..models.checkpoint import Network
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
-from ..ops import checks
 from ..progress import bar
-from ..window import pair
-from .activations import top_activations
+from ..window import Pair, pair
+from .covering import Copies, by_regions, check_layer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 
 @dataclass(frozen=True)
@@ -93,54 +88,33 @@ def occlusion_map(
         TypeError: for an image or fill of the wrong type.
     """
     image = _check_image(image)
-    height, width = image.shape[1:]
-    patch_h, patch_w = pair("patch", max(1, min(height, width) // 5) if patch is None else patch, 1)
-    if patch_h > height or patch_w > width:
-        raise ValueError(f"patch {(patch_h, patch_w)} is larger than the image {(height, width)}")
-    stride_h, stride_w = pair("stride", (max(1, patch_h // 4), max(1, patch_w // 4)) if stride is None else stride, 1)
-    if stride_h > patch_h or stride_w > patch_w:
-        raise ValueError(
-            f"stride {(stride_h, stride_w)} is larger than the patch {(patch_h, patch_w)}: pixels would stay uncovered"
-        )
+    patch, stride = _check_windows(patch, stride, tuple(image.shape[1:]))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if layer is None and channel is not None:
         raise ValueError(f"channel {channel} needs a layer: pass layer= too")
-    cover = _check_fill(fill, image, (patch_h, patch_w))
-    boxes = _windows(height, width, (patch_h, patch_w), (stride_h, stride_w))
-
-    flat = boxes.reshape(-1, 4)
+    cover = _check_fill(fill, image, patch)
+    boxes = _windows(*image.shape[1:], patch, stride)
     with evaluation(model):
-        _check_layer(model, layer)
-        network = _by_regions(model, image, layer) or _Copies(model, image, layer)
+        check_layer(model, layer)
+        network = by_regions(model, image, layer) or Copies(model, image, layer)
         clear_logits, clear_maps = network.clear()
-        classes = len(clear_logits)
-        if target is None:
-            target = int(clear_logits.argmax())
-        elif isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
-            raise ValueError(f"target must be a class in 0..{classes - 1}, got {target!r}")
-        clear_activity = None
+        target = _one_of("target", target, clear_logits, "a class")
         if layer is not None:
-            if channel is None:
-                channel = int(clear_maps.amax(dim=(1, 2)).argmax())
-            elif isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < len(clear_maps):
-                raise ValueError(f"channel must be a map of {layer} in 0..{len(clear_maps) - 1}, got {channel!r}")
-            clear_activity = float(clear_maps[channel].sum())
-
+            channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
         logits, activity = [], []
-        for start in bar(range(0, len(flat), batch_size), "occlusion", "batch", progress):
-            some, map_ = network.covered(flat[start : start + batch_size], cover, channel)
-            logits.append(some)
-            if layer is not None:
-                activity.append(map_.sum(dim=(1, 2)))
+        for windows in bar(boxes.reshape(-1, 4).split(batch_size), "occlusion", "batch", progress):
+            found, maps = network.covered(windows, cover, channel)
+            logits.append(found)
+            activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
     grid = boxes.shape[:2]
-    logits = torch.cat(logits).reshape(*grid, classes)
+    logits = torch.cat(logits).reshape(*grid, len(clear_logits))
     return OcclusionMap(
         probability=logits.softmax(-1)[..., target],
         logit=logits[..., target].clone(),
         label=logits.argmax(-1),
-        activity=torch.cat(activity).reshape(grid) if layer is not None else None,
+        activity=torch.cat(activity).reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,
@@ -148,8 +122,28 @@ def occlusion_map(
         clear_probability=float(clear_logits.softmax(-1)[target]),
         clear_logit=float(clear_logits[target]),
         clear_label=int(clear_logits.argmax()),
-        clear_activity=clear_activity,
+        clear_activity=None if layer is None else float(clear_maps[channel].sum()),
     )
+
+
+def _one_of(name: str, wanted: object, strengths: torch.Tensor, kind: str) -> int:
+    """`wanted` as an index of `strengths`, which of them is largest for None."""
+    if wanted is None:
+        return int(strengths.argmax())
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(strengths):
+        raise ValueError(f"{name} must be {kind} in 0..{len(strengths) - 1}, got {wanted!r}")
+    return wanted
+
+
+def _check_windows(patch: object, stride: object, size: Pair) -> tuple[Pair, Pair]:
+    """The patch and the stride, (height, width) each, for an image of this size."""
+    patch = pair("patch", max(1, min(size) // 5) if patch is None else patch, 1)
+    if patch[0] > size[0] or patch[1] > size[1]:
+        raise ValueError(f"patch {patch} is larger than the image {size}")
+    stride = pair("stride", tuple(max(1, side // 4) for side in patch) if stride is None else stride, 1)
+    if stride[0] > patch[0] or stride[1] > patch[1]:
+        raise ValueError(f"stride {stride} is larger than the patch {patch}: pixels would stay uncovered")
+    return patch, stride
 
 
 def _windows(height: int, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
@@ -208,111 +202,7 @@ def _blurred(image: torch.Tensor, deviation: float) -> torch.Tensor:
     return blurred.to(image.dtype)
 
 
-# The two ways to run a network on covered images. Of both, clear() gives the logits (classes,) and the layer's maps
-# (C, H, W) or None, and covered(windows, cover, channel) the logits (N, classes) and one of the maps (N, H, W) or None.
-
-
-class _Regions:
-    def __init__(self, graph: Graph, image: torch.Tensor, layer: str | None) -> None:
-        self.image, self.layer, self.graph = image, layer, graph
-        self.maps = None if layer is None else graph.submodules[layer]
-        wanted = [graph.output] if layer is None else [graph.output, self.maps]
-        self.run = Recomputed(graph, image[None], wanted)
-
-    def clear(self):
-        logits = _check_logits(self.run.clear[self.graph.output], 1)[0]
-        return logits, None if self.layer is None else _check_maps(self.run.clear[self.maps], self.layer)[0]
-
-    def covered(self, windows, cover, channel):
-        windows = windows.numpy()
-        size = np.array(self.image.shape[1:])
-        box = (windows[:, 2:] - windows[:, :2]).max(0)
-        origins = np.minimum(windows[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
-        pixels = self.image.new_empty(len(windows), len(self.image), *box.tolist())
-        for some, (y, x), (top, left, bottom, right) in zip(pixels, origins.tolist(), windows.tolist(), strict=True):
-            some.copy_(self.image[:, y : y + some.shape[1], x : x + some.shape[2]])
-            some[:, top - y : bottom - y, left - x : right - x] = cover[:, top:bottom, left:right]
-        values = self.run(Region(pixels, origins))
-        logits = self.run.whole(self.graph.output, values[self.graph.output])
-        if self.layer is None:
-            return _check_logits(logits, len(windows)), None
-        return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
-
-
-class _Copies:
-    def __init__(self, model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> None:
-        self.model, self.image, self.layer = model, image, layer
-
-    def _run(self, images):
-        with _recording(self.model, self.layer) as outputs:
-            logits = _check_logits(self.model(images), len(images))
-        return logits, None if self.layer is None else _recorded(outputs, self.layer)
-
-    def clear(self):
-        logits, maps = self._run(self.image[None])
-        return logits[0], None if maps is None else maps[0]
-
-    def covered(self, windows, cover, channel):
-        images = self.image.expand(len(windows), -1, -1, -1).clone()
-        for image, (top, left, bottom, right) in zip(images, windows.tolist(), strict=True):
-            image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
-        logits, maps = self._run(images)
-        return logits, None if maps is None else maps[:, channel]
-
-
-def _by_regions(model: torch.nn.Module, image: torch.Tensor, layer: str | None) -> _Regions | None:
-    """None, after a warning, for a model of which the parts that a window reaches cannot be told."""
-    try:
-        graph = trace_whole(model)
-        checks.backend(None, image)
-        if not graph.output:
-            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
-        if layer is not None and layer not in graph.submodules:
-            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
-        return _Regions(graph, image, layer)
-    except (NotImplementedError, RuntimeError) as error:
-        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
-        return None
-
-
-@contextmanager
-def _recording(model: torch.nn.Module, layer: str | None):
-    """A list that holds the outputs of submodule `layer` of the last forward pass."""
-    outputs: list = []
-    if layer is None:
-        yield outputs
-        return
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-def _check_layer(model: torch.nn.Module, layer: str | None) -> None:
-    names = [name for name, _ in model.named_modules() if name]
-    if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
-
-
-def _recorded(outputs: list, layer: str) -> torch.Tensor:
-    if not outputs:
-        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
-    return _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
-
-
-def _check_maps(output: object, layer: str) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor) or output.dim() != 4:
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"layer {layer!r} must give maps (N, C, H, W), it gives {shape}")
-    return output
-
-
-def _check_logits(logits: object, count: int) -> torch.Tensor:
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != count:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}")
-    return logits
+Projected = tuple[str, torch.Tensor, tuple[int, int, int, int]]  # title, projection (C, H, W), box
 
 
 @dataclass(frozen=True)
@@ -322,105 +212,127 @@ class Occluded:
     name: str
     image: torch.Tensor  # uint8 (3, H, W)
     result: OcclusionMap
-    projected: list[tuple[str, torch.Tensor, tuple[int, int, int, int]]] = field(default_factory=list)
-    """(title, projection (3, H, W), box) of the map that `result` sums: in this image first, then in others."""
+    projected: list[Projected] = field(default_factory=list)  # the map that `result` sums: here first, then elsewhere
 
 
-def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None:
+def project_map(
+    model: torch.nn.Module | Deconvnet,
+    image: torch.Tensor,
+    layer: str,
+    channel: int,
+    others: torch.Tensor | None = None,
+    names: Sequence[str] = (),
+) -> list[Projected]:
+    """The map's strongest activation projected in `image` (C, H, W), and in `others` (N, C, H, W) of these names."""
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+    images = image[None] if others is None else torch.cat([image[None], others])
+    result = deconv.project(images, layer, channel)
+    titles = ["(c) projection, this picture", *(f"(c) {name}" for name in names)]
+    return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
+
+
+def table(result: OcclusionMap, classes: Sequence[str]) -> str:
+    """The clear answer, the window that lowers it most, and how many there are."""
+    lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
+    top, left, bottom, right = result.boxes[lowest].tolist()
+    return (
+        f"clear       {classes[result.clear_label]}; P({classes[result.target]}) = {result.clear_probability:.4f}\n"
+        f"lowest      P = {float(result.probability[lowest]):.4f} with rows {top} to {bottom - 1}, "
+        f"columns {left} to {right - 1} covered\n"
+        f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw"
+    )
+
+
+def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     """The paper's Fig. 7: the image, the map's activity, the target's probability and the most probable class."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Patch
-
     result = occluded.result
-    rows, columns = result.probability.shape
-    height, width = occluded.image.shape[1:]
-    # A cell is drawn around its window's centre; the windows at the far edges are cut, and drawn as if they were not.
-    stride_h = int(result.boxes[1, 0, 0]) if rows > 1 else height
-    stride_w = int(result.boxes[0, 1, 1]) if columns > 1 else width
-    patch_h, patch_w = int(result.boxes[0, 0, 2]), int(result.boxes[0, 0, 3])
-    left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
-    extent = (left, left + columns * stride_w, top + rows * stride_h, top)
-
-    figure = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
-    upper = figure
+    drawn = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
+    upper = drawn
     if occluded.projected:
-        upper, lower = figure.subfigures(2, 1)
-        _projected_row(lower, occluded)
+        upper, lower = drawn.subfigures(2, 1)
+        _projected_row(lower, occluded.projected)
     picture, activity, probability, label = upper.subplots(1, 4)
+    height, width = occluded.image.shape[1:]
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
-    worst = divmod(int(result.probability.argmin()), columns)
+    worst = divmod(int(result.probability.argmin()), result.probability.shape[1])
     outline(picture, result.boxes[worst].tolist())
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
+    picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
     sums = result.activity.numpy()
     low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
-    drawn = activity.imshow(sums, cmap="viridis", extent=extent, vmin=low, vmax=high, interpolation="nearest")
+    scale = _cells(upper, activity, occluded, sums, "viridis", (low, high))
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
-    bar = upper.colorbar(drawn, ax=activity, shrink=0.8)
-    bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
+    scale.axhline(result.clear_activity, color="w", linewidth=1.5)
 
-    drawn = probability.imshow(
-        result.probability.numpy(), cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest"
-    )
-    lettered = "d" if occluded.projected else "c"
-    probability.set_title(
-        f"({lettered}) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9
-    )
-    bar2 = upper.colorbar(drawn, ax=probability, shrink=0.8)
-
-    seen = sorted(set(result.label.ravel().tolist()), key=lambda c: -int((result.label == c).sum()))
-    palette = colormaps["tab20"]
-    colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
-    label.imshow(colours[result.label.numpy()], extent=extent, interpolation="nearest")
-    label.set_title(f"({'e' if occluded.projected else 'd'}) most probable class", fontsize=9)
-    label.legend(
-        handles=[Patch(color=colours[c], label=classes[c]) for c in seen[:6]],
-        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1,
-    )  # fmt: skip
+    third, fourth = "de" if occluded.projected else "cd"
+    _cells(upper, probability, occluded, result.probability.numpy(), "magma", (0, 1))
+    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.2f} when clear"
+    probability.set_title(title, fontsize=9)
+    _most_probable(label, occluded, classes)
+    label.set_title(f"({fourth}) most probable class", fontsize=9)
     for axes in (picture, activity, probability, label):
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width // 2, width], yticks=[0, height // 2, height])
         axes.tick_params(colors=SOFT, labelsize=7)
         axes.set_facecolor("#e8e8e8")
-    picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
-    for each in (bar, bar2):
-        each.ax.tick_params(colors=SOFT, labelsize=7)
-        each.outline.set_visible(False)
-    figure.savefig(path)
+    return drawn
 
 
-def _projected_row(figure, occluded: Occluded) -> None:
+def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
+    """The cells' left, right, bottom and top, in the image's pixels.
+
+    A cell is drawn around its window's centre; the windows at the far edges are cut, and drawn as if they were not.
+    """
+    boxes, (height, width) = occluded.result.boxes, occluded.image.shape[1:]
+    rows, columns = boxes.shape[:2]
+    stride_h = int(boxes[1, 0, 0]) if rows > 1 else height
+    stride_w = int(boxes[0, 1, 1]) if columns > 1 else width
+    patch_h, patch_w = int(boxes[0, 0, 2]), int(boxes[0, 0, 3])
+    left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
+    return left, left + columns * stride_w, top + rows * stride_h, top
+
+
+def _cells(
+    canvas: Figure | SubFigure,
+    axes: Axes,
+    occluded: Occluded,
+    values: np.ndarray,
+    colours: str,
+    limits: tuple[float, float],
+) -> Axes:
+    """Draws a number a cell, with a bar of its colours, whose axes are returned."""
+    low, high = limits
+    drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
+    scale = canvas.colorbar(drawn, ax=axes, shrink=0.8)
+    scale.ax.tick_params(colors=SOFT, labelsize=7)
+    scale.outline.set_visible(False)
+    return scale.ax
+
+
+def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> None:
+    """A colour a class, with the names of the 6 most frequent."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    label, palette = occluded.result.label, colormaps["tab20"]
+    frequent = sorted(set(label.ravel().tolist()), key=lambda c: -int((label == c).sum()))
+    colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
+    axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
+    handles = [Patch(color=colours[c], label=classes[c]) for c in frequent[:6]]
+    axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1
+    )
+
+
+def _projected_row(canvas: Figure | SubFigure, projected: Sequence[Projected]) -> None:
     """(c) of the paper's Fig. 7: the map's strongest activation projected, in this image and in others."""
-    for axes, (title, pixels, box) in zip(
-        figure.subplots(1, max(4, len(occluded.projected))), occluded.projected, strict=False
-    ):
+    columns = canvas.subplots(1, max(4, len(projected)))
+    for axes, (title, pixels, box) in zip(columns, projected, strict=False):
         top, left, bottom, right = box
         part = cut(pixels, box)
-        limit = float(part.abs().flatten().quantile(0.995))
+        limit = full_scale([part])
         axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
         axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
         axes.tick_params(colors=SOFT, labelsize=7)
-    for axes in figure.axes[len(occluded.projected) :]:
+    for axes in columns[len(projected) :]:
         axes.set_axis_off()
-
-
-def project_map(
-    network: Network, image: torch.Tensor, layer: str, channel: int, folder: Path | None, others: int = 3
-) -> list[tuple[str, torch.Tensor, tuple[int, int, int, int]]]:
-    """The map's strongest activation in `image` and in the `others` pictures of `folder` that excite it most.
-
-    `image`: (3, H, W), as the network takes it. Without a folder only the first.
-    """
-
-    deconv, inputs, names = Deconvnet(network.model), image[None], ["(c) projection, this picture"]
-    if folder is not None:
-        paths, size = find_pictures(folder), tuple(image.shape[1:])
-        top = top_activations(deconv, stream(paths, size, network.normalise), layer, others + 1, numbered=True)
-        chosen = [paths[i] for i in top.images[channel].tolist()]
-        read = network.normalise(read_all(chosen, size))
-        kept = [i for i, one in enumerate(read) if not torch.equal(one, image)][:others]
-        inputs = torch.cat([inputs, read[kept]])
-        names += [f"(c) {chosen[i].stem}" for i in kept]
-    found = deconv.project(inputs, layer, channel)
-    return [
-        (name, pixels, tuple(box)) for name, pixels, box in zip(names, found.pixels, found.boxes.tolist(), strict=True)
-    ]

@@ -15,9 +15,9 @@ class Ceilings:
     copies: dict[int, float]
 
     def floor(self, flops: int, bytes_: int) -> float:
-        """Seconds that no call can beat: those of the arithmetic done directly or of the memory traffic, the longer.
+        """The least seconds of a call: of its arithmetic done directly or of its memory traffic, whichever is longer.
 
-        A convolution by Winograd's filtering, or of nonzeros alone, does less arithmetic, and may.
+        A convolution by Winograd's filtering, or of nonzeros alone, does less arithmetic and can be faster.
         """
         nearest = min(self.copies, key=lambda size: abs(size.bit_length() - int(bytes_).bit_length()))
         return max(flops / self.flops, bytes_ / self.copies[nearest])
@@ -42,11 +42,11 @@ def best(call: Callable, repeats: int, synchronize: Callable) -> float:
     """Seconds of a call, in the fastest of the bursts."""
     call()
     synchronize()
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(3):
             call()
         synchronize()
-        found.append((time.perf_counter() - start) / 3)
-    return min(found)
+        times.append((time.perf_counter() - start) / 3)
+    return min(times)

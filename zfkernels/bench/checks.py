@@ -1,19 +1,19 @@
 """What a right result is. Each check takes the contender's outputs and the right ones in float64 and returns an error,
-relative in norm, to compare with the case's bound; infinity for what no rounding explains."""
+relative in norm, to compare with the case's bound; infinity for what rounding cannot explain."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..testing.compare import relative_error, windows_of
+from ..testing.compare import BOUNDS, relative_error, windows_of
 from .shapes import Pool
 
-BOUND = 1e-5  # of float32; a setting may have another
+BOUND = BOUNDS[torch.float32]  # a setting may have another
 # A window whose two largest values are within rounding of each other has two right switches, and a projection or a
-# gradient through it two right values. Of projections, this share of the pixels, the most different, is not compared...
+# gradient through it two right values. Of a projection, this share of the pixels, those that differ most, is not
+# compared; the whole may differ by FORKED_BOUND.
 LEFT_OUT = 0.05
-# ...and this is what the whole may differ by.
 FORKED_BOUND = 1e-2
 
 
@@ -22,13 +22,13 @@ def values(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     return max(relative_error(out, r) for out, r in zip(outs, right, strict=False))
 
 
-def apart_from(places: Tensor):
-    """The check that compares the first output everywhere but at `places`."""
+def apart_from(pixels: Tensor):
+    """The check that compares the first output everywhere except at `pixels`, a mask."""
 
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
         if outs[0].shape != right[0].shape:
             return math.inf
-        return relative_error(outs[0].masked_fill(places, 0), right[0].masked_fill(places, 0))
+        return relative_error(outs[0].masked_fill(pixels, 0), right[0].masked_fill(pixels, 0))
 
     return check
 
@@ -36,9 +36,9 @@ def apart_from(places: Tensor):
 def pooled(p: Pool, bound: float):
     """The check of (map, switches) against (map, the values that were pooled).
 
-    `bound` 0: what was pooled is the same numbers, so that map and switches must be equal to the bit. Else it was made
-    by a convolution: a switch must then name a value within `bound` times the map's largest of its window's largest,
-    and the first place where the ReLU makes a whole window 0.
+    With `bound` 0 all pooled the same numbers, and map and switches must be equal to the bit. Otherwise a convolution
+    computed what was pooled: a switch must then name a value within `bound` times the map's largest of its window's
+    largest, and the first pixel where the ReLU makes a whole window 0.
     """
 
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
@@ -59,8 +59,8 @@ def switches_hold(p: Pool, chosen: Tensor, maps: Tensor, bound: float, rectified
     if switches.shape != (*maps.shape[:2], p.out, p.out) or int(switches.max()) >= p.kernel**2:
         return False
     gap = bound * float(maps.abs().max())
-    for one, s in zip(maps, switches.long(), strict=True):
-        taps = windows_of(one[None], (p.kernel,) * 2, (p.stride,) * 2, (0, 0), (p.out, p.out))[0]
+    for image, s in zip(maps, switches.long(), strict=True):
+        taps = windows_of(image[None], (p.kernel,) * 2, (p.stride,) * 2, (0, 0), (p.out, p.out))[0]
         value, largest = taps.gather(-1, s[..., None])[..., 0], taps.amax(-1)
         if rectified:
             if chosen.dtype == torch.uint8 and bool(s[largest < -gap].any()):
@@ -81,7 +81,7 @@ def switches_of(p: Pool, indices: Tensor) -> Tensor:
 
 
 def projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
-    """The error of pixels (N, C, H, W) but for LEFT_OUT of them; infinity if the whole's is above FORKED_BOUND."""
+    """The error of pixels (N, C, H, W) except LEFT_OUT of them; infinity if the whole's is above FORKED_BOUND."""
     out, right = outs[0][: len(right[0])].cpu().double(), right[0].cpu()
     if not relative_error(out, right) <= FORKED_BOUND:
         return math.inf
@@ -91,7 +91,7 @@ def projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
 
 
 def training_step(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
-    """The error of the loss; infinity if that of a gradient is above FORKED_BOUND."""
+    """The error of the loss; infinity if a gradient's is above FORKED_BOUND."""
     if len(outs) != len(right) or not values(outs[1:], right[1:]) <= FORKED_BOUND:
         return math.inf
     return values(outs[:1], right[:1])

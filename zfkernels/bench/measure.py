@@ -1,6 +1,6 @@
 """How time is taken: right results first, then interleaved bursts, medians and spread, noisy rounds again.
 
-In a round each contender runs one burst of calls, in a shuffled order, so that a slow second of the machine hits all
+In a round each contender runs one burst of calls, in a shuffled order, so that a slow second of the machine affects all
 of them. A burst's time is the median of its calls. A ratio is the median over the rounds of (the peer's time / ours)
 within one round; above 1 we are faster. A round in which a burst took NOISY times its contender's median is noisy and
 is measured again, at most as often as there are rounds.
@@ -20,12 +20,12 @@ from .peers import Case, Setting
 
 OURS = "zfkernels"
 NOISY = 1.25
-PAUSE = 0.02  # seconds before a burst, for the threads of the peer before it to stop spinning on our cores
-SLOW = 0.2  # seconds: a call this long is its own burst, without one before it that does not count
+PAUSE = 0.02  # seconds before a burst, in which the threads of the last peer stop spinning on the cores
+SLOW = 0.2  # seconds: a call this long is a burst of its own, without a call before it that does not count
 
 
 class Pace(NamedTuple):
-    """How long to measure: seconds a burst, seconds a case, rounds at least and at most."""
+    """How long to measure: seconds a burst, seconds a case, the least and the most rounds."""
 
     burst: float
     case: float
@@ -37,17 +37,17 @@ FULL, QUICK = Pace(0.06, 10, 3, 9), Pace(0.02, 1.5, 3, 5)
 
 
 def errors(case: Case) -> dict[str, float]:
-    """Each contender's error. A function that raises is as wrong as can be, and the case says how."""
+    """Each contender's error; infinity for one that raises, and `case.missing` then says what."""
     right = case.right()
-    found = {}
+    result = {}
     for who, run in case.run.items():
         try:
             outs = tuple(torch.as_tensor(out) for out in run())
-            found[who] = case.checks.get(who, case.check)(outs, right)
+            result[who] = case.checks.get(who, case.check)(outs, right)
         except Exception as problem:  # one contender's crash is its own, not the others'
-            found[who] = float("inf")
+            result[who] = float("inf")
             case.missing[who] = (str(problem).strip() or type(problem).__name__).splitlines()[0][:120]
-    return found
+    return result
 
 
 def burst(run: Callable, calls: int, synchronize: Callable) -> float:
@@ -74,11 +74,11 @@ def timed(
 
     def one_round() -> dict[str, float]:
         shuffle(order)
-        found = {}
+        times = {}
         for who in order:
             time.sleep(PAUSE)
-            found[who] = burst(runs[who], calls[who], synchronize)
-        return found
+            times[who] = burst(runs[who], calls[who], synchronize)
+        return times
 
     rounds = [one_round() for _ in range(count)]
     again = 0
@@ -90,26 +90,24 @@ def timed(
 
 
 def noise(rounds: list[dict[str, float]]) -> list[float]:
-    """For each round, the most that a contender's time was above its median over the rounds (1: not at all)."""
+    """For each round, the largest ratio of a contender's time to its median over the rounds (1: none was slower)."""
     usual = {who: statistics.median(r[who] for r in rounds) for who in rounds[0]}
     return [max(t / usual[who] for who, t in r.items()) for r in rounds]
 
 
 def noisiest(rounds: list[dict[str, float]]) -> int | None:
-    found = noise(rounds)
-    worst = max(range(len(found)), key=found.__getitem__)
-    return worst if found[worst] > NOISY else None
+    ratios = noise(rounds)
+    worst = max(range(len(ratios)), key=ratios.__getitem__)
+    return worst if ratios[worst] > NOISY else None
 
 
 def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
     """One row: the error of every contender, the times and ratios of those that are right."""
-    wrong_by = errors(case)
-    runs = {who: run for who, run in case.run.items() if wrong_by[who] <= case.setting.bound}
-    row = {
-        "job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes,
-        "errors": {who: e if e < float("inf") else str(e) for who, e in wrong_by.items()}, "missing": case.missing,
-        "ms": {}, "spread": {}, "ratio": {},
-    }  # fmt: skip
+    error = errors(case)
+    runs = {who: run for who, run in case.run.items() if error[who] <= case.setting.bound}
+    row = {"job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes}
+    row |= {"errors": {who: e if e < float("inf") else str(e) for who, e in error.items()}, "missing": case.missing}
+    row |= {"ms": {}, "spread": {}, "ratio": {}}
     if OURS not in runs:
         return row
     times, row["again"], row["noisy"] = timed(runs, pace, case.setting.synchronize)

@@ -2,7 +2,7 @@
 
     python -m zfkernels.bench.memory forward "eager nhwc" 8 2 cpu
 
-prints {"held": bytes, "peak": bytes}: what the process holds once weights and images are there, and its high-water mark
+prints {"held": bytes, "peak": bytes}: what the process holds once it has weights and images, and its high-water mark
 while it runs the job twice. On a CPU these are VmRSS and VmHWM of /proc/self/status (Linux), on a GPU torch's own
 counts.
 """
@@ -25,8 +25,8 @@ STATUS = Path("/proc/self/status")
 
 
 def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[dict]:
-    """For each job the bytes of ours and of torch eager in both formats; a contender that failed says why."""
-    found = []
+    """For each job the bytes of ours and of torch eager in both formats; for a contender that failed, why."""
+    result = []
     for name in names:
         size = jobs.JOBS[name].sizes[0] if jobs.JOBS[name].sizes else n
         row = {"job": name, "n": size, "bytes": {}, "missing": {}}
@@ -37,8 +37,8 @@ def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[dict]:
                 row["bytes"][who] = json.loads(done.stdout)
             else:
                 row["missing"][who] = (done.stderr.strip().splitlines() or ["no message"])[-1][:120]
-        found.append(row)
-    return found
+        result.append(row)
+    return result
 
 
 def status(name: str) -> int:

@@ -14,22 +14,24 @@ from torch import Tensor, nn
 import zfkernels
 
 from .. import ZFNet
-from ..deconvnet import cones
+from ..deconvnet.cones import Cones
+from ..deconvnet.units import Units, at, strongest
+from ..graph.rules import Rules
+from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
 from . import checks
 from .peers import FORMATS, LAST, Case, Graph, Setting
 from .shapes import CONVS, NORMS, POOLS
-from .torch_ops import normalized, pooled, unpooled
+from .stacks import FLOPS, add_descent, alone, climb, descend, empty_maps
 
 CHANNEL = 7  # the map of conv5 whose strongest unit is projected
 ATLAS_IMAGES, ATLAS_TOP = 32, 9
 ATLAS_CHECKED, ATLAS_CHUNK = 36, 16  # units whose dense projection is computed in float64; units a dense batch
-FLOPS = sum(c.flops for c in CONVS.values())
 
 
 @lru_cache(maxsize=1)
 def network(device: str, dtype: torch.dtype) -> ZFNet:
-    """The full ZFNet with He's weights. Nothing may train it: it is shared."""
+    """The full ZFNet with He's weights. It is shared: nothing may train it."""
     torch.manual_seed(0)
     return ZFNet(weight_std=None, dropout=0.0, device=device, dtype=dtype).eval()
 
@@ -101,68 +103,24 @@ def parameters(model: ZFNet) -> dict[int, tuple[Tensor, Tensor]]:
     return {i: (conv.weight.detach(), conv.bias.detach()) for i, conv in convs.items()}
 
 
-# Projections, as a user of torch would write them: dense maps, from the top down to the pixels
-
-
-def climb(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-    """Images to conv5's map and the indices of pools 1 and 2."""
-    kept = []
-    for i, c in CONVS.items():
-        x = F.relu_(F.conv2d(x, flat[2 * i - 2], flat[2 * i - 1], c.stride, c.padding))
-        if i in NORMS:
-            x, indices = pooled(POOLS[i], x)
-            kept.append(indices)
-            x = normalized(NORMS[i], x)
-    return x, *kept
-
-
-def alone(x: Tensor, channels: Tensor) -> Tensor:
-    """x (N, C, H, W) with all activations set to 0 but the strongest of map channels[i] of image i."""
-    maps = x[torch.arange(len(x), device=x.device), channels].flatten(1)
-    value, place = maps.max(1, keepdim=True)
-    kept = torch.zeros_like(x)
-    rows, columns = place // x.shape[3], place % x.shape[3]
-    kept[torch.arange(len(x), device=x.device)[:, None], channels[:, None], rows, columns] = value
-    return kept
-
-
-def descend(g: Tensor, first: Tensor, second: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> Tensor:
-    """conv5's map to pixels. map1 and map2 have the shape and format of what pools 1 and 2 were made of."""
-    for i, c in reversed(CONVS.items()):
-        if i == 2:
-            g = unpooled(POOLS[2], g, second, map2)
-        elif i == 1:
-            g = unpooled(POOLS[1], g, first, map1)
-        g = F.conv_transpose2d(F.relu(g), flat[2 * i - 2], None, c.stride, c.padding, c.extra)
-    return g
-
-
-def empty_maps(n: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
-
-
-def add_descent(graph: Graph, weights: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> None:
-    """`descend` as nodes of a graph, through the poolings that have indices."""
-    for i, (w, _) in reversed(weights.items()):
-        if i in indices:
-            graph.unpool(POOLS[i], n, indices[i])
-        graph.node("Relu", [graph.value])
-        graph.transposed(CONVS[i], w)
-
-
 def project(n: int, setting: Setting) -> Case:
     """Images to conv5, and the projection of the strongest unit of one map of each."""
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
-    flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
+    flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
+    channels = torch.full((n,), CHANNEL)
 
     def dense(x: Tensor, channels: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> tuple[Tensor]:
         top, first, second = climb(x, *flat)
         return (descend(alone(top, channels), first, second, map1, map2, *flat),)
 
     case = Case(
-        setting, n, lambda: dense(x.double(), channels, *(t.double() for t in (*maps, *flat))),
-        flops=n * FLOPS, bytes=2 * x.nbytes + sum(t.nbytes for t in flat), check=checks.projections,
-    )  # fmt: skip
+        setting,
+        n,
+        lambda: dense(x.double(), channels, *(t.double() for t in (*maps, *flat))),
+        flops=n * FLOPS,
+        bytes=2 * x.nbytes + sum(t.nbytes for t in flat),
+        check=checks.projections,
+    )
     deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
 
     def ours() -> tuple[Tensor]:
@@ -193,35 +151,37 @@ def project(n: int, setting: Setting) -> Case:
 def reverse(n: int, setting: Setting) -> Case:
     """The projection of one conv5 unit an image, from what the forward pass left: the unit, switches or indices."""
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
-    flat, maps, channels = [t for pair in parameters(model).values() for t in pair], empty_maps(n), torch.full((n,), 7)
-    deconv = zfkernels.Deconvnet(model)
-    steps = deconv._chain.steps[: deconv._chain.stop("conv5")]
-    run = cones._run(steps, deconv._chain.shapes(x.shape, len(steps)), x.contiguous(memory_format=LAST))
-    of, units = np.arange(n), channels.cpu().numpy()
-    places = units._strongest(run.value, of, units)
-    found = units._at(run.value, of, units, places)
+    flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
+    channels = torch.full((n,), CHANNEL)
+    graph, chain = trace(model)
+    stop = graph.stop("conv5")
+    engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
+    with torch.no_grad():
+        run = engine.up(x.contiguous(memory_format=LAST), rules)
+    units = Units(np.arange(n), channels.cpu().numpy(), np.zeros((n, 2), np.int64))
+    units = units._replace(positions=strongest(run.value, units))
+    values = at(run.value, units)
 
     def ours() -> tuple[Tensor]:
-        with zfkernels.use_backend(setting.backend):
-            boxes, origins = cones._reverse(run, found, of, units, places, "identity")
-            pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
-            for out, box, origin in zip(pixels, boxes, origins.tolist(), strict=True):
-                cones._paste(out, box, *origin)
-            return (pixels,)
+        pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
+        engine.down(run, units, values, rules, pixels)
+        return (pixels,)
 
     # The same switches for all, so that there is one right answer.
-    switches = {i: run.recorded[k] for i, k in zip((1, 2), sorted(k for k in run.recorded if
-                run.recorded[k].dtype == torch.uint8), strict=True)}  # fmt: skip
-    first, second = (indices_of(i, switches[i]) for i in (1, 2))
+    switches = [record for record in run.recorded if record is not None and record.dtype == torch.uint8]
+    first, second = (indices_of(i, one) for i, one in zip((1, 2), switches, strict=True))
     kept = alone(run.value, channels)
 
     def dense(g: Tensor, *others: Tensor) -> tuple[Tensor]:
         return (descend(g, *others),)
 
     case = Case(
-        setting, n, lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
-        flops=n * FLOPS, bytes=x.nbytes + sum(w.nbytes for w in flat),
-    )  # fmt: skip
+        setting,
+        n,
+        lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
+        flops=n * FLOPS,
+        bytes=x.nbytes + sum(w.nbytes for w in flat),
+    )
     case.run["zfkernels"] = ours
     case.add_torch(dense, kept, first, second, *maps, *flat)
     whole = {
@@ -242,7 +202,7 @@ def indices_of(i: int, switches: Tensor) -> Tensor:
 
 
 def atlas(maps: int, setting: Setting) -> Case:
-    """The projections of the 9 images that excite each of some conv5 maps most, of 32 images: units/s.
+    """For each of `maps` conv5 maps, the projections of the 9 of 32 images that excite it most: units/s.
 
     The peer climbs once, and descends in dense batches.
     """
@@ -256,16 +216,20 @@ def atlas(maps: int, setting: Setting) -> Case:
         top, first, second = climb(x, *flat)
         out = x.new_empty(count, *x.shape[1:])
         for start in range(0, count, ATLAS_CHUNK):
-            some = slice(start, min(start + ATLAS_CHUNK, count))
-            of, size = index[some], some.stop - start
-            out[some] = descend(alone(top[of], channels[some]), first[of], second[of], map1[:size], map2[:size], *flat)
+            chunk = slice(start, min(start + ATLAS_CHUNK, count))
+            images, size = index[chunk], chunk.stop - start
+            units = alone(top[images], channels[chunk])
+            out[chunk] = descend(units, first[images], second[images], map1[:size], map2[:size], *flat)
         return (out,)
 
     empty = empty_maps(ATLAS_CHUNK)
     case = Case(
-        setting, maps, lambda: dense(x.double(), *(t.double() for t in (*empty, *flat)), count=ATLAS_CHECKED),
-        check=checks.projections, items=len(index),
-    )  # fmt: skip
+        setting,
+        maps,
+        lambda: dense(x.double(), *(t.double() for t in (*empty, *flat)), count=ATLAS_CHECKED),
+        check=checks.projections,
+        items=len(index),
+    )
 
     def ours() -> tuple[Tensor]:
         with zfkernels.use_backend(setting.backend):
@@ -286,7 +250,7 @@ def step(n: int, setting: Setting) -> Case:
 
 
 def small_step(n: int, setting: Setting) -> Case:
-    """The same of the network that `zfkernels demo` trains."""
+    """A step of the network that `zfkernels demo` trains."""
     from ..demo.network import CHANNELS, FEATURES, SIDE
 
     model = ZFNet(8, image_size=SIDE, channels=CHANNELS, fc=FEATURES, weight_std=None, dropout=0.0)
@@ -297,9 +261,9 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
     """The rate is so small that all steps timed are the same; a result is the loss and the gradients of the first.
 
     The images are the same in each run: one in fifty has a window so near to a tie that a rounding moves its
-    gradient by more than what `checks.training_step` allows.
+    gradient by more than `checks.training_step` allows.
     """
-    clamp_filters_(model)  # now: else the first step, and it alone, would move the weights by what it clamps
+    clamp_filters_(model)  # otherwise the first step alone would clamp, and move the weights
     seeded = torch.Generator().manual_seed(4)
     images = torch.randn(n, model.in_channels, *model.image_size, generator=seeded)
     labels = torch.randint(model.num_classes, (n,), generator=seeded)
@@ -322,10 +286,13 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
         return twin(copy.deepcopy(model).train(), memory_format)
 
     case = Case(
-        setting, n, lambda: stepping(fresh(LAST).double(), images.double())(), check=checks.training_step,
+        setting,
+        n,
+        lambda: stepping(fresh(LAST).double(), images.double())(),
+        check=checks.training_step,
         flops=n * 3 * FLOPS if model.image_size == (224, 224) else 0,
         bytes=images.nbytes + 5 * sum(p.nbytes for p in model.parameters()),
-    )  # fmt: skip
+    )
     last = images.contiguous(memory_format=LAST)
     case.run["zfkernels"] = stepping(copy.deepcopy(model).train(), last)
     for name, memory_format in FORMATS.items():

@@ -1,8 +1,8 @@
 """Who computes a case: zfkernels, torch eager in both memory formats, torch.compile, torch's fused oneDNN call, ONNX
 Runtime and OpenVINO.
 
-All see the same numbers and use the same count of threads, and all allocate their results in each call. What a peer can
-prepare once it has prepared before the clock starts: compiled code, packed weights.
+All get the same numbers and as many threads, and all allocate their results in each call. What a peer can prepare once
+(compiled code, packed weights) is ready before the clock starts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
 
 @dataclass
 class Setting:
-    """The terms of a run: zfkernels' backend, threads, which peers, the seconds that torch.compile may take, on what
-    device and in which dtype, and the relative error that a right result may have."""
+    """How a run is set up: zfkernels' backend, the threads, the peers, the seconds that torch.compile may take, the
+    device and dtype, and the relative error that a right result may have."""
 
     backend: str = "cpu"
     threads: int = 2
     peers: tuple[str, ...] = PEERS  # peers, or single contenders ("eager nhwc")
     compile_seconds: float = 60.0  # for one case
     compile_total: float = 1800.0  # left for the run
-    device: str = ""  # the backend's first, if not given
-    dtype: torch.dtype = torch.float32  # what is not float32 has no graph for ONNX Runtime and OpenVINO
+    device: str = ""  # by default the backend's first
+    dtype: torch.dtype = torch.float32  # ONNX Runtime and OpenVINO run float32 only
     bound: float = checks.BOUND
 
     def __post_init__(self) -> None:
@@ -71,10 +71,10 @@ class Case:
     n: int
     right: Callable[[], tuple[Tensor, ...]]  # in float64
     flops: int = 0  # floating-point operations a call, a convolution's counted as if done directly
-    bytes: int = 0  # that a call must read or write at least
+    bytes: int = 0  # the least that a call reads and writes
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float] = checks.values
     checks: dict[str, Callable] = field(default_factory=dict)  # of single contenders, where theirs differs
-    items: int = 0  # what a call makes (0: n)
+    items: int = 0  # results of a call (0: n)
     name: str = ""
     run: dict[str, Callable[[], tuple]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # contender: why it has no time
@@ -88,8 +88,8 @@ class Case:
         if compiled:
             self.add_compiled(lambda: partial(torch.compile(function, dynamic=False), *formatted(LAST, tensors)))
 
-    def add_compiled(self, make: Callable[[], Callable[[], tuple]]) -> None:
-        """The function that `make` makes, whose first call compiles, within the time that is left for that."""
+    def add_compiled(self, build: Callable[[], Callable[[], tuple]]) -> None:
+        """What `build` returns, a function whose first call compiles, within the time that is left for compiling."""
         import torch._inductor.config
 
         setting = self.setting
@@ -99,17 +99,17 @@ class Case:
         if limit < 1:
             self.missing["compile"] = "the run's time for compiling is spent"
             return
-        torch._dynamo.reset()  # the cases' functions share code, and torch.compile gives up on what it has seen often
+        torch._dynamo.reset()  # the cases' functions share code, and torch.compile gives up on code seen too often
         start = time.monotonic()
         try:
             with time_limit(limit), torch._inductor.config.patch(compile_threads=1):
-                run = make()
+                run = build()
                 run()
                 run()
             self.run["compile"] = run
         except TimeUpError:
             self.missing["compile"] = f"not compiled within {limit:.0f} s"
-        except Exception as error:  # whatever the compiler trips over, it is the peer that has no time
+        except Exception as error:  # whatever makes the compiler fail, the peer then has no time
             self.missing["compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
         setting.compile_total -= time.monotonic() - start
 
@@ -125,24 +125,24 @@ class Case:
     def add_onednn_transposed(self, c: Conv, g: Tensor, w: Tensor) -> None:
         """torch's transposed convolution with weights packed in advance."""
         if self.setting.wants("onednn") and self.setting.device == "cpu" and torch.backends.mkldnn.is_available():
-            where = [c.padding] * 2, [c.extra] * 2, [c.stride] * 2, [1, 1], 1
-            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(w, *where, list(g.shape))
+            window = [c.padding] * 2, [c.extra] * 2, [c.stride] * 2, [1, 1], 1
+            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(w, *window, list(g.shape))
             g = g.contiguous(memory_format=LAST)
             call = torch.ops.mkldnn._convolution_transpose_pointwise
-            self.run["onednn"] = lambda: (call(g, packed, None, *where, "none", [], ""),)
+            self.run["onednn"] = lambda: (call(g, packed, None, *window, "none", [], ""),)
 
     def add_graph(self, graph: Graph) -> None:
         """ONNX Runtime's and OpenVINO's sessions of the graph."""
-        made = None
+        model = None
         for who, start in (("ort", onnxruntime_session), ("openvino", openvino_session)):
             if not self.setting.wants(who) or self.setting.device != "cpu" or self.setting.dtype != torch.float32:
                 continue
             if find_spec(PACKAGES[who]) is None or find_spec("onnx") is None:
                 self.missing[who] = "not installed"
                 continue
-            made = made or graph.done()
+            model = model or graph.done()
             try:
-                self.run[who] = start(*made, self.setting.threads)
+                self.run[who] = start(*model, self.setting.threads)
             except RuntimeError as error:
                 self.missing[who] = f"refuses the graph: {str(error).strip().splitlines()[-1][:120]}"
 
@@ -152,7 +152,7 @@ def formatted(memory_format: torch.memory_format, tensors: tuple[Tensor, ...]) -
 
 
 class TimeUpError(BaseException):
-    """Not an Exception, so that nothing that the compiler catches for itself catches it."""
+    """No Exception, so that the compiler does not catch it with its own."""
 
 
 @contextmanager
@@ -199,8 +199,8 @@ class Graph:
         self.node("Relu", [self.value])
 
     def transposed(self, c: Conv, w: Tensor) -> None:
-        where = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
-        self.node("ConvTranspose", [self.value, self.constant(w)], **where)
+        window = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
+        self.node("ConvTranspose", [self.value, self.constant(w)], **window)
 
     def pool(self, p: Pool, keep_indices: bool = True) -> str:
         """Appends a pooling; the name of its indices."""
@@ -214,9 +214,9 @@ class Graph:
         """Appends the sum of the values at their indices, which count through the whole tensor of n images."""
         size = n * p.channels * p.size**2
         flat = self.node("Reshape", [self.value, self.constant([-1])])
-        places = self.node("Reshape", [indices, self.constant([-1])])
+        positions = self.node("Reshape", [indices, self.constant([-1])])
         zeros = self.constant(torch.zeros(size))
-        summed = self.node("ScatterElements", [zeros, places, flat], axis=0, reduction="add")
+        summed = self.node("ScatterElements", [zeros, positions, flat], axis=0, reduction="add")
         self.node("Reshape", [summed, self.constant([n, p.channels, p.size, p.size])])
 
     def norm(self, s: Norm) -> None:

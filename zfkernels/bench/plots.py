@@ -8,7 +8,7 @@ from .measure import OURS
 
 
 def write(record: dict, folder: Path) -> list[Path]:
-    """ratios.png, roofline.png and growth.png in `folder`; those that the record has something for."""
+    """Writes ratios.png, roofline.png and growth.png into `folder`, those that the record has data for."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,9 +32,9 @@ def ratios(record: dict, figure) -> bool:
     axes = figure.subplots()
     height = 0.8 / len(sizes)
     for i, n in enumerate(sizes):
-        some = [row for row in rows if row["n"] == n]
-        places = [names.index(row["job"]) + (i - (len(sizes) - 1) / 2) * height for row in some]
-        axes.barh(places, [row["ratio"][row["fastest"]] - 1 for row in some], height, left=1, label=f"N = {n}")
+        bars = [row for row in rows if row["n"] == n]
+        centers = [names.index(row["job"]) + (i - (len(sizes) - 1) / 2) * height for row in bars]
+        axes.barh(centers, [row["ratio"][row["fastest"]] - 1 for row in bars], height, left=1, label=f"N = {n}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
@@ -71,11 +71,11 @@ def roofline(record: dict, figure) -> bool:
 
 def growth(record: dict, figure) -> bool:
     """Time of a 3x3 convolution as its batch, channels or pixels grow."""
-    found = tables.growth(record["rows"])
-    if not found:
+    grown = tables.growth(record["rows"])
+    if not grown:
         return False
-    figure.set_size_inches(4 * len(found), 3.5)
-    for axes, (axis, series) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    figure.set_size_inches(4 * len(grown), 3.5)
+    for axes, (axis, series) in zip(figure.subplots(1, len(grown), squeeze=False)[0], grown.items(), strict=True):
         for who, points in series.items():
             slope = f", ~ {axis}^{tables.exponent(points):.2f}" if len(points) > 1 else ""
             axes.plot(*zip(*points, strict=True), marker="o", label=who + slope)

@@ -17,7 +17,7 @@ def environment(backend: str) -> dict:
 
 
 def digests() -> dict[str, str | None]:
-    """Of the C++ and CUDA sources, and of the Triton kernels."""
+    """The digests of the C++ and CUDA sources, and of the Triton kernels."""
     return {"csrc_sha256": digest_of("csrc"), "triton_sha256": digest_of("zfkernels/backends/triton", "*.py")}
 
 

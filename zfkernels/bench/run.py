@@ -1,4 +1,4 @@
-"""`zfkernels bench`: the options and the run."""
+"""A run of `zfkernels bench`: which jobs, and the record of what they took."""
 
 import os
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from .jobs import JOBS, make
 from .peers import Setting
 
 SIZES = {"cpu": (1, 8, 32), "cuda": (1, 16, 128)}
-QUICK = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1",
-         "normtrain1", "fused1", "unfused1", "forward", "logits", "project", "smallstep")  # fmt: skip
+QUICK_OPS = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1", "normtrain1")
+QUICK = (*QUICK_OPS, "fused1", "unfused1", "forward", "logits", "project", "smallstep")
 SCALED = ("conv2", "conv3", "fused1", "convt2", "wgrad2", "pool1", "norm1", "forward")
 MALLOC = "GLIBC_TUNABLES"
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
@@ -25,7 +25,7 @@ def parts(text: str) -> list[str]:
 
 
 def select(wanted: str, quick: bool = False) -> list[str]:
-    """The jobs that a comma list asks for: by name, by op (a name without its layer), by group; none: all of them."""
+    """The jobs that a list by commas asks for: names, ops (a name without its layer), groups. All where it is empty."""
     if not wanted:
         return list(QUICK if quick else JOBS)
     named = {name: (name, name.rstrip("0123456789"), job.group) for name, job in JOBS.items()}
@@ -41,36 +41,35 @@ def run(
     setting: Setting,
     quick: bool = False,
     extras: bool = True,
-    save: Callable[[dict], None] = lambda found: None,
+    save: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Measures, prints as it goes, and returns the record. `extras`: memory and threads as well.
 
-    `save` is called with the record so far after each row, for a long run may be stopped.
+    `save` is called with the record so far after each row, because a long run may be stopped.
     """
     torch.set_num_threads(setting.threads)
     pace = measure.QUICK if quick else measure.FULL
     if setting.device == "cuda":  # float32 means float32, for every contender
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    found = record.environment(setting.backend) | {
-        "threads": setting.threads, "peers": list(setting.peers), "quick": quick,
-        "keep_malloc": os.environ.get(MALLOC) == KEEP,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    result = record.environment(setting.backend)
+    result |= {"threads": setting.threads, "peers": list(setting.peers), "quick": quick}
+    result |= {"keep_malloc": os.environ.get(MALLOC) == KEEP}
+    result |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     with torch.no_grad():
         top = ceilings.measured(setting.device, setting.synchronize, quick)
-        found |= {"ceilings": asdict(top), "rows": []}
+        result |= {"ceilings": asdict(top), "rows": []}
         print(tables.heading())
         for name in names:
             for n in JOBS[name].sizes or sizes:
                 case = make(name, n, setting)
-                found["rows"].append(measure.measure(case, pace, top))
-                print(tables.line(found["rows"][-1]), flush=True)
-                save(found)
+                result["rows"].append(measure.measure(case, pace, top))
+                print(tables.line(result["rows"][-1]), flush=True)
+                save(result)
         if extras:
             n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]
-            found["memory"] = memory.rows(setting, n, ("forward",) if quick else memory.JOBS)
+            result["memory"] = memory.rows(setting, n, ("forward",) if quick else memory.JOBS)
             if setting.threads > 1 and "cpu" in backends.module(setting.backend).DEVICES:
-                found["threads_scaling"] = measure.thread_scaling(setting, SCALED[-1:] if quick else SCALED, n, pace)
-            save(found)
-    print("", *tables.summaries(found), sep="\n")
-    return found
+                result["threads_scaling"] = measure.thread_scaling(setting, SCALED[-1:] if quick else SCALED, n, pace)
+            save(result)
+    print("", *tables.summaries(result), sep="\n")
+    return result

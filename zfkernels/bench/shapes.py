@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from ..models.zfnet import ZFNet
+
 
 class Conv(NamedTuple):
     """A convolution from (channels, size, size) to (filters, out, out)."""
@@ -25,7 +27,7 @@ class Conv(NamedTuple):
         return self.size - ((self.out - 1) * self.stride - 2 * self.padding + self.kernel)
 
     def bytes(self, n: int, itemsize: int) -> int:
-        """Of n inputs, n outputs and the filters, a value being `itemsize` bytes: what must be moved once."""
+        """What must be moved once: n inputs, n outputs and the filters, at `itemsize` bytes a value."""
         maps = self.channels * self.size**2 + self.filters * self.out**2
         return itemsize * (n * maps + self.filters * self.channels * self.kernel**2)
 
@@ -42,14 +44,14 @@ class Pool(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A cross-map normalization of (channels, size, size), with the constants of the network."""
+    """A cross-map normalization of (channels, size, size) and its constants."""
 
     channels: int
     size: int
-    window: int = 5
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 2.0
+    window: int
+    alpha: float
+    beta: float
+    k: float
 
 
 def square(channels: int, size: int, filters: int, kernel: int, stride: int = 1, padding: int = 0) -> Conv:
@@ -57,15 +59,25 @@ def square(channels: int, size: int, filters: int, kernel: int, stride: int = 1,
     return Conv(channels, size, filters, kernel, stride, padding, (size + 2 * padding - kernel) // stride + 1)
 
 
-CONVS = {
-    1: square(3, 224, 96, 7, 2, 1),
-    2: square(96, 55, 256, 5, 2, 0),
-    3: square(256, 13, 384, 3, 1, 1),
-    4: square(384, 13, 384, 3, 1, 1),
-    5: square(384, 13, 256, 3, 1, 1),
-}
-POOLS = {1: Pool(96, 110, 3, 2, True, 55), 2: Pool(256, 26, 3, 2, True, 13), 5: Pool(256, 13, 3, 2, False, 6)}
-NORMS = {1: Norm(96, 55), 2: Norm(256, 13)}
+def zfnet_layers() -> tuple[dict[int, Conv], dict[int, Pool], dict[int, Norm]]:
+    """ZFNet's convolutions, poolings and norms by their numbers, from its own table of layers."""
+    model, size = ZFNet(device="meta"), 224
+    convs, pools, norms = {}, {}, {}
+    for row in model.table:
+        layer, number, (out, _) = row.layer, int(row.layer.name[-1]), row.size
+        if layer.kind == "conv":
+            window = layer.kernel, layer.stride, layer.padding
+            convs[number] = Conv(row.in_channels, size, row.channels, *window, out)
+        elif layer.kind == "pool":
+            pools[number] = Pool(row.channels, size, layer.kernel, layer.stride, layer.ceil_mode, out)
+        elif layer.kind == "norm":
+            norm = model.get_submodule(layer.name)
+            norms[number] = Norm(row.channels, size, norm.size, norm.alpha, norm.beta, norm.k)
+        size = out
+    return convs, pools, norms
+
+
+CONVS, POOLS, NORMS = zfnet_layers()
 
 # Other people's layers: VGG-16, AlexNet (torchvision's), ResNet-50, and channels that are a multiple of nothing.
 OTHERS = {
@@ -91,5 +103,5 @@ OTHERS = {
 }
 
 # One 3x3 convolution whose batch, channels (in and out) or pixels grow while the rest stays.
-GROWTH_BASE = 4, 64, 28
+GROWTH_BASE = {"n": 4, "channels": 64, "pixels": 28}
 GROWTH = {"n": (1, 2, 4, 8, 16, 32), "channels": (16, 32, 64, 128, 256), "pixels": (7, 14, 28, 56, 112)}

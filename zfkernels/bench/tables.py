@@ -1,16 +1,15 @@
 """A run's record as text: for the terminal, and for README.md."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from textwrap import wrap
 
 from .jobs import JOBS
 from .measure import OURS
 from .peers import PEERS
 
-NAMES = {"eager": "eager", "compile": "torch.compile", "onednn": "oneDNN", "ort": "ONNX Runtime",
-         "openvino": "OpenVINO"}  # fmt: skip
 SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT", "openvino": "OpenVINO"}
+NAMES = SHORT | {"compile": "torch.compile", "ort": "ONNX Runtime"}
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -63,65 +62,82 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 def growth(rows: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """axis -> contender -> (size along the axis, ms), for ours and the fastest eager."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    result: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         if row["job"].startswith("grow-") and OURS in row["ms"]:
             _, axis, value = row["job"].split("-")
-            series = found.setdefault(axis, {})
+            series = result.setdefault(axis, {})
             series.setdefault(OURS, []).append((int(value), row["ms"][OURS]))
             if peers := [t for who, t in row["ms"].items() if who.startswith("eager")]:
                 series.setdefault("eager", []).append((int(value), min(peers)))
-    return found
+    return result
 
 
 def summaries(record: dict) -> list[str]:
     """What follows the table: groups of jobs, growth, memory, threads, ceilings, what is missing and why."""
-    lines = []
+    return [
+        *group_lines(record["rows"]),
+        *growth_lines(record["rows"]),
+        *map(memory_line, record.get("memory", [])),
+        *map(thread_line, record.get("threads_scaling", [])),
+        *map(ceiling_line, filter(None, [record.get("ceilings")])),
+        *missing_lines(record["rows"]),
+    ]
+
+
+def group_lines(rows: list[dict]) -> Iterator[str]:
     for group, words in (("op", "ops"), ("network", "networks"), ("others", "other networks' layers")):
-        rows = [row for row in record["rows"] if JOBS[row["job"]].group == group and row.get("fastest")]
-        if rows:
-            ratios = {(row["job"], row["n"]): row["ratio"][row["fastest"]] for row in rows}
+        timed = [row for row in rows if JOBS[row["job"]].group == group and row.get("fastest")]
+        if timed:
+            ratios = {(row["job"], row["n"]): row["ratio"][row["fastest"]] for row in timed}
             job, n = min(ratios, key=ratios.get)
             ahead = sum(r > 1 for r in ratios.values())
-            lines.append(
+            yield (
                 f"{words}: {geometric_mean(ratios.values()):.2f}x the fastest peer on the geometric mean, ahead in "
                 f"{ahead} of {len(ratios)}, at worst {ratios[job, n]:.2f}x ({job}, N = {n})"
             )
-    for axis, series in growth(record["rows"]).items():
+
+
+def growth_lines(rows: list[dict]) -> Iterator[str]:
+    for axis, series in growth(rows).items():
         parts = ", ".join(f"{who} ~ {axis}^{exponent(points):.2f}" for who, points in series.items() if len(points) > 1)
         if parts:
             expected = {"n": 1, "channels": 2, "pixels": 2}[axis]
-            lines.append(f"time of a 3x3 convolution: {parts} (its arithmetic: ^{expected})")
-    for row in record.get("memory", []):
-        lines.append(memory_line(row))
-    for row in record.get("threads_scaling", []):
-        most = max(row["ms"], key=int)
-        lines.append(
-            f"threads: {row['job']}, N = {row['n']}: {most} threads {row['speedup']:.2f}x as fast as one "
-            f"({row['ms'][most]:.2f} and {row['ms']['1']:.2f} ms)"
-        )
-    if ceilings := record.get("ceilings"):
-        rates = [rate / 1e9 for rate in ceilings["copies"].values()]
-        lines.append(
-            f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s (matrix product); copying {min(rates):.0f} to "
-            f"{max(rates):.0f} GB/s (large, in cache)"
-        )
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in record["rows"]:
+            yield f"time of a 3x3 convolution: {parts} (its arithmetic: ^{expected})"
+
+
+def thread_line(row: dict) -> str:
+    most = max(row["ms"], key=int)
+    return (
+        f"threads: {row['job']}, N = {row['n']}: {most} threads {row['speedup']:.2f}x as fast as one "
+        f"({row['ms'][most]:.2f} and {row['ms']['1']:.2f} ms)"
+    )
+
+
+def ceiling_line(ceilings: dict) -> str:
+    rates = [rate / 1e9 for rate in ceilings["copies"].values()]
+    return (
+        f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s (matrix product); copying {min(rates):.0f} to "
+        f"{max(rates):.0f} GB/s (large, in cache)"
+    )
+
+
+def missing_lines(rows: list[dict]) -> Iterator[str]:
+    jobs: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
         for who, why in row["missing"].items():
-            reasons.setdefault((who, why), []).append(f"{row['job']} N = {row['n']}")
-    for (who, why), where in reasons.items():
-        some = ", ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
-        lines.append(f"no time for {who}: {why} ({some})")
-    return lines
+            jobs.setdefault((who, why), []).append(f"{row['job']} N = {row['n']}")
+    for (who, why), names in jobs.items():
+        first = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        yield f"no time for {who}: {why} ({first})"
 
 
 def memory_line(row: dict) -> str:
-    found = {who: (b["peak"] - b["held"]) / 2**20 for who, b in row["bytes"].items()}
-    parts = [f"{who} {mb:.0f} MB" for who, mb in found.items()]
+    above = {who: (b["peak"] - b["held"]) / 2**20 for who, b in row["bytes"].items()}
+    parts = [f"{who} {mb:.0f} MB" for who, mb in above.items()]
     parts += [f"{who} failed: {why}" for who, why in row["missing"].items()]
-    eager = [mb for who, mb in found.items() if who != OURS]
-    ratio = f"; {found[OURS] / min(eager):.0%} of the leaner eager" if OURS in found and eager and min(eager) else ""
+    eager = [mb for who, mb in above.items() if who != OURS]
+    ratio = f"; {above[OURS] / min(eager):.0%} of the leaner eager" if OURS in above and eager and min(eager) else ""
     return f"memory above weights and images: {row['job']}, N = {row['n']}: {', '.join(parts)}{ratio}"
 
 

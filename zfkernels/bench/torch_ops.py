@@ -25,10 +25,10 @@ def scattered(p: Pool, values: Tensor, indices: Tensor) -> Tensor:
     return flat.view(n, c, p.size, p.size)
 
 
-def unpooled(p: Pool, g: Tensor, indices: Tensor, map_: Tensor) -> Tensor:
-    """The same by torch's backward of max-pooling, its fastest way to it; `map_` has the result's shape and format."""
+def unpooled(p: Pool, g: Tensor, indices: Tensor, like: Tensor) -> Tensor:
+    """The same by the backward of torch's max-pooling, its fastest way; `like` has the result's shape and format."""
     kernel, stride = [p.kernel] * 2, [p.stride] * 2
-    return aten.max_pool2d_with_indices_backward(g, map_, kernel, stride, [0, 0], [1, 1], p.ceil_mode, indices)
+    return aten.max_pool2d_with_indices_backward(g, like, kernel, stride, [0, 0], [1, 1], p.ceil_mode, indices)
 
 
 def normalized(s: Norm, x: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
-from .options import NETWORK, NORMS, add_network, load_network
+from ..graph.methods import NORMS
+from .options import NETWORK, add_network, load_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Searches, projects, writes; the search continues from out/search-*.pt if it was stopped."""
+    """Searches, projects, writes; a search that was stopped continues."""
     from torch import Tensor
 
-    from ..analyses.activations import gather, top_activations
-    from ..analyses.atlas import cards, write_layer, write_page
+    from ..analyses.atlas import atlas, search, write_layer, write_page
     from ..analyses.choices import chosen_layers
     from ..data.folders import find_pictures
     from ..data.loading import read_all, stream
@@ -45,13 +44,8 @@ def run(args: argparse.Namespace) -> int:
         rank, world = processes()
         if len(paths) < world:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
-        names = "\n".join(map(str, paths))
-        state = args.out / f"search-{hashlib.sha256(names.encode()).hexdigest()[:12]}-{rank}-of-{world}.pt"
-        parts = top_activations(
-            deconv, stream(paths, size, network.normalise, args.batch, args.workers, (rank, world)), layers, args.top,
-            numbered=True, state=state, progress=rank == 0 and sys.stderr.isatty(),
-        )  # fmt: skip
-        tops = gather(parts, args.top)
+        batches = stream(paths, size, network.normalise, args.batch, args.workers, (rank, world))
+        tops = search(deconv, batches, layers, args.top, paths, args.out, progress=rank == 0 and sys.stderr.isatty())
     if rank:
         return 0
 
@@ -59,14 +53,10 @@ def run(args: argparse.Namespace) -> int:
         pixels = read_all([paths[i] for i in numbers], size)
         return network.normalise(pixels), pixels
 
-    sheets = []
-    for layer in layers:
-        maps = len(tops[layer].values)
-        chosen = range(min(maps, args.maps or maps))
-        names = [path.name for path in paths]
-        found = cards(deconv, tops[layer], layer, read, chosen, args.norm)
-        sheets.append(write_layer(args.out, layer, len(chosen), found, names))
-        print(f"{layer:<12}{len(sheets[-1].cards):5d} of {len(chosen)} maps   {sheets[-1].png}", flush=True)
+    names, sheets = [path.name for path in paths], []
+    for layer in atlas(deconv, tops, read, args.maps, args.norm):
+        sheets.append(write_layer(args.out, layer, names))
+        print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
     print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")

@@ -1,5 +1,5 @@
 """Activations projected back to pixels."""
 
-from .deconvnet import NORMS, Deconvnet, Joint, Projection
+from .deconvnet import Deconvnet, Joint, Projection
 
-__all__ = ["NORMS", "Deconvnet", "Joint", "Projection"]
+__all__ = ["Deconvnet", "Joint", "Projection"]

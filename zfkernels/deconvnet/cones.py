@@ -1,28 +1,158 @@
-"""a chain, on cones."""
+"""The engine for a chain: one unit depends on a cone that widens towards the image, and nothing else is touched.
 
+The units of a batch are of one layer, so at each step below it their cones are boxes (N, C, height, width) of one size,
+each with an origin of its own; the switches, or whatever else was recorded, are cut out at the boxes, and a step is
+then the ordinary op on small maps without padding. Boxes never leave their map: what a padded window put outside is cut
+off. A box that has grown to the whole map is the dense computation.
+
+Down to the first filters a unit stays a single activation, which becomes one filter, scaled.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
-from ..graph.steps import Affine, Conv, Flatten, Linear, Norm, Pair, Pool, ReLU, Step, norm_factors
-from ..ops import checks
-from ..ops.contrast_norm import contrast_norm, contrast_norm_backward
-from ..ops.conv import conv2d, conv2d_relu, relu_conv_transpose2d
-from ..ops.fused import conv2d_relu_max_pool2d, max_unpool2d_relu_conv_transpose2d
-from ..ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
-from .units import _at, _on
+from ..graph.graph import Chain
+from ..graph.rules import Rules, Shapes
+from ..graph.steps import Affine, Flatten, Linear, Norm, ReLU, Step, fused, norm_factors
+from ..graph.windowed import Layer, Pool
+from ..window import Pair, Window, conv_map
+from .units import Units, alone, at, on
 
 
-def _largest_box(steps: list[Step], shapes: list[torch.Size]) -> int:
+class Run(NamedTuple):
+    """A forward pass and what its reverse needs of it."""
+
+    value: Tensor
+    plan: list[Step | Layer]
+    shapes: list[Size]  # before each step of the plan, and at the end; their N does not count
+    recorded: list[Tensor | None]  # a pool's switches, a norm's input
+
+
+class Cones:
+    """Up to the value numbered `stop` of a graph whose values have these shapes, and down to the pixels."""
+
+    def __init__(self, chain: Chain, stop: int, shapes: Shapes) -> None:
+        self.steps = chain.steps[: chain.ends[stop]]
+        self.unit_elements = _largest_box(self.steps, [shapes[i] for i in chain.inputs[: len(self.steps)]])
+
+    def up(self, images: Tensor, rules: Rules) -> Run:
+        plan, x, recorded, shapes = fused(self.steps), images, [], [images.shape]
+        for step in plan:
+            x, record = step.run([x], rules)
+            recorded.append(record)
+            shapes.append(x.shape)
+        return Run(x, plan, shapes, recorded)
+
+    def down(self, run: Run, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None:
+        """Write the projections of the units, with these values in the place of their own, into `pixels`, one each."""
+        boxes, origins = reverse(run, units, values, rules)
+        for out, box, (top, left) in zip(pixels, boxes, origins.tolist(), strict=True):
+            paste(out, box, top, left)
+
+
+def reverse(run: Run, units: Units, values: Tensor, rules: Rules) -> tuple[Tensor, np.ndarray]:
+    """The projections of single activations: boxes (N, C, height, width) and their origins (N, 2), perhaps outside."""
+    g, origins, remaining = _single(run, units, values, rules)
+    return reverse_boxes(run, g, origins, units.images, remaining, rules)
+
+
+def reverse_boxes(
+    run: Run, g: Tensor, origins: np.ndarray, images: np.ndarray, remaining: int, rules: Rules
+) -> tuple[Tensor, np.ndarray]:
+    """Boxes (or vectors) g of the value after the first `remaining` steps, sent down to the pixels."""
+    for k in reversed(range(remaining)):
+        step, record, below, above = run.plan[k], run.recorded[k], run.shapes[k], run.shapes[k + 1]
+        if record is not None:
+            record = cut(record, images, origins, g.shape[2:])
+        if not step.windows:
+            g = step.reverse(g, [below], record, rules)
+            continue
+        paddings, size, origins = _widen(step.windows, g.shape[2:], origins, above[2:], below[2:])
+        g = step.reverse(g, [Size((len(g), below[1], *size))], record, rules, paddings)
+        g, origins = _clip(g, origins, below[2:], k)
+    return g, origins
+
+
+# Single activations
+
+
+def _single(run: Run, units: Units, values: Tensor, rules: Rules) -> tuple[Tensor, np.ndarray, int]:
+    """Down to the first filters: boxes or (N, features) vectors, the boxes' origins, how many steps remain."""
+    for k in reversed(range(len(run.plan))):
+        step, record, below = run.plan[k], run.recorded[k], run.shapes[k]
+        if isinstance(step, Linear):
+            return step.weight()[on(values.device, units.channels)] * values[:, None], units.positions, k
+        if isinstance(step, Norm) and rules.norm == "gradient":
+            return _box(run.shapes[k + 1], units, values), units.positions, k + 1
+        if isinstance(step, Layer):
+            units, values = _into_layer(step, record, units, values)
+            g = step.filters[on(values.device, units.channels)] * values[:, None, None, None]
+            corner = units.positions * step.conv.stride - step.conv.padding
+            return *_clip(g, corner, below[2:], k), k
+        units, values = SINGLE[type(step)](step, record, below, units, values, rules)
+    return _box(run.shapes[0], units, values), units.positions, 0
+
+
+def _into_layer(layer: Layer, switches: Tensor | None, units: Units, values: Tensor) -> tuple[Units, Tensor]:
+    if layer.pool is not None:
+        units = _winner(layer.pool, switches, units)
+    return units, values.relu() if layer.rectify else values
+
+
+def _winner(pool: Pool, switches: Tensor, units: Units) -> Units:
+    """The units of the map below that a pool chose."""
+    chosen = at(switches, units).cpu().numpy().astype(np.int64)
+    inside = np.stack(np.divmod(chosen, pool.kernel[1]), 1)
+    return units._replace(positions=units.positions * pool.stride - pool.padding + inside)
+
+
+def _through_flatten(below: Size, units: Units) -> Units:
+    if len(below) != 4:
+        return units
+    channels, *position = np.unravel_index(units.channels, below[1:])
+    return Units(units.images, channels, np.stack(position, 1))
+
+
+def _through_norm(record: Tensor | None, step: Norm, units: Units, values: Tensor) -> Tensor:
+    if record is None:
+        return values
+    factors = norm_factors(cut(record, units.images, units.positions, (1, 1)), *step.parameters)
+    rows = torch.arange(len(values), device=values.device)
+    return values * factors[rows, on(values.device, units.channels), 0, 0]
+
+
+# (step, record, shape below, units, values, rules) -> the units and values one step lower
+SINGLE: dict[type, Callable[..., tuple[Units, Tensor]]] = {
+    ReLU: lambda step, record, below, units, values, rules: (units, values.relu()),
+    Affine: lambda step, record, below, units, values, rules: (
+        units,
+        values * step.scale_and_shift()[0][on(values.device, units.channels)],
+    ),
+    Norm: lambda step, record, below, units, values, rules: (units, _through_norm(record, step, units, values)),
+    Pool: lambda step, record, below, units, values, rules: (_winner(step, record, units), values),
+    Flatten: lambda step, record, below, units, values, rules: (_through_flatten(below, units), values),
+}
+
+
+def _box(shape: Size, units: Units, values: Tensor) -> Tensor:
+    """Boxes of one pixel, where all maps but one are 0."""
+    origin = units._replace(positions=np.zeros_like(units.positions))
+    return alone(values.new_empty(1, shape[1], 1, 1), origin, values)
+
+
+# Boxes
+
+
+def _largest_box(steps: list[Step], below: list[Size]) -> int:
     """The elements of the largest box on the way down from one unit."""
     size, largest = (1, 1), 1
-    for step, shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
-        if isinstance(step, (Conv, Pool)):
-            window = step.window if isinstance(step, Conv) else step.kernel
-            size = tuple(min((size[a] - 1) * step.stride[a] + window[a], shape[2 + a]) for a in (0, 1))
+    for step, shape in zip(reversed(steps), reversed(below), strict=True):
+        if step.windows:
+            size = tuple(min((size[a] - 1) * step.stride[a] + step.window[a], shape[2 + a]) for a in (0, 1))
         elif isinstance(step, Flatten):
             size = shape[2:]
         if len(shape) == 4:
@@ -30,219 +160,31 @@ def _largest_box(steps: list[Step], shapes: list[torch.Size]) -> int:
     return largest
 
 
-def _paste(pixels: Tensor, box: Tensor, top: int, left: int) -> None:
-    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), but for what lies outside."""
-    (first, last), (begin, end) = (
-        (max(start, 0), max(start, 0, min(start + length, side)))
-        for start, length, side in zip((top, left), box.shape[1:], pixels.shape[1:], strict=True)
-    )
-    pixels[:, first:last, begin:end] = box[:, first - top : last - top, begin - left : end - left]
-
-
-# Up
-
-
-class Run(NamedTuple):
-    """A forward pass and what its reverse needs of it; lists and dicts go by a step's number."""
-
-    steps: list[Step]
-    shapes: list[torch.Size]  # before each step, and at the end; their N does not count
-    filters: dict[int, Tensor]  # of the convs
-    recorded: dict[int, Tensor]  # a pool's switches, a norm's input
-    value: Tensor
-
-
-def _run(steps: list[Step], shapes: list[torch.Size], images: Tensor) -> Run:
-    x, filters, recorded, k = images, {}, {}, 0
-    while k < len(steps):
-        step = steps[k]
-        if isinstance(step, Conv):
-            filters[k], bias = step.filters()
-            convolution = x, filters[k], bias, step.stride, step.padding
-            if _are(steps[k + 1 : k + 3], ReLU, Pool):
-                pool = steps[k + 2]
-                x, recorded[k + 2] = conv2d_relu_max_pool2d(
-                    *convolution, pool.kernel, pool.stride, pool.padding, pool.ceil_mode
-                )
-                k += 2
-            elif _are(steps[k + 1 : k + 2], ReLU):
-                x = conv2d_relu(*convolution)
-                k += 1
-            else:
-                x = conv2d(*convolution, False, checks.backend(None, x))
-        elif isinstance(step, Pool):
-            x, recorded[k] = max_pool2d_with_switches(x, step.kernel, step.stride, step.padding, step.ceil_mode)
-        elif isinstance(step, Norm):
-            recorded[k] = x
-            *parameters, center = step.parameters
-            x = contrast_norm(x, *parameters, center=center)
-        elif isinstance(step, ReLU):
-            x = x.relu()
-        elif isinstance(step, Affine):
-            scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in step.scale_and_shift())
-            x = x * scale + shift
-        elif isinstance(step, Flatten):
-            x = x.flatten(1)
-        elif isinstance(step, Linear):
-            x = F.linear(x, step.weight(), None if step.bias is None else step.bias())
-        k += 1
-    return Run(steps, shapes, filters, recorded, x)
-
-
-def _are(steps: list[Step], *kinds: type) -> bool:
-    return [type(step) for step in steps] == list(kinds)
-
-
-# Down
-
-
-def _reverse(
-    run: Run, values: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray, norm: str
-) -> tuple[Tensor, np.ndarray]:
-    """The projections of single activations: boxes (N, C, height, width) and their origins (N, 2), perhaps outside."""
-    g, origins, k = _reverse_unit(run, values, of, maps, places, norm)
-    if g.ndim == 2:
-        g, k = _reverse_vectors(run, g, k)
-    return _reverse_boxes(run, g, origins, of, k, norm)
-
-
-def _reverse_unit(
-    run: Run, values: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray, norm: str
-) -> tuple[Tensor, np.ndarray, int]:
-    """Down to the first filters, a unit stays a single activation; there it becomes one filter, scaled.
-
-    The boxes or (N, features) vectors below that step, the boxes' origins and how many steps remain.
-    """
-    device = values.device
-    units = torch.arange(len(of), device=device)
-    for k in reversed(range(len(run.steps))):
-        step = run.steps[k]
-        if isinstance(step, Conv):
-            g = run.filters[k][_on(device, maps)] * values[:, None, None, None]
-            g, origins = _clip(g, places * step.stride - step.padding, run.shapes[k][2:], k)
-            return g, origins, k
-        if isinstance(step, Linear):
-            return step.weight()[_on(device, maps)] * values[:, None], places, k
-        if isinstance(step, Norm) and norm == "gradient":
-            return _alone(run.shapes[k + 1], units, _on(device, maps), values), places, k + 1
-        if isinstance(step, ReLU):
-            values = values.relu()
-        elif isinstance(step, Affine):
-            values = values * step.scale_and_shift()[0][_on(device, maps)]
-        elif isinstance(step, Norm) and norm == "rescale":
-            factors = norm_factors(_cut(run.recorded[k], of, places, (1, 1)), *step.parameters)
-            values = values * factors[units, _on(device, maps), 0, 0]
-        elif isinstance(step, Pool):
-            switches = _at(run.recorded[k], of, maps, places).cpu().numpy().astype(np.int64)
-            inside = np.stack(np.divmod(switches, step.kernel[1]), 1)
-            places = places * step.stride - step.padding + inside
-        elif isinstance(step, Flatten) and len(run.shapes[k]) == 4:
-            maps, *places = np.unravel_index(maps, run.shapes[k][1:])
-            places = np.stack(places, 1)
-    return _alone(run.shapes[0], units, _on(device, maps), values), places, 0
-
-
-def _alone(shape: torch.Size, units: Tensor, maps: Tensor, values: Tensor) -> Tensor:
-    """Boxes of one pixel, where all maps but one are 0."""
-    g = values.new_zeros(len(units), shape[1], 1, 1)
-    g[units, maps, 0, 0] = values
-    return g
-
-
-def _reverse_vectors(run: Run, g: Tensor, k: int) -> tuple[Tensor, int]:
-    """Down to the flattening: whole maps, and how many steps remain."""
-    while True:
-        k -= 1
-        step = run.steps[k]
-        if isinstance(step, ReLU):
-            g = g.relu()
-        elif isinstance(step, Affine):
-            g = g * step.scale_and_shift()[0]
-        elif isinstance(step, Linear):
-            g = g @ step.weight()
-        elif isinstance(step, Flatten) and len(run.shapes[k]) == 4:
-            return g.reshape(-1, *run.shapes[k][1:]), k
-
-
-def _reverse_boxes(
-    run: Run, g: Tensor, origins: np.ndarray, of: np.ndarray, k: int, norm: str
-) -> tuple[Tensor, np.ndarray]:
-    """Down to the image."""
-    while k > 0:
-        k -= 1
-        step, above = run.steps[k], run.shapes[k + 1][2:]
-        pool = step if isinstance(step, Pool) else None
-        below = k - 1 if pool else k
-        rectify = below >= 0 and isinstance(run.steps[below], ReLU)
-        if rectify:
-            below -= 1
-        if below >= 0 and isinstance(run.steps[below], Conv):
-            g, origins = _reverse_layer(run, g, origins, of, k, pool, rectify, below)
-            k = below
-        elif pool:
-            switches = _cut(run.recorded[k], of, origins, g.shape[2:])
-            padding, size, origins = _widen(g.shape[2:], origins, pool.kernel, pool, above, run.shapes[k][2:])
-            g = max_unpool2d_with_switches(g, switches, pool.kernel, pool.stride, padding, output_size=size)
-            g, origins = _clip(g, origins, run.shapes[k][2:], k)
-        elif rectify:
-            g = g.relu()
-        elif isinstance(step, Affine):
-            g = g * step.scale_and_shift()[0][:, None, None]
-        elif isinstance(step, Norm) and norm != "identity":
-            x = _cut(run.recorded[k], of, origins, g.shape[2:])
-            if norm == "gradient":
-                g = contrast_norm_backward(g, x, *step.parameters, checks.backend(None, g))
-            else:
-                g = g * norm_factors(x, *step.parameters)
-    return g, origins
-
-
-def _reverse_layer(
-    run: Run, g: Tensor, origins: np.ndarray, of: np.ndarray, k: int, pool: Pool | None, rectify: bool, below: int
-) -> tuple[Tensor, np.ndarray]:
-    """Steps k down to `below`: a pool or none, a ReLU or none, and a conv."""
-    conv, filters, input_size = run.steps[below], run.filters[below], run.shapes[below][2:]
-    size, map_size = g.shape[2:], run.shapes[below + 1][2:]
-    if pool:
-        switches = _cut(run.recorded[k], of, origins, size)
-        pool_padding, size, origins = _widen(size, origins, pool.kernel, pool, run.shapes[k + 1][2:], map_size)
-    padding, size, origins = _widen(size, origins, conv.window, conv, map_size, input_size)
-    if pool:
-        g = max_unpool2d_relu_conv_transpose2d(
-            g,
-            switches,
-            filters,
-            conv.stride,
-            padding,
-            pool.kernel,
-            pool.stride,
-            pool_padding,
-            output_size=size,
-            rectify=rectify,
-        )
-    else:
-        g = relu_conv_transpose2d(g, filters, conv.stride, padding, output_size=size, rectify=rectify)
-    return _clip(g, origins, input_size, below)
-
-
 def _widen(
-    size: Pair, origins: np.ndarray, window: Pair, step: Conv | Pool, above: Pair, below: Pair
-) -> tuple[Pair, Pair, np.ndarray]:
-    """Boxes of `size` in maps of size `above`, one step lower, where the maps' size is `below`.
+    windows: tuple[Window, ...], size: Pair, origins: np.ndarray, above: Pair, below: Pair
+) -> tuple[list[Pair], Pair, np.ndarray]:
+    """Boxes of `size` in maps of size `above`, some windows lower, where the maps' size is `below`.
 
-    The padding with which to run the step on the boxes, and the new boxes' size and origins: along an axis that they
-    cover, those of the maps; else no padding, so that the new box is all that the windows see, the padding included.
+    The paddings with which to run the windows on the boxes, the lowest first, and the new boxes' size and origins:
+    along an axis that they cover, those of the maps; else no padding, so that the new box is all that the windows see,
+    the padding included.
     """
-    whole = [size[a] == above[a] and not origins[:, a].any() for a in (0, 1)]
-    padding = tuple(step.padding[a] if whole[a] else 0 for a in (0, 1))
-    size = tuple(below[a] if whole[a] else (size[a] - 1) * step.stride[a] + window[a] for a in (0, 1))
-    return padding, size, (origins * step.stride - step.padding) * ~np.array(whole)
+    sizes = [below]
+    for window in windows[:-1]:
+        sizes.append(conv_map(sizes[-1], *window))
+    paddings = []
+    for (kernel, stride, padding), under in zip(reversed(windows), reversed(sizes), strict=True):
+        whole = [size[a] == above[a] and not origins[:, a].any() for a in (0, 1)]
+        paddings.insert(0, tuple(padding[a] if whole[a] else 0 for a in (0, 1)))
+        size = tuple(under[a] if whole[a] else (size[a] - 1) * stride[a] + kernel[a] for a in (0, 1))
+        origins, above = (origins * stride - padding) * ~np.array(whole), under
+    return paddings, size, origins
 
 
 def _clip(g: Tensor, origins: np.ndarray, size: Pair, remaining: int) -> tuple[Tensor, np.ndarray]:
     """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0.
 
-    With no steps remaining the boxes are as they came, for `_paste` cuts them.
+    With no steps remaining the boxes are as they came, for `paste` cuts them.
     """
     if remaining == 0:
         return g, origins
@@ -257,33 +199,41 @@ def _clip(g: Tensor, origins: np.ndarray, size: Pair, remaining: int) -> tuple[T
     box = np.minimum(g.shape[2:], size)
     inside = origins.clip(0, size - box)
     if tuple(box) != (height, width):
-        return _cut(g, np.arange(len(g)), inside - origins, tuple(box)), inside
+        return cut(g, np.arange(len(g)), inside - origins, tuple(box)), inside
     _fill_leaving(g, g, np.arange(len(g)), inside - origins)
     return g, inside
 
 
-def _cut(maps: Tensor, of: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
-    """Boxes of this size, box i from maps[of[i]] at origins[i], 0 outside them: (N, C, height, width)."""
+def cut(maps: Tensor, images: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
+    """Boxes of this size, box i from maps[images[i]] at origins[i], 0 outside them: (N, C, height, width)."""
     count, channels, height, width = maps.shape
     low, high = origins.min(0), origins.max(0)
     leaves = low.min() < 0 or high[0] + size[0] > height or high[1] + size[1] > width
     if (low == high).all() and not leaves:
         boxes = maps[:, :, low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
-        return boxes if np.array_equal(of, np.arange(count)) else boxes[_on(maps.device, of)]
+        return boxes if np.array_equal(images, np.arange(count)) else boxes[on(maps.device, images)]
     pixels = maps.permute(0, 2, 3, 1).contiguous()
     inside = origins.clip(0, np.array((height, width)) - size)
     # A row of a box is a run of channels-last memory: the runs from all pixels on are the rows of one strided view.
     runs = pixels.as_strided((count * height * width - size[1] + 1, size[1] * channels), (channels, 1))
-    first = ((of[:, None] * height + inside[:, :1] + np.arange(size[0])) * width + inside[:, 1:]).ravel()
-    boxes = runs.index_select(0, _on(maps.device, first)).view(len(of), *size, channels)
-    boxes = boxes.permute(0, 3, 1, 2)
-    _fill_leaving(boxes, maps, of, origins)
+    first = ((images[:, None] * height + inside[:, :1] + np.arange(size[0])) * width + inside[:, 1:]).ravel()
+    boxes = runs.index_select(0, on(maps.device, first)).view(len(images), *size, channels).permute(0, 3, 1, 2)
+    _fill_leaving(boxes, maps, images, origins)
     return boxes
 
 
-def _fill_leaving(boxes: Tensor, maps: Tensor, of: np.ndarray, origins: np.ndarray) -> None:
-    """Write those of `_cut`'s boxes that leave their maps; these may be the boxes themselves."""
+def _fill_leaving(boxes: Tensor, maps: Tensor, images: np.ndarray, origins: np.ndarray) -> None:
+    """Write those of `cut`'s boxes that leave their maps; these may be the boxes themselves."""
     low, high = origins.min(1), (origins + boxes.shape[2:] - maps.shape[2:]).max(1)
     for i in np.flatnonzero((low < 0) | (high > 0)).tolist():
-        source = maps[int(of[i])].clone()
-        _paste(boxes[i].zero_(), source, *(-origins[i]).tolist())
+        source = maps[int(images[i])].clone()
+        paste(boxes[i].zero_(), source, *(-origins[i]).tolist())
+
+
+def paste(pixels: Tensor, box: Tensor, top: int, left: int) -> None:
+    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), without what lies outside."""
+    (first, last), (begin, end) = (
+        (max(start, 0), max(start, 0, min(start + length, side)))
+        for start, length, side in zip((top, left), box.shape[1:], pixels.shape[1:], strict=True)
+    )
+    pixels[:, first:last, begin:end] = box[:, first - top : last - top, begin - left : end - left]

@@ -4,14 +4,8 @@ All activations of a layer but one are set to 0; then, layer for layer downwards
 to the places that the switches of the forward pass name, the maps are rectified and filtered with the layer's own
 filters, transposed. No biases, and no rectification at the pixels.
 
-One unit depends on a cone that widens towards the image, and its projection touches nothing else. The units of a batch
-are of one layer, so at each step below their cones are boxes (N, C, height, width) of one size, each with an origin of
-its own; the switches, or whatever else was recorded, are cut out at the boxes, and a step is then the ordinary op on
-small maps without padding. Boxes never leave their map: what a padded window put outside is cut off. A box that has
-grown to the whole map is the dense computation.
-
-That serves models that are chains of layers. Those that branch, and the other methods, are reversed on whole maps
-(graphs.py).
+Two engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
+for models that are chains of layers, maps.py for those that branch and for the other methods.
 """
 
 from collections.abc import Sequence
@@ -21,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import run as whole_maps
-from ..graph.graph import Chain
-from ..graph.run import fields, reverse
-from ..graph.steps import METHODS, Average, averages
+from ..graph import run as graph_run
+from ..graph.graph import averages
+from ..graph.methods import METHODS, NORMS
+from ..graph.rules import Rules, Shapes
+from ..graph.steps import parameters_of
 from ..graph.trace import trace
 from ..ops import checks
-from .cones import _largest_box, _paste, _reverse, _run
-from .units import _at, _check_finite, _integers, _on, _set, _strongest, _units
+from .cones import Cones
+from .maps import WholeMaps, largest, passes
+from .units import Units, at, check_finite, integers, named_units, on, strongest
 
-NORMS = ("identity", "gradient", "rescale")
 # The largest map, in elements, that one pass makes: more images or units are taken in several passes.
 PASS_ELEMENTS = 2**24
 
@@ -97,28 +92,22 @@ class Deconvnet:
         """
         if not isinstance(layer, str) and isinstance(layer, Sequence):
             return self._several(images, layer)
-        chain, shapes = self._shapes(images, layer)
-        most = max(1, PASS_ELEMENTS // _largest(shapes))
+        shapes, rules = self._shapes(images, layer), Rules(checks.backend(None, images))
+        engine = self._engine(layer, shapes)
         with torch.autocast(images.device.type, enabled=False):
-            if chain:
-                steps = chain.steps[: len(shapes) - 1]
-                passes = [_run(steps, shapes, some).value for some in images.split(most)]
-            else:
-                passes = [whole_maps.run(self._graph, shapes, some, None).value for some in images.split(most)]
-        return _joined(passes)
+            return _joined([engine.up(part, rules).value for part in self._split(images, shapes)])
 
     def _several(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         stops = {layer: self._graph.stop(layer) for layer in layers}
         if len(stops) < 2:
             return {layer: self.activations(images, layer) for layer in stops}
-        self._check(images)
-        shapes = self._graph.shapes(images.shape, *stops.values())
-        most = max(1, PASS_ELEMENTS // _largest(shapes))
+        shapes, rules = self._shapes(images, *stops), Rules(checks.backend(None, images))
         with torch.autocast(images.device.type, enabled=False):
-            passes = [
-                whole_maps.run(self._graph, shapes, some, None, stops.values()).kept for some in images.split(most)
+            kept = [
+                graph_run.run(self._graph, len(shapes) - 1, part, rules, stops.values()).kept
+                for part in self._split(images, shapes)
             ]
-        return {layer: _joined([kept[stop] for kept in passes]) for layer, stop in stops.items()}
+        return {layer: _joined([values[number] for values in kept]) for layer, number in stops.items()}
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
@@ -126,8 +115,19 @@ class Deconvnet:
         (N, 4) int64: top, left, bottom, right; half-open. Where branches see different fields, the smallest box that
         holds them all. A vector layer's units see the whole image.
         """
-        places = _integers("positions", positions, 2).reshape(-1, 2)
-        return torch.from_numpy(fields(self._graph, self._graph.stop(layer), places, image_size))
+        places = integers("positions", positions, 2).reshape(-1, 2)
+        return torch.from_numpy(graph_run.fields(self._graph, self._graph.stop(layer), places, image_size))
+
+    def modules_below(self, layer: str) -> list[str]:
+        """The names of the modules with weights that the value of `layer` is made with, the first used first."""
+        owners = {
+            id(parameter): name
+            for name, module in self.model.named_modules()
+            for parameter in module.parameters(recurse=False)
+        }
+        numbers = self._graph.ancestors(self._graph.stop(layer))
+        tensors = [tensor for number in numbers for tensor in parameters_of(self._graph.node(number).step)]
+        return list(dict.fromkeys(owners[id(tensor)] for tensor in tensors if id(tensor) in owners))
 
     @torch.no_grad()
     def project(
@@ -140,6 +140,7 @@ class Deconvnet:
         *,
         image_index: int | Sequence[int] | Tensor | None = None,
         method: str = "deconvnet",
+        strength: float | None = None,
     ) -> Projection:
         """Project single activations of `layer` back to pixels.
 
@@ -163,6 +164,7 @@ class Deconvnet:
                 "guided" m max(0, g) (Springenberg et al. 2014). A ReLU6 is like a ReLU: nothing is capped on the way
                 down, so that projections stay proportional to the activation; its derivative is 0 above 6, too. A
                 LeakyReLU of slope a puts max(0, g) + a min(0, g) in the place of max(0, g).
+            strength: the value that each unit is given on the way down, in the place of its own.
 
         Returns:
             A `Projection`. Without norms it equals the backward pass from the unit, with its value as the gradient, in
@@ -173,7 +175,10 @@ class Deconvnet:
             RuntimeError: a batch norm in training mode.
             NotImplementedError: a layer on the way that cannot be reversed for images of this size.
         """
-        return self._project(images, layer, channel, position, norm, image_index, method, None)
+        shapes, rules = self._shapes(images, layer), self._rules(images, method, norm)
+        units, look = named_units(shapes[-1], layer, len(images), image_index, channel, position)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._projected(images, layer, shapes, units, look, rules, strength)
 
     @torch.no_grad()
     def joint(
@@ -203,19 +208,14 @@ class Deconvnet:
         images = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
         if isinstance(images, Tensor) and len(images) != 1:
             raise ValueError(f"image must be one image, got {len(images)}")
-        alone = self._project(images, layer, channel, position, norm, None, method, None)
-        shapes = self._graph.shapes(images.shape, self._graph.stop(layer))
-        _, channels, _ = _units(shapes[-1], layer, None, channel, position, 1)
-        channels = np.broadcast_to(channels, len(alone.values))
-        places = alone.positions.cpu().numpy()
-        if len({(int(c), *map(int, p)) for c, p in zip(channels, places, strict=True)}) < len(channels):
+        alone = self.project(images, layer, channel, position, norm, method=method)
+        shapes, rules = self._shapes(images, layer), self._rules(images, method, norm)
+        units, _ = named_units(shapes[-1], layer, 1, None, channel, alone.positions)
+        if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
+        engine = WholeMaps(self._graph, self._graph.stop(layer), shapes)
         with torch.autocast(images.device.type, enabled=False):
-            done = whole_maps.run(self._graph, shapes, images, method)
-            g = torch.zeros_like(done.value)
-            for c, place, value in zip(channels, places, alone.values, strict=True):
-                g[(0, c, *place)[: g.ndim]] = value
-            dense = reverse(self._graph, done, g, np.zeros(1, np.int64), norm, method)[0]
+            dense = engine.down_together(engine.up(images, rules), units, alone.values, rules)
         together = torch.zeros_like(dense)
         for top, left, bottom, right in alone.boxes.tolist():
             together[:, top:bottom, left:right] = dense[:, top:bottom, left:right]
@@ -224,106 +224,62 @@ class Deconvnet:
         difference = float((together - total).norm()) / size if size else 0.0
         return Joint(together, alone.pixels, alone.values, alone.positions, alone.boxes, difference)
 
-    def _project(
+    def _projected(
         self,
         images: Tensor,
         layer: str,
-        channel: object,
-        position: object,
-        norm: str,
-        image_index: object,
-        method: str,
+        shapes: Shapes,
+        units: Units,
+        look: bool,
+        rules: Rules,
         strength: float | None,
     ) -> Projection:
-        """As `project`; with a `strength`, units are given that value in the place of their own on the way down."""
-        self._graph.stop(layer)
+        """The projections of the units, so many images and units at a time as fit into a pass."""
+        engine = self._engine(layer, shapes, rules.method)
+        kind = {"dtype": images.dtype, "device": images.device}
+        count, device = len(units.images), images.device
+        pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
+        values = torch.empty(count, **kind)
+        needed, index = np.unique(units.images, return_inverse=True)
+        for part in passes(np.arange(len(needed)), largest(shapes), PASS_ELEMENTS):
+            run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
+            here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
+            for rows in passes(here, engine.unit_elements, PASS_ELEMENTS):
+                some = units.take(rows)._replace(images=index[rows] - part[0])
+                if look:
+                    units.positions[rows] = some.positions[:] = strongest(run.value, some)
+                own = at(run.value, some)
+                check_finite(own, layer, some)
+                values[on(device, rows)] = own
+                sent = own if strength is None else torch.full_like(own, strength)
+                engine.down(run, some, sent, rules, [pixels[row] for row in rows])
+        boxes = self.boxes(layer, units.positions, tuple(images.shape[2:])).to(device)
+        return Projection(pixels, values, on(device, units.positions), boxes)
+
+    def _engine(self, layer: str, shapes: Shapes, method: str = "deconvnet") -> Cones | WholeMaps:
+        """The way up to the layer and down, for images whose values have these shapes."""
+        stop = self._graph.stop(layer)
+        chained = self._chain is not None and method == "deconvnet" and not averages(self._graph, shapes)
+        return Cones(self._chain, stop, shapes) if chained else WholeMaps(self._graph, stop, shapes)
+
+    def _shapes(self, images: Tensor, *layers: str) -> Shapes:
+        """The shapes of the graph's values up to these layers, for images that suit them."""
+        stops = [self._graph.stop(layer) for layer in layers]
+        checks.tensor("images", images, ("N", "C", "H", "W"))
+        checks.alike("images", images, "the model", next(self.model.parameters(), images))
+        return self._graph.shapes(images.shape, *stops)
+
+    def _rules(self, images: Tensor, method: str, norm: str) -> Rules:
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        chain, shapes = self._shapes(images, layer)
-        index, channels, places = _units(shapes[-1], layer, image_index, channel, position, len(images))
-        if method != "deconvnet" and chain:
-            chain, shapes = None, self._graph.shapes(images.shape, self._graph.stop(layer))
-        with torch.autocast(images.device.type, enabled=False):
-            return self._in_passes(images, layer, chain, shapes, index, channels, places, norm, method, strength)
+        return Rules(checks.backend(None, images), method, norm)
 
-    def _in_passes(
-        self,
-        images: Tensor,
-        layer: str,
-        chain: Chain | None,
-        shapes: list[torch.Size | None],
-        index: np.ndarray,
-        channels: np.ndarray,
-        places: np.ndarray | None,
-        norm: str,
-        method: str,
-        strength: float | None,
-    ) -> Projection:
-        """The projections of the units that `_units` names, so many images and units at a time as fit into a pass."""
-        look = places is None and len(shapes[-1]) == 4
-        places = np.zeros((len(index), 2), np.int64) if places is None else places.copy()
-        kind = {"dtype": images.dtype, "device": images.device}
-        pixels = torch.empty((len(index), *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
-        values = torch.empty(len(index), **kind)
-        steps = chain.steps[: len(shapes) - 1] if chain else []
-        largest = _largest(shapes)
-        needed, index = np.unique(index, return_inverse=True)
-        for some in _passes(np.arange(len(needed)), PASS_ELEMENTS // largest):
-            all_of_them = len(some) == len(images)
-            chosen = images if all_of_them else images[_on(images.device, needed[some])]
-            run = _run(steps, shapes, chosen) if chain else whole_maps.run(self._graph, shapes, chosen, method)
-            here = np.flatnonzero((index >= some[0]) & (index <= some[-1]))
-            for units in _passes(here, PASS_ELEMENTS // (_largest_box(steps, shapes) if chain else largest)):
-                of, maps = index[units] - some[0], channels[units]
-                if look:
-                    places[units] = _strongest(run.value, of, maps)
-                found = _at(run.value, of, maps, places[units])
-                _check_finite(found, layer, maps, places[units])
-                values[_on(images.device, units)] = found
-                sent = found if strength is None else torch.full_like(found, strength)
-                if chain:
-                    boxes, origins = _reverse(run, sent, of, maps, places[units], norm)
-                    for unit, box, origin in zip(units, boxes, origins.tolist(), strict=True):
-                        _paste(pixels[unit], box, *origin)
-                    continue
-                g = run.value.new_zeros(len(units), *run.value.shape[1:])
-                _set(g, maps, places[units], sent)
-                dense = reverse(self._graph, run, g, of, norm, method)
-                seen = self.boxes(layer, places[units], tuple(images.shape[2:])).tolist()
-                for unit, whole, (top, left, bottom, right) in zip(units, dense, seen, strict=True):
-                    pixels[unit, :, top:bottom, left:right] = whole[:, top:bottom, left:right]
-        boxes = self.boxes(layer, places, tuple(images.shape[2:])).to(images.device)
-        return Projection(pixels, values, _on(images.device, places), boxes)
-
-    def _shapes(self, images: Tensor, layer: str) -> tuple[Chain | None, list[torch.Size | None]]:
-        """Check `images`; the chain that serves them, or None, and the shapes of its steps' or the graph's values."""
-        self._check(images)
-        shapes = self._graph.shapes(images.shape, self._graph.stop(layer))
-        for number in self._graph.ancestors(len(shapes) - 1):
-            node = self._graph.nodes[number - 1]
-            if any(isinstance(step, Average) and averages(step, shapes[node.inputs[0]]) for step in node.steps):
-                return None, shapes
-        if self._chain is None:
-            return None, shapes
-        return self._chain, self._chain.shapes(images.shape, self._chain.stop(layer))
-
-    def _check(self, images: Tensor) -> None:
-        checks.tensor("images", images, ("N", "C", "H", "W"))
-        checks.alike("images", images, "the model", next(self.model.parameters(), images))
+    def _split(self, images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
+        return images.split(max(1, PASS_ELEMENTS // largest(shapes)))
 
 
-def _joined(passes: list[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """The batch whose parts the passes served; of one pass its own tensor, not a copy."""
-    return passes[0] if len(passes) == 1 else torch.cat(passes)
-
-
-def _largest(shapes: list[torch.Size | None]) -> int:
-    return max(shape[1:].numel() for shape in shapes if shape is not None)
-
-
-def _passes(numbers: np.ndarray, most: int) -> list[np.ndarray]:
-    """`numbers` in runs of at most `most`, and at least 1."""
-    most = max(1, most)
-    return [numbers[i : i + most] for i in range(0, len(numbers), most)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,20 +1,61 @@
-"""which activations are meant."""
+"""Which activations are meant: an image, a map and a place each."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 
-def _set(g: Tensor, maps: np.ndarray, places: np.ndarray, values: Tensor) -> None:
-    """One activation of each of g (N, channels, ...)."""
-    where = (np.arange(len(g)), maps, *places.T)[: g.ndim]
-    g[tuple(_on(g.device, part) for part in where)] = values
+class Units(NamedTuple):
+    """N activations of a layer, one row each."""
+
+    images: np.ndarray  # (N,) int64, the image's index
+    channels: np.ndarray  # (N,) int64, the map or feature
+    positions: np.ndarray  # (N, 2) int64, (vertical, horizontal) in the map; zeros for a feature
+
+    def take(self, rows: np.ndarray) -> "Units":
+        return Units(*(part[rows] for part in self))
 
 
-# What is asked for
+def named_units(
+    shape: Size, layer: str, images: int, image_index: object, channel: object, position: object
+) -> tuple[Units, bool]:
+    """The units that the arguments of `Deconvnet.project` name, and whether their positions are still to be found.
+
+    `shape` is that of the layer's value for so many images.
+    """
+    index = np.arange(images) if image_index is None else integers("image_index", image_index, 1).reshape(-1)
+    channels = integers("channel", channel, 1).reshape(-1)
+    _check_range("image_index", index, images, f"there are {images} images")
+    _check_range("channel", channels, shape[1], f"layer {layer!r} has {shape[1]}")
+    named = {"image_index" if image_index is not None else "images": index, "channel": channels}
+    if position is not None:
+        named["position"] = _positions(position, shape, layer)
+    counts = {len(part) for part in named.values()} - {1} or {1}
+    if len(counts) > 1:
+        raise ValueError(
+            "images (or image_index), channel and position must name as many units each, or one for all, got "
+            + ", ".join(f"{len(part)} by {name}" for name, part in named.items())
+        )
+    (count,) = counts
+    index, channels, *rest = (part if len(part) == count else part.repeat(count, 0) for part in named.values())
+    positions = rest[0].copy() if rest else np.zeros((count, 2), np.int64)
+    return Units(index, channels, positions), not rest and len(shape) == 4
 
 
-def _integers(name: str, value: object, axes: int) -> np.ndarray:
+def _positions(position: object, shape: Size, layer: str) -> np.ndarray:
+    positions = integers("position", position, 2)
+    if positions.ndim == 0 or (positions.size and positions.shape[-1] != 2):
+        raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
+    positions = positions.reshape(-1, 2)
+    size = tuple(shape[2:]) or (1, 1)
+    for axis, side in enumerate(("vertical", "horizontal")):
+        _check_range(f"{side} position", positions[:, axis], size[axis], f"layer {layer!r} is {size[0]}x{size[1]}")
+    return positions
+
+
+def integers(name: str, value: object, axes: int) -> np.ndarray:
     """`value` as an int64 array with at most `axes` dimensions."""
     try:
         tensor = torch.as_tensor(value)
@@ -30,57 +71,46 @@ def _integers(name: str, value: object, axes: int) -> np.ndarray:
 def _check_range(name: str, values: np.ndarray, count: int, text: str) -> None:
     wrong = values[(values < 0) | (values >= count)]
     if len(wrong):
-        raise ValueError(f"{name} must be from 0 to {count - 1}, {text}, got {wrong[0]}")
+        raise ValueError(f"{name} must be from 0 to {count - 1} ({text}), got {wrong[0]}")
 
 
-def _units(
-    shape: torch.Size, layer: str, image_index: object, channel: object, position: object, images: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Image, channel and (vertical, horizontal) place, or None, of each unit; `shape` is that of the layer's value."""
-    index = np.arange(images) if image_index is None else _integers("image_index", image_index, 1).reshape(-1)
-    channels = _integers("channel", channel, 1).reshape(-1)
-    _check_range("image_index", index, images, f"there being {images} images")
-    _check_range("channel", channels, shape[1], f"layer {layer!r} having {shape[1]}")
-    named = {"image_index" if image_index is not None else "images": index, "channel": channels}
-    if position is not None:
-        places = _integers("position", position, 2)
-        if places.ndim == 0 or (places.size and places.shape[-1] != 2):
-            raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
-        named["position"] = places = places.reshape(-1, 2)
-        size = tuple(shape[2:]) or (1, 1)
-        for axis, side in enumerate(("vertical", "horizontal")):
-            _check_range(f"{side} position", places[:, axis], size[axis], f"layer {layer!r} being {size[0]}x{size[1]}")
-    counts = {len(units) for units in named.values()} - {1} or {1}
-    if len(counts) > 1:
-        raise ValueError(
-            "images (or image_index), channel and position must name as many units each, or one for all, got "
-            + ", ".join(f"{len(units)} by {name}" for name, units in named.items())
-        )
-    (count,) = counts
-    index, channels, *places = (units if len(units) == count else units.repeat(count, 0) for units in named.values())
-    return index, channels, places[0] if places else None
+def strongest(value: Tensor, units: Units) -> np.ndarray:
+    """Where each unit's map is strongest, the first place in row-major order: (N, 2)."""
+    maps = value[on(value.device, units.images), on(value.device, units.channels)]
+    return np.stack(np.divmod(maps.flatten(1).argmax(1).cpu().numpy(), value.shape[3]), 1)
 
 
-def _strongest(value: Tensor, of: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Where map maps[i] of image of[i] is strongest, the first place in row-major order: (N, 2)."""
-    flat = value[_on(value.device, of), _on(value.device, maps)].flatten(1).argmax(1).cpu().numpy()
-    return np.stack([flat // value.shape[3], flat % value.shape[3]], 1)
+def at(value: Tensor, units: Units) -> Tensor:
+    """The units' entries of maps (or vectors): (N,)."""
+    index = (units.images, units.channels, *units.positions.T)[: value.ndim]
+    return value[tuple(on(value.device, part) for part in index)]
 
 
-def _at(value: Tensor, of: np.ndarray, maps: np.ndarray, places: np.ndarray) -> Tensor:
-    where = (of, maps, places[:, 0], places[:, 1]) if value.ndim == 4 else (of, maps)
-    return value[tuple(_on(value.device, part) for part in where)]
+def alone(like: Tensor, units: Units, values: Tensor) -> Tensor:
+    """Maps (or vectors) shaped as those of `like`, one a unit, that are 0 except for the unit's value."""
+    return _placed(like.new_zeros(len(values), *like.shape[1:]), np.arange(len(values)), units, values)
 
 
-def _check_finite(values: Tensor, layer: str, maps: np.ndarray, places: np.ndarray) -> None:
+def together(like: Tensor, units: Units, values: Tensor) -> Tensor:
+    """Maps (or vectors) shaped as those of `like`, one for all units, that are 0 except for the units' values."""
+    return _placed(like.new_zeros(1, *like.shape[1:]), np.zeros(len(values), np.int64), units, values)
+
+
+def _placed(g: Tensor, rows: np.ndarray, units: Units, values: Tensor) -> Tensor:
+    index = (rows, units.channels, *units.positions.T)[: g.ndim]
+    g[tuple(on(g.device, part) for part in index)] = values
+    return g
+
+
+def check_finite(values: Tensor, layer: str, units: Units) -> None:
     finite = torch.isfinite(values).tolist()
     if not all(finite):
         i = finite.index(False)
         raise ValueError(
-            f"images or weights hold values that are not finite: channel {maps[i]} of layer {layer!r} is "
-            f"{values[i].item()} at position {tuple(places[i].tolist())}"
+            f"images or weights hold values that are not finite: channel {units.channels[i]} of layer {layer!r} is "
+            f"{values[i].item()} at position {tuple(units.positions[i].tolist())}"
         )
 
 
-def _on(device: torch.device, array: np.ndarray) -> Tensor:
+def on(device: torch.device, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import backends
 from ..analyses.activations import diverse, top_activations
+from ..analyses.atlas import cards
 from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
@@ -23,7 +24,7 @@ from ..training.history import Epoch
 from ..training.processes import seeded
 from ..training.recipe import Plan
 from .network import CHANNELS, LAYERS, PLAN, SCALE, SIDE, arguments, in_memory, untrained
-from .page import Findings, LayerTop, MapTop, Photograph, write_page
+from .page import Findings, LayerTop, Photograph, write_page
 
 # Whole crops, mirrored at random; the rate falls to a fifth at half and at four fifths of the epochs
 DEMO_PLAN = replace(PLAN, crops="mirrored", draws="run", falls_at=(0.5, 0.8), fall=0.2)
@@ -104,7 +105,7 @@ def analyse(
         layers=layers,
         occluded=occluded,
         facts={},
-        images_searched=len(tiles),
+        sources=[network.classes[label] for label in tile_labels.tolist()],
     )
 
 
@@ -139,20 +140,9 @@ def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> l
     layers = []
     for layer, top in top_activations(deconv, inputs.split(64), LAYERS, k=TOP).items():
         field = network.model.receptive_field(layer)
-        tops = []
-        for channel in diverse(top, labels)[:MAPS_SHOWN]:
-            index = top.images[channel]
-            projection = deconv.project(inputs[index], layer=layer, channel=channel, position=top.positions[channel])
-            tops.append(
-                MapTop(
-                    channel=channel,
-                    values=projection.values,
-                    images=images[index],
-                    labels=[network.classes[label] for label in labels[index].tolist()],
-                    pixels=projection.pixels,
-                    boxes=projection.boxes,
-                )
-            )
+        channels = diverse(top, labels)[:MAPS_SHOWN]
+        read = lambda numbers: (inputs[numbers], images[numbers])  # noqa: E731
+        tops = list(cards(deconv, top, layer, read, channels, side=field.size))
         live = int((top.values[:, 0] > 0).sum())
         layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops))
     return layers

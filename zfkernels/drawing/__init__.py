@@ -1,1 +1,1 @@
-"""What every figure and page is drawn with."""
+"""What figures and pages are drawn with: ink and axes (style), tensors as pictures (tiles), templates (page)."""

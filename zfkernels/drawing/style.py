@@ -1,18 +1,26 @@
-"""figures' ink."""
+"""The ink, axes and fonts of every figure."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.ImageFont import FreeTypeFont
 
 INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
 
 
-def plain_axes(axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Only the left and the lower axis, with small grey numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=SOFT, labelsize=8)
 
 
-def outline(axes, box: tuple[int, int, int, int]) -> None:
+def outline(axes: Axes, box: tuple[int, int, int, int]) -> None:
+    """A half-open box (top, left, bottom, right) as a frame that can be seen on light and on dark."""
     from matplotlib.patches import Rectangle
 
     top, left, bottom, right = box
@@ -20,7 +28,8 @@ def outline(axes, box: tuple[int, int, int, int]) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line))
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that many inches that writes PNG files, whatever backend matplotlib is set to."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,7 +38,14 @@ def new_figure(width: float, height: float):
     return figure
 
 
-def font(size: int):
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure to a file, whose folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def font(size: int) -> FreeTypeFont:
+    """Matplotlib's own font, for text that Pillow draws."""
     import matplotlib
     from PIL import ImageFont
 

@@ -1,13 +1,15 @@
-"""tensors to tiles."""
+"""Tensors as pictures, uint8 (H, W, 3), and pictures side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 GREY = 128
+Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 
 def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
@@ -16,12 +18,23 @@ def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
     return scaled.round().clamp(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+def full_scale(parts: Sequence[torch.Tensor]) -> float:
+    """The limit that projections shown together share: the largest 0.5% of the absolute values lie beyond it."""
+    values = torch.cat([part.abs().flatten() for part in parts])
+    return float((values if values.dtype == torch.float64 else values.float()).quantile(0.995))
+
+
 def plain_picture(image: torch.Tensor) -> np.ndarray:
     """A uint8 (3, H, W) image to (H, W, 3)."""
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def tile(pictures: list[np.ndarray], columns: int, zoom: int, gap: int = 2, background: int = 255) -> np.ndarray:
+def zoom_to(side: int, target: int) -> int:
+    """The whole zoom that brings `side` pixels nearest to `target`, at least 1."""
+    return max(1, round(target / side))
+
+
+def tile(pictures: Sequence[np.ndarray], columns: int, zoom: int, gap: int = 2, background: int = 255) -> np.ndarray:
     """Equal (H, W, 3) pictures row by row in a grid, each pixel a zoom x zoom block, `gap` pixels between."""
     height, width = pictures[0].shape[0] * zoom, pictures[0].shape[1] * zoom
     rows = -(-len(pictures) // columns)
@@ -32,7 +45,12 @@ def tile(pictures: list[np.ndarray], columns: int, zoom: int, gap: int = 2, back
     return sheet
 
 
-def cut(image, box: tuple[int, int, int, int]):
+def beside(left: np.ndarray, right: np.ndarray, gap: int) -> np.ndarray:
+    """Two pictures of one height with a white gutter of `gap` pixels between."""
+    return np.concatenate([left, np.full((len(left), gap, 3), 255, np.uint8), right], 1)
+
+
+def cut(image: Image, box: Sequence[int]) -> Image:
     """The part of a (..., H, W) image inside a half-open box (top, left, bottom, right)."""
     top, left, bottom, right = box
     return image[..., top:bottom, left:right]

@@ -12,31 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.max_pool import max_pool2d_with_switches
-from .graph import Graph
-from .steps import (
-    Add,
-    Affine,
-    Average,
-    AveragePool,
-    Concat,
-    Conv,
-    Mean,
-    Norm,
-    Opaque,
-    Pair,
-    Pool,
-    ReLU,
-    Scale,
-    Step,
-    averages,
-    convolve,
-    forward,
-    window_sizes,
-)
+from ..window import Pair
+from .graph import Graph, Node
+from .rules import Rules, Shapes
+from .run import last_uses
+from .steps import Opaque, Step
+from .windowed import AveragePool, Conv, Pool
 
 
 class Region(NamedTuple):
@@ -53,43 +36,41 @@ class Recomputed:
     NotImplementedError for a step of maps that is given something else.
     """
 
-    def __init__(self, graph: Graph, image: Tensor, wanted: list[int]) -> None:
-        self.graph, self.wanted = graph, wanted
-        self.needed = sorted({number for value in wanted for number in graph.ancestors(value)})
-        self.last_use = {i: number for number in self.needed for i in graph.nodes[number - 1].inputs}
+    def __init__(self, graph: Graph, image: Tensor, wanted: list[int], rules: Rules) -> None:
+        self.graph, self.wanted, self.rules = graph, wanted, rules
+        self.needed = graph.ancestors(*wanted)
+        self.last_use = last_uses(graph, self.needed)
         self.clear: dict[int, object] = {0: image}
-        self.before: dict[int, list[object]] = {}  # what each step of a node took
-        sizes: list[torch.Size | None] = [image.shape] + [None] * len(graph.nodes)
+        sizes: Shapes = [image.shape] + [None] * len(graph.nodes)
         for number in self.needed:
-            node, self.before[number] = graph.nodes[number - 1], []
-            x = [self.clear[i] for i in node.inputs]
-            for step in node.steps:
-                if isinstance(step, (Conv, Pool, Norm, Average, AveragePool, Mean)) and x[0].ndim != 4:
-                    raise NotImplementedError(f"layer {step.name!r} is given {x[0].ndim} dimensions, not maps")
-                self.before[number].append(x[0])
-                if isinstance(step, Opaque):
-                    x = [step.call({i: _plain(self.clear[i]) for i in node.inputs}, sizes)]
-                else:
-                    x = [forward(step, x)[0]]
-            self.clear[number] = x[0]
-            sizes[number] = x[0].shape if isinstance(x[0], Tensor) else None
+            node = graph.node(number)
+            value = self._clear(node, [self.clear[i] for i in node.inputs], sizes)
+            self.clear[number] = value
+            sizes[number] = value.shape if isinstance(value, Tensor) else None
+
+    def _clear(self, node: Node, inputs: list, sizes: Shapes) -> object:
+        if isinstance(node.step, Opaque):
+            return node.step.call([_plain(x) for x in inputs], sizes)
+        if node.step.maps:
+            if inputs[0].ndim != 4:
+                raise NotImplementedError(f"layer {node.name!r} is given {inputs[0].ndim} dimensions, not maps")
+            node.step.shape([inputs[0].shape], sizes)
+        return node.step.run(inputs, self.rules)[0]
 
     def __call__(self, changed: Region) -> dict[int, Region | object]:
         """The wanted values, by number, for images that are `changed`: regions of maps, and whole all else."""
         values: dict[int, object] = {0: changed}
-        sizes: list[torch.Size | None] = [None] * (len(self.graph.nodes) + 1)  # that each has, or would have if whole
+        sizes: Shapes = [None] * (len(self.graph.nodes) + 1)  # that each has, or would have if whole
         sizes[0] = self._size(0, changed)
         for number in self.needed:
-            node = self.graph.nodes[number - 1]
-            x = [values[i] for i in node.inputs]
-            for k, step in enumerate(node.steps):
-                if isinstance(step, Opaque):
-                    x = [self._opaque(step, node.inputs, values, sizes)]
-                else:
-                    after = self.before[number][k + 1] if k + 1 < len(node.steps) else self.clear[number]
-                    clear = [self.clear[i] for i in node.inputs] if k == 0 else [self.before[number][k]]
-                    x = [_step(step, x, clear, after)]
-            values[number], sizes[number] = x[0], self._size(number, x[0])
+            node = self.graph.node(number)
+            inputs = [values[i] for i in node.inputs]
+            if isinstance(node.step, Opaque):
+                values[number] = self._opaque(node, inputs, sizes)
+            else:
+                clear = [self.clear[i] for i in node.inputs]
+                values[number] = _recomputed(node.step, inputs, clear, self.clear[number], self.rules)
+            sizes[number] = self._size(number, values[number])
             for i in node.inputs:
                 if self.last_use[i] == number and i not in self.wanted:
                     values.pop(i, None)
@@ -108,62 +89,48 @@ class Recomputed:
             return torch.Size((len(value.origins), *self.clear[number].shape[1:]))
         return value.shape if isinstance(value, Tensor) else None
 
-    def _opaque(self, step: Opaque, inputs: tuple[int, ...], values: dict[int, object], sizes: list) -> object:
-        if step.pointwise and isinstance(values[inputs[0]], Region):
-            region = values[inputs[0]]
-            return Region(step.call({inputs[0]: region.pixels}, sizes), region.origins)
-        wholes = {i: _plain(self.whole(i, values[i])) for i in inputs}
-        y = step.call(wholes, sizes)
-        if isinstance(y, Tensor) and y.ndim == 4 and len(y) == sizes[0][0]:
-            return Region(y, np.zeros((len(y), 2), np.int64))
-        return y
+    def _opaque(self, node: Node, inputs: list, sizes: Shapes) -> object:
+        if node.step.pointwise and isinstance(inputs[0], Region):
+            return Region(node.step.call([inputs[0].pixels], sizes), inputs[0].origins)
+        y = node.step.call([_plain(self.whole(i, x)) for i, x in zip(node.inputs, inputs, strict=True)], sizes)
+        return _at_origin(y) if isinstance(y, Tensor) and y.ndim == 4 and len(y) == sizes[0][0] else y
 
 
-def _step(step: Step, inputs: list, clear: list, after: Tensor) -> Region | Tensor:
+def _recomputed(step: Step, inputs: list, clear: list, after: Tensor, rules: Rules) -> Region | Tensor:
     """One step on regions (or on whole vectors); `clear` and `after` are what it takes and makes of the clear image."""
-    x = inputs[0]
-    if len({kept.shape[2:] for kept in clear}) > 1 or not all(isinstance(value, Region) for value in inputs):
-        y = forward(step, [_whole(value, kept) for value, kept in zip(inputs, clear, strict=True)])[0]
-        return Region(y, np.zeros((len(y), 2), np.int64)) if y.ndim == 4 else y
-    if isinstance(step, Average) and not averages(step, clear[0].shape):
-        return x
-    if isinstance(step, (ReLU, Norm, Affine, Scale)):
-        return Region(forward(step, [x.pixels])[0], x.origins)
-    if isinstance(step, (Conv, Pool, AveragePool)):
-        return _windows(step, x, clear[0], after)
-    if isinstance(step, (Add, Concat)):
-        low = np.minimum.reduce([region.origins for region in inputs])
-        high = np.maximum.reduce([region.origins + region.pixels.shape[2:] for region in inputs])
-        size, low = _fit(low, high, tuple(after.shape[2:]))
-        parts = [_cut(kept, low, size, region, 0.0) for kept, region in zip(clear, inputs, strict=True)]
-        return Region(forward(step, parts)[0], low)
-    y = forward(step, [_whole(x, clear[0])])[0]
-    return Region(y, np.zeros_like(x.origins)) if y.ndim == 4 else y
+    if after is clear[0]:
+        return inputs[0]
+    regions = all(isinstance(x, Region) for x in inputs) and len({kept.shape[2:] for kept in clear}) == 1
+    if step.windows is None or not regions:
+        y = step.run([_whole(x, kept) for x, kept in zip(inputs, clear, strict=True)], rules)[0]
+        return _at_origin(y) if y.ndim == 4 else y
+    if step.windows:
+        return _windowed(step, inputs[0], clear[0], after, rules)
+    if len(inputs) == 1:
+        return Region(step.run([inputs[0].pixels], rules)[0], inputs[0].origins)
+    low = np.minimum.reduce([region.origins for region in inputs])
+    high = np.maximum.reduce([region.origins + region.pixels.shape[2:] for region in inputs])
+    size, low = _fit(low, high, tuple(after.shape[2:]))
+    parts = [_cut(kept, low, size, region, 0.0) for kept, region in zip(clear, inputs, strict=True)]
+    return Region(step.run(parts, rules)[0], low)
 
 
-def _windows(step: Conv | Pool | AveragePool, x: Region, clear: Tensor, after: Tensor) -> Region:
+def _windowed(step: Conv | Pool | AveragePool, x: Region, clear: Tensor, after: Tensor, rules: Rules) -> Region:
     """The outputs of which a window touches the region."""
-    window = np.array(step.window if isinstance(step, Conv) else step.kernel)
-    stride, padding = np.array(step.stride), np.array(step.padding)
+    window, stride, padding = (np.array(pair) for pair in (step.window, step.stride, step.padding))
     above = tuple(after.shape[2:])
     low = -(-(x.origins + padding - window + 1) // stride)
     high = (x.origins + x.pixels.shape[2:] - 1 + padding) // stride + 1
     size, low = _fit(low, high, above)
     if size == above and x.pixels.shape[2:] == clear.shape[2:]:
-        return Region(forward(step, [x.pixels])[0], low)
+        return Region(step.run([x.pixels], rules)[0], low)
     reach = tuple(int(n) for n in (np.array(size) - 1) * stride + window)
-    fill = -torch.inf if isinstance(step, Pool) else 0.0
-    y = _cut(clear, low * stride - padding, reach, x, fill)
-    if isinstance(step, Conv):
-        return Region(convolve(step, y, (0, 0)), low)
-    if isinstance(step, Pool):
-        return Region(max_pool2d_with_switches(y, step.kernel, step.stride)[0], low)
-    y = F.avg_pool2d(y, step.kernel, step.stride, divisor_override=1)
-    rows, columns = (
-        torch.from_numpy(window_sizes(step, clear.shape[2 + a], above[a], a)[low[:, a, None] + np.arange(size[a])])
-        for a in (0, 1)
-    )
-    return Region(y / (rows[:, None, :, None] * columns[:, None, None, :]).to(y), low)
+    part = _cut(clear, low * stride - padding, reach, x, step.margin)
+    return Region(step.inside(part, low, clear.shape, above, rules), low)
+
+
+def _at_origin(y: Tensor) -> Region:
+    return Region(y, np.zeros((len(y), 2), np.int64))
 
 
 def _fit(low: np.ndarray, high: np.ndarray, size: Pair) -> tuple[Pair, np.ndarray]:
@@ -181,8 +148,8 @@ def _whole(x: Region | object, clear: Tensor) -> Tensor:
     return _cut(clear, np.zeros_like(x.origins), tuple(clear.shape[2:]), x, 0.0)
 
 
-def _cut(clear: Tensor, origins: np.ndarray, size: Pair, x: Region, fill: float) -> Tensor:
-    """Boxes of `size` at `origins` (N, 2) of maps that are x within its region, `clear` outside it and `fill` outside
+def _cut(clear: Tensor, origins: np.ndarray, size: Pair, x: Region, margin: float) -> Tensor:
+    """Boxes of `size` at `origins` (N, 2) of maps that are x within its region, `clear` outside it and `margin` outside
     the maps: (N, C, height, width), channels-last. One gather from the rows of all three.
     """
     if size == tuple(x.pixels.shape[2:]) and np.array_equal(origins, x.origins):
@@ -197,9 +164,7 @@ def _cut(clear: Tensor, origins: np.ndarray, size: Pair, x: Region, fill: float)
     touched = ((down >= 0) & (down < inner_height))[:, :, None] & ((across >= 0) & (across < inner_width))[:, None]
     first = height * width + 1 + inner_height * inner_width * np.arange(len(origins))[:, None, None]
     index = np.where(touched, first + down[:, :, None] * inner_width + across[:, None], index)
-    table = torch.cat(
-        [_pixels(clear), clear.new_full((1, channels), fill), _pixels(x.pixels)],
-    )
+    table = torch.cat([_pixels(clear), clear.new_full((1, channels), margin), _pixels(x.pixels)])
     boxes = table.index_select(0, torch.from_numpy(index.ravel()).to(clear.device))
     return boxes.view(len(origins), *size, channels).permute(0, 3, 1, 2)
 

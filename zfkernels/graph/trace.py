@@ -13,19 +13,37 @@ anything but a conv or a Linear is a layer of its own, and so is a ReLU whose ar
 import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from torch import fx, nn
+import torch
+import torch.nn.functional as F
+from torch import Size, fx, nn
 
 from ..ops.contrast_norm import contrast_norm
-from ..ops.conv import conv2d_relu
-from ..ops.fused import conv2d_relu_max_pool2d
-from ..ops.max_pool import max_pool2d_with_switches
-from .graph import Chain, Graph, Node, _chain, _name_layers
-from .steps import Flatten, Irreversible, Opaque, irreversible
-from .translate import _describe, _hooked, _in_place, _is_size, _leaf, _opaque, _Part, _part
+from ..ops.conv import conv2d_relu, relu_conv_transpose2d
+from ..ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
+from ..ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+from . import translate
+from .graph import Chain, Graph, Node, as_chain, name_layers
+from .rules import Irreversible, Read, Shapes, irreversible
+from .steps import Add, Concat, Flatten, Opaque
+from .translate import ARITHMETIC, NO_REVERSE, Part
 
-# From a model to its graph
+OPS = (
+    contrast_norm,
+    conv2d_relu,
+    conv2d_relu_max_pool2d,
+    max_pool2d_contrast_norm,
+    max_pool2d_with_switches,
+    max_unpool2d_relu_conv_transpose2d,
+    max_unpool2d_with_switches,
+    relu_conv_transpose2d,
+)
+AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
+JOINS_BRANCHES = "it joins branches of the model, and only their sum or concatenation has a reverse here"
 
 
 def trace(model: nn.Module) -> tuple[Graph, Chain | None]:
@@ -34,10 +52,10 @@ def trace(model: nn.Module) -> tuple[Graph, Chain | None]:
     NotImplementedError naming the first layer that cannot be reversed.
     """
     model = unwrapped(model)
-    graph = _walk(model, *_graph(model), opaque=False)
+    graph = _Walk(model, *_traced(model), opaque=False).walked()
     if not graph.layers and not graph.vector_layers:
         raise ValueError(f"model must have at least one conv, pool, norm or Linear layer, got {type(model).__name__}")
-    return graph, _chain(graph)
+    return graph, as_chain(graph)
 
 
 def trace_whole(model: nn.Module) -> Graph:
@@ -46,7 +64,7 @@ def trace_whole(model: nn.Module) -> Graph:
     NotImplementedError where torch.fx cannot trace it, or where a view is changed in place.
     """
     model = unwrapped(model)
-    return _walk(model, *_graph(model), opaque=True)
+    return _Walk(model, *_traced(model), opaque=True).walked()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -56,7 +74,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
-    return model if _leaf(model) is None else nn.Sequential(model)
+    return model if translate.kind_of(model) is None else nn.Sequential(model)
+
+
+# torch.fx
 
 
 class _Proxy(fx.Proxy):
@@ -81,17 +102,17 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """A tracer that also keeps, in `results`, what each submodule gave last."""
 
-    def __init__(self, **settings) -> None:
+    def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
         self.results: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return _leaf(module) is not None or super().is_leaf_module(module, name)
+        return translate.kind_of(module) is not None or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
-    def call_module(self, module, forward, args, kwargs):
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         result = super().call_module(module, forward, args, kwargs)
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, fx.Proxy):
@@ -99,14 +120,14 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def _graph(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    import zfkernels
-
-    calls = (conv2d_relu, conv2d_relu_max_pool2d, contrast_norm, max_pool2d_with_switches)
+def _traced(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """torch.fx's graph of the model, and the node that each submodule gave last."""
+    package = sys.modules[__package__.partition(".")[0]]
+    vars(package).update({op.__name__: op for op in OPS})  # torch.fx wraps what a forward calls as zfkernels.NAME there
     try:
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
-        tracer = _Tracer(autowrap_modules=(math, zfkernels), autowrap_functions=calls)
+        tracer = _Tracer(autowrap_modules=(math, package), autowrap_functions=OPS)
         return tracer.trace(model, defaults), tracer.results
     except Exception as error:
         raise NotImplementedError(
@@ -116,76 +137,254 @@ def _graph(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
         ) from error
 
 
-def _walk(model: nn.Module, fx_graph: fx.Graph, results: dict[str, fx.Node], opaque: bool) -> Graph:
-    """Follow the images through torch.fx's graph."""
-    graph = Graph()
-    live = _live(model, fx_graph)
-    made: dict[fx.Node, int] = {}  # a node -> the number of the value that it holds now
-    sizes: set[fx.Node] = set()  # nodes computed from the sizes of values alone
-    stale: set[int] = set()  # values that share memory with one that was changed in place
-    names: set[str] = set()
-    passed: dict[str, int] = {}  # what changes nothing, by name -> the value that passes
-    for node in fx_graph.nodes:
-        if node.op == "placeholder" and not made:
-            made[node] = 0
-        if node.op == "output" and isinstance(node.args[0], fx.Node):
-            graph.output = made.get(node.args[0])
-        taken = [other for other in node.all_input_nodes if other in made]
-        if node not in live or node.op == "output" or not (taken or sizes.intersection(node.all_input_nodes)):
-            continue
+# From torch.fx's graph to ours
+
+
+@dataclass
+class _Walk:
+    """The images followed through torch.fx's graph."""
+
+    model: nn.Module
+    source: fx.Graph
+    results: dict[str, fx.Node]
+    opaque: bool
+    graph: Graph = field(default_factory=Graph)
+    held: dict[fx.Node, int] = field(default_factory=dict)  # a node -> the number of the value that it holds now
+    sizes: set[fx.Node] = field(default_factory=set)  # nodes computed from the sizes of values alone
+    stale: set[int] = field(default_factory=set)  # values that share memory with one that was changed in place
+    names: set[str] = field(default_factory=set)
+    passed: dict[str, int] = field(default_factory=dict)  # what changes nothing, by name -> the value that passes
+
+    def walked(self) -> Graph:
+        live = self._live()
+        for node in self.source.nodes:
+            if node.op == "placeholder" and not self.held:
+                self.held[node] = 0
+            if node.op == "output" and isinstance(node.args[0], fx.Node):
+                self.graph.output = self.held.get(node.args[0])
+            if node in live and node.op != "output":
+                self._visit(node)
+        self.graph.submodules = {name: self.held[node] for name, node in self.results.items() if node in self.held}
+        name_layers(self.graph, self.passed)
+        return self.graph
+
+    def _live(self) -> set[fx.Node]:
+        """The nodes that something depends on: the output, or a value that a later node finds changed in place."""
+        live: set[fx.Node] = set()
+        for node in reversed(self.source.nodes):
+            if node.op == "output" or live.intersection(node.users) or self._in_place(node):
+                live.add(node)
+        return live
+
+    def _visit(self, node: fx.Node) -> None:
+        taken = [other for other in node.all_input_nodes if other in self.held]
         if not taken or _is_size(node):
-            sizes.add(node)
-            continue
-        name, kind = _describe(model, node, names)
-        names.add(name)
-        if stale.intersection(made[other] for other in taken):
+            if taken or self.sizes.intersection(node.all_input_nodes):
+                self.sizes.add(node)
+            return
+        name, kind = self._describe(node)
+        self.names.add(name)
+        if self.stale.intersection(self.held[other] for other in taken):
             why = "what it takes shares memory with a value, of which it is or has a view, that was changed in place"
             raise irreversible(name, kind, why)
         try:
-            if opaque and _hooked(model, node):
-                raise Irreversible("hooks may change what it gives")
-            part, inputs = _part(name, model, node, made)
-            if opaque and any(isinstance(step, Flatten) for step in part.steps):
-                raise Irreversible("it may make other shapes than vectors")
+            part, inputs = self._part(name, node)
         except Irreversible as why:
-            if not opaque:
+            if not self.opaque:
                 raise irreversible(name, kind, why) from None
-            part, inputs = _Part([_opaque(name, model, node, dict(made))], "layer"), tuple(made[o] for o in taken)
-        if part.steps or node.target == "clone":
-            graph.nodes.append(Node(name, tuple(part.steps), inputs, part.role))
-            made[node] = number = len(graph.nodes)
-            if _in_place(model, node):
-                stale |= _sharing(graph, inputs[0]) - {number}
-                made |= dict.fromkeys([other for other, held in made.items() if held == inputs[0]], number)
-        else:
-            made[node] = inputs[0]
-            passed[name] = inputs[0]
-    graph.submodules = {name: made[node] for name, node in results.items() if node in made}
-    _name_layers(graph, passed)
-    return graph
+            part, inputs = Part("layer", (self._opaque(name, node, taken),)), tuple(self.held[o] for o in taken)
+        before = inputs[0]
+        if not part.steps:
+            self.held[node] = self.passed[name] = before
+            return
+        for step in part.steps:
+            role = part.role if step is part.steps[-1] else "between"
+            self.graph.nodes.append(Node(name, step, inputs, role))
+            inputs = (len(self.graph.nodes),)
+        self.held[node] = number = len(self.graph.nodes)
+        if self._in_place(node):
+            self.stale |= self._sharing(before) - {number}
+            self.held |= dict.fromkeys([other for other, value in self.held.items() if value == before], number)
+
+    # Reading one node
+
+    def _part(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        """The steps of one node and the numbers of the values that they take."""
+        if self.opaque and self._hooked(node):
+            raise Irreversible("hooks may change what it gives")
+        reader = _Walk._module if node.op == "call_module" else READERS.get(node.target, _Walk._unknown)
+        part, inputs = reader(self, name, node)
+        if self.opaque and any(isinstance(step, Flatten) for step in part.steps):
+            raise Irreversible("it may make other shapes than vectors")
+        return part, inputs
+
+    def _first(self, node: fx.Node) -> tuple[fx.Node, list, dict]:
+        """The value that a call of one value takes, and the call's other arguments."""
+        arguments, keywords = list(node.args), dict(node.kwargs)
+        first = arguments.pop(0) if arguments else keywords.pop("input", keywords.pop("x", None))
+        if not isinstance(first, fx.Node) or first not in self.held:
+            raise Irreversible(NO_REVERSE)
+        if any(other in self.held for other in node.all_input_nodes if other is not first):
+            raise Irreversible(JOINS_BRANCHES)
+        return first, arguments, keywords
+
+    def _module(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        first, _, _ = self._first(node)
+        return translate.module_part(name, self.model.get_submodule(node.target)), (self.held[first],)
+
+    def _unknown(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        self._first(node)
+        raise Irreversible(NO_REVERSE)
+
+    def _arithmetic(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        operation, keywords = ARITHMETIC[node.target], dict(node.kwargs)
+        operands = [*node.args, *(keywords.pop(key) for key in ("input", "other") if key in keywords)]
+        if len(operands) != 2 or any(keywords.get(key) not in (None, 1) for key in keywords):
+            raise Irreversible(NO_REVERSE)
+        values = tuple(self.held[operand] for operand in operands if operand in self.held)
+        if len(values) == 1:
+            return translate.with_number(name, operation, *(None if o in self.held else o for o in operands)), values
+        if operation != "add":
+            raise Irreversible(JOINS_BRANCHES)
+        return Part("layer", (Add(name),)), values
+
+    def _concat(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        arguments, keywords = list(node.args), dict(node.kwargs)
+        joined = arguments.pop(0) if arguments else keywords.pop("tensors", None)
+        dim = arguments.pop(0) if arguments else keywords.pop("dim", keywords.pop("axis", 0))
+        tensors = joined if isinstance(joined, (list, tuple)) else [None]
+        if arguments or keywords or any(value not in self.held for value in tensors):
+            raise Irreversible(NO_REVERSE)
+        if dim not in (1, -3):
+            raise Irreversible(f"it must join values of the model along dimension 1, not {dim}")
+        return Part("layer", (Concat(name),)), tuple(self.held[value] for value in tensors)
+
+    def _reshape(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        first, _, _ = self._first(node)
+        held = dict(self.held)
+
+        def reshaped(_: Size, shapes: Shapes) -> Size:
+            return _evaluate(node, _known(held, shapes)).shape
+
+        return Part("between", (Flatten(name, reshaped),)), (self.held[first],)
+
+    def _item(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        """The map out of (map, switches)."""
+        first, arguments, _ = self._first(node)
+        if not (first.target in translate.WITH_SWITCHES or self._returns_switches(first)) or arguments != [0]:
+            raise Irreversible(NO_REVERSE)
+        return Part("part"), (self.held[first],)
+
+    def _function(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
+        first, arguments, keywords = self._first(node)
+        computed = [other for other in node.all_input_nodes if other not in self.held and other.op != "get_attr"]
+        if computed:
+            raise Irreversible(f"its argument {computed[0].name!r} is computed when the model runs")
+
+        def reader(attribute: fx.Node) -> Read:
+            return lambda: operator.attrgetter(attribute.target)(self.model)
+
+        arguments, keywords = fx.map_arg((tuple(arguments), keywords), reader)
+        return translate.function_part(node.target, name, arguments, keywords), (self.held[first],)
+
+    def _opaque(self, name: str, node: fx.Node, taken: list[fx.Node]) -> Opaque:
+        model, held, index = self.model, dict(self.held), {other: i for i, other in enumerate(taken)}
+
+        def call(inputs: list, shapes: Shapes) -> object:
+            known = _known(held, shapes)
+
+            def value(other: fx.Node) -> object:
+                if other in index:
+                    return inputs[index[other]]
+                if other.op == "get_attr":
+                    return operator.attrgetter(other.target)(model)
+                return _evaluate(other, known)
+
+            arguments, keywords = fx.map_arg((node.args, node.kwargs), value)
+            if self._in_place(node):
+                arguments = (arguments[0].clone(), *arguments[1:])
+            if node.op == "call_module":
+                return model.get_submodule(node.target)(*arguments, **keywords)
+            return _called(node, arguments, keywords)
+
+        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+        return Opaque(name, call, kind in translate.POINTWISE and len(node.all_input_nodes) == 1)
+
+    # Facts about a node
+
+    def _describe(self, node: fx.Node) -> tuple[str, str]:
+        """A node's name, qualified where it is a module's (first) use, and its type and place."""
+        if node.op == "call_module":
+            module = self.model.get_submodule(node.target)
+            return node.name if node.target in self.names else node.target, type(module).__name__
+        kind = "method" if node.op == "call_method" else "function"
+        called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+        return node.name, f"{kind} {called}" + (f" in {modules[-1]}" if modules else "")
+
+    def _hooked(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        module = self.model.get_submodule(node.target)
+        return bool(module._forward_hooks or module._forward_pre_hooks)
+
+    def _returns_switches(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and getattr(self.model.get_submodule(node.target), "return_switches", False)
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self.model.get_submodule(node.target), "inplace", False)
+        called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return (
+            called.endswith("_")
+            or node.target in AUGMENTED
+            or node.kwargs.get("inplace", False)
+            or (node.target is F.relu and True in node.args)
+        )
+
+    def _sharing(self, value: int) -> set[int]:
+        """The values, besides `value`, that may share its memory: what it is a view of, and views of that."""
+
+        def views(number: int) -> bool:
+            return isinstance(self.graph.node(number).step, (Flatten, Opaque))
+
+        chain = [value]
+        while chain[-1] and views(chain[-1]):
+            chain += self.graph.node(chain[-1]).inputs[:1]
+        sharing = set(chain)
+        for number, node in enumerate(self.graph.nodes, 1):
+            if views(number) and sharing.intersection(node.inputs):
+                sharing.add(number)
+        return sharing - {value}
 
 
-def _sharing(graph: Graph, value: int) -> set[int]:
-    """The values, besides `value`, that may share its memory: what it is a view of, and views of that."""
-
-    def views(number: int) -> bool:
-        steps = graph.nodes[number - 1].steps
-        return bool(steps) and isinstance(steps[0], (Flatten, Opaque))
-
-    sharing = [value]
-    while sharing[-1] and views(sharing[-1]):
-        sharing += graph.nodes[sharing[-1] - 1].inputs[:1]
-    sharing = set(sharing)
-    for number, node in enumerate(graph.nodes, 1):
-        if views(number) and sharing.intersection(node.inputs):
-            sharing.add(number)
-    return sharing - {value}
+READERS: dict[Callable | str, Callable] = {
+    **dict.fromkeys(translate.FUNCTIONS, _Walk._function),
+    **dict.fromkeys(ARITHMETIC, _Walk._arithmetic),
+    **dict.fromkeys(translate.CONCATS, _Walk._concat),
+    **dict.fromkeys(translate.RESHAPES, _Walk._reshape),
+    operator.getitem: _Walk._item,
+}
 
 
-def _live(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that something depends on: the output, or a value that a later node finds changed in place."""
-    live = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or live.intersection(node.users) or _in_place(model, node):
-            live.add(node)
-    return live
+def _is_size(node: fx.Node) -> bool:
+    return node.op != "call_module" and (node.target in SIZES or (node.target is getattr and node.args[1] in SIZES))
+
+
+def _known(held: dict[fx.Node, int], shapes: Shapes) -> dict[fx.Node, Size]:
+    return {node: shapes[number] for node, number in held.items() if shapes[number] is not None}
+
+
+def _called(node: fx.Node, arguments: tuple, keywords: dict) -> object:
+    if node.op == "call_method":
+        return getattr(arguments[0], node.target)(*arguments[1:], **keywords)
+    return node.target(*arguments, **keywords)
+
+
+def _evaluate(node: fx.Node, shapes: dict[fx.Node, Size]) -> object:
+    """What `node` gives for values of these shapes, without looking at them."""
+
+    def value(other: fx.Node) -> object:
+        return torch.empty(shapes[other], device="meta") if other in shapes else _evaluate(other, shapes)
+
+    return _called(node, *fx.map_arg((node.args, node.kwargs), value))

@@ -21,69 +21,58 @@ from torch import Tensor
 
 from .. import backends, window
 from . import checks
-from .define import door, empty
-
-# contrast_norm
+from .define import define, empty
 
 
-def _contrast_norm_forward(x, size, alpha, beta, k, center, backend):
-    return backends.module(backend).contrast_norm(x, size, alpha, beta, k, center)
+class _ContrastNorm:
+    """The formula above."""
+
+    def forward(x, size, alpha, beta, k, center, backend):
+        return backends.module(backend).contrast_norm(x, size, alpha, beta, k, center)
+
+    def fake(x, size, alpha, beta, k, center, backend):
+        return empty(x, *x.shape)
+
+    def setup_context(ctx, inputs, output):
+        x, *ctx.settings = inputs
+        ctx.save_for_backward(x)
+
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return (contrast_norm_backward(g, x, *ctx.settings),)
 
 
-def _contrast_norm_fake(x, size, alpha, beta, k, center, backend):
-    return empty(x, *x.shape)
-
-
-def _contrast_norm_setup(ctx, inputs, output):
-    x, *ctx.settings = inputs
-    ctx.save_for_backward(x)
-
-
-def _contrast_norm_backward(ctx, g):
-    (x,) = ctx.saved_tensors
-    return (contrast_norm_backward(g, x, *ctx.settings),)
-
-
-contrast_norm_op = door(
+contrast_norm_op = define(
     "contrast_norm(Tensor x, SymInt size, float alpha, float beta, float k, bool center, str backend) -> Tensor",
     1,
-    _contrast_norm_forward,
-    _contrast_norm_fake,
-    _contrast_norm_setup,
-    _contrast_norm_backward,
+    _ContrastNorm,
 )
 
 
-# contrast_norm_backward
+class _ContrastNormBackward:
+    """Its vector-Jacobian product, the formula above; it cannot be differentiated."""
+
+    def forward(g, x, size, alpha, beta, k, center, backend):
+        return backends.module(backend).contrast_norm_backward(g, x, size, alpha, beta, k, center)
+
+    def fake(g, x, size, alpha, beta, k, center, backend):
+        return empty(x, *x.shape)
+
+    def setup_context(ctx, inputs, output):
+        pass
+
+    def backward(ctx, gg):
+        raise RuntimeError(
+            "contrast_norm has no second derivative: its backward cannot be differentiated; use "
+            "torch.nn.functional.local_response_norm where a second derivative is needed"
+        )
 
 
-def _contrast_norm_backward_forward(g, x, size, alpha, beta, k, center, backend):
-    return backends.module(backend).contrast_norm_backward(g, x, size, alpha, beta, k, center)
-
-
-def _contrast_norm_backward_fake(g, x, size, alpha, beta, k, center, backend):
-    return empty(x, *x.shape)
-
-
-def _contrast_norm_backward_setup(ctx, inputs, output):
-    pass
-
-
-def _contrast_norm_backward_backward(ctx, gg):
-    raise RuntimeError(
-        "contrast_norm has no second derivative: its backward cannot be differentiated; use "
-        "torch.nn.functional.local_response_norm where a second derivative is needed"
-    )
-
-
-contrast_norm_backward = door(
+contrast_norm_backward = define(
     "contrast_norm_backward(Tensor g, Tensor x, int size, float alpha, float beta, float k, bool center, "
     "str backend) -> Tensor",
     2,
-    _contrast_norm_backward_forward,
-    _contrast_norm_backward_fake,
-    _contrast_norm_backward_setup,
-    _contrast_norm_backward_backward,
+    _ContrastNormBackward,
 )
 
 

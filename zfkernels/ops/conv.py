@@ -13,36 +13,12 @@ from torch import Tensor
 
 from .. import backends, window
 from . import checks
-from .define import door, empty
+from .define import define, empty
 
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
     """g where y > 0 or y is NaN, else 0: the backward of y = max(0, .), from its result or its argument."""
     return torch.ops.aten.threshold_backward(g, y.detach().contiguous(memory_format=torch.channels_last), 0)
-
-
-# conv2d
-
-
-def _conv2d_forward(x, weight, bias, stride, padding, relu, backend):
-    return backends.module(backend).conv2d(x, weight, bias, tuple(stride), tuple(padding), relu)
-
-
-def _conv2d_fake(x, weight, bias, stride, padding, relu, backend):
-    return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
-
-
-def _conv2d_setup(ctx, inputs, output):
-    x, weight, _, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
-
-
-def _conv2d_backward(ctx, g):
-    x, weight, y = ctx.saved_tensors
-    stride, padding, relu, backend = ctx.settings
-    if relu:
-        g = rectifier_grad(g, y)
-    return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
 
 
 def conv2d_grads(g, x, weight, stride, padding, backend, needs):
@@ -58,96 +34,102 @@ def conv2d_grads(g, x, weight, stride, padding, backend, needs):
     return gx, gw, gb if needs_bias else None
 
 
-conv2d = door(
+class _Conv2d:
+    """y = conv2d(x, weight, bias), rectified with `relu`."""
+
+    def forward(x, weight, bias, stride, padding, relu, backend):
+        return backends.module(backend).conv2d(x, weight, bias, tuple(stride), tuple(padding), relu)
+
+    def fake(x, weight, bias, stride, padding, relu, backend):
+        return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
+
+    def setup_context(ctx, inputs, output):
+        x, weight, _, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
+
+    def backward(ctx, g):
+        x, weight, y = ctx.saved_tensors
+        stride, padding, relu, backend = ctx.settings
+        if relu:
+            g = rectifier_grad(g, y)
+        return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
+
+
+conv2d = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, str backend) -> Tensor",
     3,
-    _conv2d_forward,
-    _conv2d_fake,
-    _conv2d_setup,
-    _conv2d_backward,
+    _Conv2d,
 )
 
 
-# conv_transpose2d
+class _ConvTranspose2d:
+    """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
+
+    def forward(y, weight, stride, padding, output_size, rectify, backend):
+        module = backends.module(backend)
+        return module.conv_transpose2d(y, weight, tuple(stride), tuple(padding), tuple(output_size), rectify)
+
+    def fake(y, weight, stride, padding, output_size, rectify, backend):
+        return empty(y, y.shape[0], weight.shape[1], *output_size)
+
+    def setup_context(ctx, inputs, output):
+        y, weight, *ctx.settings = inputs
+        ctx.save_for_backward(y, weight)
+
+    def backward(ctx, g):
+        y, weight = ctx.saved_tensors
+        stride, padding, _, rectify, backend = ctx.settings
+        gy = gw = None
+        if ctx.needs_input_grad[0]:
+            gy = conv2d(g, weight, None, stride, padding, False, backend)
+            if rectify:
+                gy = rectifier_grad(gy, y)
+        if ctx.needs_input_grad[1]:
+            y = torch.relu(y) if rectify else y
+            gw, _ = conv2d_weight_grad(g, y, weight.shape[2:], stride, padding, False, backend)
+        return gy, gw
 
 
-def _conv_transpose2d_forward(y, weight, stride, padding, output_size, rectify, backend):
-    module = backends.module(backend)
-    return module.conv_transpose2d(y, weight, tuple(stride), tuple(padding), tuple(output_size), rectify)
-
-
-def _conv_transpose2d_fake(y, weight, stride, padding, output_size, rectify, backend):
-    return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-
-def _conv_transpose2d_setup(ctx, inputs, output):
-    y, weight, *ctx.settings = inputs
-    ctx.save_for_backward(y, weight)
-
-
-def _conv_transpose2d_backward(ctx, g):
-    y, weight = ctx.saved_tensors
-    stride, padding, _, rectify, backend = ctx.settings
-    gy = gw = None
-    if ctx.needs_input_grad[0]:
-        gy = conv2d(g, weight, None, stride, padding, False, backend)
-        if rectify:
-            gy = rectifier_grad(gy, y)
-    if ctx.needs_input_grad[1]:
-        y = torch.relu(y) if rectify else y
-        gw, _ = conv2d_weight_grad(g, y, weight.shape[2:], stride, padding, False, backend)
-    return gy, gw
-
-
-conv_transpose2d = door(
+conv_transpose2d = define(
     "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
     "str backend) -> Tensor",
     2,
-    _conv_transpose2d_forward,
-    _conv_transpose2d_fake,
-    _conv_transpose2d_setup,
-    _conv_transpose2d_backward,
+    _ConvTranspose2d,
 )
 
 
-# conv2d_weight_grad; without a bias the second result is an empty tensor, for an op cannot return None
+class _Conv2dWeightGrad:
+    """The adjoint of conv2d in weight. Without a bias its gradient is an empty tensor, for an op cannot give None."""
+
+    def forward(x, g, kernel_size, stride, padding, with_bias, backend):
+        module = backends.module(backend)
+        gw, gb = module.conv2d_weight_grad(x, g, tuple(kernel_size), tuple(stride), tuple(padding), with_bias)
+        return gw, gb if with_bias else x.new_empty(0)
+
+    def fake(x, g, kernel_size, stride, padding, with_bias, backend):
+        gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
+        return gw, x.new_empty(g.shape[1] if with_bias else 0)
+
+    def setup_context(ctx, inputs, output):
+        x, g, *ctx.settings = inputs
+        ctx.save_for_backward(x, g)
+
+    def backward(ctx, ggw, ggb):
+        x, g = ctx.saved_tensors
+        _, stride, padding, with_bias, backend = ctx.settings
+        gx = gg = None
+        if ctx.needs_input_grad[0]:
+            gx = conv_transpose2d(g, ggw, stride, padding, x.shape[2:], False, backend)
+        if ctx.needs_input_grad[1]:
+            gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
+        return gx, gg
 
 
-def _conv2d_weight_grad_forward(x, g, kernel_size, stride, padding, with_bias, backend):
-    module = backends.module(backend)
-    gw, gb = module.conv2d_weight_grad(x, g, tuple(kernel_size), tuple(stride), tuple(padding), with_bias)
-    return gw, gb if with_bias else x.new_empty(0)
-
-
-def _conv2d_weight_grad_fake(x, g, kernel_size, stride, padding, with_bias, backend):
-    gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
-    return gw, x.new_empty(g.shape[1] if with_bias else 0)
-
-
-def _conv2d_weight_grad_setup(ctx, inputs, output):
-    x, g, *ctx.settings = inputs
-    ctx.save_for_backward(x, g)
-
-
-def _conv2d_weight_grad_backward(ctx, ggw, ggb):
-    x, g = ctx.saved_tensors
-    _, stride, padding, with_bias, backend = ctx.settings
-    gx = gg = None
-    if ctx.needs_input_grad[0]:
-        gx = conv_transpose2d(g, ggw, stride, padding, x.shape[2:], False, backend)
-    if ctx.needs_input_grad[1]:
-        gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
-    return gx, gg
-
-
-conv2d_weight_grad = door(
+conv2d_weight_grad = define(
     "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
     "str backend) -> (Tensor, Tensor)",
     2,
-    _conv2d_weight_grad_forward,
-    _conv2d_weight_grad_fake,
-    _conv2d_weight_grad_setup,
-    _conv2d_weight_grad_backward,
+    _Conv2dWeightGrad,
 )
 
 

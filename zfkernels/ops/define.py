@@ -1,16 +1,16 @@
-"""An op's two doors.
+"""One op, two ways in.
 
-An op is written once, as four functions:
+An op is written once, as four functions of a class that is only their namespace:
 
     forward(*arguments) -> tensor or tuple of tensors      calls the backend
     fake(*arguments)                                       the same shapes, dtypes and strides, nothing computed
     setup_context(ctx, inputs, output)                     what the backward needs
     backward(ctx, *gradients)                              one gradient a tensor argument
 
-`door` gives them two ways in. In eager mode: the backend itself when nothing needs a gradient, else an
+`define` gives them two ways in. In eager mode: the backend itself when nothing needs a gradient, else an
 autograd.Function. Under torch.compile, export, a dispatch mode, or with tensors that are not plain ones: the
-`torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see. (The library door costs some 90
-microseconds a call with gradients, the eager one about 10.) torch.func's transforms take the eager door in the slower
+`torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see. (A call with gradients costs some 90
+microseconds through the library, about 10 in eager mode.) torch.func's transforms take the eager way in the slower
 form that they require; vmap runs its batch one by one. Forward-mode differentiation raises.
 """
 
@@ -24,42 +24,11 @@ LIBRARY = torch.library.Library("zfkernels", "DEF")
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def door(
-    schema: str,
-    tensors: int,
-    forward: Callable,
-    fake: Callable,
-    setup_context: Callable,
-    backward: Callable,
-) -> Callable:
+def define(schema: str, tensors: int, op: type) -> Callable:
     """The op of this schema, whose first `tensors` arguments are tensors or None and whose last is the backend."""
     name = schema[: schema.index("(")]
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"zfkernels::{name}", fake, lib=LIBRARY)
-    library_op = getattr(torch.ops.zfkernels, name).default
-    no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
-
-    def full_backward(ctx, *gradients):
-        return (*backward(ctx, *gradients), *no_gradients)
-
-    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=setup_context, lib=LIBRARY)
-
-    # autograd.Function sees the tensors, and all the arguments as one: each costs it a quarter of a microsecond.
-    def eager_forward(ctx, *tensors_and_arguments):
-        arguments = tensors_and_arguments[-1]
-        output = forward(*arguments)
-        setup_context(ctx, arguments, output)
-        return output
-
-    def eager_backward(ctx, *gradients):
-        return (*backward(ctx, *gradients), None)
-
-    eager = type(
-        name,
-        (torch.autograd.Function,),
-        {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
-    )
+    library_op, full_backward = _library_op(name, schema, tensors, op)
+    eager = _eager_function(name, op)
     # What Function.apply ends in; what it does before is for function transforms, and costs 2 microseconds.
     apply = super(torch.autograd.Function, eager).apply
 
@@ -82,7 +51,51 @@ def door(
             needs_gradient = needs_gradient or tensor.requires_grad
         if needs_gradient and torch.is_grad_enabled():
             return apply(*arguments[:tensors], arguments)
-        return forward(*arguments)
+        return op.forward(*arguments)
+
+    transformed = _function(
+        name, forward=call, setup_context=op.setup_context, backward=full_backward, vmap=_one_by_one(name, call)
+    )
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _function(name: str, **methods: Callable) -> type[torch.autograd.Function]:
+    return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
+
+
+def _library_op(name: str, schema: str, tensors: int, op: type) -> tuple[Callable, Callable]:
+    """The op for torch.library, and its backward with a None for each argument that is no tensor."""
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, op.forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zfkernels::{name}", op.fake, lib=LIBRARY)
+    library_op = getattr(torch.ops.zfkernels, name).default
+    no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
+
+    def full_backward(ctx, *gradients):
+        return (*op.backward(ctx, *gradients), *no_gradients)
+
+    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=op.setup_context, lib=LIBRARY)
+    return library_op, full_backward
+
+
+def _eager_function(name: str, op: type) -> type[torch.autograd.Function]:
+    """It sees the tensors, and all the arguments as one: each costs autograd.Function a quarter of a microsecond."""
+
+    def forward(ctx, *tensors_and_arguments):
+        arguments = tensors_and_arguments[-1]
+        output = op.forward(*arguments)
+        op.setup_context(ctx, arguments, output)
+        return output
+
+    def backward(ctx, *gradients):
+        return (*op.backward(ctx, *gradients), None)
+
+    return _function(name, forward=forward, backward=backward)
+
+
+def _one_by_one(name: str, call: Callable) -> Callable:
+    """vmap's rule."""
 
     def one_by_one(info, in_dims, *arguments):
         def item(i):
@@ -96,19 +109,7 @@ def door(
             return torch.stack(items), 0
         return tuple(torch.stack(output) for output in zip(*items, strict=True)), (0,) * len(items[0])
 
-    transformed = type(
-        name,
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(call),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(full_backward),
-            "vmap": staticmethod(one_by_one),
-        },
-    )
-
-    call.__name__ = call.__qualname__ = name
-    return call
+    return one_by_one
 
 
 def refuse_tangents(name: str, tensors: tuple[Tensor | None, ...]) -> None:

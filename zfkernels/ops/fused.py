@@ -12,229 +12,204 @@ from .. import backends, window
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .define import door, empty
+from .define import define, empty
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
-# conv2d_relu_max_pool2d
+
+class _Layer:
+    """conv2d, rectified, and max_pool2d."""
+
+    def forward(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
+        return backends.module(backend).conv2d_relu_max_pool2d(
+            x,
+            weight,
+            bias,
+            tuple(stride),
+            tuple(padding),
+            tuple(pool_kernel),
+            tuple(pool_stride),
+            tuple(pool_padding),
+            tuple(output_size),
+        )
+
+    def fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
+        y = empty(x, x.shape[0], weight.shape[0], *output_size)
+        return y, empty(y, *y.shape, dtype=torch.uint8)
+
+    def setup_context(ctx, inputs, output):
+        x, weight, _, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight, *output)
+        mark_switches(ctx, output[1])
+
+    def backward(ctx, g, _):
+        x, weight, y, switches = ctx.saved_tensors
+        stride, padding, *pool, _, backend = ctx.settings
+        if g is None:
+            return None, None, None
+        g = rectifier_grad(g, y)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if needs_weight and not needs_x:
+            gw, gb = layer_weight_grad(x, g, switches, weight.shape[2:], stride, padding, *pool, needs_bias, backend)
+            return None, gw, gb if needs_bias else None
+        if needs_weight:
+            size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+            g = max_unpool2d(g, switches, *pool, size, backend)
+            return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
+        gx = gb = None
+        if needs_x:
+            gx = layer_reversed(g, switches, weight, stride, padding, *pool, x.shape[2:], False, backend)
+        if needs_bias:
+            gb = g.sum((0, 2, 3))
+        return gx, None, gb
 
 
-def _layer_forward(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-    return backends.module(backend).conv2d_relu_max_pool2d(
-        x,
-        weight,
-        bias,
-        tuple(stride),
-        tuple(padding),
-        tuple(pool_kernel),
-        tuple(pool_stride),
-        tuple(pool_padding),
-        tuple(output_size),
-    )
-
-
-def _layer_fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-    y = empty(x, x.shape[0], weight.shape[0], *output_size)
-    return y, empty(y, *y.shape, dtype=torch.uint8)
-
-
-def _layer_setup(ctx, inputs, output):
-    x, weight, _, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, *output)
-    mark_switches(ctx, output[1])
-
-
-def _layer_backward(ctx, g, _):
-    x, weight, y, switches = ctx.saved_tensors
-    stride, padding, *pool, _, backend = ctx.settings
-    if g is None:
-        return None, None, None
-    g = rectifier_grad(g, y)
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if needs_weight and not needs_x:
-        gw, gb = layer_weight_grad(x, g, switches, weight.shape[2:], stride, padding, *pool, needs_bias, backend)
-        return None, gw, gb if needs_bias else None
-    if needs_weight:
-        size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
-        g = max_unpool2d(g, switches, *pool, size, backend)
-        return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
-    gx = gb = None
-    if needs_x:
-        gx = layer_reversed(g, switches, weight, stride, padding, *pool, x.shape[2:], False, backend)
-    if needs_bias:
-        gb = g.sum((0, 2, 3))
-    return gx, None, gb
-
-
-layer = door(
+layer = define(
     "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
     "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) "
     "-> (Tensor, Tensor)",
     3,
-    _layer_forward,
-    _layer_fake,
-    _layer_setup,
-    _layer_backward,
+    _Layer,
 )
 
 
-# conv2d_relu_max_pool2d_weight_grad; g is the pooled map's gradient, masked to where that map is positive
+class _LayerWeightGrad:
+    """conv2d_weight_grad of the unpooled g, the pooled map's gradient masked to where that map is positive."""
+
+    def forward(
+        x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
+    ):
+        gw, gb = backends.module(backend).conv2d_relu_max_pool2d_weight_grad(
+            x,
+            g,
+            switches,
+            tuple(kernel_size),
+            tuple(stride),
+            tuple(padding),
+            tuple(pool_kernel),
+            tuple(pool_stride),
+            tuple(pool_padding),
+            with_bias,
+        )
+        return gw, gb if with_bias else x.new_empty(0)
+
+    def fake(x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend):
+        return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if with_bias else 0)
+
+    def setup_context(ctx, inputs, output):
+        x, g, switches, *ctx.settings = inputs
+        ctx.save_for_backward(x, g, switches)
+
+    def backward(ctx, ggw, ggb):
+        x, g, switches = ctx.saved_tensors
+        _, stride, padding, *pool, with_bias, backend = ctx.settings
+        gx = gg = None
+        if ctx.needs_input_grad[0]:
+            gx = layer_reversed(g, switches, ggw, stride, padding, *pool, x.shape[2:], False, backend)
+        if ctx.needs_input_grad[1]:
+            gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
+            gg = max_unpool2d_backward(gg, switches, *pool, backend)
+        return gx, gg, None
 
 
-def _layer_weight_grad_forward(
-    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
-):
-    gw, gb = backends.module(backend).conv2d_relu_max_pool2d_weight_grad(
-        x,
-        g,
-        switches,
-        tuple(kernel_size),
-        tuple(stride),
-        tuple(padding),
-        tuple(pool_kernel),
-        tuple(pool_stride),
-        tuple(pool_padding),
-        with_bias,
-    )
-    return gw, gb if with_bias else x.new_empty(0)
-
-
-def _layer_weight_grad_fake(
-    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
-):
-    return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if with_bias else 0)
-
-
-def _layer_weight_grad_setup(ctx, inputs, output):
-    x, g, switches, *ctx.settings = inputs
-    ctx.save_for_backward(x, g, switches)
-
-
-def _layer_weight_grad_backward(ctx, ggw, ggb):
-    x, g, switches = ctx.saved_tensors
-    _, stride, padding, *pool, with_bias, backend = ctx.settings
-    gx = gg = None
-    if ctx.needs_input_grad[0]:
-        gx = layer_reversed(g, switches, ggw, stride, padding, *pool, x.shape[2:], False, backend)
-    if ctx.needs_input_grad[1]:
-        gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
-        gg = max_unpool2d_backward(gg, switches, *pool, backend)
-    return gx, gg, None
-
-
-layer_weight_grad = door(
+layer_weight_grad = define(
     "conv2d_relu_max_pool2d_weight_grad(Tensor x, Tensor g, Tensor switches, SymInt[2] kernel_size, int[2] stride, "
     "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool with_bias, str backend) "
     "-> (Tensor, Tensor)",
     3,
-    _layer_weight_grad_forward,
-    _layer_weight_grad_fake,
-    _layer_weight_grad_setup,
-    _layer_weight_grad_backward,
+    _LayerWeightGrad,
 )
 
 
-# max_unpool2d_relu_conv_transpose2d
+class _LayerReversed:
+    """conv_transpose2d of the unpooled y."""
+
+    def forward(
+        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
+    ):
+        return backends.module(backend).max_unpool2d_relu_conv_transpose2d(
+            y,
+            switches,
+            weight,
+            tuple(stride),
+            tuple(padding),
+            tuple(pool_kernel),
+            tuple(pool_stride),
+            tuple(pool_padding),
+            tuple(output_size),
+            rectify,
+        )
+
+    def fake(
+        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
+    ):
+        return empty(y, y.shape[0], weight.shape[1], *output_size)
+
+    def setup_context(ctx, inputs, output):
+        ctx.settings = inputs[3:]
+        ctx.save_for_backward(*inputs[:3])
+
+    def backward(ctx, g):
+        y, switches, weight = ctx.saved_tensors
+        stride, padding, *pool, output_size, rectify, backend = ctx.settings
+        needs_y, _, needs_weight = ctx.needs_input_grad[:3]
+        gy = gw = unpooled = None
+        if needs_weight or rectify:
+            size = window.conv_map(output_size, weight.shape[2:], stride, padding)
+            unpooled = max_unpool2d(y, switches, *pool, size, backend)
+        if needs_y:
+            gy = conv2d(g, weight, None, stride, padding, False, backend)
+            if rectify:
+                gy = rectifier_grad(gy, unpooled)
+            gy = max_unpool2d_backward(gy, switches, *pool, backend)
+        if needs_weight:
+            unpooled = torch.relu(unpooled) if rectify else unpooled
+            gw, _ = conv2d_weight_grad(g, unpooled, weight.shape[2:], stride, padding, False, backend)
+        return gy, None, gw
 
 
-def _layer_reversed_forward(
-    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-):
-    return backends.module(backend).max_unpool2d_relu_conv_transpose2d(
-        y,
-        switches,
-        weight,
-        tuple(stride),
-        tuple(padding),
-        tuple(pool_kernel),
-        tuple(pool_stride),
-        tuple(pool_padding),
-        tuple(output_size),
-        rectify,
-    )
-
-
-def _layer_reversed_fake(
-    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-):
-    return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-
-def _layer_reversed_setup(ctx, inputs, output):
-    ctx.settings = inputs[3:]
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _layer_reversed_backward(ctx, g):
-    y, switches, weight = ctx.saved_tensors
-    stride, padding, *pool, output_size, rectify, backend = ctx.settings
-    needs_y, _, needs_weight = ctx.needs_input_grad[:3]
-    gy = gw = unpooled = None
-    if needs_weight or rectify:
-        size = window.conv_map(output_size, weight.shape[2:], stride, padding)
-        unpooled = max_unpool2d(y, switches, *pool, size, backend)
-    if needs_y:
-        gy = conv2d(g, weight, None, stride, padding, False, backend)
-        if rectify:
-            gy = rectifier_grad(gy, unpooled)
-        gy = max_unpool2d_backward(gy, switches, *pool, backend)
-    if needs_weight:
-        unpooled = torch.relu(unpooled) if rectify else unpooled
-        gw, _ = conv2d_weight_grad(g, unpooled, weight.shape[2:], stride, padding, False, backend)
-    return gy, None, gw
-
-
-layer_reversed = door(
+layer_reversed = define(
     "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
     "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, "
     "bool rectify, str backend) -> Tensor",
     3,
-    _layer_reversed_forward,
-    _layer_reversed_fake,
-    _layer_reversed_setup,
-    _layer_reversed_backward,
+    _LayerReversed,
 )
 
 
-# max_pool2d_contrast_norm
+class _PoolNorm:
+    """max_pool2d and contrast_norm of its map."""
+
+    def forward(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
+        return backends.module(backend).max_pool2d_contrast_norm(
+            x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size), size, alpha, beta, k, center
+        )
+
+    def fake(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
+        y = empty(x, *x.shape[:2], *output_size)
+        return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
+
+    def setup_context(ctx, inputs, output):
+        x, *ctx.settings = inputs
+        ctx.input_shape = x.shape
+        ctx.save_for_backward(*output[:2])
+        mark_switches(ctx, output[1])
+
+    def backward(ctx, g, _, gn):
+        y, switches = ctx.saved_tensors
+        kernel_size, stride, padding, _, *norm, backend = ctx.settings
+        if gn is not None:
+            gn = contrast_norm_backward(gn, y, *norm, backend)
+            g = gn if g is None else g + gn
+        if g is None:
+            return (None,)
+        return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
 
 
-def _pool_norm_forward(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
-    return backends.module(backend).max_pool2d_contrast_norm(
-        x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size), size, alpha, beta, k, center
-    )
-
-
-def _pool_norm_fake(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
-    y = empty(x, *x.shape[:2], *output_size)
-    return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
-
-
-def _pool_norm_setup(ctx, inputs, output):
-    x, *ctx.settings = inputs
-    ctx.input_shape = x.shape
-    ctx.save_for_backward(*output[:2])
-    mark_switches(ctx, output[1])
-
-
-def _pool_norm_backward(ctx, g, _, gn):
-    y, switches = ctx.saved_tensors
-    kernel_size, stride, padding, _, *norm, backend = ctx.settings
-    if gn is not None:
-        gn = contrast_norm_backward(gn, y, *norm, backend)
-        g = gn if g is None else g + gn
-    if g is None:
-        return (None,)
-    return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
-
-
-pool_norm = door(
+pool_norm = define(
     "max_pool2d_contrast_norm(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, "
     "SymInt size, float alpha, float beta, float k, bool center, str backend) -> (Tensor, Tensor, Tensor)",
     1,
-    _pool_norm_forward,
-    _pool_norm_fake,
-    _pool_norm_setup,
-    _pool_norm_backward,
+    _PoolNorm,
 )
 
 

@@ -11,26 +11,7 @@ from torch import Tensor
 
 from .. import backends, window
 from . import checks
-from .define import door, empty
-
-# max_pool2d
-
-
-def _max_pool2d_forward(x, kernel_size, stride, padding, output_size, backend):
-    module = backends.module(backend)
-    return module.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
-
-
-def _max_pool2d_fake(x, kernel_size, stride, padding, output_size, backend):
-    y = empty(x, *x.shape[:2], *output_size)
-    return y, empty(y, *y.shape, dtype=torch.uint8)
-
-
-def _max_pool2d_setup(ctx, inputs, output):
-    x, *ctx.settings = inputs
-    ctx.input_shape = x.shape
-    ctx.save_for_backward(output[1])
-    mark_switches(ctx, output[1])
+from .define import define, empty
 
 
 def mark_switches(ctx, switches):
@@ -38,91 +19,93 @@ def mark_switches(ctx, switches):
     ctx.set_materialize_grads(False)  # no map of zeros as the gradient of the switches
 
 
-def _max_pool2d_backward(ctx, g, _):
-    (switches,) = ctx.saved_tensors
-    kernel_size, stride, padding, _, backend = ctx.settings
-    if g is None:
-        return (None,)
-    return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
+class _MaxPool2d:
+    """Each window's largest value, and its place in the window."""
+
+    def forward(x, kernel_size, stride, padding, output_size, backend):
+        module = backends.module(backend)
+        return module.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
+
+    def fake(x, kernel_size, stride, padding, output_size, backend):
+        y = empty(x, *x.shape[:2], *output_size)
+        return y, empty(y, *y.shape, dtype=torch.uint8)
+
+    def setup_context(ctx, inputs, output):
+        x, *ctx.settings = inputs
+        ctx.input_shape = x.shape
+        ctx.save_for_backward(output[1])
+        mark_switches(ctx, output[1])
+
+    def backward(ctx, g, _):
+        (switches,) = ctx.saved_tensors
+        kernel_size, stride, padding, _, backend = ctx.settings
+        if g is None:
+            return (None,)
+        return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
 
 
-max_pool2d = door(
+max_pool2d = define(
     "max_pool2d(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, str backend) "
     "-> (Tensor, Tensor)",
     1,
-    _max_pool2d_forward,
-    _max_pool2d_fake,
-    _max_pool2d_setup,
-    _max_pool2d_backward,
+    _MaxPool2d,
 )
 
 
-# max_unpool2d
+class _MaxUnpool2d:
+    """The adjoint of max_pool2d at fixed switches."""
+
+    def forward(y, switches, kernel_size, stride, padding, output_size, backend):
+        module = backends.module(backend)
+        return module.max_unpool2d(y, switches, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
+
+    def fake(y, switches, kernel_size, stride, padding, output_size, backend):
+        return empty(y, *y.shape[:2], *output_size)
+
+    def setup_context(ctx, inputs, output):
+        _, switches, *ctx.settings = inputs
+        ctx.save_for_backward(switches)
+
+    def backward(ctx, g):
+        (switches,) = ctx.saved_tensors
+        kernel_size, stride, padding, _, backend = ctx.settings
+        return max_unpool2d_backward(g, switches, kernel_size, stride, padding, backend), None
 
 
-def _max_unpool2d_forward(y, switches, kernel_size, stride, padding, output_size, backend):
-    module = backends.module(backend)
-    return module.max_unpool2d(y, switches, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
-
-
-def _max_unpool2d_fake(y, switches, kernel_size, stride, padding, output_size, backend):
-    return empty(y, *y.shape[:2], *output_size)
-
-
-def _max_unpool2d_setup(ctx, inputs, output):
-    _, switches, *ctx.settings = inputs
-    ctx.save_for_backward(switches)
-
-
-def _max_unpool2d_backward(ctx, g):
-    (switches,) = ctx.saved_tensors
-    kernel_size, stride, padding, _, backend = ctx.settings
-    return max_unpool2d_backward(g, switches, kernel_size, stride, padding, backend), None
-
-
-max_unpool2d = door(
+max_unpool2d = define(
     "max_unpool2d(Tensor y, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, "
     "SymInt[2] output_size, str backend) -> Tensor",
     2,
-    _max_unpool2d_forward,
-    _max_unpool2d_fake,
-    _max_unpool2d_setup,
-    _max_unpool2d_backward,
+    _MaxUnpool2d,
 )
 
 
-# max_unpool2d_backward
+class _MaxUnpool2dBackward:
+    """The gather at the switches, the adjoint of max_unpool2d."""
+
+    def forward(g, switches, kernel_size, stride, padding, backend):
+        module = backends.module(backend)
+        return module.max_unpool2d_backward(g, switches, tuple(kernel_size), tuple(stride), tuple(padding))
+
+    def fake(g, switches, kernel_size, stride, padding, backend):
+        return empty(g, *switches.shape)
+
+    def setup_context(ctx, inputs, output):
+        g, switches, *ctx.settings = inputs
+        ctx.input_shape = g.shape
+        ctx.save_for_backward(switches)
+
+    def backward(ctx, gg):
+        (switches,) = ctx.saved_tensors
+        kernel_size, stride, padding, backend = ctx.settings
+        return max_unpool2d(gg, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend), None
 
 
-def _max_unpool2d_backward_forward(g, switches, kernel_size, stride, padding, backend):
-    module = backends.module(backend)
-    return module.max_unpool2d_backward(g, switches, tuple(kernel_size), tuple(stride), tuple(padding))
-
-
-def _max_unpool2d_backward_fake(g, switches, kernel_size, stride, padding, backend):
-    return empty(g, *switches.shape)
-
-
-def _max_unpool2d_backward_setup(ctx, inputs, output):
-    g, switches, *ctx.settings = inputs
-    ctx.input_shape = g.shape
-    ctx.save_for_backward(switches)
-
-
-def _max_unpool2d_backward_backward(ctx, gg):
-    (switches,) = ctx.saved_tensors
-    kernel_size, stride, padding, backend = ctx.settings
-    return max_unpool2d(gg, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend), None
-
-
-max_unpool2d_backward = door(
+max_unpool2d_backward = define(
     "max_unpool2d_backward(Tensor g, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, str backend) "
     "-> Tensor",
     2,
-    _max_unpool2d_backward_forward,
-    _max_unpool2d_backward_fake,
-    _max_unpool2d_backward_setup,
-    _max_unpool2d_backward_backward,
+    _MaxUnpool2dBackward,
 )
 
 

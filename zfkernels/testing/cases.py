@@ -1,4 +1,8 @@
-"""awkward shapes, once."""
+"""The cases of `zfkernels verify`: calls of the backends' functions, on fixed awkward shapes and on seeded random ones.
+
+A case's tensors depend on its seed, its op and its number alone. Results before and after a change of the kernels can
+therefore be compared bit for bit, and a failure can be run again by its label.
+"""
 
 import math
 import random
@@ -9,55 +13,42 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..window import conv_map, pool_map
 from .compare import fused_error, values_error
 from .memory import LAYOUTS
+from .shapes import FIXED_CONVS, FIXED_NORMS, FIXED_POOLS
 
-FIXED_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
-    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
-    (2, 3, 24, (17, 15), (7, 7), (2, 2), (1, 1)),  # conv1's form
-    (1, 7, 5, (13, 11), (3, 3), (1, 1), (1, 1)),  # prime sizes
-    (2, 5, 3, (4, 6), (4, 6), (1, 1), (0, 0)),  # a kernel as large as the map
-    (1, 4, 6, (9, 10), (2, 1), (3, 4), (0, 0)),  # strides that skip pixels
-    (1, 2, 4, (3, 3), (3, 3), (1, 1), (2, 2)),  # windows almost wholly in the padding
-    (2, 4, 8, (11, 12), (3, 3), (3, 3), (0, 1)),  # pixels at the edge that no window covers
-    (1, 8, 16, (1, 37), (1, 5), (1, 2), (0, 2)),  # one row
-    (1, 33, 17, (6, 7), (3, 3), (1, 1), (1, 1)),  # channels just past a vector's width
-    (2, 32, 40, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
-    (0, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1)),  # no images
-)
-FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
-    (1, 1, (1, 1), (1, 1), (1, 1), (0, 0), False),
-    (2, 6, (12, 14), (3, 3), (2, 2), (0, 0), True),  # overlapping, overhanging: pool1's form
-    (1, 16, (13, 13), (3, 3), (2, 2), (0, 0), False),
-    (1, 5, (7, 5), (2, 3), (1, 2), (1, 1), True),
-    (2, 3, (9, 11), (2, 2), (3, 3), (0, 0), False),  # gaps between windows
-    (1, 33, (17, 16), (16, 16), (1, 1), (8, 8), False),  # 256 taps, the most a switch can name
-    (1, 2, (5, 5), (5, 5), (5, 5), (0, 0), False),  # one window
-    (0, 4, (6, 6), (3, 3), (2, 2), (0, 0), False),
-)
-FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
-    (1, 1, (1, 1), 5, 1e-4, 0.75, 2.0, False),
-    (2, 96, (5, 7), 5, 1e-4, 0.75, 2.0, False),
-    (1, 7, (3, 3), 4, 0.5, 0.75, 1.0, False),  # an even size
-    (2, 6, (4, 5), 4, 0.5, 0.75, 1.0, True),
-    (1, 3, (6, 2), 9, 2.0, 0.5, 1.0, True),  # windows wider than the stack
-    (1, 17, (2, 2), 1, 1.0, 1.0, 0.5, False),
-    (1, 33, (3, 5), 2, 0.1, 1.3, 1.5, True),
-    (0, 8, (4, 4), 5, 1e-4, 0.75, 2.0, True),
-)
 FILLS = ("normal", "ties", "nonfinite", "zeros")
 
 
 @dataclass
 class Case:
-    """The arguments of one call, tensors in float64, and words to find it again by."""
+    """One call of a backend's function: its arguments (tensors in float64), a label to find it again, and the memory
+    layout that the tensors get."""
 
     args: tuple
     label: str
     layout: str
 
 
-# Cases
+def values(shape: tuple[int, ...], fill: str, generator: torch.Generator) -> Tensor:
+    """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive."""
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if fill == "ties":
+        return x.round()
+    if fill == "positive":
+        return x.abs() / 2 + 0.5
+    if fill == "zeros":
+        return torch.zeros_like(x)
+    if fill == "nonfinite" and x.numel():
+        positions = torch.randint(x.numel(), (max(1, x.numel() // 50),), generator=generator)
+        x.view(-1)[positions] = torch.tensor([math.nan, math.inf, -math.inf], dtype=x.dtype)[positions % 3]
+    return x
+
+
+def narrow(fill: str) -> str:
+    """The fill of a call's other tensors: they stay finite where the first is not, and are not zero where it is."""
+    return "normal" if fill in ("nonfinite", "zeros") else fill
 
 
 class Draw:
@@ -72,18 +63,7 @@ class Draw:
         return self.choice.randint(low, high), self.choice.randint(low, high)
 
     def tensor(self, *shape: int, fill: str = "normal") -> Tensor:
-        """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive."""
-        x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
-        if fill == "ties":
-            return x.round()
-        if fill == "positive":
-            return x.abs() / 2 + 0.5
-        if fill == "zeros":
-            return torch.zeros_like(x)
-        if fill == "nonfinite" and x.numel():
-            places = torch.randint(x.numel(), (max(1, x.numel() // 50),), generator=self.generator)
-            x.view(-1)[places] = torch.tensor([math.nan, math.inf, -math.inf], dtype=x.dtype)[places % 3]
-        return x
+        return values(shape, fill, self.generator)
 
     def fill(self, smallest: int) -> str:
         """A fill; where an output has few values, one under which they cannot cancel and the relative error is fair."""
@@ -119,37 +99,16 @@ def random_pool(draw: Draw) -> tuple:
 
 
 def random_norm(draw: Draw) -> tuple:
-    n, c, size, window = (
-        draw.choice.randint(1, 3),
-        draw.choice.randint(1, 70),
-        draw.pair(1, 9),
-        draw.choice.randint(1, 9),
-    )
-    alpha, beta, k = (
-        draw.choice.choice((1e-4, 0.1, 1.0)),
-        draw.choice.choice((0.5, 0.75, 1.1)),
-        draw.choice.choice((1.0, 2.0)),
-    )
+    integer, choice = draw.choice.randint, draw.choice.choice
+    n, c, size, window = integer(1, 3), integer(1, 70), draw.pair(1, 9), integer(1, 9)
+    alpha, beta, k = choice((1e-4, 0.1, 1.0)), choice((0.5, 0.75, 1.1)), choice((1.0, 2.0))
     return n, c, size, window, alpha, beta, k, draw.choice.random() < 0.5
-
-
-def conv_size(size, kernel, stride, padding) -> tuple[int, int]:
-    return tuple((size[d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1))
-
-
-def pool_size(size, kernel, stride, padding, ceil: bool) -> tuple[int, int]:
-    """torch's rule: in ceil mode the last window starts inside the input or the padding before it."""
-    sizes = []
-    for h, k, s, p in zip(size, kernel, stride, padding, strict=True):
-        out = (h + 2 * p - k + (s - 1 if ceil else 0)) // s + 1
-        sizes.append(out - 1 if ceil and (out - 1) * s >= h + p else out)
-    return tuple(sizes)
 
 
 def conv_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     for draw, shape in draws(op, seed, count, FIXED_CONVS):
         n, c_in, c_out, size, kernel, stride, padding = shape = shape or random_conv(draw)
-        out = conv_size(size, kernel, stride, padding)
+        out = conv_map(size, kernel, stride, padding)
         flag, label = bool(draw.index % 2), f"n, c_in, c_out, size, kernel, stride, padding = {shape}"
         if op == "conv2d":
             fill = draw.fill(n * c_out * math.prod(out))
@@ -168,15 +127,10 @@ def conv_cases(op: str, seed: int, count: int) -> Iterable[Case]:
             yield draw.case((x, g, kernel, stride, padding, flag), f"{label}, {fill}, with_bias {flag}")
 
 
-def narrow(fill: str) -> str:
-    """The fill of an op's other operands: they stay finite where the first is not."""
-    return "normal" if fill in ("nonfinite", "zeros") else fill
-
-
 def pool_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     for draw, shape in draws(op, seed, count, FIXED_POOLS):
         n, c, size, kernel, stride, padding, ceil = shape = shape or random_pool(draw)
-        out, fill = pool_size(size, kernel, stride, padding, ceil), FILLS[draw.index % len(FILLS)]
+        out, fill = pool_map(size, kernel, stride, padding, ceil), FILLS[draw.index % len(FILLS)]
         x = draw.tensor(n, c, *size, fill=fill)
         label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {fill}"
         if op == "max_pool2d":
@@ -204,7 +158,7 @@ def pool_norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         constants = random_norm(draw)[3:]
         if draw.index % 2:  # what the fused kernels are made for
             c, constants = round(c / 16 + 0.5) * 16, (5, *constants[1:4], False)
-        out = pool_size(size, kernel, stride, padding, ceil)
+        out = pool_map(size, kernel, stride, padding, ceil)
         label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {c} maps, norm {constants}"
         yield draw.case((draw.tensor(n, c, *size), kernel, stride, padding, out, *constants), label)
 
@@ -213,17 +167,17 @@ def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     """A convolution and a pooling after it that fits the convolution's map."""
     for draw, shape in draws(op, seed, count, FIXED_CONVS):
         n, c_in, c_out, size, kernel, stride, padding = shape = shape or random_conv(draw)
-        middle = conv_size(size, kernel, stride, padding)
+        middle = conv_map(size, kernel, stride, padding)
         pool_kernel = tuple(draw.choice.randint(1, min(3, m)) for m in middle)
         pool_stride, ceil = draw.pair(1, 3), bool(draw.index % 2)
         pool_padding = tuple(draw.choice.randint(0, k // 2) for k in pool_kernel)
         pool = pool_kernel, pool_stride, pool_padding
-        out = pool_size(middle, *pool, ceil)
-        values = {
+        out = pool_map(middle, *pool, ceil)
+        smallest = {
             "conv2d_relu_max_pool2d": n * c_out * math.prod(out),
             "conv2d_relu_max_pool2d_weight_grad": min(c_out, c_in * math.prod(kernel)),
         }
-        fill = draw.fill(values.get(op, n * c_in * math.prod(size)))
+        fill = draw.fill(smallest.get(op, n * c_in * math.prod(size)))
         w = draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
         label = f"n, c_in, c_out, size, kernel, stride, padding = {shape}, pool {pool}, ceil {ceil}, {fill}"
         if op == "conv2d_relu_max_pool2d":

@@ -1,4 +1,4 @@
-"""bounds and errors, once."""
+"""How far a result may be from the reference, and how far it is."""
 
 import math
 
@@ -7,11 +7,9 @@ from torch import Tensor
 
 from ..backends import reference
 
+# Of the error relative in norm.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 TF32_BOUND = 1e-3  # of the ops that multiply, where a backend may round float32 operands to TF32
-
-
-# Errors
 
 
 def relative_error(out: Tensor | None, right: Tensor | None) -> float:
@@ -71,12 +69,9 @@ def windows_of(maps: Tensor, kernel, stride, padding, size) -> Tensor:
     return taps[:, :, : size[0], : size[1]].flatten(-2)
 
 
-# Small things
-
-
 def is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def tuple_of(result: "Tensor | tuple") -> tuple:
+def tuple_of(result: Tensor | tuple) -> tuple:
     return result if isinstance(result, tuple) else (result,)

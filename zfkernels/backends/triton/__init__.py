@@ -14,22 +14,24 @@ if importlib.util.find_spec("triton") is None:
     INSTALLED, INTERPRETED = False, False
 else:
     from .contrast_norm import contrast_norm, contrast_norm_backward
-    from .conv import conv2d, conv2d_weight_grad, conv_transpose2d
+    from .conv import conv2d
+    from .conv_transpose import conv_transpose2d
+    from .conv_weight_grad import conv2d_weight_grad
     from .fused import (
         conv2d_relu_max_pool2d,
         conv2d_relu_max_pool2d_weight_grad,
         max_pool2d_contrast_norm,
         max_unpool2d_relu_conv_transpose2d,
     )
+    from .launch import INTERPRETED
     from .max_pool import max_pool2d, max_unpool2d, max_unpool2d_backward
-    from .tensors import INTERPRETED
 
     INSTALLED = True
 
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 # Where allowed, float32 products are of operands rounded to TF32; the interpreter does not round.
 TF32 = not INTERPRETED
-# What is computed as a composition, and why; fused.py has the arithmetic. `zfkernels info` prints it.
+# What is computed as a composition, and why (docs/design/triton.md). `zfkernels info` prints it.
 NOTES = (
     "conv2d_relu_max_pool2d is one kernel for image layers in 16-bit types on NVIDIA GPUs, else convolution then "
     "pooling: computing the pixels that windows share again would cost more than the map's round trip",

@@ -1,22 +1,22 @@
 """Cross-map contrast normalisation, forward and backward (formulas: zfkernels/ops/contrast_norm.py).
 
-A program holds the whole channel stacks of a few pixels, so that a byte is read from memory once and a result written
-once; everything between stays in registers. The sums over neighbouring channels are direct sums of at most `size`
-terms. (A prefix sum loses the digits that it cancels, and one infinity spoils the rest of the stack; a product with a
-banded matrix turns an infinity times the band's zeros into NaN, costs C multiplications a value, and rounds to TF32.)
+A program holds the whole channel stacks of a few pixels, so that each value is read from memory once and each result
+written once. The sums over neighbouring channels are direct sums of at most `size` terms. (A prefix sum loses the
+digits that it cancels, and one infinity spoils the rest of the stack; a product with a banded matrix turns an infinity
+times the band's zeros into NaN, and rounds to TF32.)
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tensors import Compilation, dense, empty, launch, power_of_two
-from .tuning import Target
+from .launch import Call, dense, empty, power_of_two
 
-# Up to this many neighbours a window is summed in registers; wider ones loop over them, one exchange a neighbour.
-UNROLLED = 16
-ELEMENTS = 2048  # of a program's tile: 16 a thread, four or two 16-byte loads each
+UNROLLED = 16  # up to this many neighbours are summed in registers; more in a loop, one exchange a neighbour
+ELEMENTS = 2048  # of a program's tile: 16 a thread, two or four 16-byte loads each
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _split(v, P: tl.constexpr, G: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def _join(v, P: tl.constexpr, G: tl.constexpr, V: tl.constexpr):
-    """_split undone."""
+    """The inverse of _split."""
     if V == 8:
         even = tl.join(tl.join(v[0], v[4]), tl.join(v[2], v[6]))
         odd = tl.join(tl.join(v[1], v[5]), tl.join(v[3], v[7]))
@@ -55,18 +55,18 @@ def _join(v, P: tl.constexpr, G: tl.constexpr, V: tl.constexpr):
 def _group(v, shift: tl.constexpr, P: tl.constexpr, G: tl.constexpr):
     """v of the group of channels `shift` further on, 0 where there is none: one shuffle between neighbouring lanes."""
     g = tl.arange(0, G) + shift
-    there = (g >= 0) & (g < G)
-    index = tl.broadcast_to(tl.where(there, g, 0)[None, :], (P, G))
-    return tl.where(there[None, :], tl.gather(v, index, 1), 0.0)
+    exists = (g >= 0) & (g < G)
+    index = tl.broadcast_to(tl.where(exists, g, 0)[None, :], (P, G))
+    return tl.where(exists[None, :], tl.gather(v, index, 1), 0.0)
 
 
 @triton.jit
 def _channel(v, offset, C, P: tl.constexpr, B: tl.constexpr):
     """v of the channel `offset` further on, 0 where there is none."""
     j = tl.arange(0, B) + offset
-    there = (j >= 0) & (j < C)
-    index = tl.broadcast_to(tl.where(there, j, 0)[None, :], (P, B))
-    return tl.where(there[None, :], tl.gather(v, index, 1), 0.0)
+    exists = (j >= 0) & (j < C)
+    index = tl.broadcast_to(tl.where(exists, j, 0)[None, :], (P, B))
+    return tl.where(exists[None, :], tl.gather(v, index, 1), 0.0)
 
 
 @triton.jit
@@ -114,16 +114,16 @@ def _differences(
         for e in tl.static_range(V):
             total = tl.zeros_like(near[e])
             for o in tl.static_range(LO + HI + 1):
-                there = (first + (e + o) >= 0) & (first + (e + o) < C)
-                total = total + tl.where(there[None, :], near[LO + e] - near[e + o], 0.0)
+                exists = (first + (e + o) >= 0) & (first + (e + o) < C)
+                total = total + tl.where(exists[None, :], near[LO + e] - near[e + o], 0.0)
             sums = sums + (total,)
         out = _join(sums, P, B // V, V)
     else:
         out = tl.zeros_like(x)
         for o in range(-LO, HI + 1):
             j = tl.arange(0, B) + o
-            there = (j >= 0) & (j < C)
-            out += tl.where(there[None, :], x - _channel(x, o, C, P, B), 0.0)
+            exists = (j >= 0) & (j < C)
+            out += tl.where(exists[None, :], x - _channel(x, o, C, P, B), 0.0)
     # Channels that do not exist stay 0 for the sums of squares.
     return tl.where((tl.arange(0, B) < C)[None, :], out, 0.0)
 
@@ -138,7 +138,7 @@ def _count(C, B: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr):
 
 @triton.jit
 def _power(s, beta, THREE_QUARTERS: tl.constexpr):
-    """s^(-beta), s > 0; for 3/4 two square roots, which beat exp2(log2) in both speed and error."""
+    """s^(-beta), s > 0; for 3/4 two square roots, which are faster and more exact than exp2(log2)."""
     if THREE_QUARTERS:
         r = tl.rsqrt(s)
         p = r * tl.sqrt(r)
@@ -172,13 +172,13 @@ def contrast_norm_kernel(
     """
     p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     c = tl.arange(0, B)
-    place = p[:, None] * C + c[None, :]
-    there = (p < pixels)[:, None] & (c < C)[None, :]
-    d = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    offset = p[:, None] * C + c[None, :]
+    mask = (p < pixels)[:, None] & (c < C)[None, :]
+    d = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
     if CENTER:
         d = _differences(d, C, P, B, V, LO, HI, UNROLL) / _count(C, B, LO, HI)
     s = k + scale * _window_sum(d * d, C, P, B, V, LO, HI, UNROLL)
-    tl.store(y + place, (d * _power(s, beta, THREE_QUARTERS)).to(y.dtype.element_ty), mask=there)
+    tl.store(y + offset, (d * _power(s, beta, THREE_QUARTERS)).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -207,10 +207,10 @@ def contrast_norm_backward_kernel(
     """
     p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     c = tl.arange(0, B)
-    place = p[:, None] * C + c[None, :]
-    there = (p < pixels)[:, None] & (c < C)[None, :]
-    d = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
-    b = tl.load(g + place, mask=there, other=0.0).to(tl.float32)
+    offset = p[:, None] * C + c[None, :]
+    mask = (p < pixels)[:, None] & (c < C)[None, :]
+    d = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(g + offset, mask=mask, other=0.0).to(tl.float32)
     if CENTER:
         d = _differences(d, C, P, B, V, LO, HI, UNROLL) / _count(C, B, LO, HI)
     s = k + scale * _window_sum(d * d, C, P, B, V, LO, HI, UNROLL)
@@ -218,14 +218,12 @@ def contrast_norm_backward_kernel(
     gd = b - (2.0 * scale * beta) * d * _window_sum(b * d / s, C, P, B, V, HI, LO, UNROLL)
     if CENTER:
         gd -= _window_sum(gd / _count(C, B, LO, HI), C, P, B, V, HI, LO, UNROLL)
-    tl.store(gx + place, gd.to(gx.dtype.element_ty), mask=there)
+    tl.store(gx + offset, gd.to(gx.dtype.element_ty), mask=mask)
 
 
 def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
     y = empty(x, *x.shape)
-    tensors = {"x": dense(x), "y": y}
-    arguments, warps = _arguments(x.dtype, x.shape, size, alpha, beta, k, center)
-    launch(contrast_norm_kernel, _programs(arguments), tensors, arguments, num_warps=warps)
+    norm_call(contrast_norm_kernel, x.dtype, x.shape, size, alpha, beta, k, center)(x=dense(x), y=y)
     return y
 
 
@@ -233,33 +231,19 @@ def contrast_norm_backward(
     g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
 ) -> Tensor:
     gx = empty(x, *x.shape)
-    tensors = {"g": dense(g), "x": dense(x), "gx": gx}
-    arguments, warps = _arguments(x.dtype, x.shape, size, alpha, beta, k, center)
-    launch(contrast_norm_backward_kernel, _programs(arguments), tensors, arguments, num_warps=warps)
+    call = norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, size, alpha, beta, k, center)
+    call(g=dense(g), x=dense(x), gx=gx)
     return gx
 
 
-def compilations(dtype: torch.dtype, target: Target) -> list[Compilation]:
-    """The launches of ZFNet's two layers at a batch of 128, for the compile gate."""
-    found = []
-    for name, shape in (("norm1", (128, 96, 55, 55)), ("norm2", (128, 256, 13, 13))):
-        for center in (False, True):
-            label = f"{name} centred" if center else name
-            arguments, warps = _arguments(dtype, shape, 5, 1e-4, 0.75, 2.0, center)
-            types = {"x": dtype, "y": dtype}
-            found.append(Compilation(label, contrast_norm_kernel, types | arguments, {"num_warps": warps}))
-            types = {"g": dtype, "x": dtype, "gx": dtype}
-            found.append(
-                Compilation(f"{label} backward", contrast_norm_backward_kernel, types | arguments, {"num_warps": warps})
-            )
-    return found
-
-
-def _arguments(dtype: torch.dtype, shape, size: int, alpha: float, beta: float, k: float, center: bool):
-    """The kernels' arguments besides the tensors, and the warps of a program."""
+def norm_call(
+    kernel, dtype: torch.dtype, shape: Sequence[int], size: int, alpha: float, beta: float, k: float, center: bool
+) -> Call:
+    """The launch of either kernel on maps of `shape`."""
     n, channels, height, width = shape
     vector = 16 // dtype.itemsize
     block = max(2 * vector, power_of_two(channels))
+    pixels = max(1, ELEMENTS // block)
     # A window that reaches past both ends of the stack is the whole stack.
     lo, hi = min(size // 2, channels - 1), min(size - 1 - size // 2, channels - 1)
     arguments = {
@@ -274,11 +258,7 @@ def _arguments(dtype: torch.dtype, shape, size: int, alpha: float, beta: float, 
         "HI": hi,
         "UNROLL": lo + hi <= UNROLLED,
         "V": vector,
-        "P": max(1, ELEMENTS // block),
+        "P": pixels,
         "B": block,
     }
-    return arguments, min(16, max(4, block // 512))
-
-
-def _programs(arguments: dict) -> int:
-    return -(-arguments["pixels"] // arguments["P"])
+    return Call(kernel, -(-n * height * width // pixels), arguments, {"num_warps": min(16, max(4, block // 512))})

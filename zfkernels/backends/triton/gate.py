@@ -4,11 +4,11 @@
 
     spills        values moved to local memory: stack, LDL or STL in the machine code
     registers     a wgmma whose first operand comes from registers: ptxas before 13.3 may overwrite it while the
-                  product still reads it (triton issues 9433, 11781), and the result is wrong without an error
+                  product still reads it (triton issues 9433, 11781); the result is then wrong without an error
     matrix units  a product of matrices without their instructions
     memory        more shared memory than a program may have
 
-The launches are what each file's `compilations` lists, from the function that its launches take their arguments from.
+The launches come from the functions that the backend itself launches by, on the layers of ZFNet's table.
 """
 
 import json
@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +30,33 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .contrast_norm import compilations as of_contrast_norm
-from .conv import compilations as of_conv
-from .fused import compilations as of_fused
-from .max_pool import compilations as of_max_pool
-from .tensors import INTERPRETED, Compilation
-from .tuning import Target
+from ...window import Pair
+from .contrast_norm import contrast_norm_backward_kernel, contrast_norm_kernel, norm_call
+from .conv import conv2d_call
+from .conv_transpose import conv_transpose2d_call
+from .conv_weight_grad import conv2d_weight_grad_call, weight_grad_reduce_call
+from .correlation import Conv, pad_image_call
+from .fused import fuses, layer_call
+from .launch import INTERPRETED, Call, Target
+from .max_pool import Pool, max_pool2d_kernel, max_unpool2d_backward_kernel, pool_call, unpool_call
 
-LISTS = (of_conv, of_fused, of_max_pool, of_contrast_norm)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
 REGISTER_OPERAND = re.compile(r"wgmma\.mma_async[^;]*\}, \{")
+
+
+class Compilation(NamedTuple):
+    """One launch as the gate builds it, from the same arguments as the launch itself.
+
+    `arguments` holds every parameter of the kernel by name: a torch.dtype for a pointer to dense memory of that type
+    (16-byte aligned), a number for a number. `matrix` says whether the kernel must use the matrix units.
+    """
+
+    name: str
+    kernel: Any
+    arguments: Mapping[str, Any]
+    options: Mapping[str, Any]
+    matrix: bool = False
 
 
 class Architecture(NamedTuple):
@@ -61,7 +78,7 @@ QUICK = {"architectures": ("sm_90",), "dtypes": (torch.bfloat16,)}  # what every
 
 @dataclass
 class Built:
-    """What one compilation came to; `problems` is empty when it passes."""
+    """The result of one compilation; `problems` is empty when it passes."""
 
     kernel: str
     architecture: str
@@ -110,13 +127,103 @@ def build_all(
     seen = set()
     for architecture in architectures:
         for dtype in dtypes:
-            for compilations in LISTS:
-                for compilation in compilations(dtype, ARCHITECTURES[architecture].target):
-                    source = signature(compilation)
-                    key = repr((architecture, compilation.kernel.__name__, source, sorted(compilation.options.items())))
-                    if key not in seen:
-                        seen.add(key)
-                        yield build(compilation, architecture, dtype)
+            for compilation in launches(dtype, ARCHITECTURES[architecture].target):
+                source = signature(compilation)
+                key = repr((architecture, compilation.kernel.__name__, source, sorted(compilation.options.items())))
+                if key not in seen:
+                    seen.add(key)
+                    yield build(compilation, architecture, dtype)
+
+
+def zfnet() -> list[tuple[Any, Pair]]:
+    """The rows of ZFNet's table up to the last pooling, each with the size of the maps that come in."""
+    from ...models.zfnet import TABLE, ZFNet
+
+    net = ZFNet(table=TABLE, device="meta")
+    rows = [row for row in net.table if row.layer.kind != "fc"]
+    return list(zip(rows, (net.image_size, *(row.size for row in rows[:-1])), strict=True))
+
+
+def launches(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+    """Every launch that ZFNet's layers make on `target`, forward and backward."""
+    layers = zfnet()
+    for images in (1, 128):
+        for row, size in layers:
+            if row.layer.kind == "conv":
+                yield from of_conv(f"{row.layer.name} N={images}", conv_of(row, size, images), dtype, target)
+    for (row, size), (after, _) in pairwise(layers):
+        if (row.layer.kind, after.layer.kind) == ("conv", "pool"):
+            yield from of_fused(row.layer.name, conv_of(row, size, 128), pool_of(after), dtype, target)
+    for row, size in layers:
+        if row.layer.kind == "pool":
+            yield from of_max_pool(row.layer.name, (128, row.channels, *size), pool_of(row), dtype)
+    for row, size in layers:
+        if row.layer.kind == "norm":
+            yield from of_contrast_norm(row.layer.name, (128, row.channels, *size), dtype)
+
+
+def conv_of(row: Any, size: Pair, images: int) -> Conv:
+    kernel, stride, padding = ((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding))
+    weight = (row.channels, row.in_channels, *kernel)
+    return Conv.of((images, row.in_channels, *size), weight, row.size, stride, padding)
+
+
+def pool_of(row: Any) -> Pool:
+    return Pool(*((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding)), row.size)
+
+
+def compilation(name: str, call: Call, dtype: torch.dtype, tensors: str, **others: torch.dtype) -> Compilation:
+    """What launching `call` on tensors of these names compiles; their type is `dtype`, or what `others` says.
+
+    IEEE products of float32 have no matrix unit on NVIDIA's devices.
+    """
+    precision = call.arguments.get("PRECISION")
+    matrix = precision is not None and (dtype != torch.float32 or precision == "tf32")
+    types = dict.fromkeys(tensors.split(), dtype) | others
+    return Compilation(name, call.kernel, types | call.arguments, call.options, matrix)
+
+
+def of_conv(case: str, conv: Conv, dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+    """The launches of conv2d, conv_transpose2d and conv2d_weight_grad."""
+    gathered = conv.gathered()
+    if conv.is_image():
+        height, width = conv.size
+        call = pad_image_call(conv, (conv.channels * height * width, height * width, width, 1))
+        yield compilation(f"{case} pad_image", call, dtype, "x padded")
+    yield compilation(f"{case} conv2d", conv2d_call(gathered, dtype, target, True, True), dtype, "x weight bias y")
+    yield compilation(f"{case} conv_transpose2d", conv_transpose2d_call(conv, dtype, target), dtype, "y weight x")
+    sums = {"partial": torch.float32, "partial_bias": torch.float32}
+    call, parts = conv2d_weight_grad_call(gathered, dtype, target, True)
+    yield compilation(f"{case} conv2d_weight_grad", call, dtype, "x g", **sums)
+    call = weight_grad_reduce_call(gathered, parts, conv.channels, True)
+    yield compilation(f"{case} conv2d_weight_grad reduce", call, dtype, "gw gb", **sums)
+
+
+def of_fused(name: str, conv: Conv, pool: Pool, dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+    """The launch of conv2d_relu_max_pool2d, where `fuses` makes it one kernel."""
+    if fuses(conv, dtype, pool, target):
+        call = layer_call(conv.gathered(), target, True, pool)
+        tensors = "x weight bias y"
+        yield compilation(f"{name} conv2d_relu_max_pool2d", call, dtype, tensors, switches=torch.uint8)
+
+
+def of_max_pool(name: str, shape: tuple[int, ...], pool: Pool, dtype: torch.dtype) -> Iterator[Compilation]:
+    """The launches of max_pool2d, max_unpool2d and its backward."""
+    number = name.removeprefix("pool")
+    for label, call, maps in (
+        ("pool", pool_call(max_pool2d_kernel, dtype, shape, pool), "x y"),
+        ("unpool", unpool_call(dtype, shape, pool), "y x"),
+        ("unpool backward", pool_call(max_unpool2d_backward_kernel, dtype, shape, pool), "g gy"),
+    ):
+        yield compilation(label + number, call, dtype, maps, switches=torch.uint8)
+
+
+def of_contrast_norm(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Compilation]:
+    """The launches of contrast_norm and its backward, plain and centred."""
+    for label, center in ((name, False), (f"{name} centred", True)):
+        settings = dtype, shape, 5, 1e-4, 0.75, 2.0, center
+        yield compilation(label, norm_call(contrast_norm_kernel, *settings), dtype, "x y")
+        yield compilation(f"{label} backward", norm_call(contrast_norm_backward_kernel, *settings), dtype, "g x gx")
 
 
 def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Built:
@@ -143,9 +250,9 @@ def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Bu
     if REGISTER_OPERAND.search(kernel.asm.get("ptx", "")):
         built.problems.append("registers: a wgmma takes its first operand from registers")
     if compilation.matrix:
-        wanted = matrix_instruction(compilation, architecture)
-        if not built.matrix.get(wanted):
-            built.problems.append(f"matrix units: no {wanted} in a product of matrices")
+        expected = matrix_instruction(compilation, architecture)
+        if not built.matrix.get(expected):
+            built.problems.append(f"matrix units: no {expected} in a product of matrices")
     return built
 
 

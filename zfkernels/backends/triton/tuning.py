@@ -1,9 +1,9 @@
 """Which tile, warps and stages a matrix kernel runs with: a rule that needs no measurement, and measured choices.
 
 `choose` answers from the rule unless a choice was measured on this device for this problem. Measuring happens only when
-asked for: by ZFKERNELS_TUNE=1, at a problem's first call and outside CUDA graph capture, or by `conv.tune`. A
-configuration is admitted only if its result on random data agrees with torch's in float64 (Triton has miscompiled
-single configurations of just such loops: pytorch issue 173068), and the fastest admitted one is kept in
+asked for by ZFKERNELS_TUNE=1, at a problem's first call and outside CUDA graph capture. A configuration is admitted
+only if its result on random data agrees with torch's in float64 (Triton has miscompiled single configurations of such
+loops: pytorch issue 173068), and the fastest admitted one is kept in
 
     $ZFKERNELS_CACHE/triton-<device>-<triton's version>-<digest of this folder's sources>.json
 
@@ -20,81 +20,16 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from .tensors import INTERPRETED, power_of_two
+from .correlation import Config, Problem
+from .launch import Target, power_of_two
 
 CACHE, TUNE = "ZFKERNELS_CACHE", "ZFKERNELS_TUNE"
-BOUNDS = {"ieee": 1e-5, "tf32": 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # ||out - expected|| / ||expected||
-
-
-class Target(NamedTuple):
-    """What the rule must know of a device. `kind`: "cuda", "hip" or "interpreter"; `arch`: 90, "gfx942".
-
-    `name` is the device's, under which its measured choices are kept; "" for one that is not here.
-    """
-
-    kind: str
-    arch: int | str
-    processors: int
-    name: str = ""
-
-
-class Config(NamedTuple):
-    """A program computes an m x n tile, k terms of the sum at a time, with so many warps and loads so far ahead."""
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-
-
-class Problem(NamedTuple):
-    """A product as the rule sees it: rows x columns x depth; the depth comes in runs of `run` contiguous terms.
-
-    `precision` is "half" for 16-bit operands, else the input precision of a float32 product, "tf32" or "ieee".
-    """
-
-    op: str
-    rows: int
-    columns: int
-    depth: int
-    run: int
-    precision: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.op} {self.rows}x{self.columns}x{self.depth} run {self.run} {self.precision}"
-
-
-@functools.cache
-def target(device: torch.device) -> Target:
-    """The target that kernels for `device` are compiled for."""
-    if INTERPRETED:
-        return Target("interpreter", 0, 1)
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return Target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count, properties.name)
-    arch = 10 * properties.major + properties.minor
-    return Target("cuda", arch, properties.multi_processor_count, properties.name)
-
-
-def precision(dtype: torch.dtype, kind: str) -> str:
-    """How a product of `dtype` is computed: "half", or for float32 what torch's setting for convolutions says.
-
-    TF32 is torch's default for convolutions; torch.backends.cudnn.allow_tf32 = False asks for "ieee". (Not "tf32x3": on
-    Hopper its splitting of the first operand is the register hazard that conv.py keeps away from.)
-    """
-    if dtype != torch.float32:
-        return "half"
-    tf32 = kind != "interpreter" and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
-
 
 # The rule
 
@@ -105,58 +40,56 @@ FMA_TILES = ((64, 64, 8), (32, 32, 4))  # no matrix units: both operands of a st
 
 
 def rule(problem: Problem, target: Target) -> Config:
-    """The configuration that needs no measurement; conv.py's header has the arithmetic.
-
-    The largest tile, no larger than the product, that gives each multiprocessor at least one program (the weight
-    gradient's sums are shared out among programs besides); steps of 64 terms (128 bytes of a 16-bit type) where the
-    runs are multiples of it and 32 otherwise; as many stages as leave room for a second program in shared memory.
-    """
+    """The configuration that needs no measurement: a tile, and as many stages as leave room for a second program in
+    shared memory."""
     if target.kind == "interpreter":
         return Config(64, 32, 32, 4, 1)
     fma = problem.precision == "ieee" and target.kind == "cuda"
-    # fused.py's products are of 64 rows; of 32 they would be another instruction's, and other bits perhaps.
-    least = 64 if problem.op == "conv2d of an image" and not fma else 0
-    shared_out = problem.op == "conv2d_weight_grad"
-    tiles = [
-        Config(m, n, depth_step(problem, fma), warps, 0)
-        for m, n, warps in (FMA_TILES if fma else TILES)
-        if n <= max(32, power_of_two(problem.columns)) and least <= m <= max(64, power_of_two(problem.rows))
-    ]
-    enough = (tile for tile in tiles if shared_out or programs(problem, tile) >= target.processors)
-    config = next(enough, tiles[-1])
-    config = config._replace(n=min(config.n, max(16, power_of_two(problem.columns))))
+    config = tile(problem, target, fma)
     if target.kind == "hip":  # 64 KiB of shared memory, waves of 64
         return config._replace(k=min(config.k, 32), warps=max(config.warps // 2, 1), stages=2)
+    if fma:
+        return config._replace(stages=2)
     bytes_of_step = config.k * (2 if problem.precision == "half" else 4)
     # The weight gradient's registers leave room for one program only, whose loads must then run further ahead.
-    stages = 3 if bytes_of_step == 128 and not shared_out else 4
-    if problem.op == "conv_transpose2d" and problem.precision == "tf32" and config.warps == 2:
-        config = config._replace(warps=4)  # with 2, triton 3.9's ptxas moves 8 bytes to memory for sm_80
+    stages = 3 if bytes_of_step == 128 and problem.op != "conv2d_weight_grad" else 4
     if problem.op == "conv_transpose2d to an image":  # two loops, whose buffers both hold registers for addresses
         stages = 3
-    return config._replace(stages=2 if fma else stages)
+    if problem.op == "conv_transpose2d" and problem.precision == "tf32" and config.warps == 2:
+        config = config._replace(warps=4)  # with 2, triton 3.9's ptxas moves 8 bytes to memory for sm_80
+    return config._replace(stages=stages)
+
+
+def tile(problem: Problem, target: Target, fma: bool) -> Config:
+    """The largest tile, no larger than the product, that gives each multiprocessor at least one program (the weight
+    gradient's sums are shared out among programs besides); the smallest where none does. Stages are left to `rule`."""
+    k = depth_step(problem, fma)
+    tiles = (Config(m, n, k, warps, 0) for m, n, warps in (FMA_TILES if fma else TILES))
+    # fused.py's products are of 64 rows; 32 would be another instruction's, and perhaps other bits.
+    least = 64 if problem.op == "conv2d of an image" and not fma else 0
+    rows, columns = max(64, power_of_two(problem.rows)), max(32, power_of_two(problem.columns))
+    fitting = [config for config in tiles if least <= config.m <= rows and config.n <= columns]
+    shared_out = problem.op == "conv2d_weight_grad"
+    enough = (config for config in fitting if shared_out or problem.programs(config) >= target.processors)
+    config = next(enough, fitting[-1])
+    return config._replace(n=min(config.n, max(16, power_of_two(problem.columns))))
 
 
 def depth_step(problem: Problem, fma: bool) -> int:
-    """The terms of the sum that one step takes."""
+    """The terms of the sum in one step: 128 bytes of a 16-bit type where the runs are multiples of that."""
     if fma:
         return 16
-    if problem.op == "conv2d_weight_grad":  # pixels, of which there is any number
+    if problem.op == "conv2d_weight_grad":  # the terms are pixels, any number of them
         return 64 if problem.precision == "half" else 32
     if problem.precision == "half" and problem.run % 64 == 0:
         return 64
     return 32 if problem.run > 16 else 16
 
 
-def programs(problem: Problem, config: Config) -> int:
-    """How many tiles a problem has."""
-    return -(-problem.rows // config.m) * -(-problem.columns // config.n)
-
-
 def shares(tiles: int, most: int, slots: int, overhead: float = 0.0) -> int:
-    """Into how many shares, 1 to `most`, to cut each of `tiles` tiles, for `slots` programs that run at a time.
+    """The number of shares, 1 to `most`, to cut each of `tiles` tiles into, for `slots` programs that run at a time.
 
-    The fewest that leave least of the last round idle; each share adds `overhead` of a tile's work.
+    The fewest that leave the least of the last round idle; each share adds `overhead` of a tile's work.
     """
 
     def use(count: int) -> float:
@@ -170,8 +103,8 @@ def choose(problem: Problem, target: Target) -> Config:
     """The configuration that is being tried, else the one measured on this device, else the rule's."""
     if problem.key in _tried:
         return _tried[problem.key]
-    found = _measured(target.name).get(problem.key) if target.name else None
-    return rule(problem, target) if found is None else Config(*found["config"])
+    measured = _measured(target.name).get(problem.key) if target.name else None
+    return rule(problem, target) if measured is None else Config(*measured["config"])
 
 
 # Measuring
@@ -184,11 +117,15 @@ def asked() -> bool:
     return os.environ.get(TUNE, "0") not in ("", "0")
 
 
-def wanted(problem: Problem, target: Target) -> bool:
-    """Whether this problem can be measured now, and was not yet."""
-    if not target.name or problem.key in _tried:
-        return False
-    return problem.key not in _measured(target.name) and not torch.cuda.is_current_stream_capturing()
+def tune(problem: Problem, target: Target, trial: Callable[[], tuple[Callable[[], Tensor], Tensor]]) -> None:
+    """Measures the problem on `target`, the device at hand, if that is possible now and was not done yet.
+
+    trial() gives a function that computes a random instance of the problem, and its result in float64.
+    """
+    if not target.name or problem.rows * problem.depth == 0 or problem.key in _tried:
+        return
+    if problem.key not in _measured(target.name) and not torch.cuda.is_current_stream_capturing():
+        measure(problem, target, *trial())
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[Config]:
@@ -203,18 +140,19 @@ def candidates(problem: Problem, target: Target) -> Iterator[Config]:
         first._replace(stages=first.stages + 1),
         first._replace(stages=first.stages - 1),
     ):
-        busy = problem.op == "conv2d_weight_grad" or 2 * programs(problem, config) >= target.processors
+        busy = problem.op == "conv2d_weight_grad" or 2 * problem.programs(config) >= target.processors
         if config != first and busy and config.n <= max(16, power_of_two(problem.columns)):
             yield config
 
 
-def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expected: Tensor) -> dict[str, Any]:
-    """Tries `candidates` on `run`, whose launches ask `choose`; keeps and returns the fastest whose result is right.
+def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expected: Tensor) -> None:
+    """Tries `candidates` on `run`, whose launches ask `choose`; keeps the fastest whose result is right.
 
     `expected` is the result in float64. Raises RuntimeError when no candidate's result is right.
     """
-    kept, refused, rule_time = None, [], None
-    scale = expected.norm()
+    from ...testing.compare import BOUNDS, TF32_BOUND
+
+    admitted, refused = [], []
     try:
         for config in candidates(problem, target):
             _tried[problem.key] = config
@@ -223,26 +161,23 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
             except (triton.TritonError, RuntimeError) as failure:  # too large, or more than the compiler can take
                 refused.append({"config": config, "error": f"{type(failure).__name__}: {str(failure)[:200]}"})
                 continue
-            bound = BOUNDS[out.dtype if problem.precision == "half" else problem.precision]
-            error = float((out.double() - expected).norm() / scale)
-            if not error <= bound:  # also true for NaN
+            error = float((out.double() - expected).norm() / expected.norm())
+            if error <= (TF32_BOUND if problem.precision == "tf32" else BOUNDS[out.dtype]):  # not so for NaN
+                admitted.append({"config": config, "seconds": _seconds(run), "error": error})
+            else:
                 refused.append({"config": config, "error": error})
-                continue
-            seconds = _seconds(run)
-            rule_time = seconds if rule_time is None and config == rule(problem, target) else rule_time
-            if kept is None or seconds < kept["seconds"]:
-                kept = {"config": config, "seconds": seconds, "error": error}
     finally:
         _tried.pop(problem.key, None)
-    if kept is None:
+    if not admitted:
         raise RuntimeError(f"no configuration of {problem.key} computes the right result on {target.name}: {refused}")
-    kept |= {"rule_seconds": rule_time, "refused": refused}
-    _keep(target.name, problem.key, kept)
-    return kept
+    fastest = min(admitted, key=lambda entry: entry["seconds"])
+    by_rule = [entry["seconds"] for entry in admitted if entry["config"] == rule(problem, target)]
+    rule_seconds = by_rule[0] if by_rule else None
+    _keep(target.name, problem.key, fastest | {"rule_seconds": rule_seconds, "refused": refused})
 
 
 def _poisoned(run: Callable[[], Tensor]) -> Tensor:
-    """run() in memory filled with NaN, for what is not written could hold the right result of the run before."""
+    """run() in memory filled with NaN: what is not written could hold the right result of the run before."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -290,7 +225,7 @@ def _digest() -> str:
 
 @functools.cache
 def _measured(name: str) -> dict[str, dict[str, Any]]:
-    """The file's content; a file that cannot be read counts as none, for it only saves time."""
+    """The file's content; a file that cannot be read counts as none, since it only saves time."""
     try:
         return json.loads(path(name).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Kernels that the compile gate must refuse, one for each kind of failure, and a sound one.
+"""Kernels that the compile gate must refuse, one for each kind of failure, and sound ones.
 
 As a script, in a process without TRITON_INTERPRET: prints, as JSON, the problems that the gate finds in each.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from zfkernels.backends.triton import gate
-from zfkernels.backends.triton.tensors import Compilation
+from zfkernels.backends.triton.gate import Compilation
 
 
 @triton.jit
@@ -60,6 +60,6 @@ KERNELS = {
 
 
 if __name__ == "__main__":
-    found = {name: gate.build(kernel, "sm_90", half).problems for name, kernel in KERNELS.items()}
-    found["memory of gfx942"] = gate.build(KERNELS["memory"], "gfx942", half).problems
-    print(json.dumps(found))
+    problems = {name: gate.build(kernel, "sm_90", half).problems for name, kernel in KERNELS.items()}
+    problems["memory of gfx942"] = gate.build(KERNELS["memory"], "gfx942", half).problems
+    print(json.dumps(problems))

@@ -1,0 +1,126 @@
+"""The two ways to run a network on images with a part covered.
+
+Of both, clear() gives the logits (classes,) of the clear image and the layer's maps (C, H, W) or None, and
+covered(windows, cover, channel) the logits (N, classes) and one of the maps (N, H, W) or None.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..graph.graph import Graph
+from ..graph.regions import Recomputed, Region
+from ..graph.rules import Rules
+from ..graph.trace import trace_whole
+from ..ops import checks
+
+
+class Regions:
+    """By what the windows reach; images are not copied."""
+
+    def __init__(self, graph: Graph, image: Tensor, layer: str | None) -> None:
+        self.image, self.layer, self.graph = image, layer, graph
+        self.maps = None if layer is None else graph.submodules[layer]
+        wanted = [graph.output] if layer is None else [graph.output, self.maps]
+        self.run = Recomputed(graph, image[None], wanted, Rules(checks.backend(None, image)))
+
+    def clear(self) -> tuple[Tensor, Tensor | None]:
+        logits = _check_logits(self.run.clear[self.graph.output], 1)[0]
+        return logits, None if self.layer is None else _check_maps(self.run.clear[self.maps], self.layer)[0]
+
+    def covered(self, windows: Tensor, cover: Tensor, channel: int | None) -> tuple[Tensor, Tensor | None]:
+        windows = windows.numpy()
+        size = np.array(self.image.shape[1:])
+        box = (windows[:, 2:] - windows[:, :2]).max(0)
+        origins = np.minimum(windows[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
+        pixels = self.image.new_empty(len(windows), len(self.image), *box.tolist())
+        for part, (y, x), (top, left, bottom, right) in zip(pixels, origins.tolist(), windows.tolist(), strict=True):
+            part.copy_(self.image[:, y : y + part.shape[1], x : x + part.shape[2]])
+            part[:, top - y : bottom - y, left - x : right - x] = cover[:, top:bottom, left:right]
+        values = self.run(Region(pixels, origins))
+        logits = self.run.whole(self.graph.output, values[self.graph.output])
+        if self.layer is None:
+            return _check_logits(logits, len(windows)), None
+        return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
+
+
+class Copies:
+    """By whole covered images, as the model runs them."""
+
+    def __init__(self, model: nn.Module, image: Tensor, layer: str | None) -> None:
+        self.model, self.image, self.layer = model, image, layer
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with _recording(self.model, self.layer) as outputs:
+            logits = _check_logits(self.model(images), len(images))
+        return logits, None if self.layer is None else _recorded(outputs, self.layer)
+
+    def clear(self) -> tuple[Tensor, Tensor | None]:
+        logits, maps = self._run(self.image[None])
+        return logits[0], None if maps is None else maps[0]
+
+    def covered(self, windows: Tensor, cover: Tensor, channel: int | None) -> tuple[Tensor, Tensor | None]:
+        images = self.image.expand(len(windows), -1, -1, -1).clone()
+        for image, (top, left, bottom, right) in zip(images, windows.tolist(), strict=True):
+            image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
+        logits, maps = self._run(images)
+        return logits, None if maps is None else maps[:, channel]
+
+
+def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
+    """None, after a warning, for a model of which the parts that a window reaches cannot be told."""
+    try:
+        graph = trace_whole(model)
+        if not graph.output:
+            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
+        if layer is not None and layer not in graph.submodules:
+            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
+        return Regions(graph, image, layer)
+    except (NotImplementedError, RuntimeError) as error:
+        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
+        return None
+
+
+@contextmanager
+def _recording(model: nn.Module, layer: str | None) -> Iterator[list]:
+    """A list that holds the outputs of submodule `layer` of the last forward pass."""
+    outputs: list = []
+    if layer is None:
+        yield outputs
+        return
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def check_layer(model: nn.Module, layer: str | None) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    if layer is not None and layer not in names:
+        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
+
+
+def _recorded(outputs: list, layer: str) -> Tensor:
+    if not outputs:
+        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
+    return _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
+
+
+def _check_maps(output: object, layer: str) -> Tensor:
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"layer {layer!r} must give maps (N, C, H, W), it gives {shape}")
+    return output
+
+
+def _check_logits(logits: object, count: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}")
+    return logits
