@@ -335,3 +335,42 @@ def test_wrong_calls_name_the_argument(change, error, words):
     call = {"model": small_net().float(), "image": torch.zeros(3, 8, 8), "target": 0, "patch": 2} | change
     with pytest.raises(error, match=words):
         occlusion_map(**call)
+
+
+# What is made of a map
+
+
+def test_the_map_is_projected_in_the_image_and_in_others():
+    model, images = small_net().float(), torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(2))
+    projected = occlusion.project_map(model, images[0], "1", 2, images[1:], ["a", "b"])
+    assert [title for title, _, _ in projected] == ["(c) projection, this picture", "(c) a", "(c) b"]
+    deconv = zf.Deconvnet(model)
+    for image, (_, pixels, box) in zip(images, projected, strict=True):
+        alone = deconv.project(image[None], "1", 2)
+        assert torch.equal(pixels, alone.pixels[0])
+        assert box == tuple(alone.boxes[0].tolist())
+    alone = occlusion.project_map(deconv, images[0], "1", 2)
+    assert len(alone) == 1
+    assert torch.equal(alone[0][1], projected[0][1])
+
+
+def test_the_table_and_the_figure_show_the_worst_window():
+    model, image = small_net().float(), torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(1))
+    result = occlusion_map(model, image, 1, patch=8, stride=4, layer="1")
+    classes, picture = ["a", "b", "c", "d"], torch.zeros(3, 20, 24, dtype=torch.uint8)
+    row, column = divmod(int(result.probability.argmin()), result.probability.shape[1])
+    top, left, bottom, right = result.boxes[row, column].tolist()
+    clear, lowest, cells = occlusion.table(result, classes).splitlines()
+    assert clear.endswith(f"{classes[result.clear_label]}; P(b) = {result.clear_probability:.4f}")
+    assert lowest.endswith(f"with rows {top} to {bottom - 1}, columns {left} to {right - 1} covered")
+    assert f"P = {float(result.probability.min()):.4f}" in lowest
+    assert cells.endswith("4 x 5, raw")
+    drawn = occlusion.figure(occlusion.Occluded("scene", picture, result), classes)
+    titles = [axes.get_title() for axes in drawn.axes]
+    assert [title[:3] for title in titles if title] == ["(a)", "(b)", "(c)", "(d)"]
+    assert f"P(b), {result.clear_probability:.2f} when clear" in titles[2]
+    worst = [patch.get_bbox().bounds for patch in drawn.axes[0].patches]
+    assert worst == [(left, top, right - left, bottom - top)] * 2
+    projected = occlusion.project_map(model, image, "1", result.channel)
+    drawn = occlusion.figure(occlusion.Occluded("scene", picture, result, projected), classes)
+    assert {axes.get_title()[:3] for axes in drawn.axes} == {"", "(a)", "(b)", "(c)", "(d)", "(e)"}

@@ -172,3 +172,26 @@ def test_the_command(tmp_path, capsys):
     assert "randomised down to" in printed
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.width > 600
+
+
+def test_the_table_and_the_figure_have_a_stage_each():
+    stages = [
+        sanity.Stage("top", 0.5, -0.25, 1.0, 0),
+        sanity.Stage("bottom", float("nan"), float("nan"), float("nan"), 3),
+    ]
+    pictures = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    result = sanity.Sanity("top", 4, (1, 2), "guided", (0, 0, 6, 6), stages, pictures[0], pictures)
+    assert sanity.table(result, 3).splitlines() == [
+        "unit        top, map 4, place (1, 2); guided",
+        "randomised down to    rank  |rank|    SSIM",
+        "top                   0.50   -0.25    1.00",
+        "bottom                 nan     nan     nan  (3 of 3 empty)",
+    ]
+    drawn = sanity.figure(result, torch.zeros(3, 6, 6, dtype=torch.uint8))
+    assert [axes.get_title().partition("\n")[0] for axes in drawn.axes] == [
+        "what the unit sees",
+        "trained",
+        "top",
+        "bottom",
+    ]
+    assert drawn.axes[2].get_title().endswith("rank 0.50  |rank| -0.25  SSIM 1.00")

@@ -1,4 +1,4 @@
-"""Which images, and which places in them, drive each map hardest (Zeiler & Fergus, section 4.1 and Fig. 2)."""
+"""Which images, and which positions in them, drive each map hardest (Zeiler & Fergus, section 4.1 and Fig. 2)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def top_activations(
 ) -> TopActivations | dict[str, TopActivations]:
     """The `k` strongest activations of every map of `layer` over the images of `loader`, in one pass over it.
 
-    An image enters once a map, with its strongest place (the first in row-major order of several equal ones); of images
-    with equal activations the one with the lower number ranks first. So the result does not depend on how the images
-    are batched, and with `numbered` not on their order either. Memory is bounded by one batch and its maps. Dropout is
-    passed over and batch norms use their running statistics, whatever the model's mode.
+    An image enters once a map, with its strongest position (the first in row-major order of several equal ones); of
+    images with equal activations the one with the lower number ranks first. So the result does not depend on how the
+    images are batched, and with `numbered` not on their order either. Memory is bounded by one batch and its maps.
+    Dropout is skipped and batch norms use their running statistics, whatever the model's mode.
 
     Over several processes, each searches its own part with `numbered`, and `gather` merges the parts exactly.
 
@@ -50,13 +50,13 @@ def top_activations(
         model: a ZFNet, any model that `Deconvnet` traces, or a Deconvnet.
         loader: gives batches of images (N, C, H, W), or tuples or lists whose first item is one, as the model takes
             them; a DataLoader, a list of tensors, a generator.
-        layer: a name in `Deconvnet(model).layers`, or in its `vector_layers`, whose features have the place (0, 0); or
-            several of them, all served from each batch while it is there.
+        layer: a name in `Deconvnet(model).layers`, or in its `vector_layers`, whose features have the position (0, 0);
+            or several of them, all served from each batch while it is there.
         k: how many. With fewer images than `k` in the loader, all of them rank: the results have that many columns.
         numbered: each batch is a tuple or list that ends with its images' numbers, (N,) int64, of a larger set; a
             number met twice counts once. Otherwise images are counted from 0 through the loader.
-        state: a file that keeps what was found so far, written every 50 batches and at the end. When it exists, the
-            search continues from it: the loader's first batches, which it has seen, are passed over unlooked at.
+        state: a file that keeps the result so far, written every 50 batches and at the end. When it exists, the
+            search continues from it: the loader's first batches, which it has seen, are skipped.
         progress: show a progress bar (needs tqdm).
 
     Returns:
@@ -76,10 +76,15 @@ def top_activations(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     layers = [layer] if isinstance(layer, str) else list(layer)
     loader = bar(loader, f"strongest of {', '.join(layers)}", "batch", progress)
-    file = None if state is None else Path(state)
+    best = _search(deconv, loader, layers, k, numbered, None if state is None else Path(state))
+    return best[layer] if isinstance(layer, str) else {name: best[name] for name in layers}
+
+
+def _search(
+    deconv: Deconvnet, loader: Iterable, layers: list[str], k: int, numbered: bool, file: Path | None
+) -> dict[str, TopActivations]:
     search = None if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
     done, seen, best = _resume(file, search)
-
     for count, batch in enumerate(loader):
         if count < done:
             continue
@@ -89,8 +94,8 @@ def top_activations(
         numbers = _numbers(batch, images) if numbered else torch.arange(seen, seen + len(images))
         seen += len(images)
         for name, maps in deconv.activations(images, layers).items() if len(images) else ():
-            found = _of_batch(maps, numbers)
-            best[name] = merge([best[name], found] if name in best else [found], k)
+            top = _of_batch(maps, numbers)
+            best[name] = merge([best[name], top] if name in best else [top], k)
         if file is not None and (count + 1) % SAVE_EVERY == 0:
             _save(file, search, count + 1, seen, best)
             done = count + 1
@@ -98,7 +103,7 @@ def top_activations(
         raise ValueError("loader must give at least one image, got none")
     if file is not None:
         _save(file, search, max(done, count + 1), seen, best)
-    return best[layer] if isinstance(layer, str) else {name: best[name] for name in layers}
+    return best
 
 
 def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
@@ -107,7 +112,7 @@ def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
     Each part must hold its own `k` strongest, or all it has. An image that two parts hold counts once.
     """
     values, images, positions = (torch.cat([part[i] for part in parts], 1) for i in range(3))
-    # Two stable sorts: by number, then by value, so that equal values stand by number. NaN ranks first, as in max().
+    # Two stable sorts: by number, then by value, so that equal values keep that order. NaN ranks first, as in max().
     order = images.argsort(dim=1, stable=True)
     order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
     ranked = images.gather(1, order)
@@ -123,17 +128,17 @@ def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
     )
 
 
-def gather(found: TopActivations | dict[str, TopActivations], k: int = 9) -> TopActivations | dict[str, TopActivations]:
-    """Every process's part, merged, the same on each process of torch.distributed (`found` itself without it).
+def gather(top: TopActivations | dict[str, TopActivations], k: int = 9) -> TopActivations | dict[str, TopActivations]:
+    """Every process's part, merged, the same on each process of torch.distributed; `top` itself without it.
 
     A process whose part of the set is empty cannot search it; give each at least one image.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return found
+        return top
     parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, found)
-    if isinstance(found, dict):
-        return {name: merge([part[name] for part in parts], k) for name in found}
+    dist.all_gather_object(parts, top)
+    if isinstance(top, dict):
+        return {name: merge([part[name] for part in parts], k) for name in top}
     return merge(parts, k)
 
 
@@ -145,18 +150,18 @@ def diverse(top: TopActivations, labels: Tensor) -> list[int]:
     turns: dict[int, int] = {}
     ranked = []
     weakest, order = top.values[:, -1].sort(descending=True, stable=True)
-    for place, channel in enumerate(order[weakest > 0].tolist()):
+    for rank, channel in enumerate(order[weakest > 0].tolist()):
         favourite = int(labels[top.images[channel]].mode().values)
         turns[favourite] = turns.get(favourite, 0) + 1
-        ranked.append((turns[favourite], place, channel))
+        ranked.append((turns[favourite], rank, channel))
     return [channel for _, _, channel in sorted(ranked)]
 
 
 def _of_batch(maps: Tensor, numbers: Tensor) -> TopActivations:
-    """Every image's strongest place in each map: (channels, N)."""
+    """Every image's strongest position in each map: (channels, N)."""
     width = maps.shape[3] if maps.ndim == 4 else 1
-    values, places = (found.cpu().T for found in maps.reshape(*maps.shape[:2], -1).max(2))
-    return TopActivations(values, numbers.expand(values.shape), torch.stack([places // width, places % width], -1))
+    values, index = (result.cpu().T for result in maps.reshape(*maps.shape[:2], -1).max(2))
+    return TopActivations(values, numbers.expand(values.shape), torch.stack([index // width, index % width], -1))
 
 
 def _numbers(batch: object, images: Tensor) -> Tensor:
@@ -189,6 +194,6 @@ def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str,
 
 
 def _save(file: Path, search: dict, batches: int, images: int, best: dict[str, TopActivations]) -> None:
-    kept = {name: tuple(found) for name, found in best.items()}
+    kept = {name: tuple(top) for name, top in best.items()}
     state = search | {"batches": batches, "images": images, "best": kept}
     write_whole(file, lambda beside: torch.save(state, beside))

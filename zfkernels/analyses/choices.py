@@ -14,16 +14,15 @@ from ..models.modes import evaluated
 from ..nn import ConvReLU
 
 
-def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None, vectors: bool = False) -> list[str]:
-    """The layers named; otherwise every layer with maps that is no pool and no norm, and with `vectors` the others."""
+def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None) -> list[str]:
+    """The layers named; otherwise every layer with maps that is no pool and no norm."""
     known = (*deconv.layers, *deconv.vector_layers)
     if names:
         for name in names:
             if name not in known:
                 raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
         return list(names)
-    convolutions = [name for name in deconv.layers if not is_pool_or_norm(deconv, name)]
-    return [*convolutions, *(deconv.vector_layers if vectors else ())]
+    return [name for name in deconv.layers if not is_pool_or_norm(deconv, name)]
 
 
 def is_pool_or_norm(deconv: Deconvnet, name: str) -> bool:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.style import SOFT, new_figure, plain_axes
 from ..models.modes import evaluated
 
-# The paper's ranges: shifts up and down by up to 60 of 224 pixels, magnified 1 to 1.8 times, one whole turn.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 TRANSFORMS = ("translation", "scale", "rotation")
 UNITS = {"translation": "shift down (pixels)", "scale": "magnification", "rotation": "turn (degrees)"}
 
 
 @dataclass(frozen=True)
-class InvarianceCurves:
-    """Answers to each image under each transform; images run down, parameters across."""
+class Curve:
+    """Answers to each image under one transform: a row an image, a column a parameter."""
 
     transform: str
     parameters: list[float]
     distances: dict[str, Tensor]  # layer -> (N, P): L2 distance of its features from those of the image as it is
-    norms: dict[str, Tensor]  # layer -> (N,): L2 norm of the latter, to compare layers by
     probability: Tensor | None  # (N, P) of the true class; None if no labels were given
 
 
+@dataclass(frozen=True)
+class Invariance:
+    norms: dict[str, Tensor]  # layer -> (N,): L2 norm of the features of the image as it is, to compare layers by
+    curves: list[Curve]  # one a transform
+
+
 def transformed(images: Tensor, transform: str, parameter: float, fill: float = 0.0) -> Tensor:
-    """Images (N, C, H, W) moved, scaled or turned about their centre; what comes in from outside is `fill`.
+    """Images (N, C, H, W) moved, scaled or turned about their centre; pixels from outside are `fill`.
 
     "translation" shifts down by `parameter` pixels (whole ones exactly), "scale" magnifies by it, "rotation" turns
     counter-clockwise by that many degrees; both sample bilinearly. Parameters that change nothing (0, 1, a whole turn)
@@ -68,81 +77,98 @@ def transformed(images: Tensor, transform: str, parameter: float, fill: float = 
     return F.grid_sample(images - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
 
 
+def paper_parameters(height: int) -> dict[str, list[float]]:
+    """Fig. 5's ranges: shifts by up to 60 of 224 pixels up and down, magnified 1 to 1.8 times, one whole turn."""
+    reach = round(height * 60 / 224)
+    step = max(1, reach // 12)
+    return {
+        "translation": [float(shift) for shift in range(-(reach // step) * step, reach + 1, step)],
+        "scale": [1 + 0.05 * i for i in range(17)],
+        "rotation": [10.0 * i for i in range(36)],
+    }
+
+
 @torch.no_grad()
-def invariance_curves(
+def invariance(
     model: nn.Module | Deconvnet,
     images: Tensor,
     layers: Sequence[str],
-    transform: str,
-    parameters: Sequence[float],
+    transforms: Mapping[str, Sequence[float]] | None = None,
     *,
     labels: Tensor | None = None,
     fill: float = 0.0,
-) -> InvarianceCurves:
+) -> Invariance:
     """||f(T(x)) - f(x)|| of each layer's features f, and P(true class of T(x)), for each image x and transform T.
 
     Args:
         model: a ZFNet, any model that `Deconvnet` traces, or a Deconvnet; in evaluation mode.
         images: (N, C, H, W), as the model takes them.
         layers: names in `Deconvnet(model).layers` or `vector_layers`; the paper's are the first and the seventh.
-        transform, parameters: see `transformed`.
+        transforms: transform -> parameters, see `transformed`; the paper's when None.
         labels: (N,) int64, the true classes.
-        fill: what comes in from outside the image; 0 is the mean image where the mean was subtracted.
+        fill: the pixels from outside the image; 0 is the mean image where the mean was subtracted.
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be {len(images)}, one an image, got shape {tuple(labels.shape)}")
     clear = deconv.activations(images, layers)
-    distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    probability = []
-    for parameter in parameters:
-        moved = transformed(images, transform, parameter, fill)
-        for layer, features in deconv.activations(moved, layers).items():
-            distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1))
-        if labels is not None:
-            logits = evaluated(deconv.model, moved)
-            probability.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
-    return InvarianceCurves(
-        transform=transform,
-        parameters=list(parameters),
-        distances={layer: torch.stack(found, 1) for layer, found in distances.items()},
-        norms={layer: features.flatten(1).norm(dim=1) for layer, features in clear.items()},
-        probability=torch.stack(probability, 1) if probability else None,
-    )
+    curves = []
+    for transform, parameters in (paper_parameters(images.shape[2]) if transforms is None else transforms).items():
+        distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+        probability = []
+        for parameter in parameters:
+            moved = transformed(images, transform, parameter, fill)
+            for layer, features in deconv.activations(moved, layers).items():
+                distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1))
+            if labels is not None:
+                logits = evaluated(deconv.model, moved)
+                probability.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
+        columns = {layer: torch.stack(column, 1) for layer, column in distances.items()}
+        curves.append(Curve(transform, list(parameters), columns, torch.stack(probability, 1) if probability else None))
+    return Invariance({layer: features.flatten(1).norm(dim=1) for layer, features in clear.items()}, curves)
 
 
-def paper_parameters(transform: str, height: int, steps: int = 0) -> list[float]:
-    """Fig. 5's ranges, the shift in proportion to the image's height."""
-    if transform == "translation":
-        reach = round(height * 60 / 224)
-        step = max(1, reach // 12)
-        return [float(shift) for shift in range(-(reach // step) * step, reach + 1, step)]
-    return [1 + 0.05 * i for i in range(17)] if transform == "scale" else [10.0 * i for i in range(36)]
+def table(result: Invariance) -> str:
+    """A line a transform: how far each layer's features move at most, and the range of P(true class)."""
+    lines = []
+    for curve in result.curves:
+        cells = [
+            f"{layer}: distance up to {float((distance / result.norms[layer][:, None]).max()):.2f} of the norm"
+            for layer, distance in curve.distances.items()
+        ]
+        if curve.probability is not None:
+            low, high = float(curve.probability.min()), float(curve.probability.max())
+            cells.append(f"P(true class) from {low:.2f} to {high:.2f}")
+        lines.append(f"{curve.transform:<12}" + "  ".join(cells))
+    return "\n".join(lines)
 
 
-def invariance_figure(curves: Sequence[InvarianceCurves], names: Sequence[str], path: Path) -> None:
-    """A row a transform: for each layer the distance over the features' own norm, and P(true class)."""
-    from ..drawing.style import SOFT, new_figure, plain_axes
+def figure(result: Invariance, names: Sequence[str]) -> Figure:
+    """A row a transform: for each layer the distance over the features' own norm, and P(true class).
 
-    layers = list(curves[0].distances)
-    columns = len(layers) + (curves[0].probability is not None)
-    figure = new_figure(3.4 * columns + 1.2, 2.5 * len(curves))
-    grid = figure.subplots(len(curves), columns, squeeze=False)
-    for row, curve in zip(grid, curves, strict=True):
-        for axes, layer in zip(row, layers, strict=False):
-            relative = curve.distances[layer] / curve.norms[layer].clamp_min(1e-30)[:, None]
-            for name, line in zip(names, relative.tolist(), strict=True):
-                axes.plot(curve.parameters, line, linewidth=1.2, label=name)
-            axes.set_title(f"{layer}: distance / norm", fontsize=9)
+    `names`: of the images.
+    """
+    first, rows = result.curves[0], len(result.curves)
+    columns = len(result.norms) + (first.probability is not None)
+    drawn = new_figure(3.4 * columns + 1.2, 2.5 * rows)
+    grid = drawn.subplots(rows, columns, squeeze=False)
+    for row, curve in zip(grid, result.curves, strict=True):
+        for axes, (layer, distance) in zip(row, curve.distances.items(), strict=False):
+            relative = distance / result.norms[layer].clamp_min(1e-30)[:, None]
+            _lines(axes, curve, relative, names, f"{layer}: distance / norm")
             axes.set_ylim(0, None)
         if curve.probability is not None:
-            for name, line in zip(names, curve.probability.tolist(), strict=True):
-                row[-1].plot(curve.parameters, line, linewidth=1.2, label=name)
-            row[-1].set_title("P(true class)", fontsize=9)
+            _lines(row[-1], curve, curve.probability, names, "P(true class)")
             row[-1].set_ylim(-0.02, 1.02)
-        for axes in row:
-            plain_axes(axes)
-            axes.set_xlabel(UNITS[curve.transform], fontsize=8, color=SOFT)
     if len(names) <= 12:
         grid[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path)
+    return drawn
+
+
+def _lines(axes: Axes, curve: Curve, values: Tensor, names: Sequence[str], title: str) -> None:
+    """A line an image over the transform's parameters."""
+    for name, line in zip(names, values.tolist(), strict=True):
+        axes.plot(curve.parameters, line, linewidth=1.2, label=name)
+    axes.set_title(title, fontsize=9)
+    plain_axes(axes)
+    axes.set_xlabel(UNITS[curve.transform], fontsize=8, color=SOFT)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.style import ACCENT, SOFT, new_figure
+from ..drawing.tiles import plain_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS = ("euclidean", "cosine")
 
 
-class Neighbours(NamedTuple):
-    """The k nearest of each query, nearest first."""
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest of each query in the features of a layer, nearest first."""
 
+    layer: str
     distances: Tensor  # (Q, k)
     images: Tensor  # (Q, k) int64: the image's number
 
@@ -47,54 +54,72 @@ def neighbours(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
 
     def features(images: Tensor) -> Tensor:
-        found = deconv.activations(images, layer).flatten(1).double()
+        values = deconv.activations(images, layer).flatten(1).double()
         if metric == "cosine":
-            found = found / found.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        return found
-
-    def distances(have: Tensor) -> Tensor:
-        # Of unit vectors 1 - f.g is ||f - g||^2 / 2: equal images are equally far in any batch, as of a product of
-        # matrices they need not be.
-        apart = torch.stack([(have - one).norm(dim=1) for one in wanted])
-        if metric == "euclidean":
-            return apart
-        return torch.where(wanted.any(1)[:, None] & have.any(1), apart * apart / 2, 1.0)
+            values = values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return values
 
     wanted, seen = features(queries), 0
-    best = (wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64))
+    distances, numbers = wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64)
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        found = distances(features(images))
-        numbers = torch.arange(seen, seen + len(images)).expand(len(wanted), -1)
+        distances = torch.cat([distances, _distances(wanted, features(images), metric)], 1)
+        numbers = torch.cat([numbers, torch.arange(seen, seen + len(images)).expand(len(wanted), -1)], 1)
         seen += len(images)
-        both = torch.cat([best[0], found], 1), torch.cat([best[1], numbers], 1)
-        order = both[0].argsort(dim=1, stable=True)[:, :k]
-        best = both[0].gather(1, order), both[1].gather(1, order)
+        nearest = distances.argsort(dim=1, stable=True)[:, :k]
+        distances, numbers = distances.gather(1, nearest), numbers.gather(1, nearest)
     if seen == 0:
         raise ValueError("loader must give at least one image, got none")
-    return Neighbours(*best)
+    return Neighbours(layer, distances, numbers)
 
 
-def neighbours_figure(
-    found: dict[str, Neighbours], queries: Tensor, pictures: Tensor, path: Path, names: list[str] | None = None
-) -> None:
-    """For each layer and query a row: the query, then its neighbours with their distances. uint8 (N, 3, H, W) both."""
-    from ..drawing.style import ACCENT, SOFT, new_figure
-    from ..drawing.tiles import plain_picture
+def _distances(wanted: Tensor, features: Tensor, metric: str) -> Tensor:
+    """Of each query (Q, D) from each image (N, D): (Q, N).
 
-    rows = [(layer, q) for layer in found for q in range(len(queries))]
-    k = max(one.images.shape[1] for one in found.values())
-    figure = new_figure(1.15 * (k + 1) + 0.6, 1.4 * len(rows))
-    grid = figure.subplots(len(rows), k + 1, squeeze=False)
+    Of unit vectors 1 - f.g is ||f - g||^2 / 2, which gives equal images equal distances in any batch; a product of
+    matrices need not.
+    """
+    apart = torch.stack([(features - row).norm(dim=1) for row in wanted])
+    if metric == "euclidean":
+        return apart
+    return torch.where(wanted.any(1)[:, None] & features.any(1), apart * apart / 2, 1.0)
+
+
+def figure(
+    results: Sequence[Neighbours],
+    queries: Tensor,
+    pictures: Mapping[int, Tensor] | Tensor,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """For each layer and query a row: the query, then its neighbours with their distances.
+
+    Args:
+        queries: uint8 (Q, 3, H, W).
+        pictures: an image's number -> its picture, uint8 (3, H, W).
+        names: of the images, to be shown beside the distances.
+    """
+    rows = [(result, q) for result in results for q in range(len(queries))]
+    k = max(result.images.shape[1] for result in results)
+    drawn = new_figure(1.15 * (k + 1) + 0.6, 1.4 * len(rows))
+    grid = drawn.subplots(len(rows), k + 1, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for row, (layer, q) in zip(grid, rows, strict=True):
+    for row, (result, q) in zip(grid, rows, strict=True):
         row[0].imshow(plain_picture(queries[q]), interpolation="nearest")
-        row[0].set_ylabel(layer, fontsize=8)
+        row[0].set_ylabel(result.layer, fontsize=8)
         row[0].set_title("query", fontsize=8, color=ACCENT)
-        pairs = zip(found[layer].distances[q].tolist(), found[layer].images[q].tolist(), strict=True)
+        pairs = zip(result.distances[q].tolist(), result.images[q].tolist(), strict=True)
         for axes, (distance, image) in zip(row[1:], pairs, strict=False):
             axes.imshow(plain_picture(pictures[image]), interpolation="nearest")
             axes.set_title(f"{distance:.3g}" + (f" {names[image]}" if names else ""), fontsize=7, color=SOFT)
-    figure.savefig(path)
+    return drawn
+
+
+def table(results: Sequence[Neighbours], names: Sequence[object]) -> str:
+    """For each layer the first query's neighbours, a line each: the distance and the image's name."""
+    return "\n".join(
+        f"{result.layer:<10}{distance:12.5g}  {names[image]}"
+        for result in results
+        for distance, image in zip(result.distances[0].tolist(), result.images[0].tolist(), strict=True)
+    )

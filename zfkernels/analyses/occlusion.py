@@ -10,25 +10,25 @@ import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..data.folders import find_pictures
-from ..data.loading import read_all, stream
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, new_figure, outline
-from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.trace import trace_whole
-from ..models.checkpoint import Network
 from ..models.modes import evaluation
 from ..ops import checks
 from ..progress import bar
 from ..window import pair
-from .activations import top_activations
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 
 @dataclass(frozen=True)
@@ -315,6 +315,9 @@ def _check_logits(logits: object, count: int) -> torch.Tensor:
     return logits
 
 
+Projected = tuple[str, torch.Tensor, tuple[int, int, int, int]]  # title, projection (C, H, W), box
+
+
 @dataclass(frozen=True)
 class Occluded:
     """One image with its occlusion map."""
@@ -322,105 +325,127 @@ class Occluded:
     name: str
     image: torch.Tensor  # uint8 (3, H, W)
     result: OcclusionMap
-    projected: list[tuple[str, torch.Tensor, tuple[int, int, int, int]]] = field(default_factory=list)
-    """(title, projection (3, H, W), box) of the map that `result` sums: in this image first, then in others."""
+    projected: list[Projected] = field(default_factory=list)  # the map that `result` sums: here first, then elsewhere
 
 
-def occlusion_figure(occluded: Occluded, classes: list[str], path: Path) -> None:
+def project_map(
+    model: torch.nn.Module | Deconvnet,
+    image: torch.Tensor,
+    layer: str,
+    channel: int,
+    others: torch.Tensor | None = None,
+    names: Sequence[str] = (),
+) -> list[Projected]:
+    """The map's strongest activation projected in `image` (C, H, W), and in `others` (N, C, H, W) of these names."""
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+    images = image[None] if others is None else torch.cat([image[None], others])
+    result = deconv.project(images, layer, channel)
+    titles = ["(c) projection, this picture", *(f"(c) {name}" for name in names)]
+    return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
+
+
+def table(result: OcclusionMap, classes: Sequence[str]) -> str:
+    """The clear answer, the window that lowers it most, and how many there are."""
+    lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
+    top, left, bottom, right = result.boxes[lowest].tolist()
+    return (
+        f"clear       {classes[result.clear_label]}; P({classes[result.target]}) = {result.clear_probability:.4f}\n"
+        f"lowest      P = {float(result.probability[lowest]):.4f} with rows {top} to {bottom - 1}, "
+        f"columns {left} to {right - 1} covered\n"
+        f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw"
+    )
+
+
+def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     """The paper's Fig. 7: the image, the map's activity, the target's probability and the most probable class."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Patch
-
     result = occluded.result
-    rows, columns = result.probability.shape
-    height, width = occluded.image.shape[1:]
-    # A cell is drawn around its window's centre; the windows at the far edges are cut, and drawn as if they were not.
-    stride_h = int(result.boxes[1, 0, 0]) if rows > 1 else height
-    stride_w = int(result.boxes[0, 1, 1]) if columns > 1 else width
-    patch_h, patch_w = int(result.boxes[0, 0, 2]), int(result.boxes[0, 0, 3])
-    left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
-    extent = (left, left + columns * stride_w, top + rows * stride_h, top)
-
-    figure = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
-    upper = figure
+    drawn = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
+    upper = drawn
     if occluded.projected:
-        upper, lower = figure.subfigures(2, 1)
-        _projected_row(lower, occluded)
+        upper, lower = drawn.subfigures(2, 1)
+        _projected_row(lower, occluded.projected)
     picture, activity, probability, label = upper.subplots(1, 4)
+    height, width = occluded.image.shape[1:]
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
-    worst = divmod(int(result.probability.argmin()), columns)
+    worst = divmod(int(result.probability.argmin()), result.probability.shape[1])
     outline(picture, result.boxes[worst].tolist())
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
+    picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
     sums = result.activity.numpy()
     low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
-    drawn = activity.imshow(sums, cmap="viridis", extent=extent, vmin=low, vmax=high, interpolation="nearest")
+    scale = _cells(upper, activity, occluded, sums, "viridis", (low, high))
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
-    bar = upper.colorbar(drawn, ax=activity, shrink=0.8)
-    bar.ax.axhline(result.clear_activity, color="w", linewidth=1.5)
+    scale.axhline(result.clear_activity, color="w", linewidth=1.5)
 
-    drawn = probability.imshow(
-        result.probability.numpy(), cmap="magma", extent=extent, vmin=0, vmax=1, interpolation="nearest"
-    )
-    lettered = "d" if occluded.projected else "c"
-    probability.set_title(
-        f"({lettered}) P({classes[result.target]}), {result.clear_probability:.2f} when clear", fontsize=9
-    )
-    bar2 = upper.colorbar(drawn, ax=probability, shrink=0.8)
-
-    seen = sorted(set(result.label.ravel().tolist()), key=lambda c: -int((result.label == c).sum()))
-    palette = colormaps["tab20"]
-    colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
-    label.imshow(colours[result.label.numpy()], extent=extent, interpolation="nearest")
-    label.set_title(f"({'e' if occluded.projected else 'd'}) most probable class", fontsize=9)
-    label.legend(
-        handles=[Patch(color=colours[c], label=classes[c]) for c in seen[:6]],
-        loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1,
-    )  # fmt: skip
+    third, fourth = "de" if occluded.projected else "cd"
+    _cells(upper, probability, occluded, result.probability.numpy(), "magma", (0, 1))
+    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.2f} when clear"
+    probability.set_title(title, fontsize=9)
+    _most_probable(label, occluded, classes)
+    label.set_title(f"({fourth}) most probable class", fontsize=9)
     for axes in (picture, activity, probability, label):
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width // 2, width], yticks=[0, height // 2, height])
         axes.tick_params(colors=SOFT, labelsize=7)
         axes.set_facecolor("#e8e8e8")
-    picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
-    for each in (bar, bar2):
-        each.ax.tick_params(colors=SOFT, labelsize=7)
-        each.outline.set_visible(False)
-    figure.savefig(path)
+    return drawn
 
 
-def _projected_row(figure, occluded: Occluded) -> None:
+def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
+    """The cells' left, right, bottom and top, in the image's pixels.
+
+    A cell is drawn around its window's centre; the windows at the far edges are cut, and drawn as if they were not.
+    """
+    boxes, (height, width) = occluded.result.boxes, occluded.image.shape[1:]
+    rows, columns = boxes.shape[:2]
+    stride_h = int(boxes[1, 0, 0]) if rows > 1 else height
+    stride_w = int(boxes[0, 1, 1]) if columns > 1 else width
+    patch_h, patch_w = int(boxes[0, 0, 2]), int(boxes[0, 0, 3])
+    left, top = (patch_w - stride_w) / 2, (patch_h - stride_h) / 2
+    return left, left + columns * stride_w, top + rows * stride_h, top
+
+
+def _cells(
+    canvas: Figure | SubFigure,
+    axes: Axes,
+    occluded: Occluded,
+    values: np.ndarray,
+    colours: str,
+    limits: tuple[float, float],
+) -> Axes:
+    """Draws a number a cell, with a bar of its colours, whose axes are returned."""
+    low, high = limits
+    drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
+    scale = canvas.colorbar(drawn, ax=axes, shrink=0.8)
+    scale.ax.tick_params(colors=SOFT, labelsize=7)
+    scale.outline.set_visible(False)
+    return scale.ax
+
+
+def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> None:
+    """A colour a class, with the names of the 6 most frequent."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    label, palette = occluded.result.label, colormaps["tab20"]
+    frequent = sorted(set(label.ravel().tolist()), key=lambda c: -int((label == c).sum()))
+    colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
+    axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
+    handles = [Patch(color=colours[c], label=classes[c]) for c in frequent[:6]]
+    axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1
+    )
+
+
+def _projected_row(canvas: Figure | SubFigure, projected: Sequence[Projected]) -> None:
     """(c) of the paper's Fig. 7: the map's strongest activation projected, in this image and in others."""
-    for axes, (title, pixels, box) in zip(
-        figure.subplots(1, max(4, len(occluded.projected))), occluded.projected, strict=False
-    ):
+    columns = canvas.subplots(1, max(4, len(projected)))
+    for axes, (title, pixels, box) in zip(columns, projected, strict=False):
         top, left, bottom, right = box
         part = cut(pixels, box)
-        limit = float(part.abs().flatten().quantile(0.995))
+        limit = full_scale([part])
         axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
         axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
         axes.tick_params(colors=SOFT, labelsize=7)
-    for axes in figure.axes[len(occluded.projected) :]:
+    for axes in columns[len(projected) :]:
         axes.set_axis_off()
-
-
-def project_map(
-    network: Network, image: torch.Tensor, layer: str, channel: int, folder: Path | None, others: int = 3
-) -> list[tuple[str, torch.Tensor, tuple[int, int, int, int]]]:
-    """The map's strongest activation in `image` and in the `others` pictures of `folder` that excite it most.
-
-    `image`: (3, H, W), as the network takes it. Without a folder only the first.
-    """
-
-    deconv, inputs, names = Deconvnet(network.model), image[None], ["(c) projection, this picture"]
-    if folder is not None:
-        paths, size = find_pictures(folder), tuple(image.shape[1:])
-        top = top_activations(deconv, stream(paths, size, network.normalise), layer, others + 1, numbered=True)
-        chosen = [paths[i] for i in top.images[channel].tolist()]
-        read = network.normalise(read_all(chosen, size))
-        kept = [i for i, one in enumerate(read) if not torch.equal(one, image)][:others]
-        inputs = torch.cat([inputs, read[kept]])
-        names += [f"(c) {chosen[i].stem}" for i in kept]
-    found = deconv.project(inputs, layer, channel)
-    return [
-        (name, pixels, tuple(box)) for name, pixels, box in zip(names, found.pixels, found.boxes.tolist(), strict=True)
-    ]

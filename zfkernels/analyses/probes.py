@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,92 +27,113 @@ class Probe:
     features: int
 
 
+@dataclass(frozen=True)
+class Probes:
+    """Table 7."""
+
+    cells: list[Probe]
+
+
 @torch.no_grad()
 def features(model: nn.Module | Deconvnet, loader: Iterable, layers: Sequence[str], grid: int = 6) -> dict[str, Tensor]:
     """Each layer's features of every image: (N, D) float32.
 
     Maps larger than grid x grid are max-pooled to it (adaptively): the paper does not say how it handled the 290,400
-    features of layer 1; pooled, each map keeps its strongest responses and their rough place. 0 takes maps as they are.
+    features of layer 1; pooled, each map keeps its strongest responses and their rough position. 0 takes maps as they
+    are.
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        for layer, found in deconv.activations(images, layers).items():
-            if found.ndim == 4 and grid and max(found.shape[2:]) > grid:
-                found = F.adaptive_max_pool2d(found, [min(grid, side) for side in found.shape[2:]])
-            kept[layer].append(found.flatten(1).float().cpu())
-    return {layer: torch.cat(found) for layer, found in kept.items()}
+        for layer, maps in deconv.activations(images, layers).items():
+            if maps.ndim == 4 and grid and max(maps.shape[2:]) > grid:
+                maps = F.adaptive_max_pool2d(maps, [min(grid, side) for side in maps.shape[2:]])
+            kept[layer].append(maps.flatten(1).float().cpu())
+    return {layer: torch.cat(batches) for layer, batches in kept.items()}
 
 
-def probe(
-    known: dict[str, Tensor],
+def probes(
+    known: Mapping[str, Tensor],
     labels: Tensor,
-    per_class: int,
+    per_class: Sequence[int],
     *,
     classifiers: Sequence[str] = CLASSIFIERS,
     draws: int = 5,
     test_per_class: int = 50,
     seed: int = 0,
     regularisation: float = 10.0,
-) -> list[Probe]:
-    """Train on `per_class` images of each class, test on up to `test_per_class` others; a `Probe` a layer, classifier.
+) -> Probes:
+    """Train on so many images of each class, test on up to `test_per_class` others, with each layer's features.
 
-    The training images' mean is taken off the features, and one number a layer scales them to a mean squared norm of
-    1. "svm" is scikit-learn's LinearSVC, "softmax" its LogisticRegression, both with
-    C = `regularisation`. Draws and their order follow from `seed`, the same for every layer.
+    The training images' mean is subtracted from the features, and one number a layer scales them to a mean squared norm
+    of 1. "svm" is scikit-learn's LinearSVC, "softmax" its LogisticRegression, both with C = `regularisation`. Draws and
+    their order follow from `seed`, the same for every layer.
+
+    Args:
+        known: layer -> features (N, D), as `features` gives them.
+        labels: (N,) int64.
+        per_class: numbers of training images a class; each is a column of the table.
 
     Raises:
         ValueError: a class with too few images to leave one to test on.
         ModuleNotFoundError: no scikit-learn.
     """
+    if unknown := set(classifiers) - set(CLASSIFIERS):
+        raise ValueError(f"classifiers must be of {', '.join(CLASSIFIERS)}, got {', '.join(sorted(unknown))}")
+    smallest = int(labels.unique(return_counts=True)[1].min())
+    for count in per_class:
+        if count < 1 or smallest <= count:
+            raise ValueError(
+                f"per_class must be at least 1 and leave a picture of each class to test on, got {count}; the smallest "
+                f"class has {smallest}"
+            )
+    cells = []
+    for count in per_class:
+        random = np.random.default_rng(seed)
+        splits = [_split(labels, count, test_per_class, random) for _ in range(draws)]
+        for layer, values in known.items():
+            for name in classifiers:
+                accuracies = [_accuracy(name, values, labels, *split, regularisation) for split in splits]
+                mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
+                cells.append(Probe(layer, name, count, mean, deviation, values.shape[1]))
+    return Probes(cells)
+
+
+def _split(labels: Tensor, train: int, test: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Numbers of `train` images of each class and of up to `test` others."""
+    to_train, to_test = [], []
+    for label in labels.unique():
+        members = random.permutation(torch.nonzero(labels == label)[:, 0].numpy())
+        to_train += members[:train].tolist()
+        to_test += members[train : train + test].tolist()
+    return to_train, to_test
+
+
+def _accuracy(
+    classifier: str, values: Tensor, labels: Tensor, train: list[int], test: list[int], regularisation: float
+) -> float:
+    """The mean over the classes of the fraction of test images classified correctly."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    if unknown := set(classifiers) - set(CLASSIFIERS):
-        raise ValueError(f"classifiers must be of {', '.join(CLASSIFIERS)}, got {', '.join(sorted(unknown))}")
-    classes, counts = labels.unique(return_counts=True)
-    if per_class < 1 or int(counts.min()) <= per_class:
-        raise ValueError(
-            f"per_class must be at least 1 and leave a picture of each class to test on, got {per_class}; the smallest "
-            f"class has {int(counts.min())}"
-        )
-    random = np.random.default_rng(seed)
-    splits = []
-    for _ in range(draws):
-        train, test = [], []
-        for label in classes:
-            members = random.permutation(torch.nonzero(labels == label)[:, 0].numpy())
-            train += members[:per_class].tolist()
-            test += members[per_class : per_class + test_per_class].tolist()
-        splits.append((train, test))
-    found = []
-    for layer, values in known.items():
-        for name in classifiers:
-            accuracies = []
-            for train, test in splits:
-                mean = values[train].mean(0)
-                scale = float((values[train] - mean).square().sum(1).mean().sqrt()) or 1.0
-                inputs, targets = ((values - mean) / scale).numpy(), labels.numpy()
-                made = (
-                    LinearSVC(C=regularisation, random_state=0, max_iter=5000)
-                    if name == "svm"
-                    else LogisticRegression(C=regularisation, max_iter=2000)
-                )
-                right = made.fit(inputs[train], targets[train]).predict(inputs[test]) == targets[test]
-                accuracies.append(np.mean([right[targets[test] == label].mean() for label in classes.numpy()]))
-            found.append(
-                Probe(layer, name, per_class, float(np.mean(accuracies)), float(np.std(accuracies)), values.shape[1])
-            )
-    return found
+    mean = values[train].mean(0)
+    scale = float((values[train] - mean).square().sum(1).mean().sqrt()) or 1.0
+    inputs, targets = ((values - mean) / scale).numpy(), labels.numpy()
+    if classifier == "svm":
+        model = LinearSVC(C=regularisation, random_state=0, max_iter=5000)
+    else:
+        model = LogisticRegression(C=regularisation, max_iter=2000)
+    right = model.fit(inputs[train], targets[train]).predict(inputs[test]) == targets[test]
+    return np.mean([right[targets[test] == label].mean() for label in np.unique(targets)])
 
 
-def table(probes: Sequence[Probe]) -> str:
+def table(result: Probes) -> str:
     """Rows: layer and classifier; columns: training images a class; cells: accuracy in percent +- deviation."""
-    sizes = sorted({p.per_class for p in probes})
-    cells = {(p.layer, p.classifier, p.per_class): p for p in probes}
+    sizes = sorted({p.per_class for p in result.cells})
+    cells = {(p.layer, p.classifier, p.per_class): p for p in result.cells}
     lines = [f"{'accuracy (%)':<22}{'features':>9}" + "".join(f"{f'{n} a class':>16}" for n in sizes)]
-    for layer, classifier in dict.fromkeys((p.layer, p.classifier) for p in probes):
+    for layer, classifier in dict.fromkeys((p.layer, p.classifier) for p in result.cells):
         row = [cells[layer, classifier, n] for n in sizes]
         lines.append(
             f"{classifier + ' on ' + layer:<22}{row[0].features:>9}"

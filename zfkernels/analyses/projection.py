@@ -1,38 +1,101 @@
-"""zfkernels.analyses.projection."""
+"""One activation of a network, projected to the pixels of the picture that caused it (Zeiler & Fergus, section 2.1)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Projection
+from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, new_figure, outline
-from ..drawing.tiles import cut, plain_picture, signed_picture
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
+from .activations import top_activations
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def projection_figure(picture: torch.Tensor, projection: Projection, title: str, path: Path) -> None:
-    """A uint8 (3, H, W) picture beside the projection of one activation; below, what of both the unit sees."""
-    top, left, bottom, right = projection.boxes[0].tolist()
+@dataclass(frozen=True)
+class Unit:
+    """One activation and its projection."""
+
+    layer: str
+    channel: int
+    position: tuple[int, int]
+    value: float
+    box: tuple[int, int, int, int]  # the part of the input that the unit sees: top, left, bottom, right
+    pixels: Tensor  # (C, H, W)
+
+
+def projection(
+    model: nn.Module | Deconvnet,
+    image: Tensor,
+    layer: str,
+    channel: int | None = None,
+    position: tuple[int, int] | None = None,
+    *,
+    norm: str = "identity",
+    method: str = "deconvnet",
+) -> Unit:
+    """One activation, projected.
+
+    Args:
+        model: a ZFNet, any model that `Deconvnet` traces, or a Deconvnet.
+        image: (C, H, W), as the model takes it.
+        channel: the map, or feature, of `layer`; the one with the strongest activation when None.
+        position: the unit's, (row, column); the map's strongest when None.
+        norm, method: as of `Deconvnet.project`.
+    """
+    deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
+    if channel is None:
+        channel = int(top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
+    result = deconv.project(image[None], layer, channel, position, norm, method=method)
+    return Unit(
+        layer=layer,
+        channel=channel,
+        position=tuple(result.positions[0].tolist()),
+        value=float(result.values[0]),
+        box=tuple(result.boxes[0].tolist()),
+        pixels=result.pixels[0],
+    )
+
+
+def table(unit: Unit) -> str:
+    """Which unit, its activation, and what it sees."""
+    (row, column), (top, left, bottom, right) = unit.position, unit.box
+    height, width = unit.pixels.shape[1:]
+    return (
+        f"unit        {unit.layer}, map {unit.channel}, row {row}, column {column}\n"
+        f"activation  {unit.value:.6g}\n"
+        f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input"
+    )
+
+
+def figure(unit: Unit, picture: Tensor) -> Figure:
+    """A uint8 (3, H, W) picture beside the projection of one activation; below, the part of both that the unit sees."""
+    top, left, bottom, right = unit.box
     height, width = picture.shape[1:]
-    pixels = projection.pixels[0]
-    limit = float(cut(pixels, (top, left, bottom, right)).abs().flatten().quantile(0.995))
+    limit = full_scale([cut(unit.pixels, unit.box)])
     views = (
         ("the network's input, and what the unit sees of it", plain_picture(picture)),
-        (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(pixels, limit)),
+        (f"projection: mid-grey is 0, full scale \u00b1{limit:.2g}", signed_picture(unit.pixels, limit)),
     )
-    sees_all = (top, left, bottom, right) == (0, 0, height, width)
-    figure = new_figure(9.0, 5.2 if sees_all else 9.6)
-    grid = figure.subplots(1 if sees_all else 2, 2, squeeze=False)
-    figure.suptitle(f"{title}: activation {float(projection.values[0]):.4g}", fontsize=12, color=INK)
-    for column, (name, view) in zip(grid.T, views, strict=True):
-        for axes in column:
+    sees_all = unit.box == (0, 0, height, width)
+    drawn = new_figure(9.0, 5.2 if sees_all else 9.6)
+    grid = drawn.subplots(1 if sees_all else 2, 2, squeeze=False)
+    row, column = unit.position
+    title = f"{unit.layer}, map {unit.channel}, place ({row}, {column}): activation {unit.value:.4g}"
+    drawn.suptitle(title, fontsize=12, color=INK)
+    for axes_of_view, (name, view) in zip(grid.T, views, strict=True):
+        for axes in axes_of_view:
             axes.imshow(view, extent=(0, width, height, 0), interpolation="nearest")
             axes.tick_params(colors=SOFT, labelsize=8)
-        column[0].set_title(name, fontsize=10)
-        column[-1].set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
+        whole, last = axes_of_view[0], axes_of_view[-1]
+        whole.set_title(name, fontsize=10)
+        last.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
         if not sees_all:
-            outline(column[0], (top, left, bottom, right))
-            column[1].set(xlim=(left, right), ylim=(bottom, top))
-            column[1].set_title(f"the {bottom - top} x {right - left} pixels it sees", fontsize=10)
-    figure.savefig(path)
+            outline(whole, unit.box)
+            last.set(xlim=(left, right), ylim=(bottom, top))
+            last.set_title(f"the {bottom - top} x {right - left} pixels it sees", fontsize=10)
+    return drawn

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.style import new_figure
+from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..progress import bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -204,31 +209,42 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return float(similar.mean())
 
 
-def sanity_figure(picture: Tensor, result: Sanity, path: Path) -> None:
-    """The input's part that the unit sees, its picture, and that of each stage with its numbers, at equal contrast."""
-    from ..drawing.style import new_figure
-    from ..drawing.tiles import cut, plain_picture, signed_picture
+def table(result: Sanity, repeats: int) -> str:
+    """The unit, and a line a stage: what is left of its picture. `repeats`: as `sanity_check` was given."""
+    width = max(len("randomised down to"), *(len(stage.module) for stage in result.stages))
+    lines = [
+        f"unit        {result.layer}, map {result.channel}, place {result.position}; {result.method}",
+        f"{'randomised down to':<{width}}  {'rank':>6}  {'|rank|':>6}  {'SSIM':>6}",
+    ]
+    for stage in result.stages:
+        empty = f"  ({stage.empty} of {repeats} empty)" if stage.empty else ""
+        lines.append(f"{stage.module:<{width}}  {stage.rank:6.2f}  {stage.rank_size:6.2f}  {stage.ssim:6.2f}{empty}")
+    return "\n".join(lines)
 
-    shown = [result.original, *result.pictures]
-    names = ["trained", *(f"{s.module}\nrank {s.rank:.2f}  |rank| {s.rank_size:.2f}  SSIM {s.ssim:.2f}"
-                          for s in result.stages)]  # fmt: skip
-    columns = min(5, len(shown) + 1)
-    rows = -(-(len(shown) + 1) // columns)
-    figure = new_figure(2.5 * columns, 2.9 * rows + 0.8)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    row, column = result.position
-    figure.suptitle(
-        f"{result.layer}, map {result.channel}, place ({row}, {column}), {result.method}: "
-        "weights randomised from the top down to ...",
-        fontsize=11,
-    )
+
+def figure(result: Sanity, picture: Tensor) -> Figure:
+    """The part of the input that the unit sees, its picture, and that of each stage with its numbers.
+
+    All have equal contrast. `picture`: the input as uint8 (3, H, W).
+    """
+    pictures = [result.original, *result.pictures]
+    names = ["trained"]
+    for stage in result.stages:
+        numbers = f"rank {stage.rank:.2f}  |rank| {stage.rank_size:.2f}  SSIM {stage.ssim:.2f}"
+        names.append(f"{stage.module}\n{numbers}")
+    columns = min(5, len(pictures) + 1)
+    rows = -(-(len(pictures) + 1) // columns)
+    drawn = new_figure(2.5 * columns, 2.9 * rows + 0.8)
+    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
+    unit = f"{result.layer}, map {result.channel}, place {result.position}, {result.method}"
+    drawn.suptitle(f"{unit}: weights randomised from the top down to ...", fontsize=11)
     for axes in grid:
         axes.axis("off")
     grid[0].imshow(plain_picture(cut(picture, result.box)))
     grid[0].set_title("what the unit sees", fontsize=8)
-    for axes, pixels, name in zip(grid[1:], shown, names, strict=False):
+    for axes, pixels, name in zip(grid[1:], pictures, names, strict=False):
         part = cut(pixels, result.box)
-        limit = float(part.abs().flatten().double().quantile(0.995)) or 1.0
+        limit = full_scale([part.double()]) or 1.0
         axes.imshow(signed_picture(part, limit), interpolation="nearest")
         axes.set_title(name, fontsize=8)
-    figure.savefig(path)
+    return drawn

@@ -9,6 +9,11 @@ from pathlib import Path
 from ..training.recipe import Plan
 from . import train
 
+EXAMPLES = """examples:
+  zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
+  zfkernels ablate photos --rows 0 1 4
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels ablate`."""
@@ -23,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
     train.add_network_arguments(parser)
-    add("--precision", choices=tuple(train.PRECISIONS), help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--precision", choices=train.PRECISIONS, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", help="(default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
     add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             validation,
             (args.side, args.side),
             args.scale,
-            precision=train.PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")],
+            precision=train.chosen_precision(args, device),
             workers=args.workers,
             progress=sys.stderr.isatty(),
         )
@@ -61,9 +66,3 @@ def run(args: argparse.Namespace) -> int:
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
     return 0
-
-
-EXAMPLES = """examples:
-  zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
-  zfkernels ablate photos --rows 0 1 4
-"""

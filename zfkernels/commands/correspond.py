@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, load_network
+from .options import NETWORK, add_network, open_network
 
 EXAMPLES = (
     """examples:
@@ -29,17 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0."""
-    from ..analyses.choices import chosen_layers
-    from ..analyses.correspondence import correspondence, random_boxes, read_parts, table
-    from ..data.loading import read_all
-    from ..deconvnet.deconvnet import Deconvnet
+    from ..analyses.correspondence import correspondence, random_boxes, table
+    from ..data.parts import read_parts
 
-    network = load_network(args)
-    deconv, size = Deconvnet(network.model), network.image_size
-    layers = chosen_layers(deconv, args.layers or [deconv.layers[-1], *deconv.vector_layers[:-1][-1:]])
-    paths, parts = read_parts(args.parts, size)
-    images = network.normalise(read_all(paths, size))
-    parts["random"] = random_boxes(parts, size, args.seed)
-    print(table(correspondence(deconv, images, parts, layers)))
+    opened = open_network(args)
+    layers = opened.layers(args.layers or [opened.deconv.layers[-1], *opened.hidden[-1:]])
+    paths, parts = read_parts(args.parts, opened.network.image_size)
+    _, images = opened.read(paths)
+    parts["random"] = random_boxes(parts, opened.network.image_size, args.seed)
+    print(table(correspondence(opened.deconv, images, parts, layers)))
     print(f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import NORMS
+from .options import NORMS, Opened, report
 
 EXAMPLES = """examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -26,27 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws the figure; 0."""
-    from ..analyses.activations import top_activations
-    from ..analyses.choices import chosen_layers
-    from ..analyses.evolution import Checkpoints, _Inputs, evolution, evolution_figure
-    from ..data.folders import find_pictures
-    from ..data.loading import read_all
-    from ..deconvnet.deconvnet import Deconvnet
+    from itertools import chain
 
-    networks = Checkpoints(args.weights)
-    last = networks.network(list(networks)[-1])
-    deconv = Deconvnet(last.model)
-    layer = chosen_layers(deconv, [args.layer] if args.layer else None)[-1]
-    pixels = read_all(find_pictures(args.folder), tuple(last.model.image_size))
-    inputs = _Inputs(networks, pixels)
+    from ..analyses.activations import top_activations
+    from ..analyses.evolution import checkpoints, evolution, figure, load_each, table
+    from ..data.folders import find_pictures
+    from ..models import checkpoint
+
+    files = checkpoints(args.weights)
+    name, file = files.popitem()
+    last = Opened(checkpoint.load(file))
+    layer = last.layers([args.layer] if args.layer else None)[-1]
+    pixels, images = last.read(find_pictures(args.folder))
     maps = args.maps
     if maps is None:
-        strongest = top_activations(deconv, inputs[list(networks)[-1]].split(64), layer, k=1).values[:, 0]
+        strongest = top_activations(last.deconv, images.split(64), layer, k=1).values[:, 0]
         maps = strongest.argsort(descending=True, stable=True)[:6].tolist()
-    found = evolution(networks, inputs, layer, maps, norm=args.norm)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    evolution_figure(found, pixels, layer, maps, args.out)
-    for name, moments in found.items():
-        print(f"{name:<14}" + "  ".join(f"map {c}: {m.value:.4g}" for c, m in zip(maps, moments, strict=True)))
-    print(f"picture     {args.out}")
+    networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
+    result = evolution(networks, layer, maps, norm=args.norm)
+    report(figure(result, pixels), args.out, table(result))
     return 0

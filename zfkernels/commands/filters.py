@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network
+from .options import NETWORK, add_network, report
 
 EXAMPLES = (
     """examples:
@@ -24,19 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the counts, draws the filters; 0."""
-    from ..analyses.filters import DEAD, HIGH, LOW, filters_figure, first_filters, table
+    from ..analyses.filters import DEAD, HIGH, LOW, figure, filters, first_filters, table
     from ..models import load
 
-    networks = {}
+    results = {}
     for file in (args.weights, *args.against):
         network = load.network(file, args.model, args.size)
-        networks[str(file.parent / file.stem if file else args.model)] = first_filters(network.model)
-    if any(weight.shape[1] != 3 for weight in networks.values()):
+        results[str(file.parent / file.stem if file else args.model)] = filters(first_filters(network.model))
+    if any(result.weight.shape[1] != 3 for result in results.values()):
         raise ValueError("the first layer must have 3 channels to be drawn")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    filters_figure(networks, args.out)
-    print(table(networks))
-    print(f"dead: below {DEAD} of the median's size; all low: 3/4 of the energy below {LOW} of the Nyquist frequency; "
-          f"all high: above {HIGH}")  # fmt: skip
-    print(f"picture     {args.out}")
+    legend = (
+        f"dead: below {DEAD} of the median's size; all low: 3/4 of the energy below {LOW} of the Nyquist frequency; "
+        f"all high: above {HIGH}"
+    )
+    report(figure(results), args.out, table(results), legend)
     return 0

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains what is not there yet, draws, writes; 0."""
-    from ..demo.gallery import HEAD, SECTIONS, Stage
+    from ..demo.captions import HEAD
+    from ..demo.gallery import SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)
     stage = Stage(args.out, args.work, progress=sys.stderr.isatty())

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .options import PICTURE, add_picture, load_network_or_random
+from .options import PICTURE, Opened, add_picture, load_network_or_random, report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..analyses.occlusion import OcclusionMap
+    from ..models.checkpoint import Network
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
 EXAMPLES = (
@@ -22,84 +29,104 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels occlude`."""
     add_picture(parser)
-    parser.add_argument("--target", help="class, by name or number (default: what the clear picture is taken for)")
-    parser.add_argument("--patch", type=int, nargs="+", metavar="PIXELS",
-                         help="side, or height and width, of the cover (default: a fifth of the input)")  # fmt: skip
-    parser.add_argument("--stride", type=int, nargs="+", metavar="PIXELS",
-                         help="its step, one number or two (default: a quarter of the cover)")  # fmt: skip
-    parser.add_argument("--fill", nargs="+", metavar="LEVEL",
-                         help="grey, or red green blue, 0 to 255; mean: the picture's mean colour; blur: the picture "
-                         "blurred (default: the network's mean picture)")  # fmt: skip
-    parser.add_argument("--layer", help="layer whose strongest map is summed (default: the last convolution)")
-    parser.add_argument("--channel", type=int, help="sum this map instead")
-    parser.add_argument("--images", type=Path, metavar="FOLDER",
-                         help="pictures whose strongest activations of the same map are projected beside")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
-    parser.add_argument("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
+    add = parser.add_argument
+    add("--target", help="class, by name or number (default: what the clear picture is taken for)")
+    text = "side, or height and width, of the cover (default: a fifth of the input)"
+    add("--patch", type=int, nargs="+", metavar="PIXELS", help=text)
+    text = "its step, one number or two (default: a quarter of the cover)"
+    add("--stride", type=int, nargs="+", metavar="PIXELS", help=text)
+    text = (
+        "grey, or red green blue, 0 to 255; mean: the picture's mean colour; blur: the picture blurred (default: the "
+        "network's mean picture)"
+    )
+    add("--fill", nargs="+", metavar="LEVEL", help=text)
+    add("--layer", help="layer whose strongest map is summed (default: the last convolution)")
+    add("--channel", type=int, help="sum this map instead")
+    text = "pictures whose strongest activations of the same map are projected beside"
+    add("--images", type=Path, metavar="FOLDER", help=text)
+    add("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
+    add("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
-    import torch
-
+    """Draws what the answer depends on and prints the strongest dependence; 0."""
     from ..analyses.choices import last_convolution
-    from ..analyses.occlusion import Occluded, occlusion_figure, occlusion_map, project_map
-    from ..data.pictures import read_picture
+    from ..analyses.occlusion import Occluded, figure, occlusion_map, project_map, table
 
-    network = load_network_or_random(args)
-    picture = read_picture(args.picture, network.image_size)
-    image = network.normalise(picture)
-    for name in ("patch", "stride"):
-        if getattr(args, name) and len(getattr(args, name)) > 2:
-            raise ValueError(f"--{name} takes one number or two (height width), got {len(getattr(args, name))}")
-    fill: torch.Tensor | float | str = 0.0
-    if args.fill in (["mean"], ["blur"]):
-        fill = args.fill[0]
-    elif args.fill:
-        if len(args.fill) not in (1, 3):
-            raise ValueError(f"--fill takes one level or three (red green blue), got {len(args.fill)}")
-        try:
-            levels = [float(level) for level in args.fill]
-        except ValueError:
-            raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(args.fill)}") from None
-        level = torch.tensor(levels).view(-1, 1, 1).expand(picture.shape)
-        fill = (level - network.mean) / network.scale
+    opened = Opened(load_network_or_random(args))
+    network = opened.network
+    pixels, images = opened.read([args.picture])
+    patch, stride = _sides("patch", args.patch), _sides("stride", args.stride)
     result = occlusion_map(
         network.model,
-        image,
+        images[0],
         _target(args.target, network.classes),
-        patch=_sides(args.patch),
-        stride=_sides(args.stride),
-        fill=fill,
+        patch=patch,
+        stride=stride,
+        fill=_fill(args.fill, network, pixels[0]),
         layer=args.layer or last_convolution(network.model),
         channel=args.channel,
         progress=sys.stderr.isatty(),
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    projected = project_map(network, image, result.layer, result.channel, args.images)
-    occlusion_figure(Occluded(args.picture.stem, picture, result, projected), network.classes, args.out)
-    lowest = divmod(int(result.probability.argmin()), result.probability.shape[1])
-    top, left, bottom, right = result.boxes[lowest].tolist()
-    print(f"clear       {network.classes[result.clear_label]}; P({network.classes[result.target]}) = "
-          f"{result.clear_probability:.4f}")  # fmt: skip
-    print(f"lowest      P = {float(result.probability[lowest]):.4f} with rows {top} to {bottom - 1}, "
-          f"columns {left} to {right - 1} covered")  # fmt: skip
-    print(f"cells       {result.probability.shape[0]} x {result.probability.shape[1]}, raw")
-    print(f"picture     {args.out}" + (", with the map's projections from other pictures" if args.images else ""))
+    others = _exciting(opened, images[0], result.layer, result.channel, args.images) if args.images else ()
+    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *others)
+    drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
+    note = ", with the map's projections from other pictures" if args.images else ""
+    report(drawn, args.out, table(result, network.classes), note=note)
     if args.raw:
-        args.raw.parent.mkdir(parents=True, exist_ok=True)
-        with args.raw.open("wb") as file:
-            np.savez(
-                file,
-                **{name: getattr(result, name).numpy() for name in RAW},
-                classes=np.array(network.classes),
-            )
+        _write_raw(result, network.classes, args.raw)
         print(f"raw cells   {args.raw}")
     return 0
 
 
-def _sides(values: list[int] | None) -> int | tuple[int, ...] | None:
-    return None if not values else values[0] if len(values) == 1 else tuple(values)
+def _sides(option: str, values: list[int] | None) -> int | tuple[int, ...] | None:
+    if not values:
+        return None
+    if len(values) > 2:
+        raise ValueError(f"--{option} takes one number or two (height width), got {len(values)}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _fill(levels: list[str] | None, network: Network, picture: Tensor) -> Tensor | float | str:
+    """What covers, as the network takes it; 0 is its mean picture."""
+    import torch
+
+    if not levels:
+        return 0.0
+    if levels in (["mean"], ["blur"]):
+        return levels[0]
+    if len(levels) not in (1, 3):
+        raise ValueError(f"--fill takes one level or three (red green blue), got {len(levels)}")
+    try:
+        numbers = [float(level) for level in levels]
+    except ValueError:
+        raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(levels)}") from None
+    level = torch.tensor(numbers).view(-1, 1, 1).expand(picture.shape)
+    return (level - network.mean) / network.scale
+
+
+def _exciting(
+    opened: Opened, image: Tensor, layer: str, channel: int, folder: Path, count: int = 3
+) -> tuple[Tensor, list[str]]:
+    """The pictures of the folder that excite the map most, other than `image`: as the network takes them, and names."""
+    from ..analyses.activations import top_activations
+    from ..data.folders import find_pictures
+
+    paths = find_pictures(folder)
+    top = top_activations(opened.deconv, opened.stream(paths), layer, count + 1, numbered=True)
+    strongest = [paths[i] for i in top.images[channel].tolist()]
+    _, images = opened.read(strongest)
+    others = [i for i, other in enumerate(images) if not other.equal(image)][:count]
+    return images[others], [strongest[i].stem for i in others]
+
+
+def _write_raw(result: OcclusionMap, classes: list[str], path: Path) -> None:
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = {name: getattr(result, name).numpy() for name in RAW}
+    with path.open("wb") as file:
+        np.savez(file, **cells, classes=np.array(classes))
 
 
 def _target(wanted: str | None, classes: list[str]) -> int | None:
@@ -107,5 +134,5 @@ def _target(wanted: str | None, classes: list[str]) -> int | None:
         return None if wanted is None else classes.index(wanted)
     if wanted.isdecimal() and int(wanted) < len(classes):
         return int(wanted)
-    some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise ValueError(f"--target must be a class or a number in 0..{len(classes) - 1}, got {wanted!r}; classes: {some}")
+    first = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise ValueError(f"--target must be a class or a number in 0..{len(classes) - 1}, got {wanted!r}; classes: {first}")

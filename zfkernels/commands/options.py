@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
 # The choices of zfkernels.deconvnet and zfkernels.graph.steps, written again so that options need no torch.
@@ -64,3 +71,53 @@ def load_network_or_random(args: argparse.Namespace) -> Network:
         file=sys.stderr,
     )
     return checkpoint.untrained()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network that a command looks into."""
+
+    network: Network
+
+    @cached_property
+    def deconv(self) -> Deconvnet:
+        from ..deconvnet.deconvnet import Deconvnet
+
+        return Deconvnet(self.network.model)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The layers without maps, except the last, whose features are the classes."""
+        return tuple(self.deconv.vector_layers[:-1])
+
+    def layers(self, names: Sequence[str] | None = None) -> list[str]:
+        """The layers named, which must exist, or every convolution."""
+        from ..analyses.choices import chosen_layers
+
+        return chosen_layers(self.deconv, names)
+
+    def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
+        from ..data.loading import read_all
+
+        pixels = read_all(paths, self.network.image_size)
+        return pixels, self.network.normalise(pixels)
+
+    def stream(self, paths: Sequence[Path]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Batches of the pictures, as the network takes them, and of their numbers."""
+        from ..data.loading import stream
+
+        return stream(paths, self.network.image_size, self.network.normalise)
+
+
+def open_network(args: argparse.Namespace) -> Opened:
+    """The network that the options of `add_network` name, to be looked into."""
+    return Opened(load_network(args))
+
+
+def report(figure: Figure, path: Path, *lines: str, note: str = "") -> None:
+    """Write the figure; then print the lines, and where the figure is."""
+    from ..drawing.style import save
+
+    save(figure, path)
+    print(*lines, f"picture     {path}{note}", sep="\n")

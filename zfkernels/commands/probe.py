@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, load_network
+from .options import NETWORK, add_network, open_network
 
 CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
 EXAMPLES = (
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add_network(parser)
     add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution and hidden layer)")
-    add("--per-class", type=int, nargs="+", default=[15, 30], metavar="COUNT",
-        help="training pictures of each class (%(default)s)")  # fmt: skip
+    text = "training pictures of each class (%(default)s)"
+    add("--per-class", type=int, nargs="+", default=[15, 30], metavar="COUNT", help=text)
     add("--draws", type=int, default=5, help="random choices of them (%(default)s)")
     add("--grid", type=int, default=6, help="pool larger maps to this side; 0: do not (%(default)s)")
     add("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS, help="(both)")
@@ -36,28 +36,15 @@ def run(args: argparse.Namespace) -> int:
     import sklearn  # noqa: F401, before the long part
     import torch
 
-    from ..analyses.choices import chosen_layers
-    from ..analyses.probes import features, probe, table
+    from ..analyses.probes import features, probes, table
     from ..data.folders import class_folders
-    from ..data.loading import stream
-    from ..deconvnet.deconvnet import Deconvnet
 
-    network = load_network(args)
-    deconv, size = Deconvnet(network.model), network.image_size
-    layers = chosen_layers(deconv, args.layers, vectors=True)
-    if not args.layers:
-        layers = [layer for layer in layers if layer not in deconv.vector_layers[-1:]]
+    opened = open_network(args)
+    layers = opened.layers(args.layers or [*opened.layers(), *opened.hidden])
     pictures = class_folders(args.folder)
-    known = features(deconv, stream(pictures.paths, size, network.normalise), layers, args.grid)
+    known = features(opened.deconv, opened.stream(pictures.paths), layers, args.grid)
     labels = torch.tensor(pictures.labels)
-    print(
-        table(
-            [
-                one
-                for count in args.per_class
-                for one in probe(known, labels, count, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
-            ]
-        )
-    )
+    result = probes(known, labels, args.per_class, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
+    print(table(result))
     print(f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .options import METHODS, NORMS, PICTURE, add_picture, load_network_or_random
+from .options import METHODS, NORMS, PICTURE, Opened, add_picture, load_network_or_random, report
 
 EXAMPLES = (
     """examples:
@@ -43,32 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..analyses.activations import top_activations
+    """Draws the projection and prints what it is of; 0."""
     from ..analyses.choices import last_convolution
-    from ..analyses.projection import projection_figure
-    from ..data.pictures import read_picture
-    from ..deconvnet.deconvnet import Deconvnet
+    from ..analyses.projection import figure, projection, table
 
-    network = load_network_or_random(args)
-    picture = read_picture(args.picture, network.image_size)
-    image = network.normalise(picture)
-    layer = args.layer or last_convolution(network.model)
-    deconv = Deconvnet(network.model)
-    channel = args.channel
-    if channel is None:
-        channel = int(top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
-    position = tuple(args.position) if args.position else None
-    projection = deconv.project(image[None], layer=layer, channel=channel, position=position,
-                                norm=args.norm, method=args.method)  # fmt: skip
-    row, column = projection.positions[0].tolist()
-    value, (top, left, bottom, right) = float(projection.values[0]), projection.boxes[0].tolist()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    projection_figure(picture, projection, f"{layer}, map {channel}, place ({row}, {column})", args.out)
-    height, width = picture.shape[1:]
-    print(f"unit        {layer}, map {channel}, row {row}, column {column}")
-    print(f"activation  {value:.6g}")
-    print(f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input")
-    print(f"picture     {args.out}")
-    if value == 0:
+    opened = Opened(load_network_or_random(args))
+    pixels, images = opened.read([args.picture])
+    unit = projection(
+        opened.network.model,
+        images[0],
+        args.layer or last_convolution(opened.network.model),
+        args.channel,
+        tuple(args.position) if args.position else None,
+        norm=args.norm,
+        method=args.method,
+    )
+    report(figure(unit, pixels[0]), args.out, table(unit))
+    if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
     return 0

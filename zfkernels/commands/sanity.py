@@ -7,15 +7,19 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .options import METHODS, NETWORK, NORMS, add_network, load_network
+from .options import METHODS, NETWORK, NORMS, add_network, open_network, report
+
+if TYPE_CHECKING:
+    from ..analyses.sanity import Sanity
 
 EXAMPLES = (
     """examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
 
-The unit's picture is network anew each time that one more layer's weights, from the top, are replaced by noise.
+The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
 What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
 """
     + NETWORK
@@ -40,41 +44,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is left of the picture at each stage and draws the pictures; 0."""
-    from ..analyses.sanity import sanity_check, sanity_figure
-    from ..data.loading import read_all
+    from ..analyses.sanity import figure, sanity_check, table
 
-    network = load_network(args)
+    opened = open_network(args)
     if args.weights is None:
         print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)
-    picture = read_all([args.picture], network.image_size)[0]
-    position = tuple(args.position) if args.position else None
+    pixels, images = opened.read([args.picture])
     result = sanity_check(
-        network.model,
-        network.normalise(picture),
+        opened.network.model,
+        images[0],
         args.layer,
         args.channel,
-        position,
+        tuple(args.position) if args.position else None,
         norm=args.norm,
         method=args.method,
         repeats=args.repeats,
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )
-    print(f"unit        {result.layer}, map {result.channel}, place {result.position}; {result.method}")
-    width = max(len("randomised down to"), *(len(stage.module) for stage in result.stages))
-    print(f"{'randomised down to':<{width}}  {'rank':>6}  {'|rank|':>6}  {'SSIM':>6}")
-    for stage in result.stages:
-        empty = f"  ({stage.empty} of {args.repeats} empty)" if stage.empty else ""
-        print(f"{stage.module:<{width}}  {stage.rank:6.2f}  {stage.rank_size:6.2f}  {stage.ssim:6.2f}{empty}")
+    print(table(result, args.repeats))
     print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    sanity_figure(picture, result, args.out)
-    print(f"picture     {args.out}")
+    report(figure(result, pixels[0]), args.out)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
-        # JSON has no NaN
-        stages = [{name: None if value != value else value for name, value in asdict(s).items()} for s in result.stages]
-        args.json.write_text(json.dumps(unit | {"stages": stages}, indent=1))
+        args.json.write_text(json.dumps(_numbers(result), indent=1))
         print(f"numbers     {args.json}")
     return 0
+
+
+def _numbers(result: Sanity) -> dict[str, Any]:
+    """The unit and the stages; NaN, which JSON lacks, as null."""
+    unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
+    stages = [{name: None if value != value else value for name, value in asdict(s).items()} for s in result.stages]
+    return unit | {"stages": stages}

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..data.folders import PictureSet, class_folders, hold_out
 from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..data.folders import PictureSet
     from ..training.fit import Trained
 
 EXAMPLES = """examples:
@@ -27,7 +27,7 @@ side 256, centre 256 x 256, less the mean of each pixel; 10 sub-crops of 224; 12
 commands), epoch_NNN.pt, state.pt (for --resume) and log.jsonl.
 """
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
-    add("--held-out", type=float, default=0.1, metavar="FRACTION",
-        help="without --validation, the fraction of each class that is validated on (%(default)s)")  # fmt: skip
+    add(
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="FRACTION",
+        help="without --validation, the fraction of each class that is validated on (%(default)s)",
+    )
     add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
     add("--resume", action="store_true", help="continue the run in --out after its last whole epoch, to the same bits")
     add("--epochs", type=int, default=plan.epochs, help="passes over the pictures (%(default)s)")
@@ -45,14 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
     add("--momentum", type=float, default=plan.momentum, help="(%(default)s)")
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
-    add("--patience", type=int, default=plan.patience,
-        help="epochs without a lower error before the rate falls to a tenth (%(default)s)")  # fmt: skip
+    add(
+        "--patience",
+        type=int,
+        default=plan.patience,
+        help="epochs without a lower error before the rate falls to a tenth (%(default)s)",
+    )
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
-    add("--keep", type=int, nargs="*", default=PAPER_EPOCHS, metavar="EPOCH",
-        help="epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)")  # fmt: skip
-    add("--precision", choices=tuple(PRECISIONS), help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
+    add(
+        "--keep",
+        type=int,
+        nargs="*",
+        default=PAPER_EPOCHS,
+        metavar="EPOCH",
+        help="epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)",
+    )
+    add("--precision", choices=PRECISIONS, help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s: in the training process)")
     add("--plot", action="store_true", help="also draw training.png after each epoch (needs matplotlib)")
@@ -65,20 +80,32 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
     add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
     add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
-    add("--he", action="store_true",
-        help="start from He's weights, not the paper's, from which small networks hardly move")  # fmt: skip
+    add(
+        "--he",
+        action="store_true",
+        help="start from He's weights, not the paper's, from which small networks hardly move",
+    )
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
 
 
 def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
     """The keyword arguments of the ZFNet that the options describe."""
-    given = {"num_classes": classes, "image_size": args.side}
-    given |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
-    return given | ({"weight_std": None} if args.he else {})
+    result = {"num_classes": classes, "image_size": args.side}
+    result |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
+    return result | ({"weight_std": None} if args.he else {})
+
+
+def chosen_precision(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """What --precision names; without it bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    return getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
 
 
 def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tuple[str, ...]]:
     """(training, validation, classes) of FOLDER, --validation, --held-out, --seed and --side."""
+    from ..data.folders import PictureSet, class_folders, hold_out
+
     training = class_folders(args.folder)
     if args.validation is None:
         training, validation = hold_out(training, args.held_out, args.seed)
@@ -113,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     arguments = zfnet_arguments(args, len(classes))
     with launched(args.device) as device, seeded(args.seed, device):
         model = ZFNet(**arguments).to(device)
-        precision = PRECISIONS[args.precision or ("bfloat16" if device.type == "cuda" else "float32")]
+        precision = chosen_precision(args, device)
         rank, world = processes()
         if rank == 0:
             print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")

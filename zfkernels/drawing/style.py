@@ -38,6 +38,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure to a file, whose folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 def font(size: int) -> FreeTypeFont:
     """Matplotlib's own font, for text that Pillow draws."""
     import matplotlib

@@ -1,0 +1,46 @@
+"""Nearest neighbours against a naive search."""
+
+import numpy as np
+import pytest
+import torch
+from small import inputs, network, photographs
+
+from zfkernels import Deconvnet
+from zfkernels.analyses import neighbours
+
+
+@pytest.mark.parametrize("metric", neighbours.METRICS)
+def test_neighbours_against_a_naive_search(metric):
+    model, x = network(), inputs(photographs(7))
+    x[5] = x[1]
+    found = neighbours.neighbours(model, x[:3], x.split(3), "conv4", k=5, metric=metric)
+    features = Deconvnet(model).activations(x, "conv4").flatten(1).double().numpy()
+    for q in range(3):
+        a = features[q]
+        distances = [
+            np.linalg.norm(f - a) if metric == "euclidean" else 1 - f @ a / np.linalg.norm(f) / np.linalg.norm(a)
+            for f in features
+        ]
+        expected = sorted(range(7), key=lambda i, d=distances: (round(d[i], 9), i))[:5]
+        assert found.images[q].tolist() == expected
+        assert found.distances[q].tolist() == pytest.approx([distances[i] for i in expected], abs=1e-9)
+    assert found.images[1, :2].tolist() == [1, 5]
+    assert found.distances[1, 1] <= 1e-12
+    again = neighbours.neighbours(model, x[:3], [x], "conv4", k=5, metric=metric)
+    assert torch.equal(found.images, again.images)
+    with pytest.raises(ValueError, match="metric must be one of"):
+        neighbours.neighbours(model, x, [x], "conv4", metric="other")
+
+
+def test_the_table_and_the_figure_name_each_neighbour():
+    model, pixels = network(), photographs(5)
+    x = inputs(pixels)
+    results = [neighbours.neighbours(model, x[:1], [x], layer, k=3) for layer in ("conv1", "fc7")]
+    numbers = results[1].images[0].tolist()
+    lines = neighbours.table(results, [f"picture {i}" for i in range(5)]).splitlines()
+    assert [line.split()[0] for line in lines] == ["conv1"] * 3 + ["fc7"] * 3
+    assert [line.partition("picture ")[2] for line in lines[3:]] == [str(number) for number in numbers]
+    pictures = {i: pixels[i] for result in results for i in result.images[0].tolist()}  # only those that are shown
+    drawn = neighbours.figure(results, pixels[:1], pictures, "vwxyz")
+    titles = [axes.get_title() for axes in drawn.axes[4:]]
+    assert [title.split()[-1] for title in titles] == ["query", *("vwxyz"[number] for number in numbers)]

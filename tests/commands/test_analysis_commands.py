@@ -1,0 +1,139 @@
+"""The commands of the analyses on a folder of small photographs: what they print and write, and their mistakes."""
+
+import base64
+import io
+import json
+import re
+
+import pytest
+import torch
+from small import SMALL, network, photographs
+
+from zfkernels import cli
+from zfkernels.models import checkpoint
+from zfkernels.models.checkpoint import Network
+from zfkernels.models.load import build
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder of class folders, a zfnet.pt and two epochs, and a file of parts."""
+    path = tmp_path_factory.mktemp("world")
+    pixels = photographs(6, 60)
+    for i, image in enumerate(pixels):
+        for j, view in enumerate((image, image.flip(2), image.flip(1))):
+            place = path / "photos" / "abc"[i % 3] / f"{i}{j}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(view.permute(1, 2, 0).numpy()).save(place)
+    mean, scale = torch.full((3, 48, 48), 120.0), torch.full((1, 1, 1), 60.0)
+    for seed, name in enumerate(("zfnet", "epoch_001", "epoch_010")):
+        checkpoint.save(path / f"{name}.pt", Network(network(seed), ["a", "b", "c"], mean, scale, (48, 48)), SMALL)
+    listed = [
+        {"image": f"photos/{'abc'[i % 3]}/{i}0.png", "parts": {"eye": [5, 5, 20, 20], "nose": [30, 20, 50, 45]}}
+        for i in range(4)
+    ]
+    (path / "parts.json").write_text(json.dumps(listed))
+    (path / "bad.json").write_text("[{}]")
+    return path
+
+
+def call(capsys, text):
+    code = cli.main(text.split())
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_atlas_page_needs_nothing_beside_it_and_opens_every_map(capsys, world, tmp_path):
+    text = f"atlas {world}/photos --weights {world}/zfnet.pt --layers conv1 conv4 --top 5 --out {tmp_path}/a --batch 7"
+    code, out, errors = call(capsys, text)
+    assert (code, errors) == (0, "")
+    assert "conv1" in out
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert not re.search(r"https?://|@import|url\(|src=\"(?!data:)", page)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert [layer["name"] for layer in data] == ["conv1", "conv4"]
+    for layer in data:
+        assert page.count("<button") == sum(len(one["cards"]) for one in data)
+        for card in layer["cards"]:
+            assert len(card["units"]) == 5
+            picture = Image.open(io.BytesIO(base64.b64decode(card["src"].partition(",")[2])))
+            assert picture.size == (card["w"], card["h"])
+    for name in ("conv1", "conv4"):
+        with Image.open(tmp_path / "a" / f"{name}.png") as sheet:
+            assert sheet.width > 300
+    assert call(capsys, text)[1] == out  # and again, from the search it kept
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("invariance {w}/photos/a --weights {w}/zfnet.pt --layers conv2 fc7 --out {t}/o.png", "rotation"),
+        ("evolution {w}/photos --weights {w}/epoch_001.pt {w}/epoch_010.pt --layer conv3 --out {t}/o.png", "epoch 10"),
+        ("filters --weights {w}/zfnet.pt --against {w}/epoch_001.pt --out {t}/o.png", "6 of 7x7"),
+        ("neighbours {w}/photos/a/00.png {w}/photos --weights {w}/zfnet.pt --top 3 --out {t}/o.png",
+         "0  {w}/photos/a/00"),
+        ("correspond {w}/parts.json --weights {w}/zfnet.pt", "nose"),
+        ("probe {w}/photos --weights {w}/zfnet.pt --per-class 3 --draws 2 --layers conv5 fc7", "svm on fc7"),
+        ("occlude {w}/photos/a/00.png --weights {w}/zfnet.pt --images {w}/photos --stride 9 --patch 16 --out {t}/o.png",
+         "from other pictures"),
+        ("ablate {w}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 60 --epochs 1 --rows 0 1 --device cpu "
+         "--out {t}/runs", "without 3, 4"),
+    ],
+)  # fmt: skip
+def test_each_command_writes_and_says_what_it_found(capsys, world, tmp_path, command, words):
+    if command.startswith("probe"):
+        pytest.importorskip("sklearn")
+    code, out, errors = call(capsys, command.format(w=world, t=tmp_path))
+    assert (code, errors) == (0, "")
+    assert words.format(w=world) in out
+    if "o.png" in command:
+        with Image.open(tmp_path / "o.png") as picture:
+            assert min(picture.size) > 150
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("atlas {w}/photos", "--weights (or --model) is required"),
+        ("atlas {w}/photos --weights {w}/none.pt", "there is no weights file"),
+        ("atlas {w}/none --weights {w}/zfnet.pt", "there is no folder"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --layers conv9", "--layers must be of conv1, pool1"),
+        ("invariance {w}/photos --weights {w}/zfnet.pt --class dog", "--class must be a class or a number in 0..2"),
+        ("invariance {w}/photos --model nowhere", "--model must be MODULE:CALLABLE"),
+        ("invariance {w}/photos --model nowhere:net", "No module named 'nowhere'"),
+        ("invariance {w}/photos --model torch.nn:Nothing", "has no attribute 'Nothing'"),
+        ("filters --model builtins:dict", "must give a torch.nn.Module, got dict"),
+        ("correspond {w}/bad.json --weights {w}/zfnet.pt", "bad.json must hold"),
+        ("evolution {w}/photos --weights {w}/none.pt", "there is no weights file"),
+        ("ablate {w}/photos --rows 9", "--rows must be from 0 to 8"),
+        ("probe {w}/photos --weights {w}/zfnet.pt --layers fc7 --per-class 40", "leave a picture of each class"),
+    ],
+)
+def test_mistakes_end_with_2_and_are_named(capsys, world, command, words):
+    code, _, errors = call(capsys, command.format(w=world))
+    assert code == 2
+    assert words in errors
+    assert "Traceback" not in errors
+
+
+def test_a_network_of_ones_own_by_module_and_callable(capsys, world, tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Conv2d(3, 4, 5, 2), nn.ReLU(), "
+        "nn.MaxPool2d(3, 2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 6 * 6, 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = build("my_nets:small")
+    torch.save(model.state_dict(), "small.pt")
+    code, out, errors = call(
+        capsys, f"atlas {world}/photos --model my_nets:small --weights small.pt --size 40 --top 3 --out a"
+    )
+    assert (code, errors) == (0, "")
+    assert "0" in out
+    assert (tmp_path / "a" / "3.png").exists()
+    assert not (tmp_path / "a" / "2.png").exists()  # a pool
+    code, _, errors = call(capsys, f"atlas {world}/photos --model my_nets:small --size 43 --out a")
+    assert code == 2
+    assert "cannot take pictures of 43 x 43" in errors

@@ -1,0 +1,45 @@
+"""Parts of pictures: boxes that are listed in a picture's own pixels, and the same boxes in a network's input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
+
+
+def to_input(box: Box, picture: tuple[int, int], size: tuple[int, int]) -> Box:
+    """A box in a picture of (height, width) pixels -> in the input of `size` cut from the picture's centre."""
+    ratio = max(size[0] / picture[0], size[1] / picture[1])
+    offset = [(picture[axis] * ratio - size[axis]) / 2 for axis in (0, 1)]
+    ends = [round(box[i] * ratio - offset[i % 2]) for i in range(4)]
+    top, left = (min(max(ends[i], 0), size[i] - 1) for i in (0, 1))
+    return top, left, min(max(ends[2], top + 1), size[0]), min(max(ends[3], left + 1), size[1])
+
+
+def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str, list[Box]]]:
+    """The pictures of a JSON list [{"image": FILE, "parts": {NAME: [top, left, bottom, right]}}, ...] and their boxes.
+
+    Files are relative to the JSON's folder. Boxes are in the picture's own pixels and are returned in the input's.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        entries = json.loads(path.read_text())
+        paths = [path.parent / entry["image"] for entry in entries]
+        names = list(entries[0]["parts"])
+        boxes = [[tuple(map(int, entry["parts"][name])) for name in names] for entry in entries]
+        if any(len(box) != 4 for row in boxes for box in row):
+            raise ValueError("a box must be [top, left, bottom, right]")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '
+            f"parts for each image ({error!r})"
+        ) from error
+    parts: dict[str, list[Box]] = {name: [] for name in names}
+    for file, row in zip(paths, boxes, strict=True):
+        with Image.open(file) as image:
+            width, height = ImageOps.exif_transpose(image).size
+        for name, box in zip(names, row, strict=True):
+            parts[name].append(to_input(box, (height, width), size))
+    return paths, parts
