@@ -4,8 +4,6 @@ A command is a module of commands/ with EXAMPLES, add_arguments(parser) and run(
 run(): the module and its options import no torch, so that help, completion and a misspelt command answer at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib

@@ -1,7 +1,5 @@
 """The progress bar of everything that takes long."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which parts of the network matter: variants of its architecture, trained alike (Zeiler & Fergus, Table 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

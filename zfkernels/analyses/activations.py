@@ -1,7 +1,5 @@
 """Which images, and which positions in them, drive each map hardest (Zeiler & Fergus, section 4.1 and Fig. 2)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ disk. A map's projections are cropped to the receptive field and share one scale
 clipped), so that their contrast compares within a map.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

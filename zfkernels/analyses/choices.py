@@ -1,7 +1,5 @@
 """What an analysis looks at: layers by name, or those that are taken where no name is given; the true classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

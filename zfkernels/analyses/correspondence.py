@@ -1,7 +1,5 @@
 """Does a network relate the same part of different images? (Zeiler & Fergus, section 4.3 and Table 1)"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Of both, clear() gives the logits (classes,) of the clear image and the layer's 
 covered(windows, cover, channel) the logits (N, classes) and one of the maps (N, H, W) or None.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """How much of the answer each layer holds: linear classifiers on its features (Zeiler & Fergus, Table 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

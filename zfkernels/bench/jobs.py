@@ -4,8 +4,6 @@
 networks through the public API.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

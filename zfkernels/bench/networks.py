@@ -1,7 +1,5 @@
 """The end-to-end jobs: zfkernels' networks through the public API, and the same networks built of torch's layers."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import lru_cache, partial

@@ -1,7 +1,5 @@
 """The ops as jobs: each on one layer, at the level of the backend's functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """ZFNet's five convolutional layers as one stack, up and down: by torch as its user would, and by our functions."""
 
-from __future__ import annotations
-
 import math
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """`zfkernels ablate`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

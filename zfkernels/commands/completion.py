@@ -1,7 +1,5 @@
 """`zfkernels completion`: a script for the shell, made from the parser, that completes without starting Python."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`zfkernels evolution`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`zfkernels info`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`zfkernels invariance`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

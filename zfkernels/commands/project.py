@@ -1,7 +1,5 @@
 """`zfkernels project`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

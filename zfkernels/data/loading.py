@@ -1,7 +1,5 @@
 """Picture files in batches, or all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 

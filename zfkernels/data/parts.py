@@ -1,7 +1,5 @@
 """Parts of pictures: boxes that are listed in a picture's own pixels, and the same boxes in a network's input."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -13,8 +13,6 @@ photograph is divided into square cells, a quarter of its shorter side each, and
 A crop is cut from the original pixels before it is resized, so no filter carries a pixel across a cell's border.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the sections of the gallery say: what each figure shows and what it does not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 HEAD = """# Gallery

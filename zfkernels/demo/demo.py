@@ -1,7 +1,5 @@
 """`zfkernels demo`: train a small ZFNet on photographs, then show what it learned, on one page."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

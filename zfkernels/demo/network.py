@@ -1,7 +1,5 @@
 """The small ZFNet of the demo and the gallery: its numbers, and its training in a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tensors as pictures, uint8 (H, W, 3), and pictures side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

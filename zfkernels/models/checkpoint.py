@@ -1,7 +1,5 @@
 """Networks on disk: what `zfkernels demo` saves, and plain state dicts of a ZFNet."""
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The network that --weights and --model name."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

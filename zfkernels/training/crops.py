@@ -1,7 +1,5 @@
 """The ten sub-crops of a picture, and which of them each step of an epoch sees."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -14,8 +14,6 @@ A plan may differ in the crops, in when the rate falls, and in drawing order, cr
 whole run (dropout's is torch's global one), which then takes one process and cannot be continued.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence

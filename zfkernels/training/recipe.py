@@ -1,7 +1,5 @@
 """The numbers of the paper's training recipe (Zeiler & Fergus, section 3), and where other recipes differ from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
