@@ -30,7 +30,7 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **compiled(),
-        "cuda": {"problem": cuda.device_problem(), "devices": [d | {"self_test": self_test(i)} for i, d in devices()]},
+        "cuda": {"problem": cuda.device_problem(), "devices": devices()},
     }
 
 
@@ -49,9 +49,9 @@ def compiled() -> dict:
     }
 
 
-def devices() -> list[tuple[int, dict]]:
-    """The usable CUDA devices with their numbers."""
-    return list(enumerate(cuda.devices()))
+def devices() -> list[dict]:
+    """The usable CUDA devices, each with the outcome of its self-test."""
+    return [device | {"self_test": self_test(index)} for index, device in enumerate(cuda.devices())]
 
 
 def self_test(index: int) -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ HEAVY = {"torch", "numpy", "PIL", "matplotlib", "skimage", "sklearn", "tqdm", "t
 TOUCH = "import zfkernels as zf; [getattr(zf, name) for name in zf.__all__]"
 
 
+@cache
 def python(code: str) -> str:
     """What the code prints in a process of its own."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
