@@ -13,7 +13,7 @@ from zfkernels.data.folders import Memory
 from zfkernels.data.photographs import CLASSES, Photographs, held_out_cells, overlap
 from zfkernels.demo import demo
 from zfkernels.demo.network import SIDE
-from zfkernels.drawing.tiles import cut, frame, signed_picture, tile
+from zfkernels.drawing.tiles import cut
 from zfkernels.models import checkpoint
 from zfkernels.training.fit import Run, evaluate, fit
 
@@ -134,27 +134,6 @@ def test_normalise_subtracts_the_mean_before_it_scales():
     network = checkpoint.Network(None, [], torch.tensor([[[4.0, 8.0]]]), torch.full((1, 1, 1), 2.0), (1, 2))
     images = torch.tensor([[[[10, 20]]]], dtype=torch.uint8)
     assert network.normalise(images).tolist() == [[[[3.0, 6.0]]]]
-
-
-def test_frames_keep_the_size_inside_the_image():
-    assert frame((10, 20, 17, 27), 7, (96, 96)) == (10, 20, 17, 27)
-    assert frame((0, 90, 6, 96), 7, (96, 96)) == (0, 89, 7, 96)
-    assert frame((0, 3, 80, 96), 107, (96, 90)) == (0, 0, 96, 90)
-    assert frame((0, 89, 6, 96), (7, 12), (96, 96)) == (0, 84, 7, 96)
-
-
-def test_pictures_are_symmetric_around_grey_and_tiles_lie_row_by_row():
-    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
-    assert signed_picture(values, 1.0)[0, :, 0].tolist() == [1, 1, 128, 255, 255]
-    assert signed_picture(values * 0, 0.0)[0, :, 0].tolist() == [128] * 5
-    a, b, c = (np.full((1, 2, 3), value, np.uint8) for value in (10, 20, 30))
-    sheet = tile([a, b, c], columns=2, zoom=2, gap=1)
-    assert sheet.shape == (5, 9, 3)
-    assert (sheet[0:2, 0:4] == 10).all()
-    assert (sheet[0:2, 5:9] == 20).all()
-    assert (sheet[3:5, 0:4] == 30).all()
-    assert (sheet[2] == 255).all()
-    assert cut(np.arange(12).reshape(3, 4), (1, 2, 3, 4)).tolist() == [[6, 7], [10, 11]]
 
 
 def test_the_page_needs_nothing_that_is_not_beside_it(made):
