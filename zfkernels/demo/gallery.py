@@ -18,6 +18,7 @@ from ..analyses.activations import TopActivations, diverse, top_activations
 from ..data.folders import Memory
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.tiles import zoom_to
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
 from ..training.fit import Run
@@ -128,7 +129,7 @@ def atlas_section(stage: Stage) -> str:
         order = diverse(top, stage.tile_labels)[:4]
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order):
-            zoom = max(1, round(50 / card.projections[0].shape[0]))
+            zoom = zoom_to(card.projections[0].shape[0], 50)
             panels.append(_resized(atlas.panel(card, zoom), 330))
         rows.append((layer, order, panels))
     _jpeg(_labelled(rows), stage.out / "atlas.jpg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from ..drawing.page import render
 from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
 from ..training.history import Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 
@@ -59,8 +63,8 @@ def write_page(out: Path, findings: Findings) -> Path:
     from PIL import Image
 
     out.mkdir(parents=True, exist_ok=True)
-    _photographs_figure(findings.photographs, out / "photographs.png")
-    _training_figure(findings.history, len(findings.classes), out / "training.png")
+    save(_photographs_figure(findings.photographs), out / "photographs.png")
+    save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
     Image.fromarray(_filter_sheet(findings.filters)).save(out / "filters.png")
     for layer in findings.layers:
         for card in layer.tops:
@@ -109,7 +113,8 @@ def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
     return tile(pictures, columns=-(-len(pictures) // 2) if len(pictures) <= 32 else 16, zoom=9, gap=4)
 
 
-def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
+def _photographs_figure(photographs: list[Photograph]) -> Figure:
+    """Each photograph with its held-out cells outlined and its accuracy."""
     from PIL import Image
 
     columns = 5
@@ -127,10 +132,11 @@ def _photographs_figure(photographs: list[Photograph], path: Path) -> None:
             outline(axes, cell)
         axes.set_title(f"{photograph.name}: {photograph.accuracy:.0%}", fontsize=9, color=INK)
         axes.set_axis_off()
-    figure.savefig(path)
+    return figure
 
 
-def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
+def _training_figure(history: list[Epoch], classes: int) -> Figure:
+    """Loss and held-out accuracy by epoch; a line where the learning rate falls."""
     figure = new_figure(8.4, 2.6)
     loss, accuracy = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
@@ -149,7 +155,7 @@ def _training_figure(history: list[Epoch], classes: int, path: Path) -> None:
         for before, after in zip(range(len(history)), range(1, len(history)), strict=False):
             if history[after].learning_rate != history[before].learning_rate:
                 axes.axvline(after + 0.5, color=SOFT, linewidth=0.6)
-    figure.savefig(path)
+    return figure
 
 
 def _gallery(findings: Findings, path: Path) -> None:
