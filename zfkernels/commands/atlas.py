@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..graph.methods import NORMS
-from .options import NETWORK, add_network, load_network
+from .options import NETWORK, add_network, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,32 +27,29 @@ def run(args: argparse.Namespace) -> int:
     from torch import Tensor
 
     from ..analyses.atlas import atlas, search, write_layer, write_page
-    from ..analyses.choices import chosen_layers
     from ..data.folders import find_pictures
-    from ..data.loading import read_all, stream
-    from ..deconvnet.deconvnet import Deconvnet
     from ..training.processes import launched, processes
 
-    network = load_network(args)
-    deconv, size = Deconvnet(network.model), network.image_size
-    layers = chosen_layers(deconv, args.layers)
+    opened = open_network(args)
+    layers = opened.layers(args.layers)
     paths = find_pictures(args.folder)
     args.out.mkdir(parents=True, exist_ok=True)
     with launched("cpu"):
         rank, world = processes()
         if len(paths) < world:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
-        batches = stream(paths, size, network.normalise, args.batch, args.workers, (rank, world))
-        tops = search(deconv, batches, layers, args.top, paths, args.out, progress=rank == 0 and sys.stderr.isatty())
+        batches = opened.stream(paths, args.batch, args.workers, (rank, world))
+        progress = rank == 0 and sys.stderr.isatty()
+        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=progress)
     if rank:
         return 0
 
     def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = read_all([paths[i] for i in numbers], size)
-        return network.normalise(pixels), pixels
+        pixels, inputs = opened.read([paths[i] for i in numbers])
+        return inputs, pixels
 
     names, sheets = [path.name for path in paths], []
-    for layer in atlas(deconv, tops, read, args.maps, args.norm):
+    for layer in atlas(opened.deconv, tops, read, args.maps, args.norm):
         sheets.append(write_layer(args.out, layer, names))
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"

@@ -99,11 +99,13 @@ class Opened:
         pixels = read_all(paths, self.network.image_size)
         return pixels, self.network.normalise(pixels)
 
-    def stream(self, paths: Sequence[Path]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches of the pictures, as the network takes them, and of their numbers."""
+    def stream(
+        self, paths: Sequence[Path], batch: int = 32, workers: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """Batches of the pictures, as the network takes them, and of their numbers; see `data.loading.stream`."""
         from ..data.loading import stream
 
-        return stream(paths, self.network.image_size, self.network.normalise)
+        return stream(paths, self.network.image_size, self.network.normalise, batch, workers, part)
 
 
 def open_network(args: argparse.Namespace) -> Opened:
