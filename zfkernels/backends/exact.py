@@ -18,10 +18,9 @@ class use_exact:
         if not isinstance(exact, bool):
             raise TypeError(f"exact must be True or False, got {exact!r}")
         cpu = module("cpu")
-        from .. import _C
-
-        self._previous = _C.winograd()
-        _C.set_winograd(cpu.NEVER if exact else cpu.WHERE_FASTER)
+        self._compiled = cpu._C
+        self._previous = self._compiled.winograd()
+        self._compiled.set_winograd(cpu.NEVER if exact else cpu.WHERE_FASTER)
 
     def __enter__(self) -> "use_exact":
         return self
