@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from ..ops.contrast_norm import contrast_norm_backward, contrast_norm_op
 from ..window import Pair
 from .rules import Read, Rules, Shapes, check_count, irreversible, told
-from .windowed import Average, AveragePool, Conv, Layer, Pool
+from .windowed import Affine, Average, AveragePool, Conv, Layer, Pool
 
 
 def _same_shape(step: object, inputs: list[Size], shapes: Shapes) -> Size:
@@ -127,44 +127,6 @@ class ReLU:
         if rules.method != "gradient":
             g = F.leaky_relu(g, self.slope) if self.slope else g.relu()
         return g if rules.method == "deconvnet" else g * record
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A batch norm."""
-
-    name: str
-    batch_norm: nn.Module
-
-    maps = False
-    windows = ()
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """In evaluation mode it is x * scale + shift, one of each a channel."""
-        norm = self.batch_norm
-        if norm.training:
-            raise RuntimeError(
-                f"layer {self.name!r} ({type(norm).__name__}) is in training mode, in which it uses the mean and "
-                "variance of each batch; call model.eval() first"
-            )
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach()
-        shift = -norm.running_mean * scale
-        return scale, shift if norm.bias is None else shift + norm.bias.detach()
-
-    def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
-        check_count(self, "channels", self.batch_norm.num_features, inputs, shapes)
-        return inputs[0]
-
-    def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
-        (x,) = inputs
-        scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in self.scale_and_shift())
-        return x * scale + shift, None
-
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
-        scale, _ = self.scale_and_shift()
-        return g * scale.view(-1, *[1] * (g.ndim - 2))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""The steps that slide a window over maps: convolutions and pooling. See steps.py for what a step has."""
+"""The steps that slide a window over maps: convolutions, the batch norms folded into them, and pooling.
+
+steps.py says what a step has.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from ..ops import checks
 from ..ops.conv import conv2d, conv_transpose2d
@@ -19,8 +21,43 @@ from ..ops.max_pool import max_pool2d, max_unpool2d
 from ..window import Pair, Window, conv_map, pool_map
 from .rules import Read, Rules, Shapes, check_count, check_size
 
-if TYPE_CHECKING:
-    from .steps import Affine
+
+@dataclass(frozen=True)
+class Affine:
+    """A batch norm."""
+
+    name: str
+    batch_norm: nn.Module
+
+    maps = False
+    windows = ()
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """In evaluation mode it is x * scale + shift, one of each a channel."""
+        norm = self.batch_norm
+        if norm.training:
+            raise RuntimeError(
+                f"layer {self.name!r} ({type(norm).__name__}) is in training mode, in which it uses the mean and "
+                "variance of each batch; call model.eval() first"
+            )
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+    def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
+        check_count(self, "channels", self.batch_norm.num_features, inputs, shapes)
+        return inputs[0]
+
+    def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
+        (x,) = inputs
+        scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in self.scale_and_shift())
+        return x * scale + shift, None
+
+    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
+        scale, _ = self.scale_and_shift()
+        return g * scale.view(-1, *[1] * (g.ndim - 2))
 
 
 @dataclass(frozen=True)
@@ -37,7 +74,7 @@ class Conv:
     after: Pair  # zeros below and right of it
     dilation: Pair
     groups: int
-    batch_norms: tuple["Affine", ...] = ()
+    batch_norms: tuple[Affine, ...] = ()
 
     maps = True
     margin = 0.0  # what lies around the map
