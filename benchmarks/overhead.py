@@ -64,8 +64,8 @@ def hollowed(module) -> SimpleNamespace:
 
     def empty(name: str):
         results = shapes[name]
-        made = tuple(torch.zeros_like(r) if r is not None else None for r in results)
-        return made if len(made) > 1 else made[0]
+        gradients = tuple(torch.zeros_like(r) if r is not None else None for r in results)
+        return gradients if len(gradients) > 1 else gradients[0]
 
     def hollow(name: str):
         def function(*args):

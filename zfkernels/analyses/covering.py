@@ -71,7 +71,7 @@ class Copies:
 
 
 def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
-    """None, after a warning, for a model of which the parts that a window reaches cannot be told."""
+    """None, after a warning, for a model where what a window reaches cannot be told."""
     try:
         graph = trace_whole(model)
         if not graph.output:

@@ -245,14 +245,14 @@ class Deconvnet:
             run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
             here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
             for rows in passes(here, engine.unit_elements, PASS_ELEMENTS):
-                some = units.take(rows)._replace(images=index[rows] - part[0])
+                chosen = units.take(rows)._replace(images=index[rows] - part[0])
                 if look:
-                    units.positions[rows] = some.positions[:] = strongest(run.value, some)
-                own = at(run.value, some)
-                check_finite(own, layer, some)
+                    units.positions[rows] = chosen.positions[:] = strongest(run.value, chosen)
+                own = at(run.value, chosen)
+                check_finite(own, layer, chosen)
                 values[on(device, rows)] = own
                 sent = own if strength is None else torch.full_like(own, strength)
-                engine.down(run, some, sent, rules, [pixels[row] for row in rows])
+                engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
         boxes = self.boxes(layer, units.positions, tuple(images.shape[2:])).to(device)
         return Projection(pixels, values, on(device, units.positions), boxes)
 

@@ -116,7 +116,7 @@ def _recomputed(step: Step, inputs: list, clear: list, after: Tensor, rules: Rul
 
 
 def _windowed(step: Conv | Pool | AveragePool, x: Region, clear: Tensor, after: Tensor, rules: Rules) -> Region:
-    """The outputs of which a window touches the region."""
+    """The outputs whose windows touch the region."""
     window, stride, padding = (np.array(pair) for pair in (step.window, step.stride, step.padding))
     above = tuple(after.shape[2:])
     low = -(-(x.origins + padding - window + 1) // stride)

@@ -185,7 +185,9 @@ class _Walk:
         name, kind = self._describe(node)
         self.names.add(name)
         if self.stale.intersection(self.held[other] for other in taken):
-            why = "what it takes shares memory with a value, of which it is or has a view, that was changed in place"
+            why = (
+                "what it takes shares memory, as a view or what it is a view of, with a value that was changed in place"
+            )
             raise irreversible(name, kind, why)
         try:
             part, inputs = self._part(name, node)

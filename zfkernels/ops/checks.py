@@ -18,7 +18,7 @@ LARGEST_WINDOW = 256  # a switch is one byte
 
 
 def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
-    """`value` must be a dense floating-point tensor with these dimensions, none of which but N may be empty."""
+    """`value` must be a dense floating-point tensor with these dimensions; only N may be empty."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
