@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-import test_backends
 import torch
 import torch.nn.functional as F
+from against_reference import check
 from conftest import error
 
 import zfkernels as zf
@@ -94,7 +94,7 @@ def test_convolution_and_its_adjoint(shape, channels_last, always):
 @pytest.mark.parametrize("case", [c for c in CALLS if "weight" in c.shapes and c.fill != "ties"], ids=lambda c: c.id)
 def test_every_case_of_the_backends(case, dtype):
     """Where numbers are small integers (ties) direct sums are exact and choose the first of equals; these are not."""
-    test_backends.test_against_reference("cpu", case, dtype, "permuted")
+    check("cpu", case, dtype, "permuted")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

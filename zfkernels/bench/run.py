@@ -42,10 +42,12 @@ def run(
     quick: bool = False,
     extras: bool = True,
     save: Callable[[dict], None] = lambda result: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Measures, prints as it goes, and returns the record. `extras`: memory and threads as well.
+    """Measures and returns the record. `extras`: memory and threads as well.
 
-    `save` is called with the record so far after each row, because a long run may be stopped.
+    `save` is called with the record so far after each row, because a long run may be stopped; `report` with what there
+    is to print.
     """
     torch.set_num_threads(setting.threads)
     pace = measure.QUICK if quick else measure.FULL
@@ -58,12 +60,12 @@ def run(
     with torch.no_grad():
         top = ceilings.measured(setting.device, setting.synchronize, quick)
         result |= {"ceilings": asdict(top), "rows": []}
-        print(tables.heading())
+        report(tables.heading())
         for name in names:
             for n in JOBS[name].sizes or sizes:
                 case = make(name, n, setting)
                 result["rows"].append(measure.measure(case, pace, top))
-                print(tables.line(result["rows"][-1]), flush=True)
+                report(tables.line(result["rows"][-1]))
                 save(result)
         if extras:
             n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]
@@ -71,5 +73,5 @@ def run(
             if setting.threads > 1 and "cpu" in backends.module(setting.backend).DEVICES:
                 result["threads_scaling"] = measure.thread_scaling(setting, SCALED[-1:] if quick else SCALED, n, pace)
             save(result)
-    print("", *tables.summaries(result), sep="\n")
+    report("\n".join(["", *tables.summaries(result)]))
     return result

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,8 @@ def measured(args: argparse.Namespace) -> dict:
         if args.json:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 
-    return bench.run(names, sizes, setting, args.quick, extras=not args.jobs, save=save)
+    show = partial(print, flush=True)
+    return bench.run(names, sizes, setting, args.quick, extras=not args.jobs, save=save, report=show)
 
 
 def chosen_setting(args: argparse.Namespace) -> Setting:

@@ -186,7 +186,7 @@ class _Walk:
         self.names.add(name)
         if self.stale.intersection(self.held[other] for other in taken):
             why = (
-                "what it takes shares memory, as a view or what it is a view of, with a value that was changed in place"
+                "what it takes shares memory, as a view or as what it views, with a value that was changed in place"
             )
             raise irreversible(name, kind, why)
         try:
