@@ -28,7 +28,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
-PLAIN_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"]
+PLAIN_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", "csrc/cpu/threads.cpp"]
 KERNEL_SOURCES = [
     f"csrc/cpu/{name}.cpp"
     for name in ("conv", "conv_transpose", "conv_weight_grad", "max_pool", "contrast_norm", "linear", "table")

@@ -5,6 +5,7 @@
 
 #include "arguments.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -27,6 +28,13 @@ template <typename Kernel>
 auto with_table(bool f64, const Kernel& kernel) {
     const py::gil_scoped_release unlocked;
     return f64 ? kernel(zf::active_kernels().f64) : kernel(zf::active_kernels().f32);
+}
+
+const zf::Kernels& kernels_named(const char* name) {
+    if (const zf::Kernels* k = zf::find_kernels(name)) return *k;
+    std::string names;
+    for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
+    throw py::value_error("instruction set '" + std::string(name) + "' cannot run here; those that can:" + names);
 }
 
 }  // namespace
@@ -97,14 +105,18 @@ PYBIND11_MODULE(_C, m) {
         for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names.append((*k)->name);
         return names;
     });
-    m.def("set_isa", [](const char* name) {
-        if (zf::use_kernels(name)) return;
-        std::string names;
-        for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
-        throw py::value_error("instruction set '" + std::string(name) + "' cannot run here; those that can:" + names);
+    m.def("set_isa", [](const char* name) { zf::use_kernels(kernels_named(name)); });
+    // zf::Mode's numbers; the names are from the time when there were only Winograd's kernels to choose.
+    m.def("winograd", [] { return static_cast<int>(zf::mode()); });
+    m.def("set_winograd", [](int mode) { zf::set_mode(static_cast<zf::Mode>(mode)); });
+    // The kernels that compute a convolution, its transpose and its weight gradient with that instruction set.
+    m.def("conv2d_kernels", [](const char* isa, int mode, bool f64, ConvSizes s, int64_t most, bool rectify) {
+        const zf::Kernels& k = kernels_named(isa);
+        const auto choose = f64 ? k.f64.choose : k.f32.choose;
+        const zf::Choice choice = choose(conv(s), most, rectify, static_cast<zf::Mode>(mode));
+        const auto name = [](zf::Kernel kernel) { return zf::kKernelNames[static_cast<int>(kernel)]; };
+        return py::make_tuple(name(choice.forward), name(choice.transposed), name(choice.weight_grad));
     });
-    m.def("winograd", [] { return static_cast<int>(zf::winograd_mode()); });
-    m.def("set_winograd", [](int mode) { zf::set_winograd_mode(static_cast<zf::WinogradMode>(mode)); });
     m.def("pool", &zf::pool_name);
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });

@@ -11,10 +11,9 @@
 #include "../window.h"
 #include "simd.h"
 #include "table.h"
-#include "threads.h"
+#include "units.h"
 
-namespace zf {
-namespace ZF_ISA {
+namespace zf::ZF_ISA {
 namespace {
 
 ZF_INLINE float root(float v) { return __builtin_sqrtf(v); }
@@ -64,34 +63,27 @@ void window_sums(const T* in, T* out, int64_t count, Window window) {
 // One thread's rows of C maps: `slid` lies between zeros.
 template <typename T>
 struct Rows {
-    T *slid, *centred, *power, *sums, *scale, *share;  // share: 1 / |W(c)|
+    const Norm& s;
+    T* const memory;  // elements(s) elements
+    const Window w{s};
+    const int64_t p = pitch(s);
+    T *const slid = memory + side(s), *const centred = slid + p + side(s), *const power = centred + p;
+    T *const sums = power + p, *const scale = sums + p, *const share = scale + p;  // share: 1 / |W(c)|
 
     static int64_t pitch(const Norm& s) { return round_up(s.C, 16); }
-    static int64_t side(const Norm& s) {
-        const Window w(s);
-        return round_up(larger(w.before, w.after), 16);
-    }
+    static int64_t side(const Norm& s) { return round_up(larger(Window(s).before, Window(s).after), 16); }
     static int64_t elements(const Norm& s) { return 6 * pitch(s) + 2 * side(s); }
 
-    Rows(const Norm& s, T* memory) {
-        const int64_t p = pitch(s);
-        for (int64_t i = 0; i < elements(s); ++i) memory[i] = 0;
-        slid = memory + side(s);
-        centred = slid + p + side(s);
-        power = centred + p;
-        sums = power + p;
-        scale = sums + p;
-        share = scale + p;
-        const Window w(s);
+    Rows(const Norm& norm, T* of) : s(norm), memory(of) {
+        zero(memory, elements(s));
         for (int64_t c = 0; c < s.C; ++c)
             share[c] = 1 / static_cast<T>(smaller(s.C - 1, c + w.after) - larger(0, c - w.before) + 1);
     }
 
     // d, the row that is normalized: x itself or `centred`, the mean of x_c - x_j, which is exactly 0 where all are
     // equal.
-    const T* normalized(const Norm& s, const T* x) {
+    const T* normalized(const T* x) {
         if (!s.center) return x;
-        const Window w(s);
         for (int64_t c = 0; c < s.C; ++c) centred[c] = 0;
         for (int64_t j = -w.before; j <= w.after; ++j)
             for (int64_t c = larger(0, -j); c < smaller(s.C, s.C - j); ++c) centred[c] += x[c] - x[c + j];
@@ -100,14 +92,14 @@ struct Rows {
     }
 
     // scale = s_c, power = s_c^-beta.
-    void denominators(const Norm& s, const T* d) {
+    void denominators(const T* d) {
         T *const to_scale = scale, *const to_power = power;
-        if (quick_denominators(s, d, [=](int64_t c, Vec<T> value, Vec<T> powered) {
+        if (quick_denominators(d, [=](int64_t c, Vec<T> value, Vec<T> powered) {
                 store(to_scale + c, value);
                 store(to_power + c, powered);
             }))
             return;
-        window_sums(slid, sums, s.C, Window(s));
+        window_sums(slid, sums, s.C, w);
         const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
         for (int64_t c = 0; c < s.C; ++c) scale[c] = k + factor * sums[c];
         negative_power(scale, power, s.C, s.beta);
@@ -121,14 +113,14 @@ struct Rows {
     // slid = d^2. And where they do, each(c, s_c, s_c^-beta) with whole vectors, the last perhaps past C; false
     // where they do not, or an s_c is too large or too small for them.
     template <typename Each>
-    bool quick_denominators(const Norm& s, const T* d, const Each& each) {
+    bool quick_denominators(const T* d, const Each& each) {
         const int64_t channels = s.C;  // as a local: a store may change what a reference names
         for (int64_t c = 0; c < channels; ++c) slid[c] = d[c] * d[c];
         if constexpr (sizeof(T) == sizeof(float) && kQuickRoots) {
             if (!quick(s)) return false;
             constexpr int kLanes = Lanes<T>::count;
             const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
-            const T* const from = slid - Window(s).before;
+            const T* const from = slid - w.before;
             Mask<T> good = ~Mask<T>{};
             for (int64_t c = 0; c < channels; c += kLanes) {
                 Vec<T> sum = load<Vec<T>>(from + c);
@@ -147,19 +139,18 @@ struct Rows {
 
 template <typename T>
 void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
-    const int64_t size = Rows<T>::elements(s);
-    const Scratch memory(static_cast<std::size_t>(threads * size) * sizeof(T));
+    const PerThread<T> memory(threads, Rows<T>::elements(s));
     const bool whole = Rows<T>::quick(s) && s.C % Lanes<T>::count == 0;
     parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
-        Rows<T> rows(s, memory.as<T>() + thread * size);
+        Rows<T> rows(s, memory.of(thread));
         for (int64_t p = begin; p < end; ++p) {
-            const T* const d = rows.normalized(s, x + p * s.C);
+            const T* const d = rows.normalized(x + p * s.C);
             T* const out = y + p * s.C;
-            if (whole && rows.quick_denominators(s, d, [=](int64_t c, Vec<T>, Vec<T> powered) {
+            if (whole && rows.quick_denominators(d, [=](int64_t c, Vec<T>, Vec<T> powered) {
                     store(out + c, load<Vec<T>>(d + c) * powered);
                 }))
                 continue;
-            rows.denominators(s, d);
+            rows.denominators(d);
             for (int64_t c = 0; c < s.C; ++c) out[c] = d[c] * rows.power[c];
         }
     });
@@ -167,15 +158,14 @@ void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
 
 template <typename T>
 void contrast_norm_backward(const Norm& s, const T* g, const T* x, T* gx, int threads) {
-    const int64_t size = Rows<T>::elements(s);
-    const Scratch memory(static_cast<std::size_t>(threads * size) * sizeof(T));
+    const PerThread<T> memory(threads, Rows<T>::elements(s));
     const Window mirrored = Window(s).mirrored();
     const T factor = static_cast<T>(2 * s.alpha * s.beta / static_cast<double>(s.size));
     parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
-        Rows<T> rows(s, memory.as<T>() + thread * size);
+        Rows<T> rows(s, memory.of(thread));
         for (int64_t p = begin; p < end; ++p) {
-            const T* d = rows.normalized(s, x + p * s.C);
-            rows.denominators(s, d);
+            const T* d = rows.normalized(x + p * s.C);
+            rows.denominators(d);
             const T* const from = g + p * s.C;
             T* const out = gx + p * s.C;
             for (int64_t c = 0; c < s.C; ++c) rows.slid[c] = from[c] * d[c] * rows.power[c] / rows.scale[c];
@@ -191,13 +181,6 @@ void contrast_norm_backward(const Norm& s, const T* g, const T* x, T* gx, int th
 
 }  // namespace
 
-template <typename T>
-void add_contrast_norm(KernelsOf<T>& kernels) {
-    kernels.contrast_norm = contrast_norm<T>;
-    kernels.contrast_norm_backward = contrast_norm_backward<T>;
-}
-template void add_contrast_norm(KernelsOf<float>&);
-template void add_contrast_norm(KernelsOf<double>&);
+ZF_ADD(contrast_norm, table.contrast_norm = contrast_norm<T>; table.contrast_norm_backward = contrast_norm_backward<T>)
 
-}  // namespace ZF_ISA
-}  // namespace zf
+}  // namespace zf::ZF_ISA

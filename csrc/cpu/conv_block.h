@@ -1,37 +1,21 @@
-// What the convolutions share: packed weights, blocks of output pixels, padded bands of input rows.
+// What the convolutions share: blocks of output pixels, padded bands of input rows, and how output rows are cut.
 //
 // In a channels-last map the taps of one kernel row are one contiguous run of taps_w * C elements, so a block of output
 // pixels needs no im2col: pixel (r, c) reads `taps_h` runs, `pitch` apart, from origin + r*row_step + c*col_step.
 // Weights are packed [block of 2*lanes outputs][taps_h][run][2*lanes], as tile.h streams them.
-//
-// Cache: a tile streams a whole block of weights, 147 KiB for 3x3 over 256 maps at AVX2, from L2, where it stays while
-// all tiles of the block of pixels pass over it: 64 bytes for 12 multiply-adds are within what L2 delivers. Cutting the
-// weights into pieces that fit L1 was 4-8% slower, for the accumulators that it stores and loads again; so only what
-// would leave L2 is cut, into chunks of kChunk elements of a run. A block has about kBlockPixels pixels.
 #pragma once
-#include "../window.h"
 #include "kernels.h"
 #include "pack.h"
-#include "simd.h"
-#include "threads.h"
 #include "tile.h"
 
 namespace zf {
 namespace {
 
+// Elements of a run that tiles take at a time: what is longer would leave L2. (Pieces that fit L1 are 4-8% slower, for
+// the sums stored and loaded again.)
 constexpr int64_t kChunk = 4096;
+// About so many pixels has a block, over whose tiles its weights stay in L2.
 constexpr int64_t kBlockPixels = 192;
-
-// Into how many groups the blocks of output channels are cut so that `others` units of work a group share out evenly
-// among the threads. No more than that: each group pads its input for itself.
-inline int64_t groups_for(int64_t blocks, int64_t others, int64_t threads) {
-    int64_t a = threads, b = others;  // their greatest common divisor ends in a
-    while (b) {
-        const int64_t rest = a % b;
-        a = b, b = rest;
-    }
-    return larger(1, smaller(blocks, threads / a));
-}
 
 template <typename T>
 struct Block {
@@ -42,11 +26,11 @@ struct Block {
 };
 
 // acc[pixel][kWidth] = bias + correlation; `bias` has kWidth elements, `w` is one packed block of weights. done(begin,
-// end) is called as soon as the sums of pixels [begin, end), numbered row by row, are made, while they are in L1.
+// end) is called as soon as the sums of pixels [begin, end), numbered row by row, are complete, while they are in L1.
 template <typename T, typename Done>
 void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const Done& done) {
     const int64_t pixels = b.rows * b.cols;
-    // Tiles of equal size, give or take one: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and a lone one.
+    // Tiles of equal size, give or take one: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
     const int64_t tiles = ceil_div(pixels, kPixels);
     const int64_t whole_rows = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk);
     T first[kPixels * kWidth<T>];  // what the sums of a tile start from
@@ -84,13 +68,83 @@ inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlock
     return smaller(most, larger(1, (pixels + cols / 2) / cols));
 }
 
+// conv2d's lines, `sets` times `lines`, in bands of up to `band`.
+struct Bands {
+    int64_t sets, lines, band;
+};
+
+// What every dense kernel does: packs `blocks` blocks of filters, `size` elements each, and passes them over the bands.
+// A unit of work is (set, band, group of blocks): take(state, set, lines of the band), then make_block(state, k,
+// filters) for each block k of the group, which returns whether its results are finite. Returns whether all were.
+template <typename T, typename PackBlock, typename Start, typename Take, typename MakeBlock>
+bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock& pack_block, int threads,
+                const Start& start, const Take& take, const MakeBlock& make_block) {
+    const int64_t bands = ceil_div(cut.lines, larger(1, cut.band)), others = cut.sets * bands;
+    const Packed<T, PackBlock> packed(blocks, size, pack_block, others == 1, threads);
+    const int64_t groups = groups_for(blocks, others, threads);
+    return for_units(cut.sets, bands, groups, threads, start,
+                     [&](auto& state, int64_t set, int64_t band, int64_t group, int thread) {
+                         take(state, set, share(cut.lines, band, bands));
+                         const Range own = share(blocks, group, groups);
+                         bool finite = true;
+                         for (int64_t k = own.begin; k < own.end; ++k)
+                             finite &= make_block(state, k, packed.block(k, thread));
+                         return finite;
+                     });
+}
+
+// For kernels whose lines are single rows: bands of about `pixels` pixels, of one image each.
+inline Bands row_bands(const Conv& s, int64_t pixels) { return {s.N, s.OH, rows_of_block(s.OW, s.OH, pixels)}; }
+
+// One step of pooling: the buffers hold the convolution's rows [base, to), of which [from, to) are new. Pooled rows
+// before row_end are then complete.
+struct Step {
+    int64_t row_end, base, from, to;
+};
+
+// How the convolution's rows are made for pooling: up to `images` images and `lines` lines of `side` rows at a time.
+struct Steps {
+    int64_t images, lines, side;
+    int64_t pooled_rows;  // a step ends with the last row that so many pooled ones need,
+    int64_t step;         // or, where they are 0, after so many lines of an image
+    int64_t rows;         // of a buffer
+    bool whole;           // one step makes whole images
+
+    // The step after `last` of a unit that pools rows up to `span_end`.
+    Step next(const Conv& s, const Pool& pool, const Step& last, int64_t span_end) const {
+        const auto window_end = [&](int64_t row) { return smaller(s.OH, row * pool.SH - pool.PH + pool.KH); };
+        const int64_t keep = larger(0, last.row_end * pool.SH - pool.PH), kept = larger(0, last.to - keep);
+        Step step{last.row_end, 0, kept ? last.to : keep / side * side, 0};
+        step.base = step.from - kept;
+        step.to = pooled_rows
+                      ? window_end(smaller(last.row_end + pooled_rows, span_end) - 1)
+                      : smaller(smaller(step.from / side + this->step, ceil_div(window_end(span_end - 1), side)) * side,
+                                s.OH);
+        while (step.row_end < span_end && window_end(step.row_end) <= step.to) ++step.row_end;
+        return step;
+    }
+};
+
+// For kernels whose lines are single rows: about `pixels` pixels a step.
+inline Steps row_steps(const Conv& s, const Pool& pool, int64_t pixels) {
+    const int64_t pooled = smaller(pool.OH, larger(1, pixels / (s.OW * pool.SH)));
+    const int64_t rows = smaller(s.OH, (pooled - 1) * pool.SH + pool.KH);
+    return {1, rows, 1, pooled, 0, rows, false};
+}
+
+// Where a block of output channels goes: `outputs` values a pixel, pixels `step` elements apart, rows `pitch`, images
+// `image`; row `first_row` of image `first_image` begins at data.
+template <typename T>
+struct Target {
+    T* data;
+    int64_t image, pitch, step, outputs, first_image, first_row;
+    T* row(int64_t n, int64_t h) const { return data + (n - first_image) * image + (h - first_row) * pitch; }
+};
+
 // The first `outputs` <= kWidth values of each pixel of acc to pixels `step` elements apart.
 template <typename T>
 ZF_INLINE void copy_pixels(T* to, int64_t step, const T* acc, int64_t pixels, int64_t outputs) {
-    if (outputs == kWidth<T>)  // a size known to the compiler: two stores, not a call
-        for (int64_t p = 0; p < pixels; ++p) copy(to + p * step, acc + p * kWidth<T>, kWidth<T>);
-    else
-        for (int64_t p = 0; p < pixels; ++p) copy(to + p * step, acc + p * kWidth<T>, outputs);
+    for (int64_t p = 0; p < pixels; ++p) copy_outputs(to + p * step, acc + p * kWidth<T>, outputs);
 }
 
 // max(0, v) of a row, NaN kept.
@@ -100,7 +154,7 @@ ZF_INLINE void rectify_all(T* values, int64_t count) {
 }
 
 // A band of rows [begin, end) x columns [left, left + cols) of one image, zeros outside the map, that one thread fills
-// row by row and keeps: the rows that two successive bands share are moved, not computed again.
+// row by row and keeps: the rows that two successive bands share are moved, not filled again.
 template <typename T>
 struct Band {
     T* data;

@@ -1,10 +1,8 @@
 // The weight gradient of a convolution, and its bias's.
-#include "conv_block.h"
+#include "choose.h"
 #include "table.h"
-#include "winograd.h"
 
-namespace zf {
-namespace ZF_ISA {
+namespace zf::ZF_ISA {
 namespace {
 
 // The weight gradient of a group of images, repacked so that what a tile reads is dense:
@@ -14,33 +12,24 @@ namespace {
 template <typename T>
 struct WeightGrad {
     static constexpr int64_t kSlice = 12;  // two tiles of 6
-    // Of repacked images. 16 MiB were no faster, and a fifth of what a training step of a small net needed.
+    // Of repacked images: 16 MiB were no faster, and a fifth of what a training step of a small network needed.
     static constexpr int64_t kGroupBytes = 4 << 20;
 
     const Conv& s;
-    int64_t blocks, slices, Hp, Wp, g_image, x_image, group, row_sums, block_sums;
-    Scratch memory;
-    T *g_packed, *x_packed, *sums, *bias_sums;
+    const int64_t blocks = ceil_div(s.K, kWidth<T>), slices = ceil_div(s.C, kSlice);
+    const int64_t Hp = (s.OH - 1) * s.SH + s.KH, Wp = (s.OW - 1) * s.SW + s.KW;
+    const int64_t g_image = blocks * s.OH * s.OW * kWidth<T>, x_image = round_up(Hp * Wp * s.C, 16);
+    const int64_t image_bytes = (g_image + x_image) * static_cast<int64_t>(sizeof(T));
+    const int64_t group = larger(1, smaller(s.N, kGroupBytes / image_bytes));
+    const int64_t row_sums = s.KW * kSlice * kWidth<T>, block_sums = s.KH * row_sums;
+    const int64_t all_sums = blocks * (slices * block_sums + kWidth<T>);
+    const Scratch memory{static_cast<std::size_t>(group * (g_image + x_image) + all_sums) * sizeof(T)};
+    T* const g_packed = memory.template as<T>();
+    T* const x_packed = g_packed + group * g_image;
+    T* const sums = x_packed + group * x_image;
+    T* const bias_sums = sums + slices * blocks * block_sums;
 
-    explicit WeightGrad(const Conv& conv)
-        : s(conv),
-          blocks(ceil_div(s.K, kWidth<T>)),
-          slices(ceil_div(s.C, kSlice)),
-          Hp((s.OH - 1) * s.SH + s.KH),
-          Wp((s.OW - 1) * s.SW + s.KW),
-          g_image(blocks * s.OH * s.OW * kWidth<T>),
-          x_image(round_up(Hp * Wp * s.C, 16)),
-          group(larger(1, smaller(s.N, kGroupBytes / ((g_image + x_image) * static_cast<int64_t>(sizeof(T)))))),
-          row_sums(s.KW * kSlice * kWidth<T>),
-          block_sums(s.KH * row_sums),
-          memory(static_cast<std::size_t>(group * (g_image + x_image) + blocks * (slices * block_sums + kWidth<T>)) *
-                 sizeof(T)) {
-        g_packed = memory.template as<T>();
-        x_packed = g_packed + group * g_image;
-        sums = x_packed + group * x_image;
-        bias_sums = sums + slices * blocks * block_sums;
-        zero(sums, blocks * (slices * block_sums + kWidth<T>));
-    }
+    explicit WeightGrad(const Conv& conv) : s(conv) { zero(sums, all_sums); }
 
     int64_t slice_width(int64_t slice) const { return smaller(kSlice, s.C - slice * kSlice); }
 
@@ -71,88 +60,94 @@ struct WeightGrad {
         }
     }
 
-    // Adds what output rows [from, to) of the group's image i give to tap row `tap` of one slice and block.
-    void add_tap_row(int64_t slice, int64_t b, int64_t i, int64_t from, int64_t to, int64_t tap) const {
+    // Adds what output rows `rows` of the group's image i give to tap row `tap` of one slice and block.
+    void add_tap_row(int64_t slice, int64_t b, int64_t i, Range rows, int64_t tap) const {
         alignas(64) T partial[kPixels * kWidth<T>];
         const int64_t width = slice_width(slice), run = s.KW * width, tiles = ceil_div(run, kPixels);
-        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
-        const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice + (from * s.SH + tap) * Wp * width;
+        const T* gradients = g_packed + i * g_image + (b * s.OH + rows.begin) * s.OW * kWidth<T>;
+        const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice + (rows.begin * s.SH + tap) * Wp * width;
         T* const total = sums + (slice * blocks + b) * block_sums + tap * row_sums;
-        const Walk walk{to - from, s.OW, s.SH * Wp * width, s.SW * width};
+        const Walk walk{rows.size(), s.OW, s.SH * Wp * width, s.SW * width};
         for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
             const int64_t e = run * tile_at / tiles, count = run * (tile_at + 1) / tiles - e;
             const T* at[kPixels];
             for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
-            // Summed apart and added: sums of blocks lose less to rounding than one long sum.
+            // Summed apart and then added: sums of blocks lose less to rounding than one long sum.
             tile(count, at, walk, gradients, kZeros<T>, partial);
             for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
         }
     }
 
-    // Adds the gradients of output rows [from, to) of the group's image i to one block's bias.
-    void add_bias(int64_t b, int64_t i, int64_t from, int64_t to) const {
-        const T* gradients = g_packed + i * g_image + (b * s.OH + from) * s.OW * kWidth<T>;
+    // Adds the gradients of output rows `rows` of the group's image i to one block's bias.
+    void add_bias(int64_t b, int64_t i, Range rows) const {
+        const T* gradients = g_packed + i * g_image + (b * s.OH + rows.begin) * s.OW * kWidth<T>;
         T partial[kWidth<T>] = {};
-        for (int64_t q = 0; q < (to - from) * s.OW; ++q)
+        for (int64_t q = 0; q < rows.size() * s.OW; ++q)
             for (int64_t k = 0; k < kWidth<T>; ++k) partial[k] += gradients[q * kWidth<T> + k];
         for (int64_t k = 0; k < kWidth<T>; ++k) bias_sums[b * kWidth<T> + k] += partial[k];
     }
 };
 
+// The blocks' sums to gw and, where it is not null, gb.
+template <typename T>
+void unpack_blocks(const Conv& s, const Table& table, const T* sums, int64_t block_size, const T* bias_sums, T* gw,
+                   T* gb, int threads) {
+    parallel_for(ceil_div(s.K, kWidth<T>), threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t k = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - k);
+            unpack(table, sums + b * block_size, gw + k * s.wk, outputs, s.wk);
+            if (gb) copy(gb + k, bias_sums + k, outputs);
+        }
+    });
+}
+
 // gw[k][c][i][j] = sum over n, oh, ow of g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c]; gb[k], where it is
 // not null, = sum of g. A unit of work is (slice, block, range of tap rows): it passes over the group's images in bands
-// of rows whose gradients stay in L1. Nobody else adds to its sums, so that threads change no bit.
+// of rows whose gradients stay in L1. No other unit adds to its sums, so threads change no bit.
 template <typename T>
 void weight_grad_direct(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     const WeightGrad<T> grad(s);
     const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, grad.slices * grad.blocks));  // of the tap rows
     const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
+    const auto stateless = [](int) { return 0; };
     for (int64_t first = 0; first < s.N; first += grad.group) {
-        const int64_t count = smaller(grad.group, s.N - first), image_rows = grad.Hp + s.OH;
-        parallel_for(count * image_rows, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t i = unit / image_rows, row = unit % image_rows;
-                if (row < grad.Hp)
-                    grad.repack_x(x, first + i, i, row);
-                else
-                    grad.repack_g(g, first + i, i, row - grad.Hp);
-            }
+        const int64_t count = smaller(grad.group, s.N - first);
+        for_units(1, count, grad.Hp + s.OH, threads, stateless, [&](int, int64_t, int64_t i, int64_t row, int) {
+            if (row < grad.Hp)
+                grad.repack_x(x, first + i, i, row);
+            else
+                grad.repack_g(g, first + i, i, row - grad.Hp);
+            return true;
         });
-        parallel_for(grad.slices * grad.blocks * cuts, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t unit = begin; unit < end; ++unit) {
-                const int64_t cut = unit % cuts, b = unit / cuts % grad.blocks, slice = unit / cuts / grad.blocks;
-                for (int64_t i = 0; i < count; ++i)
-                    for (int64_t band = 0; band < bands; ++band) {
-                        const int64_t from = s.OH * band / bands, to = s.OH * (band + 1) / bands;
-                        for (int64_t tap = s.KH * cut / cuts; tap < s.KH * (cut + 1) / cuts; ++tap)
-                            grad.add_tap_row(slice, b, i, from, to, tap);
-                        if (gb && slice == 0 && cut == 0) grad.add_bias(b, i, from, to);
-                    }
-            }
-        });
+        for_units(grad.slices, grad.blocks, cuts, threads, stateless,
+                  [&](int, int64_t slice, int64_t b, int64_t cut, int) {
+                      const Range taps = share(s.KH, cut, cuts);
+                      for (int64_t i = 0; i < count; ++i)
+                          for (int64_t band = 0; band < bands; ++band) {
+                              const Range of = share(s.OH, band, bands);
+                              for (int64_t tap = taps.begin; tap < taps.end; ++tap)
+                                  grad.add_tap_row(slice, b, i, of, tap);
+                              if (gb && slice == 0 && cut == 0) grad.add_bias(b, i, of);
+                          }
+                      return true;
+                  });
     }
     const Table table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [&](int64_t c, int64_t i, int64_t j) {
         const int64_t slice = c / grad.kSlice;
         return slice * grad.blocks * grad.block_sums + i * grad.row_sums +
                (j * grad.slice_width(slice) + c % grad.kSlice) * kWidth<T>;
     });
-    parallel_for(grad.blocks, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t b = begin; b < end; ++b) {
-            const int64_t from = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - from);
-            unpack(table, grad.sums + b * grad.block_sums, gw + from * s.wk, outputs, s.wk);
-            if (gb) copy(gb + from, grad.bias_sums + from, outputs);
-        }
-    });
+    unpack_blocks(s, table, grad.sums, grad.block_sums, grad.bias_sums, gw, gb, threads);
 }
 
 // By Winograd's kernel (winograd.h), whose adjoint it is: with U = G g G^T and Y = A^T [U * V] A,
 //
 //   dg = G^T [ sum over tiles of (A dY A^T) * (B^T d B) ] G
 //
-// as many multiplications as the forward product. Batches of tiles of all images: B^T d B for all channels, 6 MiB, made
-// by all threads; then a unit of work is (block of kWidth maps, cut of the channels), which transforms its gradients
-// and makes 36 products of matrices over the batch's tiles. Nobody else adds to its sums. False, and gw is of no use,
-// where a result is not finite.
+// as many multiplications as the forward product. Tiles of all images are taken in batches. For each, all threads make
+// B^T d B of all channels, 6 MiB; then a unit of work is (block of kWidth maps, cut of the channels), which transforms
+// its gradients and makes 36 products of matrices over the batch's tiles. No other unit adds to its sums. False where a
+// result is not finite; gw is then undefined.
 template <typename T>
 class WinogradGrad {
     using V = Vec<T>;
@@ -160,30 +155,7 @@ class WinogradGrad {
     static constexpr int64_t kBatch = 128;  // tiles
 
    public:
-    WinogradGrad(const Conv& conv, int threads)
-        : s_(conv),
-          grid_(forward_grid(conv)),
-          all_rows_(s_.N * grid_.tile_rows()),
-          rows_(larger(1, smaller(all_rows_, (kBatch + grid_.tile_cols() / 2) / grid_.tile_cols()))),
-          tiles_(rows_ * grid_.tile_cols()),
-          depth_(grid_.depth()),
-          blocks_(ceil_div(s_.K, kWidth<T>)),
-          cuts_(smaller(ceil_div(depth_, kPixels), ceil_div(threads, blocks_))),
-          threads_(threads),
-          filter_plane_(odd_lines<T>(depth_ * kWidth<T>)),
-          gradient_plane_(odd_lines<T>(tiles_ * kWidth<T>)),
-          packed_size_(grid_.taps * grid_.taps * depth_ * kWidth<T>),
-          // What is summed over several batches must be kept for all blocks.
-          sums_kept_(rows_ == all_rows_ ? threads : blocks_),
-          own_(InputTiles<T>::band_elements(grid_) + kTaps * gradient_plane_),
-          memory_(static_cast<std::size_t>(InputTiles<T>::elements(grid_, tiles_) + threads * own_ +
-                                           sums_kept_ * kTaps * filter_plane_ + blocks_ * (packed_size_ + kWidth<T>)) *
-                  sizeof(T)),
-          inputs_(grid_, tiles_, memory_.template as<T>()),
-          mine_(memory_.template as<T>() + InputTiles<T>::elements(grid_, tiles_)),
-          sums_(mine_ + threads * own_),
-          packed_(sums_ + sums_kept_ * kTaps * filter_plane_),
-          bias_sums_(packed_ + blocks_ * packed_size_) {}
+    WinogradGrad(const Conv& conv, int threads) : s_(conv), threads_(threads) {}
 
     bool run(const T* x, const T* g, T* gw, T* gb) {
         zero(bias_sums_, blocks_ * kWidth<T>);
@@ -199,20 +171,11 @@ class WinogradGrad {
                                                   false);
                                      });
             });
-            parallel_for(blocks_ * cuts_, threads_, [&](int64_t begin, int64_t end, int thread) {
-                for (int64_t unit = begin; unit < end; ++unit)
-                    if (!add(unit / cuts_, unit % cuts_, from, to, g, thread))
-                        __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
-            });
+            finite &= for_units(
+                1, blocks_, cuts_, threads_, [](int thread) { return thread; },
+                [&](int thread, int64_t, int64_t b, int64_t cut, int) { return add(b, cut, from, to, g, thread); });
         }
-        const Table table = winograd_table<T>(s_);
-        parallel_for(blocks_, threads_, [&](int64_t begin, int64_t end, int) {
-            for (int64_t b = begin; b < end; ++b) {
-                const int64_t k = b * kWidth<T>, outputs = smaller(kWidth<T>, s_.K - k);
-                unpack(table, packed_ + b * packed_size_, gw + k * s_.wk, outputs, s_.wk);
-                if (gb) copy(gb + k, bias_sums_ + k, outputs);
-            }
-        });
+        unpack_blocks(s_, winograd_table<T>(s_), packed_, packed_size_, bias_sums_, gw, gb, threads_);
         return finite;
     }
 
@@ -322,32 +285,37 @@ class WinogradGrad {
     }
 
     const Conv& s_;
-    const Grid grid_;
-    const int64_t all_rows_, rows_, tiles_, depth_, blocks_, cuts_;
     const int threads_;
-    const int64_t filter_plane_, gradient_plane_, packed_size_, sums_kept_, own_;
-    const Scratch memory_;
-    InputTiles<T> inputs_;
-    T *const mine_, *const sums_, *const packed_, *const bias_sums_;
+    const Grid grid_ = forward_grid(s_);
+    const int64_t all_rows_ = s_.N * grid_.tile_rows();
+    const int64_t rows_ = larger(1, smaller(all_rows_, (kBatch + grid_.tile_cols() / 2) / grid_.tile_cols()));
+    const int64_t tiles_ = rows_ * grid_.tile_cols(), depth_ = grid_.depth(), blocks_ = ceil_div(s_.K, kWidth<T>);
+    const int64_t cuts_ = smaller(ceil_div(depth_, kPixels), ceil_div(threads_, blocks_));
+    const int64_t filter_plane_ = odd_lines<T>(depth_ * kWidth<T>), gradient_plane_ = odd_lines<T>(tiles_ * kWidth<T>);
+    const int64_t packed_size_ = grid_.taps * grid_.taps * depth_ * kWidth<T>;
+    // What is summed over several batches must be kept for all blocks.
+    const int64_t sums_kept_ = rows_ == all_rows_ ? threads_ : blocks_;
+    const int64_t own_ = InputTiles<T>::band_elements(grid_) + kTaps * gradient_plane_;
+    const int64_t inputs_size_ = InputTiles<T>::elements(grid_, tiles_);
+    const Scratch memory_{static_cast<std::size_t>(inputs_size_ + threads_ * own_ + sums_kept_ * kTaps * filter_plane_ +
+                                                   blocks_ * (packed_size_ + kWidth<T>)) *
+                          sizeof(T)};
+    InputTiles<T> inputs_{grid_, tiles_, memory_.template as<T>()};
+    T* const mine_ = memory_.template as<T>() + inputs_size_;
+    T* const sums_ = mine_ + threads_ * own_;
+    T* const packed_ = sums_ + sums_kept_ * kTaps * filter_plane_;
+    T* const bias_sums_ = packed_ + blocks_ * packed_size_;
 };
 
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     if constexpr (kWinograd<T>)
-        if (s.N > 0 && winograd_serves<T>(forward_grid(s), ceil_div(s.KW, s.SW), adjoint_cycles<T>(s)) &&
-            WinogradGrad<T>(s, threads).run(x, g, gw, gb))
-            return;
+        if (weight_grad_kernel<T>(s, mode()) == Kernel::kTiles && WinogradGrad<T>(s, threads).run(x, g, gw, gb)) return;
     weight_grad_direct(s, x, g, gw, gb, threads);
 }
 
 }  // namespace
 
-template <typename T>
-void add_conv_weight_grad(KernelsOf<T>& kernels) {
-    kernels.conv2d_weight_grad = conv2d_weight_grad<T>;
-}
-template void add_conv_weight_grad(KernelsOf<float>&);
-template void add_conv_weight_grad(KernelsOf<double>&);
+ZF_ADD(conv_weight_grad, table.conv2d_weight_grad = conv2d_weight_grad<T>)
 
-}  // namespace ZF_ISA
-}  // namespace zf
+}  // namespace zf::ZF_ISA

@@ -1,4 +1,4 @@
-// The choice of instruction set. Compiled without any instruction set's flags.
+// The choice of instruction set, and of a mode. Compiled without any instruction set's flags.
 #include <cstring>
 
 #include "kernels.h"
@@ -7,10 +7,9 @@ namespace zf {
 namespace {
 
 struct Usable {
-    const Kernels* tables[4] = {};
+    const Kernels* tables[4] = {&baseline::kernels()};
     Usable() {
-        int count = 0;
-        tables[count++] = &baseline::kernels();
+        [[maybe_unused]] int count = 1;
 #if defined(ZF_HAVE_AVX2)
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
             tables[count++] = &avx2::kernels();
@@ -24,7 +23,7 @@ struct Usable {
 };
 
 const Kernels* active = nullptr;
-WinogradMode mode = kWhereItPays;
+Mode active_mode = Mode::kFastest;
 
 }  // namespace
 
@@ -33,22 +32,21 @@ const Kernels* const* usable_kernels() {
     return usable.tables;
 }
 
+const Kernels* find_kernels(const char* name) {
+    const Kernels* const* k = usable_kernels();
+    while (*k && std::strcmp((*k)->name, name) != 0) ++k;
+    return *k;
+}
+
 const Kernels& active_kernels() {
     if (!active)
         for (const Kernels* const* k = usable_kernels(); *k; ++k) active = *k;
     return *active;
 }
 
-WinogradMode winograd_mode() { return mode; }
-void set_winograd_mode(WinogradMode wanted) { mode = wanted; }
+void use_kernels(const Kernels& kernels) { active = &kernels; }
 
-bool use_kernels(const char* name) {
-    for (const Kernels* const* k = usable_kernels(); *k; ++k)
-        if (std::strcmp((*k)->name, name) == 0) {
-            active = *k;
-            return true;
-        }
-    return false;
-}
+Mode mode() { return active_mode; }
+void set_mode(Mode mode) { active_mode = mode; }
 
 }  // namespace zf

@@ -1,9 +1,9 @@
 // The table of CPU kernels, one per instruction set.
 //
 // Every pointer is to a dense channels-last array: x[n][h][w][c] with c contiguous. Weights are the exception: they are
-// read and written through strides (in elements), so that both of torch's memory formats serve without a copy.
-// Sizes are in elements, int64_t. `threads` is the number of threads to use; 1 runs on the caller alone.
-// A kernel checks nothing but what its contract says: shapes were checked once, in Python.
+// read and written through strides, so that both of torch's memory formats work without a copy. Sizes and strides are
+// in elements. `threads` is the number of threads to use; 1 runs on the caller alone. Shapes were checked in Python; a
+// kernel checks only what its contract says.
 #pragma once
 #include <cstdint>
 
@@ -11,11 +11,33 @@
 
 namespace zf {
 
-// To which type a convolution's value is rounded before a pooling window compares it (the accumulation is in T).
+// The type to which a convolution's value is rounded before a pooling window compares it. Sums are always in T.
 enum Rounding : int { kNone = 0, kBfloat16 = 1, kFloat16 = 2 };
 
-// The functions that return int64_t check the switches: -1 when each points into its own window and into the map, else
-// the flat index of the first that does not, and the result is of no use.
+// What can compute a convolution, its transpose or its weight gradient. choose.h decides among them.
+enum class Kernel : int {
+    kDirect,         // conv_block.h; conv_weight_grad.cpp
+    kScatter,        // conv_transpose.cpp, for few channels
+    kTiles,          // Winograd's filtering along two axes, winograd.h
+    kRows,           // and along one, winograd_rows.h
+    kNonzeros,       // transposed: only the values that are not 0, with packed filters, nonzeros.h
+    kNonzerosPlain,  // the same with filters as they lie
+};
+constexpr const char* kKernelNames[] = {"direct", "scatter", "tiles", "rows", "nonzeros", "nonzeros_plain"};
+
+// Which kernels float32 convolutions may use. kExact: no Winograd. kFastest: whatever costs least by choose.h. The
+// others are for tests: Winograd's tiles, Winograd's rows, or transposed kNonzeros wherever these are possible, and
+// direct sums elsewhere. Python passes these numbers.
+enum class Mode : int { kExact, kFastest, kTiles, kRows, kNonzeros };
+Mode mode();
+void set_mode(Mode);
+
+struct Choice {
+    Kernel forward, transposed, weight_grad;
+};
+
+// The functions that return int64_t check the switches: -1 when each points into its own window and into the map;
+// otherwise the flat index of the first that does not, and the result is then undefined.
 template <typename T>
 struct KernelsOf {
     void (*conv2d)(const Conv&, const T* x, const T* w, const T* bias, T* y, bool relu, int threads);
@@ -31,15 +53,17 @@ struct KernelsOf {
     int64_t (*max_unpool2d_relu_conv_transpose2d)(const Conv&, const Pool&, const T* y, const uint8_t* switches,
                                                   const T* w, T* x, bool rectify, Rounding, int threads);
     void (*linear)(const Linear&, const T* x, const T* w, const T* bias, T* y, int threads);
+    // What computes a convolution in that mode; for the transposed one, `most` and `rectify` are choose.h's.
+    Choice (*choose)(const Conv&, int64_t most, bool rectify, Mode);
 };
 
 struct Kernels {
-    const char* name;  // "baseline", "avx2", "avx512", "neon"
+    const char* name;  // "baseline" (SSE2 or NEON), "avx2", "avx512"
     KernelsOf<float> f32;
     KernelsOf<double> f64;
 };
 
-// Compiled once an instruction set, from the same sources: ZF_ISA is the name, the compiler's flags do the rest.
+// Compiled once for each instruction set, from the same sources: ZF_ISA is the name, the compiler's flags do the rest.
 namespace baseline {
 const Kernels& kernels();
 }
@@ -50,17 +74,11 @@ namespace avx512 {
 const Kernels& kernels();
 }
 
-// dispatch.cpp: the tables that this processor can run, slowest first, ended by a null pointer; and the one in use.
+// dispatch.cpp: the tables that this processor can run, slowest first, ended by a null pointer; the one with that name,
+// null if none; and the one in use.
 const Kernels* const* usable_kernels();
+const Kernels* find_kernels(const char* name);
 const Kernels& active_kernels();
-// False when no usable table has that name.
-bool use_kernels(const char* name);
-
-// Whether float32 convolutions go by Winograd's kernels: never, where they are faster, wherever the one of two axes
-// (winograd.h) can, wherever the one of one axis (winograd_rows.h) can. And the last, for the tests: never, but
-// transposed ones by nonzeros.h wherever it can.
-enum WinogradMode : int { kNever, kWhereItPays, kWhereItCan, kRowsWhereItCan, kNonzerosWhereItCan };
-WinogradMode winograd_mode();
-void set_winograd_mode(WinogradMode);
+void use_kernels(const Kernels&);
 
 }  // namespace zf

@@ -1,24 +1,19 @@
-// Fully-connected layers for a few images, whose time is that of reading the weights from memory:
+// Fully-connected layers for a few images:
 //
 //   y[n][o] = bias[o] + sum over i of x[n][i] * w[o][i]        x (N, I), w (O, I), y (N, O), rows dense
 //
-// A unit of work is kRows rows of w, which meet kImages images at a time: kRows x kImages vectors of sums, a step of
-// which loads a vector of each row and image. One image takes what the memory takes, 31 GB/s on two cores (two rows at
-// a time 30, one row 21; asking for lines ahead 25), and eight 1.6 times that: rows come from L2 for all images but the
-// first, and so do the images, 36 KiB each for 9216 inputs. Cutting the rows into pieces that stay in L1 changed
-// nothing, and asking for the next piece meanwhile did not either.
-//
-// Each sum is made by the same instructions in the same order whatever the batch and the threads.
+// A unit of work is kRows rows of w, which meet kImages images at a time: kRows x kImages vectors of sums. One image
+// takes as long as reading the weights from memory (31 GB/s on two cores; one row at a time 21), eight 1.6 times that.
+// Each sum is made by the same instructions in the same order, whatever the batch and the threads.
 #include "../window.h"
 #include "simd.h"
 #include "table.h"
 #include "threads.h"
 
-namespace zf {
-namespace ZF_ISA {
+namespace zf::ZF_ISA {
 namespace {
 
-// 12 sums, three images' vectors and one of weights: the 16 registers of AVX2.
+// 12 sums, three images' vectors and one of weights fill the 16 registers of AVX2.
 constexpr int kRows = 4, kImages = 3;
 
 // Rows [o, o + kRowCount) for images [n, n + kImageCount).
@@ -63,12 +58,6 @@ void linear(const Linear& s, const T* x, const T* w, const T* bias, T* y, int th
 
 }  // namespace
 
-template <typename T>
-void add_linear(KernelsOf<T>& kernels) {
-    kernels.linear = linear<T>;
-}
-template void add_linear(KernelsOf<float>&);
-template void add_linear(KernelsOf<double>&);
+ZF_ADD(linear, table.linear = linear<T>)
 
-}  // namespace ZF_ISA
-}  // namespace zf
+}  // namespace zf::ZF_ISA

@@ -1,22 +1,22 @@
 // The transposed convolution of maps that are mostly 0 (unpooled ones are, and rectified ones by half): each value that
-// is not 0 adds its filter to the pixels under its window, and the others cost nothing.
+// is not 0 adds its filter to the pixels under its window; the others cost nothing.
 //
 //   x[n][oh*SH - PH + i][ow*SW - PW + j][c] += y[n][oh][ow][k] * w[k][c][i][j]      for each y[n][oh][ow][k] != 0
 //
-// Rows of y are made densely, in the thread's memory, and reduced to lists, a pixel each, of values and their filters'
-// offsets. A panel is up to kSlots vectors of elements (i, j, c) of all filters, [K][slots][lanes]: for each pixel the
-// vectors of x that it meets are loaded, take the products of the pixel's list, and are stored. One value costs a
-// broadcast and `slots` multiply-adds whose other factor is in memory, in L2 for most: 32 bytes a cycle there are half
-// of the direct kernel's rate, so this pays where fewer than about 4 of 10 values are left, or where windows overhang
-// a small map and the direct kernels would multiply the padding.
+// Rows of y are reduced to lists: for each pixel its values and their filters' offsets. Two kernels multiply them:
 //
-// With many channels a panel is one tap's (i, j) blocks of kWidth channels; with few (C <= kWidth / 2) it is whole tap
-// rows, KW * C elements each, and pads the last vector with zeros, which leave what lies there as it is. Where a pixel
-// has many values, filters are read as they lie instead, in chunks of channels, and a pixel's sums [C][KH][KW] are
-// added to x: that is 2 cycles an element of them, and spares what a small map would feel, the packing.
+// PanelScatter, with packed filters. A panel is up to kSlots vectors of elements (i, j, c) of all filters,
+// [K][slots][lanes]: for each pixel the vectors of x that it meets are loaded, take the products of the pixel's list,
+// and are stored. A value costs a broadcast and `slots` multiply-adds whose other factor is in memory, mostly in L2: 32
+// bytes a cycle there are half of the direct kernel's rate. With many channels a panel is blocks of kWidth channels of
+// one tap (i, j). With few it is whole tap rows, KW * C elements each; the last vector is padded with zeros.
 //
-// Rows of y are taken in groups of about kBlockPixels pixels, numbered within the image, panel by panel: every element
-// of x sums in the same order however the work was cut.
+// PlainScatter, with filters as they lie, in chunks of channels: a pixel's sums [C][KH][KW] are made and then added to
+// x. Adding costs 2 cycles an element, and no filter is packed.
+//
+// Rows of y are taken in groups of about kBlockPixels pixels, numbered within the image, so every element of x sums in
+// the same order however the work was cut. Both return false where a value or a weight is not finite, since a skipped
+// zero would have made NaN of it; x is then undefined.
 #pragma once
 #include "conv_block.h"
 
@@ -25,183 +25,151 @@ namespace {
 
 constexpr int64_t kSlots = 12;  // accumulators; with the value and a load they fill the 16 registers of AVX2
 
-// In what vectors of elements the filters are cut.
+// How filters are cut into panels.
 template <typename T>
 struct Panels {
     static constexpr int64_t kLanes = Lanes<T>::count;
     static constexpr int64_t kBlocks = kSlots * kLanes / kWidth<T>;  // of channels, in a panel
 
-    const int64_t C, K, KH, KW;
-    const bool runs;       // a panel is tap rows
-    const int64_t row;     // vectors of a tap row
-    const int64_t slots;   // of a panel; the last may have fewer
-    const int64_t pieces;  // panels a tap; of runs: one
-    const int64_t taps;    // a piece's panels
+    const Conv& s;
+    const int64_t groups;                    // into how many pieces, at least, the blocks of channels are cut
+    const bool runs = few_channels<T>(s.C);  // a panel is tap rows
+    const int64_t row = run_vectors(s);      // vectors of a tap row
+    const int64_t piece_blocks = ceil_div(blocks(s), larger(groups, ceil_div(blocks(s), kBlocks)));
+    const int64_t slots = runs ? kSlots / row * row : piece_blocks * kWidth<T> / kLanes;  // the last may have fewer
+    const int64_t pieces = runs ? 1 : ceil_div(round_up(s.C, kWidth<T>), slots* kLanes);
+    const int64_t taps = runs ? ceil_div(s.KH * row, slots) : s.KH * s.KW;  // panels of a piece
 
-    // `groups`: into how many pieces, at least, the blocks of channels shall be cut.
-    Panels(const Conv& s, int64_t groups)
-        : C(s.C),
-          K(s.K),
-          KH(s.KH),
-          KW(s.KW),
-          runs(by_runs(s)),
-          row(run_vectors(s)),
-          slots(runs ? kSlots / row * row
-                     : ceil_div(blocks(s), larger(groups, ceil_div(blocks(s), kBlocks))) * kWidth<T> / kLanes),
-          pieces(runs ? 1 : ceil_div(round_up(s.C, kWidth<T>), slots * kLanes)),
-          taps(runs ? ceil_div(s.KH * row, slots) : s.KH * s.KW) {}
-
-    static bool by_runs(const Conv& s) { return s.C <= kWidth<T> / 2; }
     static int64_t run_vectors(const Conv& s) { return ceil_div(s.KW * s.C, kLanes); }
     static int64_t blocks(const Conv& s) { return ceil_div(s.C, kWidth<T>); }
-    static bool serve(const Conv& s) {
-        return (!by_runs(s) || run_vectors(s) <= kSlots) && s.K * kSlots * kLanes < INT32_MAX;
+    static bool possible(const Conv& s) {
+        return (!few_channels<T>(s.C) || run_vectors(s) <= kSlots) && s.K * kSlots * kLanes < INT32_MAX;
     }
     // Vectors of a filter.
     static int64_t vectors(const Conv& s) {
-        return by_runs(s) ? s.KH * run_vectors(s) : s.KH * s.KW * blocks(s) * kWidth<T> / kLanes;
+        return few_channels<T>(s.C) ? s.KH * run_vectors(s) : s.KH * s.KW * blocks(s) * kWidth<T> / kLanes;
     }
 
     int64_t pitch() const { return slots * kLanes; }  // elements from one filter to the next
-    int64_t elements() const { return pieces * taps * K * pitch(); }
+    int64_t elements() const { return pieces * taps * s.K * pitch(); }
     const T* filters(const T* packed, int64_t piece, int64_t tap) const {
-        return packed + (piece * taps + tap) * K * pitch();
+        return packed + (piece * taps + tap) * s.K * pitch();
     }
     // Of panel (piece, tap): how many slots, the tap row of a slot, and its first element in that row's KW * C.
     int64_t count(int64_t piece, int64_t tap) const {
-        const int64_t left = runs ? KH * row - tap * slots : (round_up(C, kWidth<T>) - piece * pitch()) / kLanes;
+        const int64_t left = runs ? s.KH * row - tap * slots : (round_up(s.C, kWidth<T>) - piece * pitch()) / kLanes;
         return smaller(slots, left);
     }
-    int64_t tap_row(int64_t tap, int64_t slot) const { return runs ? (tap * slots + slot) / row : tap / KW; }
+    int64_t tap_row(int64_t tap, int64_t slot) const { return runs ? (tap * slots + slot) / row : tap / s.KW; }
     int64_t element(int64_t piece, int64_t tap, int64_t slot) const {
-        return runs ? slot % row * kLanes : tap % KW * C + piece * pitch() + slot * kLanes;
+        return runs ? slot % row * kLanes : tap % s.KW * s.C + piece * pitch() + slot * kLanes;
     }
 
     // Packs all filters; false if one of their elements is not finite.
-    bool pack_all(const Conv& s, const T* w, T* to, int threads) const {
-        bool finite = true;
+    bool pack_all(const T* w, T* to, int threads) const {
         if (runs) {
-            const int64_t rows = slots / row;
             zero(to, elements());
-            parallel_for(K, threads, [&](int64_t begin, int64_t end, int) {
+            return all_finite(s.K, threads, [&](int64_t begin, int64_t end, int) {
                 T sum = 0;
-                for (int64_t k = begin; k < end; ++k)
-                    for (int64_t i = 0; i < KH; ++i) {
-                        T* const filter_row = to + (i / rows * K + k) * pitch() + i % rows * row * kLanes;
-                        const T* const from = w + k * s.wk + i * s.wi;
-                        for (int64_t j = 0; j < KW; ++j)
-                            for (int64_t c = 0; c < C; ++c) {
-                                filter_row[j * C + c] = from[j * s.wj + c * s.wc];
-                                sum += from[j * s.wj + c * s.wc] * 0;
-                            }
-                    }
-                if (sum != 0) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+                for (int64_t k = begin; k < end; ++k) sum += pack_runs(w, to, k);
+                return sum == 0;
             });
-            return finite;
         }
-        const Table table(K, s.wk, KH, s.wi, KW, s.wj,
-                          [&](int64_t k, int64_t i, int64_t j) { return ((i * KW + j) * K + k) * pitch(); });
-        parallel_for(blocks(s), threads, [&](int64_t begin, int64_t end, int) {
+        const Table table(s.K, s.wk, s.KH, s.wi, s.KW, s.wj,
+                          [&](int64_t k, int64_t i, int64_t j) { return ((i * s.KW + j) * s.K + k) * pitch(); });
+        return all_finite(blocks(s), threads, [&](int64_t begin, int64_t end, int) {
             Vec<T> sum{};
-            for (int64_t b = begin; b < end; ++b) {
-                const int64_t first = b * kWidth<T>, outputs = smaller(kWidth<T>, C - first);
-                T* const block = to + first / pitch() * taps * K * pitch() + first % pitch();
-                if (outputs < kWidth<T>)
-                    for (int64_t f = 0; f < taps * K; ++f) zero(block + f * pitch(), kWidth<T>);
-                pack(table, block, w + first * s.wc, outputs, s.wc);
-                for (int64_t f = 0; f < taps * K; ++f)
-                    for (int64_t o = 0; o < kWidth<T>; o += kLanes) sum += load<Vec<T>>(block + f * pitch() + o) * 0;
-            }
-            if (!is_zero<T>(sum)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+            for (int64_t b = begin; b < end; ++b) sum += pack_block(table, w, to, b);
+            return is_zero<T>(sum);
         });
-        return finite;
+    }
+
+   private:
+    // Filter k as tap rows; returns the sum of its elements times 0.
+    T pack_runs(const T* w, T* to, int64_t k) const {
+        const int64_t rows = slots / row;
+        T sum = 0;
+        for (int64_t i = 0; i < s.KH; ++i) {
+            T* const filter_row = to + (i / rows * s.K + k) * pitch() + i % rows * row * kLanes;
+            const T* const from = w + k * s.wk + i * s.wi;
+            for (int64_t j = 0; j < s.KW; ++j)
+                for (int64_t c = 0; c < s.C; ++c) {
+                    filter_row[j * s.C + c] = from[j * s.wj + c * s.wc];
+                    sum += from[j * s.wj + c * s.wc] * 0;
+                }
+        }
+        return sum;
+    }
+
+    // Block b of channels of all filters; returns the sum of their elements times 0.
+    Vec<T> pack_block(const Table& table, const T* w, T* to, int64_t b) const {
+        const int64_t first = b * kWidth<T>, outputs = smaller(kWidth<T>, s.C - first);
+        T* const block = to + first / pitch() * taps * s.K * pitch() + first % pitch();
+        if (outputs < kWidth<T>)
+            for (int64_t f = 0; f < taps * s.K; ++f) zero(block + f * pitch(), kWidth<T>);
+        pack(table, block, w + first * s.wc, outputs, s.wc);
+        Vec<T> sum{};
+        for (int64_t f = 0; f < taps * s.K; ++f)
+            for (int64_t o = 0; o < kWidth<T>; o += kLanes) sum += load<Vec<T>>(block + f * pitch() + o) * 0;
+        return sum;
     }
 };
 
-// Whether filters are read as they lie, by the values that a pixel is expected to have.
+// Whether PlainScatter can read the filters: torch's contiguous layout, whole blocks of channels.
 template <typename T>
-bool as_they_lie(const Conv& s, double nonzeros) {
+bool plain_filters_possible(const Conv& s) {
     return s.wj == 1 && s.wi == s.KW && s.wc == s.KH * s.KW && s.wk == s.C * s.wc && s.K * s.wk < INT32_MAX &&
-           s.C % kWidth<T> == 0 && nonzeros >= 64 * static_cast<double>(s.OH * s.OW);
+           s.C % kWidth<T> == 0;
 }
 
-// What it takes for an image with `nonzeros` values that are not 0, in cycles as measured with AVX2: a vector of a
-// product; a value looked at; a vector of x loaded and stored for each pixel, or an element of its sums added; a
-// filter's element packed.
-template <typename T>
-double nonzero_cycles(const Conv& s, double nonzeros) {
-    const double pixels = static_cast<double>(s.OH * s.OW), values = static_cast<double>(s.K);
-    if (as_they_lie<T>(s, nonzeros)) {
-        const double elements = static_cast<double>(s.C * s.KH * s.KW);
-        return elements * (1.1 / Lanes<T>::count * nonzeros + 2 * pixels) + pixels * values;
-    }
-    const double vectors = static_cast<double>(Panels<T>::vectors(s));
-    return vectors * (1.1 * nonzeros + 3 * smaller(pixels, nonzeros)) + pixels * values +
-           0.7 * values * Lanes<T>::count * vectors;
-}
-
-// The values that are not 0 of a group of pixels, in ascending order of channels: pixel p has [from(p), from(p + 1)) of
-// value[] and of offset[], its filter's, `pitch` elements after the last one's.
+// The values that are not 0 of a group of pixels, in ascending order of channels. Pixel p has elements [begin(p),
+// begin(p + 1)) of value[] and of offset[], its filter's, where a filter is `pitch` elements.
 template <typename T>
 class Nonzeros {
    public:
     static constexpr int kLanes = Lanes<T>::count;
-    T* const value;
-    int32_t* const offset;
+    // Each thread's memory for the lists of up to `pixels` pixels, and for a row of pixels.
+    struct Memory {
+        const Conv& s;
+        const int64_t pixels, threads;
+        const int64_t most = round_up(pixels * s.K + kLanes, 16);  // values; the last vector may end past the lists
+        const PerThread<T> values{threads, most + round_up(s.OW * s.K, 16)};
+        const PerThread<int32_t> offsets{threads, most};
+        const PerThread<int64_t> begins{threads, round_up(pixels + 1, 8)};
+    };
 
-    // Of up to `pixels` pixels, in `memory` of bytes(s, pixels) bytes.
-    Nonzeros(const Conv& s, int64_t pixels, int64_t pitch, char* memory)
-        : value(reinterpret_cast<T*>(memory)),
-          offset(reinterpret_cast<int32_t*>(memory + aligned(values(s, pixels), sizeof(T)))),
-          s_(s),
-          pitch_(pitch),
-          row_(value + round_up(pixels * s.K + kLanes, 16)),
-          from_(reinterpret_cast<int64_t*>(reinterpret_cast<char*>(offset) +
-                                           aligned(pixels * s.K + kLanes, sizeof(int32_t)))) {
+    Nonzeros(const Memory& memory, int thread, int64_t pitch) : memory_(memory), thread_(thread), pitch_(pitch) {
         for (int i = 0; i < kLanes; ++i) lanes_[i] = static_cast<int32_t>(i * pitch);
     }
 
-    static std::size_t bytes(const Conv& s, int64_t pixels) {
-        return aligned(values(s, pixels), sizeof(T)) + aligned(pixels * s.K + kLanes, sizeof(int32_t)) +
-               aligned(pixels + 1, sizeof(int64_t));
-    }
-
-    // Rows [oh, oh_end) of images [n, n_end).
+    // Takes rows `rows` of `images`.
     template <typename FillRow>
-    void take(int64_t n, int64_t n_end, int64_t oh, int64_t oh_end, const FillRow& fill_row) {
+    void take(Range images, Range rows, const FillRow& fill_row) {
         int64_t count = 0, pixel = 0;
-        for (; n < n_end; ++n)
-            for (int64_t r = oh; r < oh_end; ++r) {
-                fill_row(n, r, 0, s_.OW, row_);
+        for (int64_t n = images.begin; n < images.end; ++n)
+            for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
+                fill_row(n, oh, 0, s_.OW, row_);
                 for (int64_t ow = 0; ow < s_.OW; ++ow) {
-                    from_[pixel++] = count;
+                    begin_[pixel++] = count;
                     count += list(row_ + ow * s_.K, value + count, offset + count);
                 }
             }
-        from_[pixel] = count;
+        begin_[pixel] = count;
         int64_t i = 0;
         for (; i + kLanes <= count; i += kLanes) seen_ += load<Vec<T>>(value + i) * 0;
         for (; i < count; ++i) seen_[0] += value[i] * 0;
     }
 
-    const int64_t* from(int64_t pixel) const { return from_ + pixel; }
+    Range of(int64_t pixel) const { return {begin_[pixel], begin_[pixel + 1]}; }
     // Whether all values seen were finite.
     bool finite() const { return is_zero<T>(seen_); }
 
    private:
-    static std::size_t aligned(int64_t count, std::size_t size) {
-        return (static_cast<std::size_t>(count) * size + 63) / 64 * 64;
-    }
-    static int64_t values(const Conv& s, int64_t pixels) {  // the lists', and a row of pixels
-        return round_up(pixels * s.K + kLanes, 16) + s.OW * s.K;
-    }
-
     int64_t list(const T* pixel, T* values, int32_t* offsets) {
         int64_t count = 0, k = 0;
-        for (; k + kLanes <= s_.K; k += kLanes) {
+        for (; k + kLanes <= s_.K; k += kLanes)
             count += compress(load<Vec<T>>(pixel + k), static_cast<int32_t>(k * pitch_), lanes_, values + count,
                               offsets + count);
-        }
         for (; k < s_.K; ++k) {
             values[count] = pixel[k], offsets[count] = static_cast<int32_t>(k * pitch_);
             count += pixel[k] != 0;
@@ -209,15 +177,20 @@ class Nonzeros {
         return count;
     }
 
-    const Conv& s_;
-    const int64_t pitch_;
-    T* const row_;
-    int64_t* const from_;
+    const Memory& memory_;
+    const int64_t thread_, pitch_;
+    const Conv& s_ = memory_.s;
+    T* const row_ = memory_.values.of(thread_) + memory_.most;
+    int64_t* const begin_ = memory_.begins.of(thread_);
     int32_t lanes_[kLanes];  // a vector's offsets
     Vec<T> seen_{};
+
+   public:
+    T* const value = memory_.values.of(thread_);
+    int32_t* const offset = memory_.offsets.of(thread_);
 };
 
-// to[i][at + lanes] = sum over n < nonzeros of value[n] * filters[offset[n] + i * lanes + lanes], for i < kCount; added
+// to[i][at + lanes] = sum over n in `list` of value[n] * filters[offset[n] + i * lanes + lanes], for i < kCount; added
 // to what is there unless kFresh.
 template <bool kFresh, typename T, int kCount>
 void add_products(Index<kCount>, const int32_t* offset, const T* value, int64_t nonzeros, const T* filters,
@@ -234,184 +207,251 @@ void add_products(Index<kCount>, const int32_t* offset, const T* value, int64_t 
 }
 
 template <bool kFresh, typename T>
-ZF_INLINE void add_products(int64_t count, const int32_t* offset, const T* value, int64_t nonzeros, const T* filters,
-                            T* const* to, int64_t at) {
-    with_count<kSlots>(count, [&](auto n) { add_products<kFresh>(n, offset, value, nonzeros, filters, to, at); });
+ZF_INLINE void add_products(int64_t slots, const Nonzeros<T>& nonzeros, Range list, const T* filters, T* const* to,
+                            int64_t at) {
+    with_count<kSlots>(slots, [&](auto n) {
+        add_products<kFresh>(n, nonzeros.offset + list.begin, nonzeros.value + list.begin, list.size(), filters, to,
+                             at);
+    });
 }
 
-// How y is cut, which the filters' layout has no part in: units of work have `images` images, and take `rows` rows of
-// each at a time.
+// How y is cut, whatever the filters' layout: a unit of work has up to `images` images, and takes `rows` rows of each
+// at a time.
 struct Cut {
-    int64_t images, sets, rows, pixels;
-    Cut(const Conv& s, int threads)
-        : images(larger(1, smaller(kBlockPixels / (s.OH * s.OW), s.N / threads))),
-          sets(ceil_div(s.N, images)),
-          rows(rows_of_block(s.OW, s.OH)),
-          pixels(images * rows * s.OW) {}
+    const Conv& s;
+    const int threads;
+    const int64_t images = larger(1, smaller(kBlockPixels / (s.OH * s.OW), s.N / threads));
+    const int64_t sets = ceil_div(s.N, images), rows = rows_of_block(s.OW, s.OH), pixels = images * rows * s.OW;
 };
 
-// Zeros in channels [c, c_end) of rows [top, bottom) of image n.
+// Zeros in `channels` of rows `rows` of `images` of x.
 template <typename T>
-void zero_rows(const Conv& s, T* x, int64_t n, int64_t top, int64_t bottom, int64_t c, int64_t c_end) {
-    T* const pixels = x + (n * s.H + top) * s.W * s.C;
-    if (c_end - c == s.C) return zero(pixels, (bottom - top) * s.W * s.C);
-    for (int64_t p = 0; p < (bottom - top) * s.W; ++p) zero(pixels + p * s.C + c, c_end - c);
+void zero_rows(const Conv& s, T* x, Range images, Range rows, Range channels) {
+    for (int64_t n = images.begin; n < images.end; ++n) {
+        T* const pixels = x + (n * s.H + rows.begin) * s.W * s.C;
+        const int64_t count = rows.size() * s.W;
+        if (channels.size() == s.C)
+            zero(pixels, count * s.C);
+        else
+            for (int64_t p = 0; p < count; ++p) zero(pixels + p * s.C + channels.begin, channels.size());
+    }
 }
 
-// With packed filters. False, and x is of no use, where a value or a weight is not finite: what is left out here would
-// make NaN of it. A unit of work is (images, band of rows of x, group of panels' pieces).
-template <typename T, typename FillRow>
-bool scatter_packed(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    constexpr int64_t kLanes = Lanes<T>::count;
-    const Cut cut(s, threads);
-    const bool alone = s.C % kWidth<T> == 0;  // blocks of channels share no vector of x
-    const Panels<T> panels(s, alone ? groups_for(Panels<T>::blocks(s), cut.sets, threads) : 1);
-    const Scratch packed(static_cast<std::size_t>(panels.elements()) * sizeof(T));
-    if (!panels.pack_all(s, w, packed.as<T>(), threads)) return false;
+// One thread's share of the kernel with packed filters.
+template <typename T>
+class PanelScatter {
+    static constexpr int64_t kLanes = Lanes<T>::count;
 
-    const int64_t groups = alone ? groups_for(panels.pieces, cut.sets, threads) : 1, pitch = s.W * s.C;
-    const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, cut.sets * groups)));
-    const int64_t phases = panels.runs ? ceil_div(s.KW, s.SW) : 1;
-    const int64_t beside = round_up(pitch, 16);  // where rows outside the band are added
-    const std::size_t own =
-        static_cast<std::size_t>(beside + kSlots * kLanes) * sizeof(T) + Nonzeros<T>::bytes(s, cut.pixels);
-    const Scratch memory(static_cast<std::size_t>(threads) * own);
-    bool finite = true;
-    parallel_for(cut.sets * bands * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const outside = reinterpret_cast<T*>(memory.as<char>() + static_cast<std::size_t>(thread) * own);
-        T* const edge = outside + beside;
-        Nonzeros<T> nonzeros(s, cut.pixels, panels.pitch(), reinterpret_cast<char*>(edge + kSlots * kLanes));
-        zero(outside, beside);
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t group = unit % groups, b = unit / groups % bands, set = unit / groups / bands;
-            const int64_t first_image = s.N * set / cut.sets, end_image = s.N * (set + 1) / cut.sets;
-            const int64_t top = s.H * b / bands, bottom = s.H * (b + 1) / bands;
-            const int64_t first_piece = panels.pieces * group / groups;
-            const int64_t end_piece = panels.pieces * (group + 1) / groups;
-            for (int64_t n = first_image; n < end_image; ++n)
-                zero_rows(s, x, n, top, bottom, groups == 1 ? 0 : first_piece * panels.pitch(),
-                          groups == 1 ? s.C : smaller(s.C, end_piece * panels.pitch()));
-            const int64_t last = last_window(bottom - 1, s.SH, s.PH, s.OH);
-            for (int64_t oh = first_window(top, s.KH, s.SH, s.PH), next; oh <= last; oh = next) {
-                next = smaller(last + 1, (oh / cut.rows + 1) * cut.rows);
-                nonzeros.take(first_image, end_image, oh, next, fill_row);
-                const int64_t rows = next - oh, all_rows = (end_image - first_image) * rows;
-                for (int64_t panel = first_piece * panels.taps; panel < end_piece * panels.taps; ++panel) {
-                    const int64_t piece = panel / panels.taps, tap = panel % panels.taps;
-                    const T* const filters = panels.filters(packed.as<T>(), piece, tap);
-                    const int64_t slots = panels.count(piece, tap);
-                    const int64_t first = panels.element(piece, tap, 0);
-                    const int64_t past = panels.element(piece, tap, slots - 1) + kLanes;
-                    for (int64_t r = 0; r < all_rows; ++r) {
-                        T *to[kSlots], *at_edge[kSlots];
-                        bool met = false;
-                        const int64_t n = first_image + r / rows, h0 = (oh + r % rows) * s.SH - s.PH;
-                        for (int64_t i = 0; i < slots; ++i) {
-                            const int64_t h = h0 + panels.tap_row(tap, i);
-                            const bool inside = h >= top && h < bottom;
-                            met |= inside;
-                            to[i] = (inside ? x + (n * s.H + h) * pitch : outside) + panels.element(piece, tap, i);
-                            at_edge[i] = edge + i * kLanes;
-                        }
-                        if (!met) continue;
-                        const auto pixel = [&](int64_t ow) {
-                            const int64_t from = *nonzeros.from(r * s.OW + ow);
-                            const int64_t count = *nonzeros.from(r * s.OW + ow + 1) - from;
-                            const int64_t at = (ow * s.SW - s.PW) * s.C;
-                            if (count == 0 || at + past <= 0 || at + first >= pitch) return;
-                            const bool whole = at + first >= 0 && at + past <= pitch;
-                            if (!whole) zero(edge, slots * kLanes);
-                            add_products<false>(slots, nonzeros.offset + from, nonzeros.value + from, count, filters,
-                                                whole ? to : at_edge, whole ? at : 0);
-                            for (int64_t i = 0; i < slots && !whole; ++i) {
-                                const int64_t e = at + panels.element(piece, tap, i);
-                                const int64_t lanes = smaller(kLanes, pitch - e);
-                                for (int64_t l = larger(0, -e); l < lanes; ++l) to[i][at + l] += at_edge[i][l];
-                            }
-                        };
-                        // Neighbours overlap where panels are tap rows, and a load that meets two stores waits for
-                        // both.
-                        for (int64_t phase = 0; phase < phases; ++phase)
-                            for (int64_t ow = phase; ow < s.OW; ow += phases) pixel(ow);
-                    }
-                }
+   public:
+    // `memory` has elements(s) elements.
+    PanelScatter(const Panels<T>& panels, const T* packed, T* x, T* memory, const Nonzeros<T>& nonzeros)
+        : panels_(panels), packed_(packed), x_(x), outside_(memory), nonzeros_(nonzeros) {
+        zero(outside_, beside(s_));
+        for (int64_t i = 0; i < kSlots; ++i) at_edge_[i] = edge_ + i * kLanes;
+    }
+    static int64_t elements(const Conv& s) { return beside(s) + kSlots * kLanes; }
+
+    // Adds the panels of `pieces` to rows `band` of x, `rows` rows of y at a time.
+    template <typename FillRow>
+    bool add(Range images, Range band, Range pieces, int64_t rows, const FillRow& fill_row) {
+        const int64_t last = last_window(band.end - 1, s_.SH, s_.PH, s_.OH);
+        for (int64_t oh = first_window(band.begin, s_.KH, s_.SH, s_.PH), next; oh <= last; oh = next) {
+            next = smaller(last + 1, (oh / rows + 1) * rows);
+            nonzeros_.take(images, {oh, next}, fill_row);
+            for (int64_t panel = pieces.begin * panels_.taps; panel < pieces.end * panels_.taps; ++panel)
+                add_panel(images, band, {oh, next}, panel / panels_.taps, panel % panels_.taps);
+        }
+        return nonzeros_.finite();
+    }
+
+   private:
+    static int64_t beside(const Conv& s) { return round_up(s.W * s.C, 16); }
+
+    void add_panel(Range images, Range band, Range rows, int64_t piece, int64_t tap) {
+        filters_ = panels_.filters(packed_, piece, tap);
+        slots_ = panels_.count(piece, tap);
+        for (int64_t i = 0; i < slots_; ++i) element_[i] = panels_.element(piece, tap, i);
+        // Neighbours overlap where panels are tap rows, and a load that meets two stores waits for both.
+        const int64_t phases = panels_.runs ? ceil_div(s_.KW, s_.SW) : 1;
+        int64_t pixel = 0;  // the row's first
+        for (int64_t n = images.begin; n < images.end; ++n)
+            for (int64_t oh = rows.begin; oh < rows.end; ++oh, pixel += s_.OW) {
+                if (!aim(n, oh * s_.SH - s_.PH, band, tap)) continue;
+                for (int64_t phase = 0; phase < phases; ++phase)
+                    for (int64_t ow = phase; ow < s_.OW; ow += phases) add_pixel(ow, nonzeros_.of(pixel + ow));
+            }
+    }
+
+    // Points each slot at its row of x, with element 0 of the row above tap 0; at memory beside x where the row is not
+    // in the band. False if none is.
+    bool aim(int64_t n, int64_t h0, Range band, int64_t tap) {
+        bool met = false;
+        for (int64_t i = 0; i < slots_; ++i) {
+            const int64_t h = h0 + panels_.tap_row(tap, i);
+            const bool inside = h >= band.begin && h < band.end;
+            met |= inside;
+            to_[i] = (inside ? x_ + (n * s_.H + h) * s_.W * s_.C : outside_) + element_[i];
+        }
+        return met;
+    }
+
+    ZF_INLINE void add_pixel(int64_t ow, Range list) {
+        const int64_t pitch = s_.W * s_.C, at = (ow * s_.SW - s_.PW) * s_.C;
+        const int64_t first = at + element_[0], past = at + element_[slots_ - 1] + kLanes;
+        if (list.size() == 0 || past <= 0 || first >= pitch) return;
+        if (first >= 0 && past <= pitch) return add_products<false>(slots_, nonzeros_, list, filters_, to_, at);
+        zero(edge_, slots_ * kLanes);
+        add_products<false>(slots_, nonzeros_, list, filters_, at_edge_, 0);
+        for (int64_t i = 0; i < slots_; ++i) {
+            const int64_t e = at + element_[i], lanes = smaller(kLanes, pitch - e);
+            for (int64_t l = larger(0, -e); l < lanes; ++l) to_[i][at + l] += at_edge_[i][l];
+        }
+    }
+
+    const Panels<T>& panels_;
+    const Conv& s_ = panels_.s;
+    const T* const packed_;
+    T *const x_, *const outside_, *const edge_ = outside_ + beside(s_);  // outside_: a row of x that nobody reads
+    Nonzeros<T> nonzeros_;
+    // Of the panel and the row of y.
+    const T* filters_ = nullptr;
+    int64_t slots_ = 0, element_[kSlots];
+    T *to_[kSlots], *at_edge_[kSlots];
+};
+
+// One thread's share of the kernel with filters as they lie, [K][C][KH][KW].
+template <typename T>
+class PlainScatter {
+    static constexpr int64_t kLanes = Lanes<T>::count;
+
+   public:
+    // `sums` has elements(s, pixels) elements, for the pixels of the lists.
+    PlainScatter(const Conv& s, const T* w, T* x, T* sums, const Nonzeros<T>& nonzeros)
+        : s_(s), w_(w), x_(x), sums_(sums), nonzeros_(nonzeros) {}
+    static int64_t elements(const Conv& s, int64_t pixels) { return round_up(pixels * most_elements(s), 16); }
+
+    // Chunks are whole blocks of channels, with at least kSlots vectors of a filter.
+    static int64_t chunks(const Conv& s) {
+        return ceil_div(s.C / kWidth<T>, ceil_div(kSlots * kLanes, s.KH * s.KW * kWidth<T>));
+    }
+    static Range channels(const Conv& s, Range own) {
+        const int64_t blocks = s.C / kWidth<T>, count = chunks(s);
+        return {blocks * own.begin / count * kWidth<T>, blocks * own.end / count * kWidth<T>};
+    }
+
+    // Adds to the channels of `chunks` of x, `rows` rows of y at a time.
+    template <typename FillRow>
+    bool add(Range images, Range, Range chunks, int64_t rows, const FillRow& fill_row) {
+        for (int64_t oh = 0, next; oh < s_.OH; oh = next) {
+            next = smaller(s_.OH, oh + rows);
+            nonzeros_.take(images, {oh, next}, fill_row);
+            for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
+                const Range own = channels(s_, {chunk, chunk + 1});
+                multiply(images.size() * (next - oh) * s_.OW, own);
+                spread(images, {oh, next}, own);
             }
         }
-        if (!nonzeros.finite()) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
-    });
-    return finite;
+        return nonzeros_.finite();
+    }
+
+   private:
+    static int64_t most_elements(const Conv& s) {  // of a chunk
+        return ceil_div(s.C / kWidth<T>, chunks(s)) * kWidth<T> * s.KH * s.KW;
+    }
+
+    // sums_[pixel] = the pixel's values times their filters, for `channels`; parts of kSlots vectors or fewer at a
+    // time.
+    void multiply(int64_t pixels, Range channels) {
+        const int64_t taps = s_.KH * s_.KW, most = most_elements(s_);
+        const int64_t vectors = channels.size() * taps / kLanes, parts = ceil_div(vectors, kSlots);
+        for (int64_t part = 0; part < parts; ++part) {
+            const Range slots = share(vectors, part, parts);
+            const T* const filters = w_ + channels.begin * taps + slots.begin * kLanes;
+            for (int64_t p = 0; p < pixels; ++p) {
+                T* to[kSlots];
+                for (int64_t i = 0; i < slots.size(); ++i) to[i] = sums_ + p * most + (slots.begin + i) * kLanes;
+                add_products<true>(slots.size(), nonzeros_, nonzeros_.of(p), filters, to, 0);
+            }
+        }
+    }
+
+    // Adds the pixels' sums to the pixels of x under their windows.
+    void spread(Range images, Range rows, Range channels) {
+        int64_t pixel = 0;
+        for (int64_t n = images.begin; n < images.end; ++n)
+            for (int64_t oh = rows.begin; oh < rows.end; ++oh)
+                for (int64_t ow = 0; ow < s_.OW; ++ow, ++pixel)
+                    if (nonzeros_.of(pixel).size())
+                        add_sums(sums_ + pixel * most_elements(s_), x_ + n * s_.H * s_.W * s_.C + channels.begin,
+                                 oh * s_.SH - s_.PH, ow * s_.SW - s_.PW, channels.size());
+    }
+
+    // A pixel's sums to image x, whose window begins at (h0, w0).
+    void add_sums(const T* sums, T* x, int64_t h0, int64_t w0, int64_t channels) {
+        const int64_t taps = s_.KH * s_.KW;
+        for (int64_t i = larger(0, -h0); i < smaller(s_.KH, s_.H - h0); ++i)
+            for (int64_t j = larger(0, -w0); j < smaller(s_.KW, s_.W - w0); ++j) {
+                T* const to = x + ((h0 + i) * s_.W + w0 + j) * s_.C;
+                const T* const sum = sums + i * s_.KW + j;
+                for (int64_t o = 0; o < channels; ++o) to[o] += sum[o * taps];
+            }
+    }
+
+    const Conv& s_;
+    const T* const w_;
+    T *const x_, *const sums_;
+    Nonzeros<T> nonzeros_;
+};
+
+// A unit of work is (images, one of `bands` bands of rows of x, group of the `parts` parts of the channels).
+// start(thread) makes a PanelScatter or a PlainScatter; channels(parts) are the channels of some parts.
+template <typename T, typename Start, typename Channels, typename FillRow>
+bool scatter_by(const Cut& cut, T* x, int64_t bands, int64_t parts, int64_t groups, const Start& start,
+                const Channels& channels, const FillRow& fill_row) {
+    return for_units(cut.sets, bands, groups, cut.threads, start,
+                     [&](auto& scatter, int64_t set, int64_t b, int64_t group, int) {
+                         const Range images = share(cut.s.N, set, cut.sets), band = share(cut.s.H, b, bands);
+                         const Range own = share(parts, group, groups);
+                         zero_rows(cut.s, x, images, band, channels(own));
+                         return scatter.add(images, band, own, cut.rows, fill_row);
+                     });
 }
 
-// The same with filters as they lie, [K][C][KH][KW]. A unit of work is (images, group of chunks of channels).
 template <typename T, typename FillRow>
-bool scatter_plain(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    constexpr int64_t kLanes = Lanes<T>::count;
-    const Cut cut(s, threads);
-    const int64_t taps = s.KH * s.KW, filter = s.C * taps;
-    const int64_t blocks = s.C / kWidth<T>, chunk_blocks = ceil_div(kSlots * kLanes, taps * kWidth<T>);
-    const int64_t chunks = ceil_div(blocks, chunk_blocks), groups = groups_for(chunks, cut.sets, threads);
-    const int64_t most = ceil_div(blocks, chunks) * kWidth<T> * taps;  // elements of a chunk
-    const auto first_channel = [&](int64_t chunk) { return blocks * chunk / chunks * kWidth<T>; };
-    const std::size_t own =
-        static_cast<std::size_t>(round_up(cut.pixels * most, 16)) * sizeof(T) + Nonzeros<T>::bytes(s, cut.pixels);
-    const Scratch memory(static_cast<std::size_t>(threads) * own);
-    bool finite = true;
-    parallel_for(s.K, threads, [&](int64_t begin, int64_t end, int) {
+bool scatter_nonzeros(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const Cut cut{s, threads};
+    const bool alone = s.C % kWidth<T> == 0;  // blocks of channels share no vector of x
+    const Panels<T> panels{s, alone ? groups_for(Panels<T>::blocks(s), cut.sets, threads) : 1};
+    const Scratch packed(static_cast<std::size_t>(panels.elements()) * sizeof(T));
+    if (!panels.pack_all(w, packed.as<T>(), threads)) return false;
+    const int64_t groups = alone ? groups_for(panels.pieces, cut.sets, threads) : 1;
+    const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, cut.sets * groups)));
+    const PerThread<T> memory(threads, PanelScatter<T>::elements(s));
+    const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};
+    const auto start = [&](int thread) {
+        return PanelScatter<T>(panels, packed.as<T>(), x, memory.of(thread), {lists, thread, panels.pitch()});
+    };
+    const auto channels = [&](Range pieces) {
+        return Range{pieces.begin * panels.pitch(), smaller(s.C, pieces.end * panels.pitch())};
+    };
+    return scatter_by(cut, x, bands, panels.pieces, groups, start, channels, fill_row);
+}
+
+template <typename T, typename FillRow>
+bool scatter_nonzeros_plain(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const Cut cut{s, threads};
+    const int64_t filter = s.C * s.KH * s.KW, chunks = PlainScatter<T>::chunks(s);
+    const bool finite = all_finite(s.K, threads, [&](int64_t begin, int64_t end, int) {
         Vec<T> sum{};
-        for (int64_t e = begin * filter; e < end * filter; e += kLanes) sum += load<Vec<T>>(w + e) * 0;
-        if (!is_zero<T>(sum)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+        for (int64_t e = begin * filter; e < end * filter; e += Lanes<T>::count) sum += load<Vec<T>>(w + e) * 0;
+        return is_zero<T>(sum);
     });
     if (!finite) return false;
-    parallel_for(cut.sets * groups, threads, [&](int64_t begin, int64_t end, int thread) {
-        T* const sums = reinterpret_cast<T*>(memory.as<char>() + static_cast<std::size_t>(thread) * own);
-        Nonzeros<T> nonzeros(s, cut.pixels, filter, reinterpret_cast<char*>(sums + round_up(cut.pixels * most, 16)));
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t group = unit % groups, set = unit / groups;
-            const int64_t first_image = s.N * set / cut.sets, end_image = s.N * (set + 1) / cut.sets;
-            const int64_t first_chunk = chunks * group / groups, end_chunk = chunks * (group + 1) / groups;
-            for (int64_t n = first_image; n < end_image; ++n)
-                zero_rows(s, x, n, 0, s.H, first_channel(first_chunk), first_channel(end_chunk));
-            for (int64_t oh = 0, next; oh < s.OH; oh = next) {
-                next = smaller(s.OH, oh + cut.rows);
-                nonzeros.take(first_image, end_image, oh, next, fill_row);
-                const int64_t rows = next - oh, pixels = (end_image - first_image) * rows * s.OW;
-                for (int64_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
-                    const int64_t c = first_channel(chunk), c_end = first_channel(chunk + 1);
-                    const int64_t vectors = (c_end - c) * taps / kLanes, parts = ceil_div(vectors, kSlots);
-                    for (int64_t part = 0; part < parts; ++part) {
-                        const int64_t slots = vectors * (part + 1) / parts - vectors * part / parts;
-                        const int64_t e = vectors * part / parts * kLanes;
-                        for (int64_t p = 0; p < pixels; ++p) {
-                            const int64_t from = *nonzeros.from(p), count = *nonzeros.from(p + 1) - from;
-                            T* to[kSlots];
-                            for (int64_t i = 0; i < slots; ++i) to[i] = sums + p * most + e + i * kLanes;
-                            add_products<true>(slots, nonzeros.offset + from, nonzeros.value + from, count,
-                                               w + c * taps + e, to, 0);
-                        }
-                    }
-                    for (int64_t p = 0; p < pixels; ++p) {
-                        const int64_t n = first_image + p / (rows * s.OW), h0 = (oh + p / s.OW % rows) * s.SH - s.PH;
-                        const int64_t w0 = p % s.OW * s.SW - s.PW;
-                        if (*nonzeros.from(p) == *nonzeros.from(p + 1)) continue;
-                        for (int64_t i = larger(0, -h0); i < smaller(s.KH, s.H - h0); ++i)
-                            for (int64_t j = larger(0, -w0); j < smaller(s.KW, s.W - w0); ++j) {
-                                T* const pixel = x + ((n * s.H + h0 + i) * s.W + w0 + j) * s.C + c;
-                                const T* const sum = sums + p * most + i * s.KW + j;
-                                for (int64_t o = 0; o < c_end - c; ++o) pixel[o] += sum[o * taps];
-                            }
-                    }
-                }
-            }
-        }
-        if (!nonzeros.finite()) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
-    });
-    return finite;
-}
-
-template <typename T, typename FillRow>
-bool scatter_nonzeros(const Conv& s, const T* w, T* x, double nonzeros, int threads, const FillRow& fill_row) {
-    return as_they_lie<T>(s, nonzeros) ? scatter_plain(s, w, x, threads, fill_row)
-                                       : scatter_packed(s, w, x, threads, fill_row);
+    const PerThread<T> sums(threads, PlainScatter<T>::elements(s, cut.pixels));
+    const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};
+    const auto start = [&](int thread) { return PlainScatter<T>(s, w, x, sums.of(thread), {lists, thread, filter}); };
+    const auto channels = [&](Range own) { return PlainScatter<T>::channels(s, own); };
+    return scatter_by(cut, x, 1, chunks, groups_for(chunks, cut.sets, threads), start, channels, fill_row);
 }
 
 }  // namespace

@@ -1,15 +1,14 @@
 // Weights between torch's memory, through strides, and the kernels' blocks [row][kWidth outputs].
 //
 // Which row a filter's element becomes differs from kernel to kernel, but not from one output channel to the next: a
-// Table lists, for every element, its offset in torch's filter and in the block, and serves all blocks. Where four
+// Table lists the offsets of every element in torch's filter and in the block, and serves all blocks. Where four
 // elements are neighbours in the filter, 4 outputs x 4 elements are transposed in registers (one by one, packing took
 // 38% of a 3x3 convolution of 256 to 384 maps at N = 1).
 #pragma once
 #include <cstdint>
 
-#include "../window.h"
 #include "simd.h"
-#include "threads.h"
+#include "units.h"
 
 namespace zf {
 namespace {
@@ -17,6 +16,12 @@ namespace {
 // Output channels of a block.
 template <typename T>
 constexpr int64_t kWidth = 2 * Lanes<T>::count;
+
+// Whether C channels leave half of a block's lanes empty, or more.
+template <typename T>
+constexpr bool few_channels(int64_t C) {
+    return C <= kWidth<T> / 2;
+}
 
 struct Element {
     int64_t filter, block;  // offsets
@@ -45,13 +50,6 @@ class Table {
     int64_t count_;
     Scratch memory_;
 };
-
-template <typename T>
-struct FourOf {
-    typedef T type __attribute__((vector_size(4 * sizeof(T))));
-};
-template <typename T>
-using Four = typename FourOf<T>::type;
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define ZF_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -84,16 +82,18 @@ ZF_INLINE void for_elements(const Table& table, int64_t outputs, const FourByFou
     }
 }
 
-// One block from `outputs` <= kWidth filters, so elements apart. The other outputs' places are left as they are.
+// `outputs` <= kWidth values.
+template <typename T>
+ZF_INLINE void copy_outputs(T* to, const T* from, int64_t outputs) {
+    if (outputs == kWidth<T>) return copy(to, from, kWidth<T>);  // a size known to the compiler: two stores, not a call
+    copy(to, from, outputs);
+}
+
+// One block from `outputs` <= kWidth filters, so elements apart. The block's other outputs are left as they are.
 template <typename T>
 void pack(const Table& table, T* block, const T* filters, int64_t outputs, int64_t so) {
     if (so == 1) {
-        for (const Element& e : table) {
-            if (outputs == kWidth<T>)
-                copy(block + e.block, filters + e.filter, kWidth<T>);
-            else
-                copy(block + e.block, filters + e.filter, outputs);
-        }
+        for (const Element& e : table) copy_outputs(block + e.block, filters + e.filter, outputs);
         return;
     }
     for_elements(
@@ -129,50 +129,46 @@ void unpack(const Table& table, const T* block, T* filters, int64_t outputs, int
         [&](const Element* e, int64_t o) { filters[e->filter + o * so] = block[e->block + o]; });
 }
 
-// All blocks of a convolution's weights, packed for it: `pack_block(b, to)` writes the `size` elements of block b.
-// Where each block is used just once, its thread packs it then, while it is in the nearest cache; else all are packed
-// at the start, by all threads.
+// All blocks of a convolution's weights: `pack_block(b, to)` writes the `size` elements of block b. Where each block is
+// used just once, its thread packs it then, while it is in the nearest cache; otherwise all threads pack all of them at
+// the start.
 template <typename T, typename PackBlock>
 class Packed {
    public:
-    const int64_t blocks;
-
     Packed(int64_t count, int64_t size, const PackBlock& pack_block, bool used_once, int threads)
-        : blocks(count),
-          size_(size),
-          pack_block_(pack_block),
-          used_once_(used_once),
-          memory_(static_cast<std::size_t>((used_once ? threads : count) * size) * sizeof(T)) {
+        : pack_block_(pack_block), used_once_(used_once), memory_(used_once ? threads : count, size) {
         if (used_once) return;
-        parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t b = begin; b < end; ++b) pack_block_(b, at(b));
+        parallel_for(count, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t b = begin; b < end; ++b) pack_block_(b, memory_.of(b));
         });
     }
-
     const T* block(int64_t b, int thread) const {
-        if (used_once_) pack_block_(b, at(thread));
-        return at(used_once_ ? thread : b);
+        if (!used_once_) return memory_.of(b);
+        pack_block_(b, memory_.of(thread));
+        return memory_.of(thread);
     }
 
    private:
-    T* at(int64_t slot) const { return memory_.template as<T>() + slot * size_; }
-
-    const int64_t size_;
     const PackBlock& pack_block_;
     const bool used_once_;
-    const Scratch memory_;
+    const PerThread<T> memory_;
 };
 
-// What packs block b of `size` elements: the filters from b * kWidth on, so elements apart, with zeros for absent ones
-// and for rows that the table does not name.
+// Packs block b of `size` elements: the filters from b * kWidth on, so elements apart, with zeros for absent ones and
+// for rows that the table does not name.
 template <typename T>
-auto pack_filters(const Table& table, int64_t size, const T* filters, int64_t outputs, int64_t so) {
-    return [=, &table](int64_t b, T* to) {
+struct FilterPacker {
+    const Table table;
+    const int64_t size;
+    const T* filters;
+    const int64_t outputs, so;
+
+    void operator()(int64_t b, T* to) const {
         const int64_t from = b * kWidth<T>, count = smaller(kWidth<T>, outputs - from);
         if (count < kWidth<T> || size > (table.end() - table.begin()) * kWidth<T>) zero(to, size);
         pack(table, to, filters + from * so, count, so);
-    };
-}
+    }
+};
 
 }  // namespace
 }  // namespace zf

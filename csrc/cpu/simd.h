@@ -1,7 +1,7 @@
 // Vectors as wide as the instruction set that this file is compiled for, from the compiler's own vector types.
 //
-// Everything here is in an unnamed namespace, and the kernels use nothing else that is inline: an inline function that
-// two instruction sets share would be merged by the linker, and an old CPU could get the new CPU's copy.
+// All of it is in an unnamed namespace: the linker would merge an inline function that two instruction sets share, and
+// an old CPU could get the new CPU's copy.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -36,16 +36,20 @@ template <>
 struct VectorOf<float> {
     typedef float type __attribute__((vector_size(kVectorBytes)));
     typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+    typedef float four __attribute__((vector_size(16)));
 };
 template <>
 struct VectorOf<double> {
     typedef double type __attribute__((vector_size(kVectorBytes)));
     typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+    typedef double four __attribute__((vector_size(32)));
 };
 template <typename T>
 using Vec = typename VectorOf<T>::type;
 template <typename T>
 using Mask = typename VectorOf<T>::mask;  // all ones where true, as comparisons give it; also the type of indices
+template <typename T>
+using Four = typename VectorOf<T>::four;
 
 #define ZF_INLINE inline __attribute__((always_inline))
 
@@ -66,8 +70,14 @@ ZF_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};  // not 0 + value, which is an addition: -0 + 0 is not -0
 }
 
-// One byte a lane to one integer a lane, and back (of values below 256). The compiler's own conversion of vectors goes
-// through single elements at these sizes, which made unpooling 3 times slower.
+// An index in every lane.
+template <typename T>
+ZF_INLINE Mask<T> all_lanes(int64_t value) {
+    return Mask<T>{} + static_cast<decltype(Mask<T>{}[0] + 0)>(value);
+}
+
+// One byte a lane to one integer a lane, and back (of values below 256). The compiler's own conversion goes through
+// single elements, which makes unpooling 3 times slower.
 template <typename T>
 ZF_INLINE Mask<T> widen(const uint8_t* from) {
 #if defined(__AVX512F__)
@@ -106,8 +116,8 @@ bool is_zero(Vec<T> v) {
     return sum == 0;
 }
 
-// sum += v * w, in registers or w[0 .. lanes) in memory. With FMA one instruction of assembly: from intrinsics GCC 12
-// stores the sums of a loop to the stack.
+// sum += v * w, in registers or w[0 .. lanes) in memory. Assembly where there is FMA: from intrinsics GCC 12 stores the
+// sums of a loop to the stack.
 template <typename T>
 ZF_INLINE void add_product(Vec<T>& sum, Vec<T> v, Vec<T> w) {
 #if defined(__x86_64__) && defined(__FMA__)
@@ -166,11 +176,10 @@ ZF_INLINE int compress(Vec<T> v, int32_t first, const int32_t* numbers, T* value
     return count;
 }
 
-// v^-1/2 to two ulp, for 1e-30 < v < 1e30: the processor's estimate of 12 bits or more, and one step of Newton's. A
-// root and a division are as right as can be, and take 3 times as long.
-constexpr bool kQuickRoots =
+// v^-1/2 to two ulp, for 1e-30 < v < 1e30: the processor's estimate of 12 bits or more, and one Newton step. A root and
+// a division take 3 times as long.
 #if defined(__SSE2__)
-    true;
+constexpr bool kQuickRoots = true;
 ZF_INLINE Vec<float> inverse_root(Vec<float> v) {
 #if defined(__AVX512F__)
     const Vec<float> r = (Vec<float>)_mm512_rsqrt14_ps((__m512)v);
@@ -182,17 +191,22 @@ ZF_INLINE Vec<float> inverse_root(Vec<float> v) {
     return r * (1.5f - 0.5f * v * r * r);
 }
 #else
-    false;
+constexpr bool kQuickRoots = false;
 ZF_INLINE Vec<float> inverse_root(Vec<float> v) { return v; }
 #endif
+
+template <typename T>
+struct Type {
+    using type = T;
+};
 
 template <int value>
 struct Index {
     static constexpr int at = value;
 };
 
-// f(Index<0>{}), ..., f(Index<kCount - 1>{}), written out: arrays that f subscripts with `at` become registers. (A loop
-// that GCC unrolls by itself is unrolled after the pass that would have made them so, and every tile spills.)
+// f(Index<0>{}), ..., f(Index<kCount - 1>{}), written out: arrays that f subscripts with `at` become registers. (GCC
+// unrolls a loop only after the pass that makes them so, and every tile spills.)
 template <int kCount, typename F>
 ZF_INLINE void repeat(const F& f) {
     if constexpr (kCount > 0) {

@@ -4,8 +4,7 @@
 #define ZF_QUOTE(name) #name
 #define ZF_NAME(name) ZF_QUOTE(name)
 
-namespace zf {
-namespace ZF_ISA {
+namespace zf::ZF_ISA {
 namespace {
 
 template <typename T>
@@ -27,5 +26,4 @@ const Kernels& kernels() {
     return table;
 }
 
-}  // namespace ZF_ISA
-}  // namespace zf
+}  // namespace zf::ZF_ISA

@@ -1,9 +1,16 @@
-// Each source file of kernels fills its own entries of the table.
+// Each source file of kernels ends with ZF_ADD(name, entries), which fills its entries of the table.
 #pragma once
 #include "kernels.h"
 
-namespace zf {
-namespace ZF_ISA {
+#define ZF_ADD(name, entries)                    \
+    template <typename T>                        \
+    void add_##name(KernelsOf<T>& table) {       \
+        entries;                                 \
+    }                                            \
+    template void add_##name(KernelsOf<float>&); \
+    template void add_##name(KernelsOf<double>&);
+
+namespace zf::ZF_ISA {
 
 template <typename T>
 void add_conv(KernelsOf<T>&);
@@ -18,5 +25,4 @@ void add_contrast_norm(KernelsOf<T>&);
 template <typename T>
 void add_linear(KernelsOf<T>&);
 
-}  // namespace ZF_ISA
-}  // namespace zf
+}  // namespace zf::ZF_ISA

@@ -1,16 +1,13 @@
 #include "threads.h"
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <thread>
 #include <vector>
 
 #if defined(__linux__)
 #include <dlfcn.h>
-#include <sys/mman.h>
 #endif
 
 namespace zf {
@@ -31,7 +28,7 @@ struct OpenMP {
 
 // Looked up once, at the first parallel call; torch is loaded by then, since Python imports it first.
 const OpenMP& openmp() {
-    static const OpenMP found = [] {
+    static const OpenMP runtime = [] {
         OpenMP o;
         const char* pool = std::getenv("ZFKERNELS_POOL");
         if (pool && pool[0] == 'o') return o;  // "own"
@@ -43,11 +40,11 @@ const OpenMP& openmp() {
 #endif
         return o;
     }();
-    return found;
+    return runtime;
 }
 
 // Workers that sleep between jobs. One job at a time: a second caller waits for the first.
-// Never destroyed: joining threads while a process exits can wait for ever.
+// Never destroyed: joining threads while a process exits can wait forever.
 class Pool {
    public:
     void run(int threads, Job job) {
@@ -111,86 +108,5 @@ void run_team(int threads, Body body, void* context) {
 }
 
 const char* pool_name() { return openmp().parallel ? "torch's OpenMP" : "own"; }
-
-void prefer_huge_pages(void* memory, std::size_t bytes) {
-#if defined(__linux__)
-    constexpr std::uintptr_t kPage = 2 << 20;
-    if (bytes < 2 * kPage) return;
-    const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
-
-namespace {
-
-// Blocks that a thread's last calls gave back. malloc returns what is above 32 MB to the system at once, and being
-// given the pages again costs more than most kernels: 40 MB took 15 ms.
-class Kept {
-   public:
-    ~Kept() {
-        for (Slot& slot : slots_) release(slot.memory);
-    }
-
-    void* take(std::size_t& bytes) {
-        Slot* best = nullptr;
-        for (Slot& slot : slots_)
-            if (slot.bytes >= bytes && (!best || slot.bytes < best->bytes)) best = &slot;
-        if (!best) return nullptr;
-        bytes = best->bytes;
-        void* const memory = best->memory;
-        *best = {};
-        return memory;
-    }
-
-    void give(void* memory, std::size_t bytes) {
-        Slot* least = &slots_[0];
-        for (Slot& slot : slots_)
-            if (slot.bytes < least->bytes) least = &slot;
-        if (bytes <= least->bytes) return release(memory);
-        release(least->memory);
-        *least = {memory, bytes};
-    }
-
-    static void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
-
-   private:
-    struct Slot {
-        void* memory = nullptr;
-        std::size_t bytes = 0;
-    } slots_[2];
-};
-
-constexpr std::size_t kLeastKept = 8 << 20, kMostKept = 64 << 20;
-
-Kept& kept() {
-    static thread_local Kept blocks;
-    return blocks;
-}
-
-// A sanitizer is to see every use of freed memory.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kKeep = false;
-#else
-constexpr bool kKeep = true;
-#endif
-
-}  // namespace
-
-Scratch::Scratch(std::size_t bytes) : memory_(nullptr), bytes_(bytes ? bytes : 1) {
-    if (kKeep && bytes_ >= kLeastKept) memory_ = kept().take(bytes_);
-    if (memory_) return;
-    memory_ = ::operator new(bytes_, std::align_val_t{64});
-    prefer_huge_pages(memory_, bytes_);
-}
-
-Scratch::~Scratch() {
-    if (kKeep && bytes_ >= kLeastKept && bytes_ <= kMostKept)
-        kept().give(memory_, bytes_);
-    else
-        Kept::release(memory_);
-}
 
 }  // namespace zf

@@ -4,14 +4,10 @@
 //
 // Each step loads two vectors of w, which stream, and broadcasts one element for each i. A forward or transposed
 // convolution has pixels for i, output channels for lanes and walks the taps (step 1); the weight gradient has elements
-// of a tap row for i, output channels for lanes and walks the pixels.
+// of a tap row for i and walks the pixels.
 //
-// Two vectors, because 2 + kCount loads then feed 2 * kCount multiply-adds: with kCount = 6 on AVX2 that is 8 loads
-// beside 12 multiply-adds, 4 cycles of loads under 6 of arithmetic, in 12 + 2 + 1 of the 16 registers. AVX-512 has
-// registers for more, but 8 pixel addresses are what the general registers hold; 16 accumulators cover the latency.
-//
-// x86 with FMA: the loop is one block of assembly. From intrinsics GCC 12 keeps storing the accumulators to the stack,
-// which costs more than half of the speed (measured: 33 against 85 GFLOP/s on a 3x3 convolution of 256 maps).
+// x86 with FMA: the loop is one block of assembly. From intrinsics GCC 12 stores the accumulators to the stack (33
+// GFLOP/s against 85 on a 3x3 convolution of 256 maps).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -52,9 +48,8 @@ struct Walk {
     int64_t rows, run, row_step, step;
 };
 
-// The same for a tile whose successor will read other memory, kCount * run elements from `ahead` on, which are asked
-// for meanwhile, kCount elements a step: 1.04 times as fast where that is in L3. (Walks that meet the same memory again
-// would only pay for it: 0.9 times.)
+// The same for a tile whose successor reads other memory, kCount * run elements from `ahead` on, which are prefetched
+// kCount elements a step: 1.04 times as fast where that is in L3. (Walks over the same memory again: 0.9 times.)
 struct WalkAhead : Walk {
     const void* ahead;
 };
@@ -92,7 +87,7 @@ inline const void* ahead_of(const WalkAhead& walk) { return walk.ahead; }
 #define ZF_EACH_7(M) ZF_EACH_6(M) M(6, 12, 13)
 #define ZF_EACH_8(M) ZF_EACH_7(M) M(7, 14, 15)
 
-// x is the offset in bytes that all addresses share; `jump` takes it from the end of one run to the start of the next.
+// x is the offset in bytes that all addresses share; `jump` leads from the end of one run to the start of the next.
 #define ZF_TILE_OF(T, count, WalkOf, ask, ...)                                                                    \
     inline void tile_of(Index<count>, const T* const* p, const WalkOf& walk, const T* w, const T* from, T* acc) { \
         int64_t x = 0, k, rows = walk.rows;                                                                       \
@@ -169,7 +164,7 @@ void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, con
 
 #endif
 
-// What the sums of a tile start from where they start anew.
+// What new sums start from.
 template <typename T>
 alignas(64) const T kZeros[kPixels * 2 * Lanes<T>::count] = {};
 

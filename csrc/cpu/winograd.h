@@ -3,20 +3,15 @@
 //   Y = A^T [ sum over channels of (G g G^T) * (B^T d B) ] A          d: 6 x 6 inputs, g: r x r taps, Y: m x m outputs
 //
 // for the points 0, 1, -1, 2, -2 and infinity. B does not depend on r, so one kernel serves r = 2, 3, 4, 5. Strides
-// are folded into channels first: a convolution of K x K taps and stride S is one of ceil(K/S) taps and stride 1 over
-// pixels of S*S*C elements, all phases summed before the one transform back. A transposed one has the S*S phases among
-// its outputs instead. Multiplications an output, of the direct kernel's: 3x3 stride 1 25%, 5x5 stride 2 36%, 7x7
-// stride 2 33%, 5x5 stride 1 36%, before what tiles overhang.
+// are folded into channels: K x K taps and stride S are ceil(K/S) taps and stride 1 over pixels of S*S*C elements. A
+// transposed convolution has the S*S phases among its outputs instead.
 //
 // A unit of work is some rows of tiles, of one image or of many, times some blocks of kWidth outputs:
 //   B^T d B of its tiles, for all channels        [36][tiles][pitch]         about 2 MiB, L3
-//   and, block by block and kDepth channels at a time,
-//   G g G^T, remade for each unit                 [36][kDepth][kWidth]       288 KiB at AVX2, L2
+//   and, for each block and each kDepth channels,
+//   G g G^T                                       [36][kDepth][kWidth]       288 KiB at AVX2, L2
 //   36 products of matrices, by tile.h            [36][tiles][kWidth]
 //   and the transform back, which hands each output pixel to the caller.
-// The transformed filters are four times as many bytes as the filters. Remaking them costs as many instructions as 2
-// or 3 tiles' products do, where units have 16 to 96 tiles; keeping them would cost 14 MB of memory for 256 -> 384
-// maps, streamed from DRAM at N = 1, and a cache that could go stale.
 //
 // In float32 the error is 1e-6 in norm, 3 to 5 times the direct kernel's. A NaN or an infinity spreads over its tile:
 // products() says when a result is not finite, and the caller starts over with the direct kernel.
@@ -26,7 +21,7 @@
 namespace zf {
 namespace {
 
-// float64 is for checking: direct sums only.
+// Not float64, which is for checking: direct sums only.
 template <typename T>
 constexpr bool kWinograd = sizeof(T) == sizeof(float);
 
@@ -47,48 +42,17 @@ struct Grid {
     int64_t tile_cols() const { return ceil_div(cols, side()); }
 };
 
-// What a kernel takes for an image, in cycles as measured with AVX2. One image counts, so that a result does not depend
-// on the batch. A transform costs 36 a channel and tile, 30 an output and tile and 13 a channel and output; a chunk of
-// channels is 7 steps longer than its products; and all of it proved a fifth slower than that.
-template <typename T>
-double winograd_cycles(const Grid& g) {
-    constexpr double kPerCycle = 2 * Lanes<T>::count, kNarrower = 8.0 / Lanes<T>::count;
-    const double tiles = static_cast<double>(g.tile_rows() * g.tile_cols());
-    const double depth = static_cast<double>(g.depth()), lost = static_cast<double>(7 * ceil_div(g.depth(), kDepth));
-    const double outputs = static_cast<double>(round_up(g.outputs, kWidth<T>));
-    const double products = kTaps * tiles * (depth + lost) * outputs / kPerCycle;
-    const double transforms = (36 * tiles * depth + 30 * tiles * outputs + 13 * depth * outputs) * kNarrower;
-    return 1.2 * (products + transforms);
+// A convolution as Winograd's kernel sees it.
+inline Grid forward_grid(const Conv& s) {
+    return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
 }
 
-// The direct kernel's, forward: 9 steps of tile.h and two vectors to store an output, and the filters' packing.
-template <typename T>
-double direct_cycles(const Conv& s) {
-    constexpr double kLanes = Lanes<T>::count;
-    const double pixels = static_cast<double>(s.OH * s.OW), depth = static_cast<double>(s.KH * s.KW * s.C);
-    const double outputs = static_cast<double>(round_up(s.K, kWidth<T>));
-    return outputs / kLanes * (pixels * (1.03 * (depth + 9) / 2 + 10) + 5 * depth);
-}
-
-// The weight gradient's, which reaches 82% of the peak.
-template <typename T>
-double adjoint_cycles(const Conv& s) {
-    return static_cast<double>(s.OH * s.OW * s.K * s.KH * s.KW * s.C) / (0.82 * 2 * Lanes<T>::count);
-}
-
-// Whether a kernel that needs `cycles` is to take the place of the direct one: it must be faster by a tenth.
-// And below 100,000 cycles (30 us) exact sums of small integers, whose ties pooling then breaks as the rule says, are
-// worth more than what could be won.
-inline bool winograd_pays(double cycles, double direct) {
-    return winograd_mode() == kWhereItPays && direct > 1e5 && 1.1 * cycles < direct;
-}
-
-// Whether a convolution that takes the direct kernel `direct` cycles goes by tiles. `other_taps` is the grid's taps
-// along the other axis.
-template <typename T>
-bool winograd_serves(const Grid& g, int64_t other_taps, double direct) {
-    if (g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
-    return winograd_mode() == kWhereItCan || winograd_pays(winograd_cycles<T>(g), direct);
+// A transposed one: over positions of y, whose outputs are the SH x SW pixels of x that a position makes, C channels
+// each.
+inline Grid transposed_grid(const Conv& s) {
+    const int64_t top = floor_div(s.PH, s.SH), left = floor_div(s.PW, s.SW), before = ceil_div(s.KH, s.SH) - 1;
+    const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - top, cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - left;
+    return {before + 1, 1, 1, s.K, top - before, left - before, rows, cols, s.SH * s.SW * s.C};
 }
 
 // B^T of six values.
@@ -131,13 +95,10 @@ ZF_INLINE void from_points(const V* z, int step, V* y, int y_step) {
 // call(Index<taps>{}) for 2 <= taps <= 5.
 template <typename Call>
 ZF_INLINE void with_taps(int64_t taps, const Call& call) {
-    if (taps == 2) call(Index<2>{});
-    if (taps == 3) call(Index<3>{});
-    if (taps == 4) call(Index<4>{});
-    if (taps == 5) call(Index<5>{});
+    with_count<4>(taps - 1, [&](auto less) { call(Index<less.at + 1>{}); });
 }
 
-// At least `elements`, in an odd number of cache lines: 36 planes a power of two apart fall into one set of L1
+// At least `elements`, in an odd number of cache lines: 36 planes a power of two apart would fall into one set of L1
 // (measured: the transform of filters 5 times slower).
 template <typename T>
 int64_t odd_lines(int64_t elements) {
@@ -153,10 +114,9 @@ class InputTiles {
 
    public:
     const Grid grid;
-    const int64_t tiles, chunk;  // channels of a chunk
+    const int64_t tiles, chunk = chunk_of(grid);  // channels of a chunk
 
-    InputTiles(const Grid& of, int64_t count, T* memory)
-        : grid(of), tiles(count), chunk(chunk_of(of)), plane_(odd_lines<T>(count * chunk)), data_(memory) {}
+    InputTiles(const Grid& of, int64_t count, T* memory) : grid(of), tiles(count), data_(memory) {}
 
     static int64_t elements(const Grid& grid, int64_t tiles) {
         const int64_t chunk = chunk_of(grid);
@@ -213,7 +173,7 @@ class InputTiles {
         return ceil_div(grid.depth() / kLanes, ceil_div(grid.depth(), kDepth)) * kLanes;
     }
 
-    const int64_t plane_;
+    const int64_t plane_ = odd_lines<T>(tiles * chunk);
     T* const data_;
 };
 
@@ -227,14 +187,9 @@ class Winograd {
     // `memory` has elements(grid, tile_rows) elements; units have up to that many rows of tiles.
     Winograd(const Grid& grid, int64_t tile_rows, T* memory)
         : g_(grid),
-          tile_cols_(grid.tile_cols()),
           band_(InputTiles<T>::band(grid, memory)),
           inputs_(grid, tile_rows * tile_cols_, memory + InputTiles<T>::band_elements(grid)),
-          filter_plane_(filter_plane(grid, inputs_)),
-          batch_(batch(grid, inputs_)),
-          sum_plane_(odd_lines<T>(batch_ * kWidth<T>)),
-          filters_(memory + InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs_.tiles)),
-          sums_(filters_ + kTaps * filter_plane_) {}
+          filters_(memory + InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs_.tiles)) {}
 
     static int64_t elements(const Grid& grid, int64_t tile_rows) {
         const InputTiles<T> inputs(grid, tile_rows * grid.tile_cols(), nullptr);
@@ -243,7 +198,7 @@ class Winograd {
     }
 
     // Rows of tiles that a unit should have: 2 MiB of inputs, at least 16 tiles, at most 96; but a whole image where
-    // that is up to twice as much, for one image then divides evenly among threads (conv2 on two: 1.2 times as fast).
+    // that is up to twice as much, since one image then divides evenly among threads (conv2 on two: 1.2 times as fast).
     static int64_t rows_of_unit(const Grid& grid) {
         const int64_t image = grid.tile_rows() * grid.tile_cols();
         const int64_t wanted = (2 << 20) / (kTaps * grid.depth() * static_cast<int64_t>(sizeof(T)));
@@ -252,18 +207,25 @@ class Winograd {
         return larger(1, tiles / grid.tile_cols());
     }
 
-    // Transforms tile rows [from, to), numbered through all images.
+    // All rows of tiles of `images` images, cut into units.
+    static Bands bands(const Grid& grid, int64_t images) {
+        const int64_t rows = images * grid.tile_rows();
+        return {1, rows, smaller(rows, rows_of_unit(grid))};
+    }
+
+    // Transforms these rows of tiles, numbered through all images.
     template <typename FillRow>
-    void take(int64_t from, int64_t to, const FillRow& fill_row) {
-        from_ = from, to_ = to;
-        for (int64_t row = from; row < to; ++row) inputs_.take_row(band_, row, (row - from) * tile_cols_, fill_row);
+    void take(Range rows, const FillRow& fill_row) {
+        rows_ = rows;
+        for (int64_t row = rows.begin; row < rows.end; ++row)
+            inputs_.take_row(band_, row, (row - rows.begin) * tile_cols_, fill_row);
     }
 
     // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
     // position, its kWidth values plus bias, rectified if asked. False if one of them is not finite.
     template <typename Pixel>
     bool products(const T* filters, const T* bias, bool relu, const Pixel& pixel) {
-        const int64_t tiles = (to_ - from_) * tile_cols_, depth = g_.depth();
+        const int64_t tiles = rows_.size() * tile_cols_, depth = g_.depth();
         bool finite = true;
         with_taps(g_.taps, [&](auto taps) {
             for (int64_t begin = 0; begin < depth; begin += inputs_.chunk) {
@@ -283,7 +245,7 @@ class Winograd {
     static int64_t filter_plane(const Grid& grid, const InputTiles<T>& inputs) {
         return odd_lines<T>(smaller(inputs.chunk, grid.depth()) * kWidth<T>);
     }
-    // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are to be added.
+    // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are added up.
     static int64_t batch(const Grid& grid, const InputTiles<T>& inputs) {
         return grid.depth() > inputs.chunk ? inputs.tiles : smaller(inputs.tiles, kPixels);
     }
@@ -350,7 +312,7 @@ class Winograd {
                     });
                 });
             }
-            const int64_t row = from_ + t / tile_cols_, n = row / g_.tile_rows();
+            const int64_t row = rows_.begin + t / tile_cols_, n = row / g_.tile_rows();
             const int64_t top = row % g_.tile_rows() * kSide, left = t % tile_cols_ * kSide;
             const int64_t height = smaller(kSide, g_.rows - top), width = smaller(kSide, g_.cols - left);
             for (int64_t i = 0; i < height; ++i)
@@ -360,18 +322,14 @@ class Winograd {
     }
 
     const Grid g_;
-    const int64_t tile_cols_;
+    const int64_t tile_cols_ = g_.tile_cols();
     Band<T> band_;
     InputTiles<T> inputs_;
-    const int64_t filter_plane_, batch_, sum_plane_;
-    T *const filters_, *const sums_;
-    int64_t from_ = 0, to_ = 0;
+    const int64_t filter_plane_ = filter_plane(g_, inputs_), batch_ = batch(g_, inputs_);
+    const int64_t sum_plane_ = odd_lines<T>(batch_ * kWidth<T>);
+    T *const filters_, *const sums_ = filters_ + kTaps * filter_plane_;
+    Range rows_{};
 };
-
-// The convolution as Winograd's kernel sees it.
-inline Grid forward_grid(const Conv& s) {
-    return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
-}
 
 // A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C].
 template <typename T>

@@ -3,103 +3,70 @@
 //   y[ow .. ow + m) = A^T [ sum over tap rows i and channels c of (G w_ic) * (B^T x_ic) ]      x_ic: 6 inputs of a row
 //
 // with winograd.h's A, B and G. A stride along the row is folded into channels first: KW taps and stride SW are
-// ceil(KW/SW) taps and stride 1 over positions of SW * C elements. Tap rows are summed as they are, so any KH and SH
-// will do. It is for few channels, where the products that winograd.h makes are too short to be worth their transforms:
-// of conv1's 147 multiplications an output 84 are left here and 48 there, but in sums of 42 and not of 12.
+// ceil(KW/SW) taps and stride 1 over positions of SW * C elements. Tap rows are summed as they are, so KH and SH are
+// free. It is for few channels, where winograd.h's products are too short to be worth their transforms: of conv1's 147
+// multiplications an output 84 are left here and 48 there, but in sums of 42 instead of 12.
 //
-// Of a band of output rows, the rows of input under it are kept as [point][position of m][row][SW * C]: the KH * SW * C
-// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. With four
-// rows of conv1 that is 76 KiB, and a block's filters 16 KiB. Filters are transformed as they are packed.
+// The rows of input under a band of output rows are kept as [point][position of m][row][SW * C]: the KH * SW * C
+// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. Filters
+// are transformed as they are packed.
 #pragma once
 #include "winograd.h"
 
 namespace zf {
 namespace {
 
-// What it takes for an image, as winograd.h has it: a sum is 9 steps of tile.h longer than its products, a vector of an
-// output's points costs 32 to transform, a vector of the filters' 43.
-template <typename T>
-double row_cycles(const Conv& s) {
-    constexpr double kLanes = Lanes<T>::count;
-    const int64_t taps = ceil_div(s.KW, s.SW);
-    const double tiles = static_cast<double>(s.OH * ceil_div(s.OW, 7 - taps));
-    const double depth = static_cast<double>(s.KH * s.SW * s.C);
-    const double outputs = static_cast<double>(round_up(s.K, kWidth<T>));
-    return outputs / kLanes * (tiles * (6 * (depth + 9) / 2 + 32) + 43 * depth);
-}
-
-// Which kernel computes a forward convolution.
-enum class Kernel { kDirect, kRows, kTiles };
-
-template <typename T>
-Kernel forward_kernel(const Conv& s) {
-    const int64_t taps = ceil_div(s.KW, s.SW);
-    const Kernel otherwise =
-        winograd_serves<T>(forward_grid(s), taps, direct_cycles<T>(s)) ? Kernel::kTiles : Kernel::kDirect;
-    if (taps < 2 || taps > 5) return otherwise;
-    if (winograd_mode() == kRowsWhereItCan) return Kernel::kRows;
-    const double cycles = row_cycles<T>(s);
-    if (!winograd_pays(cycles, direct_cycles<T>(s))) return otherwise;
-    if (otherwise == Kernel::kTiles && winograd_cycles<T>(forward_grid(s)) < cycles) return Kernel::kTiles;
-    return Kernel::kRows;
-}
-
-// The rows of a forward convolution, a band of them at a time, block by block of output channels.
+// A forward kernel, with conv.cpp's interface.
 template <typename T>
 class WinogradRows {
     using V = Vec<T>;
     static constexpr int kLanes = Lanes<T>::count;
-    static constexpr int64_t kPoints = 6;
+    static constexpr int64_t kPoints = 6, kBandPixels = 448;
 
    public:
-    static constexpr int64_t kBandPixels = 448;
+    WinogradRows(const Conv& s, int64_t rows, T* memory) : s_(s), plane_(plane(s, rows)), points_(memory) {}
 
-    // Bands have up to `rows` rows; `memory` has elements(s, rows) elements.
-    WinogradRows(const Conv& s, int64_t rows, T* memory)
-        : s_(s),
-          plane_(plane(s, rows)),
-          points_(memory),
-          sums_(points_ + kPoints * plane_),
-          row_(sums_ + kPoints * kPixels * kWidth<T>) {}
-
+    static Bands bands(const Conv& s) { return row_bands(s, kBandPixels); }
+    static Steps steps(const Conv& s, const Pool& pool) { return row_steps(s, pool, kBandPixels); }
     static int64_t elements(const Conv& s, int64_t rows) {
         return round_up(kPoints * (plane(s, rows) + kPixels * kWidth<T>)+row_columns(s) * s.C + kLanes, 16);
     }
 
-    static int64_t block_size(const Conv& s) { return kPoints * depth(s) * kWidth<T>; }
+    // Packs a block's filters, [taps][KH][SW][C], as their points, [6][KH][SW][C].
+    struct Packer {
+        const FilterPacker<T> plain;
+        const int64_t taps, tap, size;
 
-    // A block's filters as they are transformed: [taps][KH][SW][C].
-    static Table table(const Conv& s) {
-        return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
-            return (((j / s.SW * s.KH + i) * s.SW + j % s.SW) * s.C + c) * kWidth<T>;
-        });
-    }
-
-    // What packs block b: the filters' points, [6][KH][SW][C].
-    static auto packer(const Conv& s, const Table& table, const T* w) {
-        const auto pack_plain = pack_filters(table, taps(s) * depth(s) * kWidth<T>, w, s.K, s.wk);
-        return [=](int64_t b, T* to) {
-            const int64_t tap = depth(s) * kWidth<T>;
-            const Scratch plain(static_cast<std::size_t>(taps(s) * tap) * sizeof(T));
-            pack_plain(b, plain.as<T>());
-            with_taps(taps(s), [&](auto taps) {
+        void operator()(int64_t b, T* to) const {
+            const Scratch memory(static_cast<std::size_t>(plain.size) * sizeof(T));
+            T* const filters = memory.as<T>();
+            plain(b, filters);
+            with_taps(taps, [&](auto count) {
                 for (int64_t o = 0; o < tap; o += kLanes) {
-                    V g[taps.at], z[kPoints];
-                    repeat<taps.at>([&](auto i) { g[i.at] = load<V>(plain.as<T>() + i.at * tap + o); });
-                    filter_to_points<taps.at>(g, 1, z, 1);
+                    V g[count.at], z[kPoints];
+                    repeat<count.at>([&](auto i) { g[i.at] = load<V>(filters + i.at * tap + o); });
+                    filter_to_points<count.at>(g, 1, z, 1);
                     repeat<kPoints>([&](auto i) { store(to + i.at * tap + o, z[i.at]); });
                 }
             });
+        }
+    };
+    static Packer packer(const Conv& s, const T* w) {
+        const int64_t tap = depth(s) * kWidth<T>;
+        const auto row = [&](int64_t c, int64_t i, int64_t j) {
+            return (((j / s.SW * s.KH + i) * s.SW + j % s.SW) * s.C + c) * kWidth<T>;
         };
+        return {{{s.C, s.wc, s.KH, s.wi, s.KW, s.wj, row}, taps(s) * tap, w, s.K, s.wk}, taps(s), tap, kPoints * tap};
     }
 
-    // Transforms the input under output rows [from, to) of image n.
-    void take(const T* x, int64_t n, int64_t from, int64_t to) {
-        rows_ = to - from;
+    // Transforms the input under these output rows, of one image.
+    void take(const T* x, Range lines) {
+        n_ = lines.begin / s_.OH, from_ = lines.begin % s_.OH, rows_ = lines.size();
         const int64_t in_rows = (rows_ - 1) * s_.SH + s_.KH, run = s_.SW * s_.C, step = (7 - taps(s_)) * run;
         const int64_t pitch = position_pitch(s_, in_rows), cols = row_columns(s_);
         for (int64_t r = 0; r < in_rows; ++r) {
-            copy_row(row_, x + n * s_.H * s_.W * s_.C, from * s_.SH - s_.PH + r, s_.H, s_.W, s_.C, -s_.PW, cols, false);
+            copy_row(row_, x + n_ * s_.H * s_.W * s_.C, from_ * s_.SH - s_.PH + r, s_.H, s_.W, s_.C, -s_.PW, cols,
+                     false);
             // A run that is no whole number of vectors ends in the next row's elements, which are written later.
             for (int64_t t = 0; t < positions(s_); ++t)
                 for (int64_t e = 0; e < run; e += kLanes) {
@@ -113,11 +80,11 @@ class WinogradRows {
         pitch_ = pitch;
     }
 
-    // out[row * OW + col][step] = bias + correlation, rectified if asked: the first `outputs` of a block of output
-    // channels. False if one of them is not finite.
-    bool make(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
+    bool make(const T* filters, const T* bias, bool relu, const Target<T>& target) {
         bool finite = true;
-        with_taps(taps(s_), [&](auto taps) { finite = make_taps<taps.at>(filters, bias, relu, out, step, outputs); });
+        with_taps(taps(s_), [&](auto taps) {
+            finite = make_taps<taps.at>(filters, bias, relu, target.row(n_, from_), target.step, target.outputs);
+        });
         return finite;
     }
 
@@ -132,6 +99,8 @@ class WinogradRows {
         return odd_lines<T>(positions(s) * position_pitch(s, (rows - 1) * s.SH + s.KH));
     }
 
+    // out[row * OW + col][step] = bias + correlation, rectified if asked: the first `outputs` of a block of output
+    // channels. False if one of them is not finite.
     template <int kTapsOf>
     bool make_taps(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
         constexpr int kSide = 7 - kTapsOf;
@@ -183,8 +152,8 @@ class WinogradRows {
 
     const Conv& s_;
     const int64_t plane_;
-    T *const points_, *const sums_, *const row_;
-    int64_t rows_ = 0, pitch_ = 0;
+    T *const points_, *const sums_ = points_ + kPoints * plane_, *const row_ = sums_ + kPoints * kPixels * kWidth<T>;
+    int64_t n_ = 0, from_ = 0, rows_ = 0, pitch_ = 0;
 };
 
 }  // namespace

@@ -1,15 +1,15 @@
 // Runs every kernel of every instruction set that this CPU has, on awkward and on random shapes, in a program built
-// with the sanitizers (run.py builds it). Beyond what they report it checks that each output is written in full, that
-// no input changes, and that a wrong switch is found and not followed.
+// with the sanitizers (run.py builds it). It also checks that each output is written in full, that no input changes,
+// and that a wrong switch is found and not followed.
 //
 //     driver SEED CASES      the checks; exit code 0 when all hold
 //     driver inject FAULT    commits the fault, which must end the program: read, read-guard, write, scratch, overflow,
 //                            race
 //
-// Arrays lie in memory in three ways in turn: on the heap, where AddressSanitizer watches both ends; against a page
-// without access after their last byte; and against one before their first. The pages also catch what inline assembly
-// reads, which no sanitizer sees. Scratch memory (operator new with an alignment) ends at such a page too, and starts
-// out as NaN, so that a value read before it was written reaches an output.
+// Arrays are allocated in three ways in turn: on the heap, where AddressSanitizer watches both ends; ending at a page
+// without access; and beginning after one. The pages also catch what inline assembly reads, which no sanitizer sees.
+// Scratch memory (operator new with an alignment) ends at such a page too, and is filled with NaN, so that a value that
+// is read before it was written reaches an output.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 #include "window.h"
 
@@ -45,7 +46,7 @@ int64_t among(Random& random, int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
 }
 
-// Pages of which the last, or the first, cannot be accessed.
+// Pages whose last, or first, cannot be accessed.
 struct Guarded {
     char* pages;
     size_t size;
@@ -105,7 +106,7 @@ class Array {
         if (count_ && std::memcmp(before_.data(), data_, before_.size() * sizeof(T)) != 0) fail("an input was changed");
     }
 
-    // An output: NaN, or 255, which no kernel may leave.
+    // An output: NaN, or 255, which every kernel must overwrite.
     Array& unwritten() {
         for (int64_t i = 0; i < count_; ++i)
             data_[i] = std::is_floating_point_v<T> ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(255);
@@ -170,6 +171,11 @@ int64_t first_wrong(const zf::Pool& s, const uint8_t* switches) {
     return -1;
 }
 
+// What a kernel returned must be the first switch that is wrong.
+void expect_wrong(int64_t index, const zf::Pool& s, const uint8_t* switches) {
+    if (index != first_wrong(s, switches)) fail("found the wrong switch at " + std::to_string(index));
+}
+
 // One instruction set and element type.
 template <typename T>
 class Checks {
@@ -210,7 +216,7 @@ class Checks {
         x.random(random_), y.unwritten(), switches.unwritten();
         k_.max_pool2d(s, x.data(), y.data(), switches.data(), threads());
         y.expect_written();
-        // 255 is a switch, not a hole, in a window of 256 taps.
+        // In a window of 256 taps 255 is a switch.
         if (s.KH * s.KW < 256) switches.expect_written();
         if (first_wrong(s, switches.data()) >= 0) fail("a switch outside its window or the map");
         switches.remember(), y.remember();
@@ -229,8 +235,7 @@ class Checks {
         wrong.remember();
         unpool(s, y, wrong);
         begin("max_unpool2d_backward", text(s) + " with a wrong switch");
-        const int64_t found = k_.max_unpool2d_backward(s, x.data(), wrong.data(), gy.data(), threads());
-        if (found != first_wrong(s, wrong.data())) fail("found the wrong switch at " + std::to_string(found));
+        expect_wrong(k_.max_unpool2d_backward(s, x.data(), wrong.data(), gy.data(), threads()), s, wrong.data());
     }
 
     void norm(const zf::Norm& s) {
@@ -270,16 +275,16 @@ class Checks {
         begin("max_unpool2d_relu_conv_transpose2d", text(s) + " " + text(p));
         Array<T> back(x.count(), place());
         back.unwritten(), y.remember(), switches.remember();
-        const int64_t none = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
-                                                                   back.data(), coin(), rounding, threads());
-        if (none != -1) fail("refused good switches");
+        const int64_t wrong = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
+                                                                    back.data(), coin(), rounding, threads());
+        if (wrong != -1) fail("refused good switches");
         back.expect_written();
         if (switches.count()) {
             switches.data()[among(random_, 0, switches.count() - 1)] = static_cast<uint8_t>(among(random_, 0, 255));
             switches.remember();
-            const int64_t found = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
-                                                                        back.data(), coin(), rounding, threads());
-            if (found != first_wrong(p, switches.data())) fail("found the wrong switch at " + std::to_string(found));
+            expect_wrong(k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), back.data(),
+                                                               coin(), rounding, threads()),
+                         p, switches.data());
         }
         for (const Array<T>* input : {&x, &w, &b, &y}) input->expect_unchanged();
         switches.expect_unchanged();
@@ -336,9 +341,9 @@ class Checks {
         begin("max_unpool2d", text(s));
         Array<T> x(s.N * s.H * s.W * s.C, place());
         x.unwritten();
-        const int64_t found = k_.max_unpool2d(s, y.data(), switches.data(), x.data(), threads());
-        if (found != first_wrong(s, switches.data())) fail("found the wrong switch at " + std::to_string(found));
-        if (found == -1) x.expect_written();
+        const int64_t wrong = k_.max_unpool2d(s, y.data(), switches.data(), x.data(), threads());
+        expect_wrong(wrong, s, switches.data());
+        if (wrong == -1) x.expect_written();
         y.expect_unchanged(), switches.expect_unchanged();
     }
 
@@ -358,13 +363,11 @@ int run(uint64_t seed, int64_t cases) {
     for (const zf::Kernels* const* k = zf::usable_kernels(); *k; ++k) {
         Checks<float> f32((*k)->f32, std::string((*k)->name) + " float", random);
         Checks<double> f64((*k)->f64, std::string((*k)->name) + " double", random);
-        const std::initializer_list<zf::WinogradMode> modes{zf::kNever, zf::kWhereItCan, zf::kRowsWhereItCan,
-                                                            zf::kNonzerosWhereItCan};
-        for (const zf::WinogradMode mode : modes) {
-            zf::set_winograd_mode(mode);
+        for (const zf::Mode mode : {zf::Mode::kExact, zf::Mode::kTiles, zf::Mode::kRows, zf::Mode::kNonzeros}) {
+            zf::set_mode(mode);
             f32.fixed();
             for (int64_t i = 0; i < cases / 2; ++i) f32.random_case();
-            if (mode == zf::kNever || mode == zf::kRowsWhereItCan) continue;
+            if (mode == zf::Mode::kExact || mode == zf::Mode::kRows) continue;  // for float64 as kTiles
             f64.fixed();
             for (int64_t i = 0; i < cases / 2; ++i) f64.random_case();
         }
@@ -374,7 +377,7 @@ int run(uint64_t seed, int64_t cases) {
     return 0;
 }
 
-// Faults that a sanitizer must end, so that a silent run means something. The kernels commit most of them.
+// Faults that a sanitizer must report, so that a run without a report means something. The kernels commit most of them.
 int inject(const std::string& fault) {
     Random random(0);
     const zf::KernelsOf<float>& k = zf::active_kernels().f32;

@@ -22,7 +22,7 @@ from ..ops import checks
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_LARGE = 32 << 20  # bytes from which malloc maps fresh pages for every result (csrc/cpu/threads.h has the cost)
+_LARGE = 32 << 20  # bytes from which malloc maps fresh pages for every result (csrc/cpu/memory.h has the cost)
 _ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, enum Rounding
 
 if os.environ.get("ZFKERNELS_ISA"):
@@ -31,7 +31,7 @@ if os.environ.get("ZFKERNELS_ISA"):
     except ValueError as error:
         raise ValueError(f"ZFKERNELS_ISA: {error}") from None
 
-# Which convolutions go by Winograd's filtering, _C.set_winograd's argument: csrc/cpu/kernels.h, enum WinogradMode.
+# Which kernels float32 convolutions use, _C.set_winograd's argument: csrc/cpu/kernels.h, enum Mode.
 NEVER, WHERE_FASTER, ALWAYS, ALWAYS_ROWS, NONZEROS = range(5)
 
 if os.environ.get("ZFKERNELS_EXACT", "") not in ("", "0", "1"):

@@ -1,0 +1,91 @@
+#include "memory.h"
+
+#include <cstdint>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace zf {
+namespace {
+
+constexpr std::size_t kLeastKept = 8 << 20, kMostKept = 64 << 20;
+
+// A sanitizer has to see every use of freed memory.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kKeep = false;
+#else
+constexpr bool kKeep = true;
+#endif
+
+void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
+
+// The largest blocks that a thread's last calls gave back. malloc returns blocks above 32 MB to the system at once, and
+// getting their pages again takes longer than most kernels: 15 ms for 40 MB.
+class Kept {
+   public:
+    ~Kept() {
+        for (Slot& slot : slots_) release(slot.memory);
+    }
+
+    // The smallest kept block of at least `bytes` bytes, which becomes its size; null when there is none.
+    void* take(std::size_t& bytes) {
+        Slot* best = nullptr;
+        for (Slot& slot : slots_)
+            if (slot.bytes >= bytes && (!best || slot.bytes < best->bytes)) best = &slot;
+        if (!best) return nullptr;
+        bytes = best->bytes;
+        void* const memory = best->memory;
+        *best = {};
+        return memory;
+    }
+
+    void give(void* memory, std::size_t bytes) {
+        Slot& least = slots_[slots_[1].bytes < slots_[0].bytes];
+        if (bytes <= least.bytes) return release(memory);
+        release(least.memory);
+        least = {memory, bytes};
+    }
+
+   private:
+    struct Slot {
+        void* memory = nullptr;
+        std::size_t bytes = 0;
+    } slots_[2];
+};
+
+Kept& kept() {
+    static thread_local Kept blocks;
+    return blocks;
+}
+
+}  // namespace
+
+void prefer_huge_pages(void* memory, std::size_t bytes) {
+#if defined(__linux__)
+    constexpr std::uintptr_t kPage = 2 << 20;
+    if (bytes < 2 * kPage) return;
+    const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+Scratch::Scratch(std::size_t bytes) : memory_(nullptr), bytes_(bytes ? bytes : 1) {
+    if (kKeep && bytes_ >= kLeastKept) memory_ = kept().take(bytes_);
+    if (memory_) return;
+    memory_ = ::operator new(bytes_, std::align_val_t{64});
+    prefer_huge_pages(memory_, bytes_);
+}
+
+Scratch::~Scratch() {
+    if (kKeep && bytes_ >= kLeastKept && bytes_ <= kMostKept)
+        kept().give(memory_, bytes_);
+    else
+        release(memory_);
+}
+
+}  // namespace zf
