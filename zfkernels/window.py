@@ -54,10 +54,7 @@ def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool
 
 def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     """The (height, width) of a convolution's map over an input of (height, width) `size`."""
-    return (
-        conv_size(size[0], kernel[0], stride[0], padding[0]),
-        conv_size(size[1], kernel[1], stride[1], padding[1]),
-    )
+    return (conv_size(size[0], kernel[0], stride[0], padding[0]), conv_size(size[1], kernel[1], stride[1], padding[1]))
 
 
 def pool_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:

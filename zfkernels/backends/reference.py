@@ -226,31 +226,27 @@ def contrast_norm_backward(g, x, size, alpha, beta, k, center):
 # Whole layers: the parts, composed
 
 
-def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size):
+def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, *pool):
     """max_pool2d(conv2d(x)); the convolution's result is rounded to x's dtype before a window compares it."""
-    y = conv2d(x, weight, bias, stride, padding, True)
-    return max_pool2d(y, pool_kernel, pool_stride, pool_padding, output_size)
+    return max_pool2d(conv2d(x, weight, bias, stride, padding, True), *pool)
 
 
-def conv2d_relu_max_pool2d_weight_grad(
-    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias
-):
+def conv2d_relu_max_pool2d_weight_grad(x, g, switches, *settings):
     """conv2d_weight_grad(x, max_unpool2d(g, switches))."""
+    kernel_size, stride, padding, *pool, with_bias = settings
     size = tuple((x.shape[2 + d] + 2 * padding[d] - kernel_size[d]) // stride[d] + 1 for d in (0, 1))
-    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
-    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+    return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center):
+def max_pool2d_contrast_norm(x, *settings):
     """y, switches = max_pool2d(x); contrast_norm(y), of y rounded to x's dtype."""
-    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
-    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+    y, switches = max_pool2d(x, *settings[:4])
+    return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(
-    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify
-):
+def max_unpool2d_relu_conv_transpose2d(y, switches, weight, *settings):
     """conv_transpose2d(max_unpool2d(y, switches))."""
+    stride, padding, *pool, output_size, rectify = settings
     size = tuple((output_size[d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in (0, 1))
-    unpooled = max_unpool2d(y, switches, pool_kernel, pool_stride, pool_padding, size)
+    unpooled = max_unpool2d(y, switches, *pool, size)
     return conv_transpose2d(unpooled, weight, stride, padding, output_size, rectify)

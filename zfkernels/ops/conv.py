@@ -11,7 +11,7 @@ All three are linear in each of their two tensors, so these identities are all t
 import torch
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
 from . import checks
 from .define import define, empty
 
@@ -37,9 +37,6 @@ def conv2d_grads(g, x, weight, stride, padding, backend, needs):
 class _Conv2d:
     """y = conv2d(x, weight, bias), rectified with `relu`."""
 
-    def forward(x, weight, bias, stride, padding, relu, backend):
-        return backends.module(backend).conv2d(x, weight, bias, tuple(stride), tuple(padding), relu)
-
     def fake(x, weight, bias, stride, padding, relu, backend):
         return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
 
@@ -57,7 +54,6 @@ class _Conv2d:
 
 conv2d = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, str backend) -> Tensor",
-    3,
     _Conv2d,
 )
 
@@ -65,16 +61,8 @@ conv2d = define(
 class _ConvTranspose2d:
     """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
 
-    def forward(y, weight, stride, padding, output_size, rectify, backend):
-        module = backends.module(backend)
-        return module.conv_transpose2d(y, weight, tuple(stride), tuple(padding), tuple(output_size), rectify)
-
     def fake(y, weight, stride, padding, output_size, rectify, backend):
         return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-    def setup_context(ctx, inputs, output):
-        y, weight, *ctx.settings = inputs
-        ctx.save_for_backward(y, weight)
 
     def backward(ctx, g):
         y, weight = ctx.saved_tensors
@@ -93,7 +81,6 @@ class _ConvTranspose2d:
 conv_transpose2d = define(
     "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
     "str backend) -> Tensor",
-    2,
     _ConvTranspose2d,
 )
 
@@ -101,18 +88,9 @@ conv_transpose2d = define(
 class _Conv2dWeightGrad:
     """The adjoint of conv2d in weight. Without a bias its gradient is an empty tensor, for an op cannot give None."""
 
-    def forward(x, g, kernel_size, stride, padding, with_bias, backend):
-        module = backends.module(backend)
-        gw, gb = module.conv2d_weight_grad(x, g, tuple(kernel_size), tuple(stride), tuple(padding), with_bias)
-        return gw, gb if with_bias else x.new_empty(0)
-
     def fake(x, g, kernel_size, stride, padding, with_bias, backend):
         gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
         return gw, x.new_empty(g.shape[1] if with_bias else 0)
-
-    def setup_context(ctx, inputs, output):
-        x, g, *ctx.settings = inputs
-        ctx.save_for_backward(x, g)
 
     def backward(ctx, ggw, ggb):
         x, g = ctx.saved_tensors
@@ -128,7 +106,6 @@ class _Conv2dWeightGrad:
 conv2d_weight_grad = define(
     "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
     "str backend) -> (Tensor, Tensor)",
-    2,
     _Conv2dWeightGrad,
 )
 

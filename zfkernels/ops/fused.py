@@ -8,7 +8,7 @@ saves the pooled map and the switches, for the rectifier's mask at a window's wi
 import torch
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
@@ -19,21 +19,8 @@ from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unp
 class _Layer:
     """conv2d, rectified, and max_pool2d."""
 
-    def forward(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-        return backends.module(backend).conv2d_relu_max_pool2d(
-            x,
-            weight,
-            bias,
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            tuple(output_size),
-        )
-
-    def fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-        y = empty(x, x.shape[0], weight.shape[0], *output_size)
+    def fake(x, weight, bias, *settings):
+        y = empty(x, x.shape[0], weight.shape[0], *settings[-2])
         return y, empty(y, *y.shape, dtype=torch.uint8)
 
     def setup_context(ctx, inputs, output):
@@ -55,19 +42,16 @@ class _Layer:
             size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
             g = max_unpool2d(g, switches, *pool, size, backend)
             return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
-        gx = gb = None
+        gx = None
         if needs_x:
             gx = layer_reversed(g, switches, weight, stride, padding, *pool, x.shape[2:], False, backend)
-        if needs_bias:
-            gb = g.sum((0, 2, 3))
-        return gx, None, gb
+        return gx, None, g.sum((0, 2, 3)) if needs_bias else None
 
 
 layer = define(
     "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
     "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) "
     "-> (Tensor, Tensor)",
-    3,
     _Layer,
 )
 
@@ -75,29 +59,8 @@ layer = define(
 class _LayerWeightGrad:
     """conv2d_weight_grad of the unpooled g, the pooled map's gradient masked to where that map is positive."""
 
-    def forward(
-        x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
-    ):
-        gw, gb = backends.module(backend).conv2d_relu_max_pool2d_weight_grad(
-            x,
-            g,
-            switches,
-            tuple(kernel_size),
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            with_bias,
-        )
-        return gw, gb if with_bias else x.new_empty(0)
-
-    def fake(x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend):
-        return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if with_bias else 0)
-
-    def setup_context(ctx, inputs, output):
-        x, g, switches, *ctx.settings = inputs
-        ctx.save_for_backward(x, g, switches)
+    def fake(x, g, switches, kernel_size, *settings):
+        return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if settings[-2] else 0)
 
     def backward(ctx, ggw, ggb):
         x, g, switches = ctx.saved_tensors
@@ -115,7 +78,6 @@ layer_weight_grad = define(
     "conv2d_relu_max_pool2d_weight_grad(Tensor x, Tensor g, Tensor switches, SymInt[2] kernel_size, int[2] stride, "
     "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool with_bias, str backend) "
     "-> (Tensor, Tensor)",
-    3,
     _LayerWeightGrad,
 )
 
@@ -123,30 +85,8 @@ layer_weight_grad = define(
 class _LayerReversed:
     """conv_transpose2d of the unpooled y."""
 
-    def forward(
-        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-    ):
-        return backends.module(backend).max_unpool2d_relu_conv_transpose2d(
-            y,
-            switches,
-            weight,
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            tuple(output_size),
-            rectify,
-        )
-
-    def fake(
-        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-    ):
-        return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-    def setup_context(ctx, inputs, output):
-        ctx.settings = inputs[3:]
-        ctx.save_for_backward(*inputs[:3])
+    def fake(y, switches, weight, *settings):
+        return empty(y, y.shape[0], weight.shape[1], *settings[-3])
 
     def backward(ctx, g):
         y, switches, weight = ctx.saved_tensors
@@ -171,7 +111,6 @@ layer_reversed = define(
     "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
     "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, "
     "bool rectify, str backend) -> Tensor",
-    3,
     _LayerReversed,
 )
 
@@ -179,12 +118,7 @@ layer_reversed = define(
 class _PoolNorm:
     """max_pool2d and contrast_norm of its map."""
 
-    def forward(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
-        return backends.module(backend).max_pool2d_contrast_norm(
-            x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size), size, alpha, beta, k, center
-        )
-
-    def fake(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
+    def fake(x, kernel_size, stride, padding, output_size, *norm_and_backend):
         y = empty(x, *x.shape[:2], *output_size)
         return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
 
@@ -196,19 +130,16 @@ class _PoolNorm:
 
     def backward(ctx, g, _, gn):
         y, switches = ctx.saved_tensors
-        kernel_size, stride, padding, _, *norm, backend = ctx.settings
+        pool, norm, backend = ctx.settings[:3], ctx.settings[4:-1], ctx.settings[-1]
         if gn is not None:
             gn = contrast_norm_backward(gn, y, *norm, backend)
             g = gn if g is None else g + gn
-        if g is None:
-            return (None,)
-        return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
+        return (None if g is None else max_unpool2d(g, switches, *pool, ctx.input_shape[2:], backend),)
 
 
 pool_norm = define(
     "max_pool2d_contrast_norm(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, "
     "SymInt size, float alpha, float beta, float k, bool center, str backend) -> (Tensor, Tensor, Tensor)",
-    1,
     _PoolNorm,
 )
 
@@ -255,13 +186,10 @@ def conv2d_relu_max_pool2d(
     """
     x, weight, bias = checks.autocast(x, weight, bias)
     stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
+    pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     checks.flag("ceil_mode", ceil_mode)
-    size = pooled_size(
-        "the convolution's map", conv_size, pool_kernel, pool_stride, pool_padding, ceil_mode, "pool_kernel"
-    )
-    name = checks.backend(backend, x)
-    return layer(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, size, name)
+    size = pooled_size("the convolution's map", conv_size, *pool, ceil_mode, "pool_kernel")
+    return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
 
 
 def max_unpool2d_relu_conv_transpose2d(
@@ -308,27 +236,15 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
     stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
+    pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(
             f"output_size must be at least weight's window {tuple(weight.shape[2:])} less twice padding {padding}, "
             f"got {output_size}"
         )
-    check_unpooled(y, conv_size, pool_kernel, pool_stride, pool_padding, output_size)
+    check_unpooled(y, conv_size, *pool, output_size)
     name = checks.backend(backend, y)
-    return layer_reversed(
-        y,
-        switches,
-        weight,
-        stride,
-        padding,
-        pool_kernel,
-        pool_stride,
-        pool_padding,
-        output_size,
-        rectify,
-        name,
-    )
+    return layer_reversed(y, switches, weight, stride, padding, *pool, output_size, rectify, name)
 
 
 def max_pool2d_contrast_norm(
@@ -366,9 +282,8 @@ def max_pool2d_contrast_norm(
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1 and 2).
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
+    pool = checks.pool_window(kernel_size, stride, padding, POOL)
     checks.flag("ceil_mode", ceil_mode)
-    output_size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
+    output_size = pooled_size("x's height and width", x.shape[2:], *pool, ceil_mode, "kernel_size")
     alpha, beta, k = check_norm(size, alpha, beta, k, center)
-    name = checks.backend(backend, x)
-    return pool_norm(x, kernel, stride, padding, output_size, size, alpha, beta, k, center, name)
+    return pool_norm(x, *pool, output_size, size, alpha, beta, k, center, checks.backend(backend, x))
