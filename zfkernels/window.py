@@ -19,6 +19,15 @@ def whole(value: object) -> bool:
     return type(value) is int or (isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool))
 
 
+def count(name: str, value: object) -> int:
+    """`value`, a number of channels or the like; TypeError or ValueError naming `name` unless it is an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return value
+
+
 def pair(name: str, value: object, least: int) -> Pair:
     """`value` as a (vertical, horizontal) pair of integers >= `least`; TypeError or ValueError naming `name`."""
     if isinstance(value, (tuple, list)):

@@ -221,18 +221,15 @@ def contrast_norm_backward_kernel(
     tl.store(gx + offset, gd.to(gx.dtype.element_ty), mask=mask)
 
 
-def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+def contrast_norm(x: Tensor, *norm: float) -> Tensor:
     y = empty(x, *x.shape)
-    norm_call(contrast_norm_kernel, x.dtype, x.shape, size, alpha, beta, k, center)(x=dense(x), y=y)
+    norm_call(contrast_norm_kernel, x.dtype, x.shape, *norm)(x=dense(x), y=y)
     return y
 
 
-def contrast_norm_backward(
-    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
-) -> Tensor:
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm: float) -> Tensor:
     gx = empty(x, *x.shape)
-    call = norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, size, alpha, beta, k, center)
-    call(g=dense(g), x=dense(x), gx=gx)
+    norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, *norm)(g=dense(g), x=dense(x), gx=gx)
     return gx
 
 
