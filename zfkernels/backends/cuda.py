@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import window
-from .memory import address, conv_sizes, pixels, pool_sizes
+from .memory import address, conv_sizes, dense, empty, pixels, pool_sizes, pooled
 
 try:
     from .. import _C
@@ -68,17 +68,17 @@ def version(number: int) -> str:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
-    y = _empty(x, x.shape[0], weight.shape[0], output_size)
-    xs, bs = _dense(x), _contiguous(bias)
+    y = empty(x, x.shape[0], weight.shape[0], *output_size)
+    xs, bs = dense(x), _contiguous(bias)
     sizes = conv_sizes(xs.shape, weight, output_size, stride, padding)
     _launch("conv2d", x, (sizes,), (xs, weight, bs, y), relu)
     return y
 
 
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
-    x = _empty(y, y.shape[0], weight.shape[1], output_size)
+    x = empty(y, y.shape[0], weight.shape[1], *output_size)
     sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
-    _launch("conv_transpose2d", y, (sizes,), (_dense(y), weight, x), rectify)
+    _launch("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
     return x
 
 
@@ -87,43 +87,43 @@ def conv2d_weight_grad(
 ) -> tuple[Tensor, Tensor | None]:
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
-    _launch("conv2d_weight_grad", x, (sizes,), (_dense(x), _dense(g), gw, gb))
+    _launch("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))
     return gw, gb
 
 
 def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
-    y, switches = _empty(x, *x.shape[:2], output_size), _empty(x, *x.shape[:2], output_size, torch.uint8)
-    xs, sizes = _dense(x), pool_sizes(x.shape, output_size, kernel_size, stride, padding)
+    y, switches = pooled(x, *x.shape[:2], *output_size)
+    xs, sizes = dense(x), pool_sizes(x.shape, output_size, kernel_size, stride, padding)
     _C.cuda_max_pool2d(_call(x), sizes, xs.data_ptr(), y.data_ptr(), switches.data_ptr())
     return y, switches
 
 
 def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
-    x = _empty(y, *y.shape[:2], output_size)
-    ys, s = _dense(y), _dense(switches)
+    x = empty(y, *y.shape[:2], *output_size)
+    ys, s = dense(y), dense(switches)
     sizes = pool_sizes(x.shape, y.shape[2:], kernel_size, stride, padding)
     _C.cuda_max_unpool2d(_call(y), sizes, ys.data_ptr(), s.data_ptr(), x.data_ptr())
     return x
 
 
 def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
-    gy = _empty(g, *switches.shape[:2], switches.shape[2:])
-    gs, s = _dense(g), _dense(switches)
+    gy = empty(g, *switches.shape)
+    gs, s = dense(g), dense(switches)
     sizes = pool_sizes(g.shape, switches.shape[2:], *pool)
     _C.cuda_max_unpool2d_backward(_call(g), sizes, gs.data_ptr(), s.data_ptr(), gy.data_ptr())
     return gy
 
 
 def contrast_norm(x: Tensor, *norm) -> Tensor:
-    y = _empty(x, *x.shape[:2], x.shape[2:])
-    xs = _dense(x)
+    y = empty(x, *x.shape)
+    xs = dense(x)
     _C.cuda_contrast_norm(_call(x), (pixels(x), x.shape[1], *norm), xs.data_ptr(), y.data_ptr())
     return y
 
 
 def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
-    gx = _empty(x, *x.shape[:2], x.shape[2:])
-    gs, xs = _dense(g), _dense(x)
+    gx = empty(x, *x.shape)
+    gs, xs = dense(g), dense(x)
     _C.cuda_contrast_norm_backward(
         _call(x), (pixels(x), x.shape[1], *norm), gs.data_ptr(), xs.data_ptr(), gx.data_ptr()
     )
@@ -133,9 +133,9 @@ def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
 def max_pool2d_contrast_norm(
     x: Tensor, kernel_size, stride, padding, output_size, *norm
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, switches = _empty(x, *x.shape[:2], output_size), _empty(x, *x.shape[:2], output_size, torch.uint8)
-    normalized = _empty(x, *x.shape[:2], output_size)
-    xs = _dense(x)
+    y, switches = pooled(x, *x.shape[:2], *output_size)
+    normalized = empty(x, *x.shape[:2], *output_size)
+    xs = dense(x)
     sizes = pool_sizes(x.shape, output_size, kernel_size, stride, padding), (pixels(y), x.shape[1], *norm)
     _C.cuda_max_pool2d_contrast_norm(_call(x), *sizes, *map(address, (xs, y, switches, normalized)))
     return y, switches, normalized
@@ -145,9 +145,9 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
-    y, switches = _empty(x, n, k, output_size), _empty(x, n, k, output_size, torch.uint8)
+    y, switches = pooled(x, n, k, *output_size)
     sizes = conv_sizes(x.shape, weight, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
-    _launch("conv2d_relu_max_pool2d", x, sizes, (_dense(x), weight, _contiguous(bias), y, switches))
+    _launch("conv2d_relu_max_pool2d", x, sizes, (dense(x), weight, _contiguous(bias), y, switches))
     return y, switches
 
 
@@ -159,7 +159,7 @@ def conv2d_relu_max_pool2d_weight_grad(
     conv_size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
     conv = conv_sizes(x.shape, gw, conv_size, stride, padding)
     sizes = conv, pool_sizes((*g.shape[:2], *conv_size), g.shape[2:], *pool)
-    tensors = *map(_dense, (x, g, switches)), gw, gb
+    tensors = *map(dense, (x, g, switches)), gw, gb
     _launch("conv2d_relu_max_pool2d_weight_grad", x, sizes, tensors)
     return gw, gb
 
@@ -167,10 +167,10 @@ def conv2d_relu_max_pool2d_weight_grad(
 def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings) -> Tensor:
     stride, padding, *pool, output_size, rectify = settings
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
-    x = _empty(y, y.shape[0], weight.shape[1], output_size)
+    x = empty(y, y.shape[0], weight.shape[1], *output_size)
     conv = conv_sizes(x.shape, weight, conv_size, stride, padding)
     sizes = conv, pool_sizes((*y.shape[:2], *conv_size), y.shape[2:], *pool)
-    _launch("max_unpool2d_relu_conv_transpose2d", y, sizes, (_dense(y), _dense(switches), weight, x), rectify)
+    _launch("max_unpool2d_relu_conv_transpose2d", y, sizes, (dense(y), dense(switches), weight, x), rectify)
     return x
 
 
@@ -183,16 +183,6 @@ def _call(x: Tensor) -> tuple[int, int, int, bool]:
 def _stream(index: int) -> int:
     """The handle of the current stream of device `index`."""
     return torch._C._cuda_getCurrentRawStream(index)
-
-
-def _empty(like: Tensor, n: int, channels: int, size, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        (n, channels, *size), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -1,6 +1,22 @@
-"""What the compiled kernels of the CPU and of CUDA are told of tensors: addresses and sizes."""
+"""Tensors in channels-last memory, and the addresses and sizes that compiled kernels are told."""
 
+import torch
 from torch import Tensor
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised channels-last tensor on `like`'s device: the form of every op's result."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def pooled(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    """Where a pooled map of this shape and its switches go."""
+    return empty(like, *shape), empty(like, *shape, dtype=torch.uint8)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x in dense channels-last memory: itself, or a copy."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def address(x: Tensor | None) -> int:

@@ -20,8 +20,9 @@ The sums over {c : j in W(c)} run over the mirrored window, which differs from W
 from torch import Tensor
 
 from .. import window
+from ..backends.memory import empty
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 class _ContrastNorm:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import window
+from ..backends.memory import empty
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
@@ -130,8 +131,7 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
         checks.alike("bias", bias, "x", x)
         if bias.shape[0] != filters:
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
-    stride = window.pair("stride", stride, 1)
-    padding = window.pair("padding", padding, 0)
+    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     size = window.conv_map(input_size, kernel_size, stride, padding)
     if size[0] < 1 or size[1] < 1:
         raise ValueError(
@@ -150,8 +150,7 @@ def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pa
             f"weight must have y's {y.shape[1]} channels as its first dimension (C_out, C_in, KH, KW: the forward "
             f"convolution's shape), got shape {tuple(weight.shape)} for y of shape {tuple(y.shape)}"
         )
-    stride = window.pair("stride", stride, 1)
-    padding = window.pair("padding", padding, 0)
+    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     output_size = window.pair("output_size", output_size, 1)
     return stride, padding, output_size, window.conv_map(output_size, weight.shape[2:], stride, padding)
 
@@ -213,16 +212,13 @@ def relu_conv_transpose2d(
         weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
         stride, padding: the forward convolution's; int or (vertical, horizontal) pair.
         output_size: (H, W) of the forward convolution's input, from which it makes y's (OH, OW).
-        rectify: whether to rectify y first.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        rectify: whether to rectify y first. backend: as `conv2d_relu`'s.
 
     Returns:
         (N, C_in, H, W), channels-last. NaN stays NaN. Half types accumulate in float32. Under autocast the tensors are
         cast to the autocast dtype, as torch's conv_transpose2d does (never float64).
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `conv2d_relu`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (rectification, filtering).
     """

@@ -142,8 +142,3 @@ def refuse_tangents(name: str, tensors: tuple[Tensor | None, ...]) -> None:
     """Forward-mode differentiation would find no derivative, and take it for 0."""
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(f"{name} has no forward-mode derivative; use reverse mode (backward, grad, vjp)")
-
-
-def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised channels-last tensor on `like`'s device: the form of every op's result."""
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)

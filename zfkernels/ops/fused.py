@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import window
+from ..backends.memory import empty, pooled
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .define import define, empty
+from .define import define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
 
@@ -20,8 +21,7 @@ class _Layer:
     """conv2d, rectified, and max_pool2d."""
 
     def fake(x, weight, bias, *settings):
-        y = empty(x, x.shape[0], weight.shape[0], *settings[-2])
-        return y, empty(y, *y.shape, dtype=torch.uint8)
+        return pooled(x, x.shape[0], weight.shape[0], *settings[-2])
 
     def setup_context(ctx, inputs, output):
         x, weight, _, *ctx.settings = inputs
@@ -50,8 +50,7 @@ class _Layer:
 
 layer = define(
     "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
-    "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) "
-    "-> (Tensor, Tensor)",
+    "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) -> (Tensor, Tensor)",
     _Layer,
 )
 
@@ -109,8 +108,8 @@ class _LayerReversed:
 
 layer_reversed = define(
     "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
-    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, "
-    "bool rectify, str backend) -> Tensor",
+    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, bool rectify, str backend) "
+    "-> Tensor",
     _LayerReversed,
 )
 
@@ -119,8 +118,8 @@ class _PoolNorm:
     """max_pool2d and contrast_norm of its map."""
 
     def fake(x, kernel_size, stride, padding, output_size, *norm_and_backend):
-        y = empty(x, *x.shape[:2], *output_size)
-        return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
+        shape = *x.shape[:2], *output_size
+        return *pooled(x, *shape), empty(x, *shape)
 
     def setup_context(ctx, inputs, output):
         x, *ctx.settings = inputs
@@ -169,18 +168,14 @@ def conv2d_relu_max_pool2d(
     switches, then the convolution's gradients; one that is not needed is not computed.
 
     Args:
-        x, weight, bias, stride, padding: as `conv2d_relu`'s.
-        pool_kernel, pool_stride, pool_padding, ceil_mode: as `max_pool2d_with_switches`'s; pool_stride None for
-            pool_kernel.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        x, weight, bias, stride, padding, backend: as `conv2d_relu`'s.
+        pool_kernel, pool_stride, pool_padding, ceil_mode: as `max_pool2d_with_switches`'s.
 
     Returns:
         y (N, C_out, PH, PW) of x's dtype and switches of dtype uint8, channels-last. Under autocast x, weight and bias
         are cast to the autocast dtype, as torch's conv2d does (never float64). The switches carry no gradient.
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `conv2d_relu`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1, 2 and 5).
     """
@@ -217,17 +212,13 @@ def max_unpool2d_relu_conv_transpose2d(
         weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
         stride, padding, pool_kernel, pool_stride, pool_padding: the forward layer's.
         output_size: (H, W) of the forward layer's input.
-        rectify: whether to rectify the unpooled map.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        rectify: whether to rectify the unpooled map. backend: as `conv2d_relu`'s.
 
     Returns:
         (N, C_in, H, W) of y's dtype, channels-last. Under autocast y and weight are cast to the autocast dtype (never
         float64).
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message; a
-            switch that points outside its window or the map (on a GPU such a switch is passed over).
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `max_unpool2d_with_switches`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1.
     """
@@ -267,17 +258,14 @@ def max_pool2d_contrast_norm(
     each sent to its window's winner. It has no second derivative through z.
 
     Args:
-        x, kernel_size, stride, padding, ceil_mode: as `max_pool2d_with_switches`'s.
+        x, kernel_size, stride, padding, ceil_mode, backend: as `max_pool2d_with_switches`'s.
         size, alpha, beta, k, center: as `contrast_norm`'s.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
 
     Returns:
         y of x's dtype, switches of dtype uint8 and z of x's dtype, (N, C, OH, OW) each, channels-last. Under autocast
         x's dtype stays. The switches carry no gradient.
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or value, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve x's device or dtype.
+    Raises: as `contrast_norm`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1 and 2).
     """

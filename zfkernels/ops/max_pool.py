@@ -6,12 +6,12 @@
 A switch is the winner's offset kh*KW + kw inside its own window, one byte.
 """
 
-import torch
 from torch import Tensor
 
 from .. import window
+from ..backends.memory import empty, pooled
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 def mark_switches(ctx, switches):
@@ -23,8 +23,7 @@ class _MaxPool2d:
     """Each window's largest value, and its place in the window."""
 
     def fake(x, kernel_size, stride, padding, output_size, backend):
-        y = empty(x, *x.shape[:2], *output_size)
-        return y, empty(y, *y.shape, dtype=torch.uint8)
+        return pooled(x, *x.shape[:2], *output_size)
 
     def setup_context(ctx, inputs, output):
         x, *ctx.settings = inputs
@@ -178,9 +177,8 @@ def max_unpool2d_with_switches(
     Args:
         y: (N, C, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
         switches: y's shape, dtype uint8, as `max_pool2d_with_switches` returned them.
-        kernel_size, stride, padding: the pooling's.
-        output_size: (H, W) of the pooling's input.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        kernel_size, stride, padding: the pooling's. output_size: (H, W) of the pooling's input.
+        backend: as `max_pool2d_with_switches`'s.
 
     Returns:
         (N, C, H, W) of y's dtype, channels-last. Under autocast y's dtype stays.

@@ -22,13 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair, conv_map
+from ..memory import pooled
 from . import tuning
 from .contrast_norm import contrast_norm
 from .conv import conv2d, operands
 from .conv_transpose import conv_transpose2d
 from .conv_weight_grad import conv2d_weight_grad
 from .correlation import Config, Conv, interpreted_steps, pixels, product, product_call
-from .launch import INTERPRETED, Call, Target, empty, power_of_two, target
+from .launch import INTERPRETED, Call, Target, power_of_two, target
 from .max_pool import Pool, max_pool2d, max_unpool2d, unpooled
 
 SIZES = ("images", "H", "W", "OH", "OW", "POOLED_H", "POOLED_W", "POOL_PH", "POOL_PW", "strip")
@@ -207,8 +208,7 @@ def conv2d_relu_max_pool2d(
     layer = Conv.of(x.shape, weight.shape, conv_map(x.shape[2:], weight.shape[2:], stride, padding), stride, padding)
     if not fuses(layer, x.dtype, pool, device):
         return max_pool2d(conv2d(x, weight, bias, stride, padding, True), *pool)
-    y = empty(x, layer.images, layer.filters, *pool.size)
-    switches = empty(x, layer.images, layer.filters, *pool.size, dtype=torch.uint8)
+    y, switches = pooled(x, layer.images, layer.filters, *pool.size)
     xs, ws = operands(x, weight, layer)
     call = layer_call(layer.gathered(), device, bias is not None, pool)
     call(x=xs, weight=ws, bias=ws if bias is None else bias.contiguous(), y=y, switches=switches)

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from .launch import INTERPRETED, Call, dense, empty, power_of_two
+from ..memory import dense, empty, pooled
+from .launch import INTERPRETED, Call, power_of_two
 
 # A tile has 8 columns and 4 rows (2 in float32) of 32 channels: 8 values a thread (4), one 16-byte access. 4 x 8
 # windows of 3x3, stride 2, read 1.2 times the bytes of their pixels; 32 in a row would read 1.5 times.
@@ -254,8 +255,7 @@ class Pool(NamedTuple):
 
 def max_pool2d(x: Tensor, *settings: Pair) -> tuple[Tensor, Tensor]:
     pool = Pool(*settings)
-    y = empty(x, *x.shape[:2], *pool.size)
-    switches = empty(x, *x.shape[:2], *pool.size, dtype=torch.uint8)
+    y, switches = pooled(x, *x.shape[:2], *pool.size)
     pool_call(max_pool2d_kernel, x.dtype, x.shape, pool)(x=dense(x), y=y, switches=switches)
     return y, switches
 
