@@ -13,7 +13,7 @@ from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
 from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
-from .window import pair
+from .window import count, pair
 
 Size = int | tuple[int, int]
 
@@ -44,11 +44,8 @@ class ConvReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        count("in_channels", in_channels)
+        count("out_channels", out_channels)
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.stride = pair("stride", stride, 1)
         self.padding = pair("padding", padding, 0)
@@ -155,18 +152,9 @@ class ConvReLUMaxPool(ConvReLU):
         self.return_switches = return_switches
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y, switches = conv2d_relu_max_pool2d(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.pool_kernel,
-            self.pool_stride,
-            self.pool_padding,
-            self.ceil_mode,
-            backend=self.backend,
-        )
+        conv = self.weight, self.bias, self.stride, self.padding
+        pool = self.pool_kernel, self.pool_stride, self.pool_padding, self.ceil_mode
+        y, switches = conv2d_relu_max_pool2d(x, *conv, *pool, backend=self.backend)
         return (y, switches) if self.return_switches else y
 
     def extra_repr(self) -> str:
@@ -189,10 +177,7 @@ class ContrastNorm(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.size = size
-        self.alpha = alpha
-        self.beta = beta
-        self.k = k
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
         self.center = center
         self.backend = backend
 

@@ -19,6 +19,15 @@ def whole(value: object) -> bool:
     return type(value) is int or (isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool))
 
 
+def count(name: str, value: object) -> int:
+    """`value`, a number of channels or the like; TypeError or ValueError naming `name` unless it is an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return value
+
+
 def pair(name: str, value: object, least: int) -> Pair:
     """`value` as a (vertical, horizontal) pair of integers >= `least`; TypeError or ValueError naming `name`."""
     if isinstance(value, (tuple, list)):
@@ -54,10 +63,7 @@ def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool
 
 def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     """The (height, width) of a convolution's map over an input of (height, width) `size`."""
-    return (
-        conv_size(size[0], kernel[0], stride[0], padding[0]),
-        conv_size(size[1], kernel[1], stride[1], padding[1]),
-    )
+    return (conv_size(size[0], kernel[0], stride[0], padding[0]), conv_size(size[1], kernel[1], stride[1], padding[1]))
 
 
 def pool_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:

@@ -2,16 +2,3 @@
 
 from .exact import use_exact
 from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, reason, resolve, use_backend
-
-__all__ = [
-    "BEST",
-    "MODULES",
-    "VARIABLE",
-    "available_backends",
-    "choose",
-    "module",
-    "reason",
-    "resolve",
-    "use_backend",
-    "use_exact",
-]

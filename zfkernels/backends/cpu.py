@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import _C, window
 from ..ops import checks
+from .memory import address, conv_sizes, pixels, pool_sizes
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -48,15 +49,15 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = _empty(x, x.shape[0], weight.shape[0], output_size)
     xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    sizes = _conv_sizes(xs, ws, output_size, stride, padding)
-    _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), _address(bs), ys.data_ptr(), relu, _threads())
+    sizes = conv_sizes(xs.shape, ws, output_size, stride, padding)
+    _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), address(bs), ys.data_ptr(), relu, _threads())
     return _rounded(ys, y)
 
 
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
     x = _empty(y, y.shape[0], weight.shape[1], output_size)
     ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
-    sizes = _conv_sizes(xs, ws, y.shape[2:], stride, padding)
+    sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding)
     _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), xs.data_ptr(), rectify, _threads())
     return _rounded(xs, x)
 
@@ -67,9 +68,8 @@ def conv2d_weight_grad(
     gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
     gb = x.new_empty(g.shape[1]) if with_bias else None
     xs, gs, gws, gbs = _dense(x), _dense(g), _computed(gw), _computed(gb)
-    sizes = _conv_sizes(xs, gws, g.shape[2:], stride, padding)
-    args = xs.data_ptr(), gs.data_ptr(), gws.data_ptr(), _address(gbs)
-    _C.conv2d_weight_grad(_f64(x), sizes, *args, _threads())
+    sizes = conv_sizes(xs.shape, gws, g.shape[2:], stride, padding)
+    _C.conv2d_weight_grad(_f64(x), sizes, *map(address, (xs, gs, gws, gbs)), _threads())
     return gws.to(x.dtype), None if gbs is None else gbs.to(x.dtype)
 
 
@@ -77,7 +77,7 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Te
     y = _empty(x, *x.shape[:2], output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
     xs, ys = _dense(x), _computed_empty(y)
-    sizes = _pool_sizes(xs, output_size, kernel_size, stride, padding)
+    sizes = pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
     _C.max_pool2d(_f64(x), sizes, xs.data_ptr(), ys.data_ptr(), switches.data_ptr(), _threads())
     return _rounded(ys, y), switches
 
@@ -85,115 +85,72 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Te
 def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
     x = _empty(y, *y.shape[:2], output_size)
     ys, s, xs = _dense(y), _dense(switches), _computed_empty(x)
-    sizes = _pool_sizes(xs, y.shape[2:], kernel_size, stride, padding)
+    sizes = pool_sizes(xs.shape, y.shape[2:], kernel_size, stride, padding)
     bad = _C.max_unpool2d(_f64(y), sizes, ys.data_ptr(), s.data_ptr(), xs.data_ptr(), _threads())
     _check_switches(bad, s, kernel_size, stride, padding, output_size)
     return _rounded(xs, x)
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size, stride, padding) -> Tensor:
+def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
     gy = _empty(g, *switches.shape[:2], switches.shape[2:])
     gs, s, gys = _dense(g), _dense(switches), _computed_empty(gy)
-    sizes = _pool_sizes(gs, switches.shape[2:], kernel_size, stride, padding)
+    sizes = pool_sizes(gs.shape, switches.shape[2:], *pool)
     bad = _C.max_unpool2d_backward(_f64(g), sizes, gs.data_ptr(), s.data_ptr(), gys.data_ptr(), _threads())
-    _check_switches(bad, s, kernel_size, stride, padding, g.shape[2:])
+    _check_switches(bad, s, *pool, g.shape[2:])
     return _rounded(gys, gy)
 
 
-def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+def contrast_norm(x: Tensor, *norm) -> Tensor:
     y = _empty(x, *x.shape[:2], x.shape[2:])
     xs, ys = _dense(x), _computed_empty(y)
-    sizes = _pixels(xs), xs.shape[1], size, alpha, beta, k, center
-    _C.contrast_norm(_f64(x), *sizes, xs.data_ptr(), ys.data_ptr(), _threads())
+    _C.contrast_norm(_f64(x), pixels(x), x.shape[1], *norm, xs.data_ptr(), ys.data_ptr(), _threads())
     return _rounded(ys, y)
 
 
-def contrast_norm_backward(
-    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
-) -> Tensor:
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
     gx = _empty(x, *x.shape[:2], x.shape[2:])
     gs, xs, gxs = _dense(g), _dense(x), _computed_empty(gx)
-    sizes = _pixels(xs), xs.shape[1], size, alpha, beta, k, center
-    _C.contrast_norm_backward(_f64(x), *sizes, gs.data_ptr(), xs.data_ptr(), gxs.data_ptr(), _threads())
+    args = pixels(x), x.shape[1], *norm, *map(address, (gs, xs, gxs))
+    _C.contrast_norm_backward(_f64(x), *args, _threads())
     return _rounded(gxs, gx)
 
 
-def conv2d_relu_max_pool2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, pool_kernel, pool_stride, pool_padding, output_size
-) -> tuple[Tensor, Tensor]:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
+    stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = _empty(x, n, k, output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
     xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    _C.conv2d_relu_max_pool2d(
-        _f64(x),
-        _conv_sizes(xs, ws, conv_size, stride, padding),
-        (n, k, *conv_size, *output_size, *pool_kernel, *pool_stride, *pool_padding),
-        xs.data_ptr(),
-        ws.data_ptr(),
-        _address(bs),
-        ys.data_ptr(),
-        switches.data_ptr(),
-        _ROUNDING.get(x.dtype, 0),
-        _threads(),
-    )
+    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
+    addresses = map(address, (xs, ws, bs, ys, switches))
+    _C.conv2d_relu_max_pool2d(_f64(x), *sizes, *addresses, _ROUNDING.get(x.dtype, 0), _threads())
     return _rounded(ys, y), switches
 
 
 def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor,
-    g: Tensor,
-    switches: Tensor,
-    kernel_size,
-    stride,
-    padding,
-    pool_kernel,
-    pool_stride,
-    pool_padding,
-    with_bias: bool,
+    x: Tensor, g: Tensor, switches: Tensor, *settings
 ) -> tuple[Tensor, Tensor | None]:
+    kernel_size, stride, padding, *pool, with_bias = settings
     size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
-    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
-    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+    return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(
-    x: Tensor, kernel_size, stride, padding, output_size, size: int, alpha: float, beta: float, k: float, center: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
-    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+def max_pool2d_contrast_norm(x: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:
+    y, switches = max_pool2d(x, *settings[:4])
+    return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(
-    y: Tensor,
-    switches: Tensor,
-    weight: Tensor,
-    stride,
-    padding,
-    pool_kernel,
-    pool_stride,
-    pool_padding,
-    output_size,
-    rectify: bool,
-) -> Tensor:
+def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings) -> Tensor:
+    stride, padding, *pool, output_size, rectify = settings
     n, k = y.shape[:2]
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = _empty(y, n, weight.shape[1], output_size)
     ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
-    bad = _C.max_unpool2d_relu_conv_transpose2d(
-        _f64(y),
-        _conv_sizes(xs, ws, conv_size, stride, padding),
-        (n, k, *conv_size, *y.shape[2:], *pool_kernel, *pool_stride, *pool_padding),
-        ys.data_ptr(),
-        s.data_ptr(),
-        ws.data_ptr(),
-        xs.data_ptr(),
-        rectify,
-        _ROUNDING.get(y.dtype, 0),
-        _threads(),
-    )
-    _check_switches(bad, s, pool_kernel, pool_stride, pool_padding, conv_size)
+    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
+    args = *map(address, (ys, s, ws, xs)), rectify, _ROUNDING.get(y.dtype, 0), _threads()
+    bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *args)
+    _check_switches(bad, s, *pool, conv_size)
     return _rounded(xs, x)
 
 
@@ -237,24 +194,6 @@ def _computed_empty(y: Tensor) -> Tensor:
 
 def _rounded(computed: Tensor, y: Tensor) -> Tensor:
     return y if computed is y else y.copy_(computed)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
-
-
-def _conv_sizes(x: Tensor, weight: Tensor, output_size, stride, padding) -> tuple[int, ...]:
-    """csrc/cpu/kernels.h, struct Conv."""
-    return *x.shape, weight.shape[0], *output_size, *weight.shape[2:], *stride, *padding, *weight.stride()
-
-
-def _pool_sizes(x: Tensor, output_size, kernel_size, stride, padding) -> tuple[int, ...]:
-    """csrc/cpu/kernels.h, struct Pool."""
-    return *x.shape, *output_size, *kernel_size, *stride, *padding
 
 
 def _check_switches(bad: int, switches: Tensor, kernel_size, stride, padding, size) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import window
+from .memory import address, conv_sizes, dense, empty, pixels, pool_sizes, pooled
 
 try:
     from .. import _C
@@ -67,22 +68,17 @@ def version(number: int) -> str:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
-    y = _empty(x, x.shape[0], weight.shape[0], output_size)
-    xs, bs = _dense(x), _contiguous(bias)
-    call, sizes = _call(x), _conv_sizes(xs.shape, weight, output_size, stride, padding)
-    workspace = _workspace(x, _C.cuda_conv2d_workspace(call, sizes))
-    args = xs.data_ptr(), weight.data_ptr(), _address(bs), y.data_ptr()
-    _C.cuda_conv2d(call, sizes, *args, relu, _address(workspace))
+    y = empty(x, x.shape[0], weight.shape[0], *output_size)
+    xs, bs = dense(x), _contiguous(bias)
+    sizes = conv_sizes(xs.shape, weight, output_size, stride, padding)
+    _launch("conv2d", x, (sizes,), (xs, weight, bs, y), relu)
     return y
 
 
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
-    x = _empty(y, y.shape[0], weight.shape[1], output_size)
-    ys = _dense(y)
-    call, sizes = _call(y), _conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
-    workspace = _workspace(y, _C.cuda_conv_transpose2d_workspace(call, sizes))
-    args = ys.data_ptr(), weight.data_ptr(), x.data_ptr()
-    _C.cuda_conv_transpose2d(call, sizes, *args, rectify, _address(workspace))
+    x = empty(y, y.shape[0], weight.shape[1], *output_size)
+    sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
+    _launch("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
     return x
 
 
@@ -90,130 +86,91 @@ def conv2d_weight_grad(
     x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
-    xs, gs = _dense(x), _dense(g)
-    call, sizes = _call(x), _conv_sizes(xs.shape, gw, g.shape[2:], stride, padding)
-    workspace = _workspace(x, _C.cuda_conv2d_weight_grad_workspace(call, sizes))
-    args = xs.data_ptr(), gs.data_ptr(), gw.data_ptr(), _address(gb)
-    _C.cuda_conv2d_weight_grad(call, sizes, *args, _address(workspace))
+    sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
+    _launch("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))
     return gw, gb
 
 
 def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
-    y, switches = _empty(x, *x.shape[:2], output_size), _empty(x, *x.shape[:2], output_size, torch.uint8)
-    xs = _dense(x)
-    sizes = _pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
+    y, switches = pooled(x, *x.shape[:2], *output_size)
+    xs, sizes = dense(x), pool_sizes(x.shape, output_size, kernel_size, stride, padding)
     _C.cuda_max_pool2d(_call(x), sizes, xs.data_ptr(), y.data_ptr(), switches.data_ptr())
     return y, switches
 
 
 def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
-    x = _empty(y, *y.shape[:2], output_size)
-    ys, s = _dense(y), _dense(switches)
-    sizes = _pool_sizes(x.shape, y.shape[2:], kernel_size, stride, padding)
+    x = empty(y, *y.shape[:2], *output_size)
+    ys, s = dense(y), dense(switches)
+    sizes = pool_sizes(x.shape, y.shape[2:], kernel_size, stride, padding)
     _C.cuda_max_unpool2d(_call(y), sizes, ys.data_ptr(), s.data_ptr(), x.data_ptr())
     return x
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size, stride, padding) -> Tensor:
-    gy = _empty(g, *switches.shape[:2], switches.shape[2:])
-    gs, s = _dense(g), _dense(switches)
-    sizes = _pool_sizes(gs.shape, switches.shape[2:], kernel_size, stride, padding)
+def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
+    gy = empty(g, *switches.shape)
+    gs, s = dense(g), dense(switches)
+    sizes = pool_sizes(g.shape, switches.shape[2:], *pool)
     _C.cuda_max_unpool2d_backward(_call(g), sizes, gs.data_ptr(), s.data_ptr(), gy.data_ptr())
     return gy
 
 
-def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
-    y = _empty(x, *x.shape[:2], x.shape[2:])
-    xs = _dense(x)
-    _C.cuda_contrast_norm(_call(x), (_pixels(x), x.shape[1], size, alpha, beta, k, center), xs.data_ptr(), y.data_ptr())
+def contrast_norm(x: Tensor, *norm) -> Tensor:
+    y = empty(x, *x.shape)
+    xs = dense(x)
+    _C.cuda_contrast_norm(_call(x), (pixels(x), x.shape[1], *norm), xs.data_ptr(), y.data_ptr())
     return y
 
 
-def contrast_norm_backward(
-    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
-) -> Tensor:
-    gx = _empty(x, *x.shape[:2], x.shape[2:])
-    gs, xs = _dense(g), _dense(x)
-    sizes = _pixels(x), x.shape[1], size, alpha, beta, k, center
-    _C.cuda_contrast_norm_backward(_call(x), sizes, gs.data_ptr(), xs.data_ptr(), gx.data_ptr())
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
+    gx = empty(x, *x.shape)
+    gs, xs = dense(g), dense(x)
+    _C.cuda_contrast_norm_backward(
+        _call(x), (pixels(x), x.shape[1], *norm), gs.data_ptr(), xs.data_ptr(), gx.data_ptr()
+    )
     return gx
 
 
 def max_pool2d_contrast_norm(
-    x: Tensor, kernel_size, stride, padding, output_size, size: int, alpha: float, beta: float, k: float, center: bool
+    x: Tensor, kernel_size, stride, padding, output_size, *norm
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, switches = _empty(x, *x.shape[:2], output_size), _empty(x, *x.shape[:2], output_size, torch.uint8)
-    normalized = _empty(x, *x.shape[:2], output_size)
-    xs = _dense(x)
-    pool = _pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
-    norm = _pixels(y), x.shape[1], size, alpha, beta, k, center
-    addresses = xs.data_ptr(), y.data_ptr(), switches.data_ptr(), normalized.data_ptr()
-    _C.cuda_max_pool2d_contrast_norm(_call(x), pool, norm, *addresses)
+    y, switches = pooled(x, *x.shape[:2], *output_size)
+    normalized = empty(x, *x.shape[:2], *output_size)
+    xs = dense(x)
+    sizes = pool_sizes(x.shape, output_size, kernel_size, stride, padding), (pixels(y), x.shape[1], *norm)
+    _C.cuda_max_pool2d_contrast_norm(_call(x), *sizes, *map(address, (xs, y, switches, normalized)))
     return y, switches, normalized
 
 
-def conv2d_relu_max_pool2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, pool_kernel, pool_stride, pool_padding, output_size
-) -> tuple[Tensor, Tensor]:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
+    stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
-    y, switches = _empty(x, n, k, output_size), _empty(x, n, k, output_size, torch.uint8)
-    xs, bs = _dense(x), _contiguous(bias)
-    conv = _conv_sizes(xs.shape, weight, conv_size, stride, padding)
-    pool = _pool_sizes((n, k, *conv_size), output_size, pool_kernel, pool_stride, pool_padding)
-    call = _call(x)
-    workspace = _workspace(x, _C.cuda_conv2d_relu_max_pool2d_workspace(call, conv, pool))
-    args = xs.data_ptr(), weight.data_ptr(), _address(bs), y.data_ptr(), switches.data_ptr()
-    _C.cuda_conv2d_relu_max_pool2d(call, conv, pool, *args, _address(workspace))
+    y, switches = pooled(x, n, k, *output_size)
+    sizes = conv_sizes(x.shape, weight, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
+    _launch("conv2d_relu_max_pool2d", x, sizes, (dense(x), weight, _contiguous(bias), y, switches))
     return y, switches
 
 
 def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor,
-    g: Tensor,
-    switches: Tensor,
-    kernel_size,
-    stride,
-    padding,
-    pool_kernel,
-    pool_stride,
-    pool_padding,
-    with_bias: bool,
+    x: Tensor, g: Tensor, switches: Tensor, *settings
 ) -> tuple[Tensor, Tensor | None]:
+    kernel_size, stride, padding, *pool, with_bias = settings
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     conv_size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
-    xs, gs, s = _dense(x), _dense(g), _dense(switches)
-    conv = _conv_sizes(xs.shape, gw, conv_size, stride, padding)
-    pool = _pool_sizes((*g.shape[:2], *conv_size), g.shape[2:], pool_kernel, pool_stride, pool_padding)
-    call = _call(x)
-    workspace = _workspace(x, _C.cuda_conv2d_relu_max_pool2d_weight_grad_workspace(call, conv, pool))
-    args = xs.data_ptr(), gs.data_ptr(), s.data_ptr(), gw.data_ptr(), _address(gb)
-    _C.cuda_conv2d_relu_max_pool2d_weight_grad(call, conv, pool, *args, _address(workspace))
+    conv = conv_sizes(x.shape, gw, conv_size, stride, padding)
+    sizes = conv, pool_sizes((*g.shape[:2], *conv_size), g.shape[2:], *pool)
+    tensors = *map(dense, (x, g, switches)), gw, gb
+    _launch("conv2d_relu_max_pool2d_weight_grad", x, sizes, tensors)
     return gw, gb
 
 
-def max_unpool2d_relu_conv_transpose2d(
-    y: Tensor,
-    switches: Tensor,
-    weight: Tensor,
-    stride,
-    padding,
-    pool_kernel,
-    pool_stride,
-    pool_padding,
-    output_size,
-    rectify: bool,
-) -> Tensor:
-    n, k = y.shape[:2]
+def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings) -> Tensor:
+    stride, padding, *pool, output_size, rectify = settings
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
-    x = _empty(y, n, weight.shape[1], output_size)
-    ys, s = _dense(y), _dense(switches)
-    conv = _conv_sizes(x.shape, weight, conv_size, stride, padding)
-    pool = _pool_sizes((n, k, *conv_size), y.shape[2:], pool_kernel, pool_stride, pool_padding)
-    call = _call(y)
-    workspace = _workspace(y, _C.cuda_max_unpool2d_relu_conv_transpose2d_workspace(call, conv, pool))
-    args = ys.data_ptr(), s.data_ptr(), weight.data_ptr(), x.data_ptr()
-    _C.cuda_max_unpool2d_relu_conv_transpose2d(call, conv, pool, *args, rectify, _address(workspace))
+    x = empty(y, y.shape[0], weight.shape[1], *output_size)
+    conv = conv_sizes(x.shape, weight, conv_size, stride, padding)
+    sizes = conv, pool_sizes((*y.shape[:2], *conv_size), y.shape[2:], *pool)
+    _launch("max_unpool2d_relu_conv_transpose2d", y, sizes, (dense(y), dense(switches), weight, x), rectify)
     return x
 
 
@@ -228,16 +185,6 @@ def _stream(index: int) -> int:
     return torch._C._cuda_getCurrentRawStream(index)
 
 
-def _empty(like: Tensor, n: int, channels: int, size, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        (n, channels, *size), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
@@ -247,24 +194,10 @@ def _weight_grads(x: Tensor, g: Tensor, kernel_size, with_bias: bool) -> tuple[T
     return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1]) if with_bias else None
 
 
-def _workspace(x: Tensor, size: int) -> Tensor | None:
-    """`size` bytes on x's device; torch gives them to nobody else before the kernels queued now are done."""
-    return torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
-
-
-def _conv_sizes(shape, weight: Tensor, output_size, stride, padding) -> tuple[int, ...]:
-    """csrc/problem.h, struct Conv, for x of this shape."""
-    return *shape, weight.shape[0], *output_size, *weight.shape[2:], *stride, *padding, *weight.stride()
-
-
-def _pool_sizes(shape, output_size, kernel_size, stride, padding) -> tuple[int, ...]:
-    """csrc/problem.h, struct Pool, for a map of this shape."""
-    return *shape, *output_size, *kernel_size, *stride, *padding
+def _launch(op: str, x: Tensor, sizes, tensors, *flags: bool) -> None:
+    """Queues the op's kernels, with as much workspace as they ask for: torch gives it to nobody else before they are
+    done."""
+    call = _call(x)
+    size = getattr(_C, f"cuda_{op}_workspace")(call, *sizes)
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
+    getattr(_C, f"cuda_{op}")(call, *sizes, *map(address, tensors), *flags, address(workspace))

@@ -76,9 +76,8 @@ def conv2d(x, weight, bias, stride, padding, relu):
     windows = tuple((a.shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1))
     canvas = _pad(a, padding, (0, 0), 0.0)
     y = np.zeros((a.shape[0], w.shape[0], *windows))
-    for kh in range(kernel[0]):
-        for kw in range(kernel[1]):
-            y += np.einsum("oc,ncij->noij", w[:, :, kh, kw], _tap(canvas, kh, kw, stride, windows), optimize=True)
+    for kh, kw in np.ndindex(*kernel):
+        y += np.einsum("oc,ncij->noij", w[:, :, kh, kw], _tap(canvas, kh, kw, stride, windows), optimize=True)
     if bias is not None:
         y += _array(bias)[:, None, None]
     return _tensor(np.maximum(y, 0) if relu else y, x)
@@ -92,10 +91,9 @@ def conv_transpose2d(y, weight, stride, padding, output_size, rectify):
         b = np.maximum(b, 0)
     windows, kernel = b.shape[2:], w.shape[2:]
     canvas = np.zeros((b.shape[0], w.shape[1], output_size[0] + 2 * padding[0], output_size[1] + 2 * padding[1]))
-    for kh in range(kernel[0]):
-        for kw in range(kernel[1]):
-            tap = _tap(canvas, kh, kw, stride, windows)
-            tap += np.einsum("oc,noij->ncij", w[:, :, kh, kw], b, optimize=True)
+    for kh, kw in np.ndindex(*kernel):
+        tap = _tap(canvas, kh, kw, stride, windows)
+        tap += np.einsum("oc,noij->ncij", w[:, :, kh, kw], b, optimize=True)
     return _tensor(_crop(canvas, padding, output_size), y)
 
 
@@ -105,10 +103,9 @@ def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias):
     a, b = _array(x), _array(g)
     canvas = _pad(a, padding, (0, 0), 0.0)
     gw = np.zeros((b.shape[1], a.shape[1], *kernel_size))
-    for kh in range(kernel_size[0]):
-        for kw in range(kernel_size[1]):
-            tap = _tap(canvas, kh, kw, stride, b.shape[2:])
-            gw[:, :, kh, kw] = np.einsum("noij,ncij->oc", b, tap, optimize=True)
+    for kh, kw in np.ndindex(*kernel_size):
+        tap = _tap(canvas, kh, kw, stride, b.shape[2:])
+        gw[:, :, kh, kw] = np.einsum("noij,ncij->oc", b, tap, optimize=True)
     gb = _tensor(b.sum((0, 2, 3)), x, memory_format=torch.contiguous_format) if with_bias else None
     return _tensor(gw, x, memory_format=torch.contiguous_format), gb
 
@@ -125,14 +122,13 @@ def max_pool2d(x, kernel_size, stride, padding, output_size):
     best = np.zeros((*a.shape[:2], *output_size))
     switches = np.zeros(best.shape, np.uint8)
     empty = np.ones(best.shape, bool)
-    for kh in range(kernel_size[0]):
-        for kw in range(kernel_size[1]):
-            value = _tap(canvas, kh, kw, stride, output_size)
-            greater = (value > best) | (np.isnan(value) & ~np.isnan(best))
-            wins = _tap(on_map, kh, kw, stride, output_size) & (empty | greater)
-            best[wins] = value[wins]
-            switches[wins] = kh * kernel_size[1] + kw
-            empty &= ~wins
+    for kh, kw in np.ndindex(*kernel_size):
+        value = _tap(canvas, kh, kw, stride, output_size)
+        greater = (value > best) | (np.isnan(value) & ~np.isnan(best))
+        wins = _tap(on_map, kh, kw, stride, output_size) & (empty | greater)
+        best[wins] = value[wins]
+        switches[wins] = kh * kernel_size[1] + kw
+        empty &= ~wins
     return _tensor(best, x), _tensor(switches, x, torch.uint8)
 
 
@@ -156,10 +152,9 @@ def max_unpool2d(y, switches, kernel_size, stride, padding, output_size):
     windows = b.shape[2:]
     extent = _extent(windows, kernel_size, stride)
     canvas = np.zeros((*b.shape[:2], *(max(extent[d], output_size[d] + 2 * padding[d]) for d in (0, 1))))
-    for kh in range(kernel_size[0]):
-        for kw in range(kernel_size[1]):
-            tap = _tap(canvas, kh, kw, stride, windows)
-            tap += np.where(s == kh * kernel_size[1] + kw, b, 0.0)
+    for kh, kw in np.ndindex(*kernel_size):
+        tap = _tap(canvas, kh, kw, stride, windows)
+        tap += np.where(s == kh * kernel_size[1] + kw, b, 0.0)
     return _tensor(_crop(canvas, padding, output_size), y)
 
 
@@ -170,10 +165,9 @@ def max_unpool2d_backward(g, switches, kernel_size, stride, padding):
     windows = s.shape[2:]
     canvas = _pad(a, padding, _extent(windows, kernel_size, stride), 0.0)
     gy = np.zeros(s.shape)
-    for kh in range(kernel_size[0]):
-        for kw in range(kernel_size[1]):
-            here = s == kh * kernel_size[1] + kw
-            gy[here] = _tap(canvas, kh, kw, stride, windows)[here]
+    for kh, kw in np.ndindex(*kernel_size):
+        here = s == kh * kernel_size[1] + kw
+        gy[here] = _tap(canvas, kh, kw, stride, windows)[here]
     return _tensor(gy, g)
 
 
@@ -226,31 +220,27 @@ def contrast_norm_backward(g, x, size, alpha, beta, k, center):
 # Whole layers: the parts, composed
 
 
-def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size):
+def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, *pool):
     """max_pool2d(conv2d(x)); the convolution's result is rounded to x's dtype before a window compares it."""
-    y = conv2d(x, weight, bias, stride, padding, True)
-    return max_pool2d(y, pool_kernel, pool_stride, pool_padding, output_size)
+    return max_pool2d(conv2d(x, weight, bias, stride, padding, True), *pool)
 
 
-def conv2d_relu_max_pool2d_weight_grad(
-    x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias
-):
+def conv2d_relu_max_pool2d_weight_grad(x, g, switches, *settings):
     """conv2d_weight_grad(x, max_unpool2d(g, switches))."""
+    kernel_size, stride, padding, *pool, with_bias = settings
     size = tuple((x.shape[2 + d] + 2 * padding[d] - kernel_size[d]) // stride[d] + 1 for d in (0, 1))
-    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
-    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
+    return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center):
+def max_pool2d_contrast_norm(x, *settings):
     """y, switches = max_pool2d(x); contrast_norm(y), of y rounded to x's dtype."""
-    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
-    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+    y, switches = max_pool2d(x, *settings[:4])
+    return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(
-    y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify
-):
+def max_unpool2d_relu_conv_transpose2d(y, switches, weight, *settings):
     """conv_transpose2d(max_unpool2d(y, switches))."""
+    stride, padding, *pool, output_size, rectify = settings
     size = tuple((output_size[d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in (0, 1))
-    unpooled = max_unpool2d(y, switches, pool_kernel, pool_stride, pool_padding, size)
+    unpooled = max_unpool2d(y, switches, *pool, size)
     return conv_transpose2d(unpooled, weight, stride, padding, output_size, rectify)

@@ -78,7 +78,8 @@ def load(path: Path) -> Network:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit a ZFNet: {_first_lines(error)}") from error
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]  # below torch's heading
+        raise ValueError(f"{path} does not fit a ZFNet: {' '.join(lines)[:300]}") from error
     return Network(model.eval(), list(classes), mean, scale, model.image_size)
 
 
@@ -107,9 +108,3 @@ def numbered(count: int) -> list[str]:
 def imagenet() -> tuple[Tensor, Tensor]:
     """The mean and standard deviation that torchvision's networks expect, (3, 1, 1) each, for pixels in 0..255."""
     return tuple(255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-
-
-def _first_lines(error: Exception) -> str:
-    """What torch says below the heading of a load_state_dict error."""
-    lines = [line.strip() for line in str(error).splitlines()[1:3]]
-    return " ".join(lines)[:300]

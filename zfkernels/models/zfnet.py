@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..nn import ContrastNorm, ConvReLU, Linear, MaxPoolSwitches
 from ..ops.fused import conv2d_relu_max_pool2d
-from ..window import Field, conv_size, pair, pool_size, receptive_field
+from ..window import Field, conv_size, count, pair, pool_size, receptive_field
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class ZFNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _count("in_channels", in_channels)
+        self.in_channels = count("in_channels", in_channels)
         self.image_size = pair("image_size", image_size, 1)
-        self.num_classes = _count("num_classes", num_classes)
+        self.num_classes = count("num_classes", num_classes)
         self.weight_std = weight_std
         layers = _vary(table, self.num_classes, channels, fc, without)
         self.table = _measure(layers, self.in_channels, self.image_size)
@@ -145,17 +145,8 @@ class ZFNet(nn.Module):
             module = getattr(self, layer.name)
             pool = getattr(self, above.name) if above is not None else None
             if _fusible(module, pool) and not isinstance(x, fx.Proxy):
-                x, _ = conv2d_relu_max_pool2d(
-                    x,
-                    module.weight,
-                    module.bias,
-                    module.stride,
-                    module.padding,
-                    pool.kernel_size,
-                    pool.stride,
-                    pool.padding,
-                    pool.ceil_mode,
-                )
+                conv = module.weight, module.bias, module.stride, module.padding
+                x, _ = conv2d_relu_max_pool2d(x, *conv, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
                 fused = above
             else:
                 x = module(x)
@@ -187,14 +178,6 @@ def _fusible(module: nn.Module, above: nn.Module | None) -> bool:
     )
 
 
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return value
-
-
 def _vary(table, num_classes, channels, fc, without) -> tuple[Layer, ...]:
     """`table` with other channels and features, and without some layers."""
     names = [layer.name for layer in table]
@@ -212,7 +195,7 @@ def _vary(table, num_classes, channels, fc, without) -> tuple[Layer, ...]:
         named = [layer.name for layer in table[:-1] if layer.kind == kind]
         if len(given) != len(named):
             raise ValueError(f"{argument} must have {len(named)} numbers, for {', '.join(named)}, got {given!r}")
-        counts = {name: _count(argument, count) for name, count in zip(named, given, strict=True)}
+        counts = {name: count(argument, number) for name, number in zip(named, given, strict=True)}
         table = tuple(replace(layer, channels=counts.get(layer.name, layer.channels)) for layer in table)
     return tuple(layer for layer in table if layer.name not in left_out)
 

@@ -5,6 +5,7 @@ Types and dtypes raise TypeError, shapes, values and devices ValueError, a backe
 """
 
 import sys
+from collections.abc import Collection
 from numbers import Real
 
 import torch
@@ -17,25 +18,26 @@ LARGEST_FLOAT = sys.float_info.max
 LARGEST_WINDOW = 256  # a switch is one byte
 
 
-def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
-    """`value` must be a dense floating-point tensor with these dimensions; only N may be empty."""
+def dense(name: str, value: object, dtypes: Collection[torch.dtype], expected: str) -> None:
+    """`value` must be a dense tensor of one of the dtypes, which `expected` names."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16, got {value.dtype}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must have dtype {expected}, got {value.dtype}")
     if value.layout is not torch.strided or value.is_nested:
-        refuse_layout(name, value)
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
+
+
+def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
+    """`value` must be a dense floating-point tensor with these dimensions, none of which but N may be empty."""
+    dense(name, value, FLOATS, "float32, float64, bfloat16 or float16")
     shape = value.shape
     if len(shape) != len(axes):
         hint = f"; add a batch dimension with {name}[None]" if axes[0] == "N" and len(shape) == 3 else ""
         raise ValueError(f"{name} must have {len(axes)} dimensions ({', '.join(axes)}), got shape {tuple(shape)}{hint}")
     if 0 in (shape[1:] if axes[0] == "N" else shape):
         raise ValueError(f"{name} must not have an empty dimension other than N, got shape {tuple(shape)}")
-
-
-def refuse_layout(name: str, value: Tensor) -> None:
-    layout = "nested" if value.is_nested else value.layout
-    raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
 
 
 def alike(name: str, value: Tensor, first_name: str, first: Tensor) -> None:
@@ -77,12 +79,7 @@ def pool_window(kernel_size, stride, padding, names: tuple[str, str, str]) -> tu
 
 
 def switches(value: object, y: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"switches must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype is not torch.uint8:
-        raise TypeError(f"switches must have dtype uint8, as max_pool2d_with_switches returns them, got {value.dtype}")
-    if value.layout is not torch.strided or value.is_nested:
-        refuse_layout("switches", value)
+    dense("switches", value, (torch.uint8,), "uint8, as max_pool2d_with_switches returns them")
     if value.shape != y.shape:
         raise ValueError(f"switches must have y's shape, {tuple(y.shape)}, got {tuple(value.shape)}")
     if value.device != y.device:

@@ -19,23 +19,17 @@ The sums over {c : j in W(c)} run over the mirrored window, which differs from W
 
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
+from ..backends.memory import empty
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 class _ContrastNorm:
     """The formula above."""
 
-    def forward(x, size, alpha, beta, k, center, backend):
-        return backends.module(backend).contrast_norm(x, size, alpha, beta, k, center)
-
     def fake(x, size, alpha, beta, k, center, backend):
         return empty(x, *x.shape)
-
-    def setup_context(ctx, inputs, output):
-        x, *ctx.settings = inputs
-        ctx.save_for_backward(x)
 
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
@@ -44,16 +38,12 @@ class _ContrastNorm:
 
 contrast_norm_op = define(
     "contrast_norm(Tensor x, SymInt size, float alpha, float beta, float k, bool center, str backend) -> Tensor",
-    1,
     _ContrastNorm,
 )
 
 
 class _ContrastNormBackward:
     """Its vector-Jacobian product, the formula above; it cannot be differentiated."""
-
-    def forward(g, x, size, alpha, beta, k, center, backend):
-        return backends.module(backend).contrast_norm_backward(g, x, size, alpha, beta, k, center)
 
     def fake(g, x, size, alpha, beta, k, center, backend):
         return empty(x, *x.shape)
@@ -71,7 +61,6 @@ class _ContrastNormBackward:
 contrast_norm_backward = define(
     "contrast_norm_backward(Tensor g, Tensor x, int size, float alpha, float beta, float k, bool center, "
     "str backend) -> Tensor",
-    2,
     _ContrastNormBackward,
 )
 

@@ -11,9 +11,10 @@ All three are linear in each of their two tensors, so these identities are all t
 import torch
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
+from ..backends.memory import empty
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
@@ -37,9 +38,6 @@ def conv2d_grads(g, x, weight, stride, padding, backend, needs):
 class _Conv2d:
     """y = conv2d(x, weight, bias), rectified with `relu`."""
 
-    def forward(x, weight, bias, stride, padding, relu, backend):
-        return backends.module(backend).conv2d(x, weight, bias, tuple(stride), tuple(padding), relu)
-
     def fake(x, weight, bias, stride, padding, relu, backend):
         return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
 
@@ -57,7 +55,6 @@ class _Conv2d:
 
 conv2d = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, str backend) -> Tensor",
-    3,
     _Conv2d,
 )
 
@@ -65,16 +62,8 @@ conv2d = define(
 class _ConvTranspose2d:
     """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
 
-    def forward(y, weight, stride, padding, output_size, rectify, backend):
-        module = backends.module(backend)
-        return module.conv_transpose2d(y, weight, tuple(stride), tuple(padding), tuple(output_size), rectify)
-
     def fake(y, weight, stride, padding, output_size, rectify, backend):
         return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-    def setup_context(ctx, inputs, output):
-        y, weight, *ctx.settings = inputs
-        ctx.save_for_backward(y, weight)
 
     def backward(ctx, g):
         y, weight = ctx.saved_tensors
@@ -93,7 +82,6 @@ class _ConvTranspose2d:
 conv_transpose2d = define(
     "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
     "str backend) -> Tensor",
-    2,
     _ConvTranspose2d,
 )
 
@@ -101,18 +89,9 @@ conv_transpose2d = define(
 class _Conv2dWeightGrad:
     """The adjoint of conv2d in weight. Without a bias its gradient is an empty tensor, for an op cannot give None."""
 
-    def forward(x, g, kernel_size, stride, padding, with_bias, backend):
-        module = backends.module(backend)
-        gw, gb = module.conv2d_weight_grad(x, g, tuple(kernel_size), tuple(stride), tuple(padding), with_bias)
-        return gw, gb if with_bias else x.new_empty(0)
-
     def fake(x, g, kernel_size, stride, padding, with_bias, backend):
         gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
         return gw, x.new_empty(g.shape[1] if with_bias else 0)
-
-    def setup_context(ctx, inputs, output):
-        x, g, *ctx.settings = inputs
-        ctx.save_for_backward(x, g)
 
     def backward(ctx, ggw, ggb):
         x, g = ctx.saved_tensors
@@ -128,7 +107,6 @@ class _Conv2dWeightGrad:
 conv2d_weight_grad = define(
     "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
     "str backend) -> (Tensor, Tensor)",
-    2,
     _Conv2dWeightGrad,
 )
 
@@ -153,8 +131,7 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
         checks.alike("bias", bias, "x", x)
         if bias.shape[0] != filters:
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
-    stride = window.pair("stride", stride, 1)
-    padding = window.pair("padding", padding, 0)
+    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     size = window.conv_map(input_size, kernel_size, stride, padding)
     if size[0] < 1 or size[1] < 1:
         raise ValueError(
@@ -173,8 +150,7 @@ def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pa
             f"weight must have y's {y.shape[1]} channels as its first dimension (C_out, C_in, KH, KW: the forward "
             f"convolution's shape), got shape {tuple(weight.shape)} for y of shape {tuple(y.shape)}"
         )
-    stride = window.pair("stride", stride, 1)
-    padding = window.pair("padding", padding, 0)
+    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     output_size = window.pair("output_size", output_size, 1)
     return stride, padding, output_size, window.conv_map(output_size, weight.shape[2:], stride, padding)
 
@@ -236,16 +212,13 @@ def relu_conv_transpose2d(
         weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
         stride, padding: the forward convolution's; int or (vertical, horizontal) pair.
         output_size: (H, W) of the forward convolution's input, from which it makes y's (OH, OW).
-        rectify: whether to rectify y first.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        rectify: whether to rectify y first. backend: as `conv2d_relu`'s.
 
     Returns:
         (N, C_in, H, W), channels-last. NaN stays NaN. Half types accumulate in float32. Under autocast the tensors are
         cast to the autocast dtype, as torch's conv_transpose2d does (never float64).
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `conv2d_relu`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (rectification, filtering).
     """

@@ -1,11 +1,11 @@
 """One op, two ways in.
 
-An op is written once, as four functions of a class that is only their namespace:
+The backend's function of the op's name computes it. The rest is written once, as functions of a class that is only
+their namespace:
 
-    forward(*arguments) -> tensor or tuple of tensors      calls the backend
-    fake(*arguments)                                       the same shapes, dtypes and strides, nothing computed
-    setup_context(ctx, inputs, output)                     what the backward needs
-    backward(ctx, *gradients)                              one gradient a tensor argument
+    fake(*arguments)                     the same shapes, dtypes and strides, nothing computed
+    setup_context(ctx, inputs, output)   what the backward needs; if left out, all tensors, and the rest as ctx.settings
+    backward(ctx, *gradients)            one gradient a tensor argument
 
 `define` gives them two ways in. In eager mode: the backend itself when nothing needs a gradient, else an
 autograd.Function. Under torch.compile, export, a dispatch mode, or with tensors that are not plain ones: the
@@ -20,15 +20,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import backends
+
 LIBRARY = torch.library.Library("zfkernels", "DEF")
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def define(schema: str, tensors: int, op: type) -> Callable:
-    """The op of this schema, whose first `tensors` arguments are tensors or None and whose last is the backend."""
-    name = schema[: schema.index("(")]
-    library_op, full_backward = _library_op(name, schema, tensors, op)
-    eager = _eager_function(name, op)
+def define(schema: str, op: type) -> Callable:
+    """The op of this schema, whose first arguments are tensors or None and whose last is the backend."""
+    name, tensors = schema[: schema.index("(")], schema[: schema.index(")")].count("Tensor")
+    forward, setup_context = _forward(name), getattr(op, "setup_context", _save_tensors(tensors))
+    library_op, full_backward = _library_op(name, schema, tensors, forward, op, setup_context)
+    eager = _eager_function(name, forward, op, setup_context)
     # What Function.apply ends in; what it does before is for function transforms, and costs 2 microseconds.
     apply = super(torch.autograd.Function, eager).apply
 
@@ -51,10 +54,10 @@ def define(schema: str, tensors: int, op: type) -> Callable:
             needs_gradient = needs_gradient or tensor.requires_grad
         if needs_gradient and torch.is_grad_enabled():
             return apply(*arguments[:tensors], arguments)
-        return op.forward(*arguments)
+        return forward(*arguments)
 
     transformed = _function(
-        name, forward=call, setup_context=op.setup_context, backward=full_backward, vmap=_one_by_one(name, call)
+        name, forward=call, setup_context=setup_context, backward=full_backward, vmap=_one_by_one(name, call)
     )
     call.__name__ = call.__qualname__ = name
     return call
@@ -64,10 +67,33 @@ def _function(name: str, **methods: Callable) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
 
 
-def _library_op(name: str, schema: str, tensors: int, op: type) -> tuple[Callable, Callable]:
+def _forward(name: str) -> Callable:
+    """The op on plain values: a list that the library passes is a tuple for the backend, and what the backend leaves
+    out an empty tensor, since an op cannot give None."""
+
+    def forward(first, *arguments):
+        *arguments, backend = arguments
+        function = getattr(backends.module(backend), name)
+        result = function(first, *[tuple(v) if isinstance(v, (tuple, list)) else v for v in arguments])
+        if isinstance(result, tuple):
+            return tuple([first.new_empty(0) if part is None else part for part in result])
+        return result
+
+    return forward
+
+
+def _save_tensors(tensors: int) -> Callable:
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.settings = inputs[tensors:]
+
+    return setup_context
+
+
+def _library_op(name, schema, tensors, forward, op, setup_context) -> tuple[Callable, Callable]:
     """The op for torch.library, and its backward with a None for each argument that is no tensor."""
     LIBRARY.define(schema)
-    LIBRARY.impl(name, op.forward, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"zfkernels::{name}", op.fake, lib=LIBRARY)
     library_op = getattr(torch.ops.zfkernels, name).default
     no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
@@ -75,17 +101,17 @@ def _library_op(name: str, schema: str, tensors: int, op: type) -> tuple[Callabl
     def full_backward(ctx, *gradients):
         return (*op.backward(ctx, *gradients), *no_gradients)
 
-    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=op.setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=setup_context, lib=LIBRARY)
     return library_op, full_backward
 
 
-def _eager_function(name: str, op: type) -> type[torch.autograd.Function]:
+def _eager_function(name: str, compute: Callable, op: type, setup_context: Callable) -> type[torch.autograd.Function]:
     """It sees the tensors, and all the arguments as one: each costs autograd.Function a quarter of a microsecond."""
 
     def forward(ctx, *tensors_and_arguments):
         arguments = tensors_and_arguments[-1]
-        output = op.forward(*arguments)
-        op.setup_context(ctx, arguments, output)
+        output = compute(*arguments)
+        setup_context(ctx, arguments, output)
         return output
 
     def backward(ctx, *gradients):
@@ -116,8 +142,3 @@ def refuse_tangents(name: str, tensors: tuple[Tensor | None, ...]) -> None:
     """Forward-mode differentiation would find no derivative, and take it for 0."""
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(f"{name} has no forward-mode derivative; use reverse mode (backward, grad, vjp)")
-
-
-def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised channels-last tensor on `like`'s device: the form of every op's result."""
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)

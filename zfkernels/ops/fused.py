@@ -8,33 +8,20 @@ saves the pooled map and the switches, for the rectifier's mask at a window's wi
 import torch
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
+from ..backends.memory import empty, pooled
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .define import define, empty
+from .define import define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 
 
 class _Layer:
     """conv2d, rectified, and max_pool2d."""
 
-    def forward(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-        return backends.module(backend).conv2d_relu_max_pool2d(
-            x,
-            weight,
-            bias,
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            tuple(output_size),
-        )
-
-    def fake(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, backend):
-        y = empty(x, x.shape[0], weight.shape[0], *output_size)
-        return y, empty(y, *y.shape, dtype=torch.uint8)
+    def fake(x, weight, bias, *settings):
+        return pooled(x, x.shape[0], weight.shape[0], *settings[-2])
 
     def setup_context(ctx, inputs, output):
         x, weight, _, *ctx.settings = inputs
@@ -55,19 +42,15 @@ class _Layer:
             size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
             g = max_unpool2d(g, switches, *pool, size, backend)
             return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
-        gx = gb = None
+        gx = None
         if needs_x:
             gx = layer_reversed(g, switches, weight, stride, padding, *pool, x.shape[2:], False, backend)
-        if needs_bias:
-            gb = g.sum((0, 2, 3))
-        return gx, None, gb
+        return gx, None, g.sum((0, 2, 3)) if needs_bias else None
 
 
 layer = define(
     "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
-    "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) "
-    "-> (Tensor, Tensor)",
-    3,
+    "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) -> (Tensor, Tensor)",
     _Layer,
 )
 
@@ -75,29 +58,8 @@ layer = define(
 class _LayerWeightGrad:
     """conv2d_weight_grad of the unpooled g, the pooled map's gradient masked to where that map is positive."""
 
-    def forward(
-        x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend
-    ):
-        gw, gb = backends.module(backend).conv2d_relu_max_pool2d_weight_grad(
-            x,
-            g,
-            switches,
-            tuple(kernel_size),
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            with_bias,
-        )
-        return gw, gb if with_bias else x.new_empty(0)
-
-    def fake(x, g, switches, kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias, backend):
-        return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if with_bias else 0)
-
-    def setup_context(ctx, inputs, output):
-        x, g, switches, *ctx.settings = inputs
-        ctx.save_for_backward(x, g, switches)
+    def fake(x, g, switches, kernel_size, *settings):
+        return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if settings[-2] else 0)
 
     def backward(ctx, ggw, ggb):
         x, g, switches = ctx.saved_tensors
@@ -115,7 +77,6 @@ layer_weight_grad = define(
     "conv2d_relu_max_pool2d_weight_grad(Tensor x, Tensor g, Tensor switches, SymInt[2] kernel_size, int[2] stride, "
     "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool with_bias, str backend) "
     "-> (Tensor, Tensor)",
-    3,
     _LayerWeightGrad,
 )
 
@@ -123,30 +84,8 @@ layer_weight_grad = define(
 class _LayerReversed:
     """conv_transpose2d of the unpooled y."""
 
-    def forward(
-        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-    ):
-        return backends.module(backend).max_unpool2d_relu_conv_transpose2d(
-            y,
-            switches,
-            weight,
-            tuple(stride),
-            tuple(padding),
-            tuple(pool_kernel),
-            tuple(pool_stride),
-            tuple(pool_padding),
-            tuple(output_size),
-            rectify,
-        )
-
-    def fake(
-        y, switches, weight, stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify, backend
-    ):
-        return empty(y, y.shape[0], weight.shape[1], *output_size)
-
-    def setup_context(ctx, inputs, output):
-        ctx.settings = inputs[3:]
-        ctx.save_for_backward(*inputs[:3])
+    def fake(y, switches, weight, *settings):
+        return empty(y, y.shape[0], weight.shape[1], *settings[-3])
 
     def backward(ctx, g):
         y, switches, weight = ctx.saved_tensors
@@ -169,9 +108,8 @@ class _LayerReversed:
 
 layer_reversed = define(
     "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
-    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, "
-    "bool rectify, str backend) -> Tensor",
-    3,
+    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, bool rectify, str backend) "
+    "-> Tensor",
     _LayerReversed,
 )
 
@@ -179,14 +117,9 @@ layer_reversed = define(
 class _PoolNorm:
     """max_pool2d and contrast_norm of its map."""
 
-    def forward(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
-        return backends.module(backend).max_pool2d_contrast_norm(
-            x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size), size, alpha, beta, k, center
-        )
-
-    def fake(x, kernel_size, stride, padding, output_size, size, alpha, beta, k, center, backend):
-        y = empty(x, *x.shape[:2], *output_size)
-        return y, empty(y, *y.shape, dtype=torch.uint8), empty(y, *y.shape)
+    def fake(x, kernel_size, stride, padding, output_size, *norm_and_backend):
+        shape = *x.shape[:2], *output_size
+        return *pooled(x, *shape), empty(x, *shape)
 
     def setup_context(ctx, inputs, output):
         x, *ctx.settings = inputs
@@ -196,19 +129,16 @@ class _PoolNorm:
 
     def backward(ctx, g, _, gn):
         y, switches = ctx.saved_tensors
-        kernel_size, stride, padding, _, *norm, backend = ctx.settings
+        pool, norm, backend = ctx.settings[:3], ctx.settings[4:-1], ctx.settings[-1]
         if gn is not None:
             gn = contrast_norm_backward(gn, y, *norm, backend)
             g = gn if g is None else g + gn
-        if g is None:
-            return (None,)
-        return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
+        return (None if g is None else max_unpool2d(g, switches, *pool, ctx.input_shape[2:], backend),)
 
 
 pool_norm = define(
     "max_pool2d_contrast_norm(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, "
     "SymInt size, float alpha, float beta, float k, bool center, str backend) -> (Tensor, Tensor, Tensor)",
-    1,
     _PoolNorm,
 )
 
@@ -238,30 +168,23 @@ def conv2d_relu_max_pool2d(
     switches, then the convolution's gradients; one that is not needed is not computed.
 
     Args:
-        x, weight, bias, stride, padding: as `conv2d_relu`'s.
-        pool_kernel, pool_stride, pool_padding, ceil_mode: as `max_pool2d_with_switches`'s; pool_stride None for
-            pool_kernel.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        x, weight, bias, stride, padding, backend: as `conv2d_relu`'s.
+        pool_kernel, pool_stride, pool_padding, ceil_mode: as `max_pool2d_with_switches`'s.
 
     Returns:
         y (N, C_out, PH, PW) of x's dtype and switches of dtype uint8, channels-last. Under autocast x, weight and bias
         are cast to the autocast dtype, as torch's conv2d does (never float64). The switches carry no gradient.
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `conv2d_relu`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1, 2 and 5).
     """
     x, weight, bias = checks.autocast(x, weight, bias)
     stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
+    pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     checks.flag("ceil_mode", ceil_mode)
-    size = pooled_size(
-        "the convolution's map", conv_size, pool_kernel, pool_stride, pool_padding, ceil_mode, "pool_kernel"
-    )
-    name = checks.backend(backend, x)
-    return layer(x, weight, bias, stride, padding, pool_kernel, pool_stride, pool_padding, size, name)
+    size = pooled_size("the convolution's map", conv_size, *pool, ceil_mode, "pool_kernel")
+    return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
 
 
 def max_unpool2d_relu_conv_transpose2d(
@@ -289,17 +212,13 @@ def max_unpool2d_relu_conv_transpose2d(
         weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
         stride, padding, pool_kernel, pool_stride, pool_padding: the forward layer's.
         output_size: (H, W) of the forward layer's input.
-        rectify: whether to rectify the unpooled map.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        rectify: whether to rectify the unpooled map. backend: as `conv2d_relu`'s.
 
     Returns:
         (N, C_in, H, W) of y's dtype, channels-last. Under autocast y and weight are cast to the autocast dtype (never
         float64).
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message; a
-            switch that points outside its window or the map (on a GPU such a switch is passed over).
-        RuntimeError: the backend cannot run here, or does not serve the tensors' device or dtype.
+    Raises: as `max_unpool2d_with_switches`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1.
     """
@@ -308,27 +227,15 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
     stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
-    pool_kernel, pool_stride, pool_padding = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
+    pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(
             f"output_size must be at least weight's window {tuple(weight.shape[2:])} less twice padding {padding}, "
             f"got {output_size}"
         )
-    check_unpooled(y, conv_size, pool_kernel, pool_stride, pool_padding, output_size)
+    check_unpooled(y, conv_size, *pool, output_size)
     name = checks.backend(backend, y)
-    return layer_reversed(
-        y,
-        switches,
-        weight,
-        stride,
-        padding,
-        pool_kernel,
-        pool_stride,
-        pool_padding,
-        output_size,
-        rectify,
-        name,
-    )
+    return layer_reversed(y, switches, weight, stride, padding, *pool, output_size, rectify, name)
 
 
 def max_pool2d_contrast_norm(
@@ -351,24 +258,20 @@ def max_pool2d_contrast_norm(
     each sent to its window's winner. It has no second derivative through z.
 
     Args:
-        x, kernel_size, stride, padding, ceil_mode: as `max_pool2d_with_switches`'s.
+        x, kernel_size, stride, padding, ceil_mode, backend: as `max_pool2d_with_switches`'s.
         size, alpha, beta, k, center: as `contrast_norm`'s.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
 
     Returns:
         y of x's dtype, switches of dtype uint8 and z of x's dtype, (N, C, OH, OW) each, channels-last. Under autocast
         x's dtype stays. The switches carry no gradient.
 
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or value, named in the message.
-        RuntimeError: the backend cannot run here, or does not serve x's device or dtype.
+    Raises: as `contrast_norm`.
 
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1 and 2).
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
+    pool = checks.pool_window(kernel_size, stride, padding, POOL)
     checks.flag("ceil_mode", ceil_mode)
-    output_size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
+    output_size = pooled_size("x's height and width", x.shape[2:], *pool, ceil_mode, "kernel_size")
     alpha, beta, k = check_norm(size, alpha, beta, k, center)
-    name = checks.backend(backend, x)
-    return pool_norm(x, kernel, stride, padding, output_size, size, alpha, beta, k, center, name)
+    return pool_norm(x, *pool, output_size, size, alpha, beta, k, center, checks.backend(backend, x))

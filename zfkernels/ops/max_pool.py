@@ -6,12 +6,12 @@
 A switch is the winner's offset kh*KW + kw inside its own window, one byte.
 """
 
-import torch
 from torch import Tensor
 
-from .. import backends, window
+from .. import window
+from ..backends.memory import empty, pooled
 from . import checks
-from .define import define, empty
+from .define import define
 
 
 def mark_switches(ctx, switches):
@@ -22,13 +22,8 @@ def mark_switches(ctx, switches):
 class _MaxPool2d:
     """Each window's largest value, and its place in the window."""
 
-    def forward(x, kernel_size, stride, padding, output_size, backend):
-        module = backends.module(backend)
-        return module.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
-
     def fake(x, kernel_size, stride, padding, output_size, backend):
-        y = empty(x, *x.shape[:2], *output_size)
-        return y, empty(y, *y.shape, dtype=torch.uint8)
+        return pooled(x, *x.shape[:2], *output_size)
 
     def setup_context(ctx, inputs, output):
         x, *ctx.settings = inputs
@@ -38,26 +33,19 @@ class _MaxPool2d:
 
     def backward(ctx, g, _):
         (switches,) = ctx.saved_tensors
-        kernel_size, stride, padding, _, backend = ctx.settings
-        if g is None:
-            return (None,)
-        return (max_unpool2d(g, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend),)
+        *pool, _, backend = ctx.settings
+        return (None if g is None else max_unpool2d(g, switches, *pool, ctx.input_shape[2:], backend),)
 
 
 max_pool2d = define(
     "max_pool2d(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, str backend) "
     "-> (Tensor, Tensor)",
-    1,
     _MaxPool2d,
 )
 
 
 class _MaxUnpool2d:
     """The adjoint of max_pool2d at fixed switches."""
-
-    def forward(y, switches, kernel_size, stride, padding, output_size, backend):
-        module = backends.module(backend)
-        return module.max_unpool2d(y, switches, tuple(kernel_size), tuple(stride), tuple(padding), tuple(output_size))
 
     def fake(y, switches, kernel_size, stride, padding, output_size, backend):
         return empty(y, *y.shape[:2], *output_size)
@@ -68,24 +56,19 @@ class _MaxUnpool2d:
 
     def backward(ctx, g):
         (switches,) = ctx.saved_tensors
-        kernel_size, stride, padding, _, backend = ctx.settings
-        return max_unpool2d_backward(g, switches, kernel_size, stride, padding, backend), None
+        *pool, _, backend = ctx.settings
+        return max_unpool2d_backward(g, switches, *pool, backend), None
 
 
 max_unpool2d = define(
     "max_unpool2d(Tensor y, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, "
     "SymInt[2] output_size, str backend) -> Tensor",
-    2,
     _MaxUnpool2d,
 )
 
 
 class _MaxUnpool2dBackward:
     """The gather at the switches, the adjoint of max_unpool2d."""
-
-    def forward(g, switches, kernel_size, stride, padding, backend):
-        module = backends.module(backend)
-        return module.max_unpool2d_backward(g, switches, tuple(kernel_size), tuple(stride), tuple(padding))
 
     def fake(g, switches, kernel_size, stride, padding, backend):
         return empty(g, *switches.shape)
@@ -97,14 +80,13 @@ class _MaxUnpool2dBackward:
 
     def backward(ctx, gg):
         (switches,) = ctx.saved_tensors
-        kernel_size, stride, padding, backend = ctx.settings
-        return max_unpool2d(gg, switches, kernel_size, stride, padding, ctx.input_shape[2:], backend), None
+        *pool, backend = ctx.settings
+        return max_unpool2d(gg, switches, *pool, ctx.input_shape[2:], backend), None
 
 
 max_unpool2d_backward = define(
     "max_unpool2d_backward(Tensor g, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, str backend) "
     "-> Tensor",
-    2,
     _MaxUnpool2dBackward,
 )
 
@@ -170,10 +152,10 @@ def max_pool2d_with_switches(
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (unpooling).
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
+    pool = checks.pool_window(kernel_size, stride, padding, POOL)
     checks.flag("ceil_mode", ceil_mode)
-    size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
-    return max_pool2d(x, kernel, stride, padding, size, checks.backend(backend, x))
+    size = pooled_size("x's height and width", x.shape[2:], *pool, ceil_mode, "kernel_size")
+    return max_pool2d(x, *pool, size, checks.backend(backend, x))
 
 
 def max_unpool2d_with_switches(
@@ -195,9 +177,8 @@ def max_unpool2d_with_switches(
     Args:
         y: (N, C, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
         switches: y's shape, dtype uint8, as `max_pool2d_with_switches` returned them.
-        kernel_size, stride, padding: the pooling's.
-        output_size: (H, W) of the pooling's input.
-        backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
+        kernel_size, stride, padding: the pooling's. output_size: (H, W) of the pooling's input.
+        backend: as `max_pool2d_with_switches`'s.
 
     Returns:
         (N, C, H, W) of y's dtype, channels-last. Under autocast y's dtype stays.
@@ -211,7 +192,7 @@ def max_unpool2d_with_switches(
     """
     checks.tensor("y", y, ("N", "C", "OH", "OW"))
     checks.switches(switches, y)
-    kernel, stride, padding = checks.pool_window(kernel_size, stride, padding, POOL)
+    pool = checks.pool_window(kernel_size, stride, padding, POOL)
     output_size = window.pair("output_size", output_size, 1)
-    check_unpooled(y, output_size, kernel, stride, padding, output_size)
-    return max_unpool2d(y, switches, kernel, stride, padding, output_size, checks.backend(backend, y))
+    check_unpooled(y, output_size, *pool, output_size)
+    return max_unpool2d(y, switches, *pool, output_size, checks.backend(backend, y))

@@ -39,26 +39,6 @@ NOTES = (
     "operand, values would lie in registers, where ptxas may reuse them too early (triton issues 9433, 11781)",
 )
 
-__all__ = [
-    "DEVICES",
-    "DTYPES",
-    "NOTES",
-    "TF32",
-    "contrast_norm",
-    "contrast_norm_backward",
-    "conv2d",
-    "conv2d_relu_max_pool2d",
-    "conv2d_relu_max_pool2d_weight_grad",
-    "conv2d_weight_grad",
-    "conv_transpose2d",
-    "max_pool2d",
-    "max_pool2d_contrast_norm",
-    "max_unpool2d",
-    "max_unpool2d_backward",
-    "max_unpool2d_relu_conv_transpose2d",
-    "unavailable",
-]
-
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, and what would change that; None when it can."""

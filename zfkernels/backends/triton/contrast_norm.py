@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Call, dense, empty, power_of_two
+from ..memory import dense, empty
+from .launch import Call, power_of_two
 
 UNROLLED = 16  # up to this many neighbours are summed in registers; more in a loop, one exchange a neighbour
 ELEMENTS = 2048  # of a program's tile: 16 a thread, two or four 16-byte loads each
@@ -52,17 +53,9 @@ def _join(v, P: tl.constexpr, G: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def _group(v, shift: tl.constexpr, P: tl.constexpr, G: tl.constexpr):
-    """v of the group of channels `shift` further on, 0 where there is none: one shuffle between neighbouring lanes."""
-    g = tl.arange(0, G) + shift
-    exists = (g >= 0) & (g < G)
-    index = tl.broadcast_to(tl.where(exists, g, 0)[None, :], (P, G))
-    return tl.where(exists[None, :], tl.gather(v, index, 1), 0.0)
-
-
-@triton.jit
 def _channel(v, offset, C, P: tl.constexpr, B: tl.constexpr):
-    """v of the channel `offset` further on, 0 where there is none."""
+    """v of the channel, or group of channels, `offset` further on, 0 where there is none: for a group one shuffle
+    between neighbouring lanes."""
     j = tl.arange(0, B) + offset
     exists = (j >= 0) & (j < C)
     index = tl.broadcast_to(tl.where(exists, j, 0)[None, :], (P, B))
@@ -77,7 +70,7 @@ def _neighbours(parts, P: tl.constexpr, G: tl.constexpr, V: tl.constexpr, LO: tl
         if i >= 0 and i < V:
             out = out + (parts[i],)
         else:
-            out = out + (_group(parts[(i + 64 * V) % V], (i + 64 * V) // V - 64, P, G),)
+            out = out + (_channel(parts[(i + 64 * V) % V], (i + 64 * V) // V - 64, G, P, G),)
     return out
 
 
@@ -221,18 +214,15 @@ def contrast_norm_backward_kernel(
     tl.store(gx + offset, gd.to(gx.dtype.element_ty), mask=mask)
 
 
-def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+def contrast_norm(x: Tensor, *norm: float) -> Tensor:
     y = empty(x, *x.shape)
-    norm_call(contrast_norm_kernel, x.dtype, x.shape, size, alpha, beta, k, center)(x=dense(x), y=y)
+    norm_call(contrast_norm_kernel, x.dtype, x.shape, *norm)(x=dense(x), y=y)
     return y
 
 
-def contrast_norm_backward(
-    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
-) -> Tensor:
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm: float) -> Tensor:
     gx = empty(x, *x.shape)
-    call = norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, size, alpha, beta, k, center)
-    call(g=dense(g), x=dense(x), gx=gx)
+    norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, *norm)(g=dense(g), x=dense(x), gx=gx)
     return gx
 
 

@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair, conv_map
+from ..memory import dense, empty
 from . import tuning
 from .correlation import IMAGE_CHANNELS, SIZES, Conv, Problem, gather, pixels, precision, product, product_call
-from .launch import Call, Target, dense, empty, target
+from .launch import Call, Target, target
 
 
 @triton.jit(do_not_specialize=SIZES)

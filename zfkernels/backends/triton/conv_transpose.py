@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
+from ..memory import dense, empty
 from . import tuning
 from .correlation import SIZES, Conv, Problem, interpreted_steps, pixels, precision, product, product_call
-from .launch import Call, Target, dense, empty, power_of_two, target
+from .launch import Call, Target, power_of_two, target
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
+from ..memory import dense
 from . import tuning
 from .correlation import SIZES, Conv, Problem, gather, interpreted_steps, pixels, precision, product, product_call
-from .launch import INTERPRETED, Call, Target, dense, target
+from .launch import INTERPRETED, Call, Target, target
 
 
 @triton.jit(do_not_specialize=(*SIZES, "blocks"))

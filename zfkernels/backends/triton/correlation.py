@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from .launch import INTERPRETED, Call, Target, dense
+from ..memory import dense
+from .launch import INTERPRETED, Call, Target
 
 IMAGE_CHANNELS = 4  # x with at most this many channels is padded to exactly this many
 

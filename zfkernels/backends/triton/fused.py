@@ -22,13 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair, conv_map
+from ..memory import pooled
 from . import tuning
 from .contrast_norm import contrast_norm
 from .conv import conv2d, operands
 from .conv_transpose import conv_transpose2d
 from .conv_weight_grad import conv2d_weight_grad
 from .correlation import Config, Conv, interpreted_steps, pixels, product, product_call
-from .launch import INTERPRETED, Call, Target, empty, power_of_two, target
+from .launch import INTERPRETED, Call, Target, power_of_two, target
 from .max_pool import Pool, max_pool2d, max_unpool2d, unpooled
 
 SIZES = ("images", "H", "W", "OH", "OW", "POOLED_H", "POOLED_W", "POOL_PH", "POOL_PW", "strip")
@@ -201,23 +202,13 @@ def layer_call(conv: Conv, target: Target, bias: bool, pool: Pool) -> Call:
 
 
 def conv2d_relu_max_pool2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    pool_kernel: Pair,
-    pool_stride: Pair,
-    pool_padding: Pair,
-    output_size: Pair,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *settings: Pair
 ) -> tuple[Tensor, Tensor]:
-    pool, device = Pool(pool_kernel, pool_stride, pool_padding, output_size), target(x.device)
+    pool, device = Pool(*settings), target(x.device)
     layer = Conv.of(x.shape, weight.shape, conv_map(x.shape[2:], weight.shape[2:], stride, padding), stride, padding)
     if not fuses(layer, x.dtype, pool, device):
-        y = conv2d(x, weight, bias, stride, padding, True)
-        return max_pool2d(y, *pool)
-    y = empty(x, layer.images, layer.filters, *output_size)
-    switches = empty(x, layer.images, layer.filters, *output_size, dtype=torch.uint8)
+        return max_pool2d(conv2d(x, weight, bias, stride, padding, True), *pool)
+    y, switches = pooled(x, layer.images, layer.filters, *pool.size)
     xs, ws = operands(x, weight, layer)
     call = layer_call(layer.gathered(), device, bias is not None, pool)
     call(x=xs, weight=ws, bias=ws if bias is None else bias.contiguous(), y=y, switches=switches)
@@ -225,52 +216,24 @@ def conv2d_relu_max_pool2d(
 
 
 def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor,
-    g: Tensor,
-    switches: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    pool_kernel: Pair,
-    pool_stride: Pair,
-    pool_padding: Pair,
-    with_bias: bool,
+    x: Tensor, g: Tensor, switches: Tensor, *settings: Pair | bool
 ) -> tuple[Tensor, Tensor | None]:
     """The composition: the weight gradient reads each gradient once a tile of taps, and would gather it each time."""
-    size = conv_map(x.shape[2:], kernel_size, stride, padding)
-    gradient = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    kernel_size, stride, padding, *pool, with_bias = settings
+    gradient = max_unpool2d(g, switches, *pool, conv_map(x.shape[2:], kernel_size, stride, padding))
     return conv2d_weight_grad(x, gradient, kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(
-    x: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    output_size: Pair,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    center: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def max_pool2d_contrast_norm(x: Tensor, *settings: Pair | float) -> tuple[Tensor, Tensor, Tensor]:
     """The composition: one program would have to hold a pooled pixel's whole stack of maps."""
-    y, switches = max_pool2d(x, kernel_size, stride, padding, output_size)
-    return y, switches, contrast_norm(y, size, alpha, beta, k, center)
+    y, switches = max_pool2d(x, *settings[:4])
+    return y, switches, contrast_norm(y, *settings[4:])
 
 
 def max_unpool2d_relu_conv_transpose2d(
-    y: Tensor,
-    switches: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    pool_kernel: Pair,
-    pool_stride: Pair,
-    pool_padding: Pair,
-    output_size: Pair,
-    rectify: bool,
+    y: Tensor, switches: Tensor, weight: Tensor, stride: Pair, padding: Pair, *settings: Pair | bool
 ) -> Tensor:
+    *pool, output_size, rectify = settings
     size = conv_map(output_size, weight.shape[2:], stride, padding)
-    whole = unpooled(y, switches, Pool(pool_kernel, pool_stride, pool_padding, y.shape[2:]), size, rectify)
+    whole = unpooled(y, switches, Pool(*pool, y.shape[2:]), size, rectify)
     return conv_transpose2d(whole, weight, stride, padding, output_size, False)

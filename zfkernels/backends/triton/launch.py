@@ -53,17 +53,6 @@ class Call(NamedTuple):
             self.kernel[(self.programs,)](**tensors, **self.arguments, **self.options)
 
 
-def dense(x: Tensor) -> Tensor:
-    """x in dense channels-last memory: itself, or a copy."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def empty(like: Tensor, n: int, channels: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised channels-last tensor on `like`'s device."""
-    size = (n, channels, height, width)
-    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n >= 1."""
     return 1 << (n - 1).bit_length()

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from .launch import INTERPRETED, Call, dense, empty, power_of_two
+from ..memory import dense, empty, pooled
+from .launch import INTERPRETED, Call, power_of_two
 
 # A tile has 8 columns and 4 rows (2 in float32) of 32 channels: 8 values a thread (4), one 16-byte access. 4 x 8
 # windows of 3x3, stride 2, read 1.2 times the bytes of their pixels; 32 in a row would read 1.5 times.
@@ -252,18 +253,16 @@ class Pool(NamedTuple):
     size: Pair
 
 
-def max_pool2d(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, output_size: Pair) -> tuple[Tensor, Tensor]:
-    y = empty(x, *x.shape[:2], *output_size)
-    switches = empty(x, *x.shape[:2], *output_size, dtype=torch.uint8)
-    call = pool_call(max_pool2d_kernel, x.dtype, x.shape, Pool(kernel_size, stride, padding, output_size))
-    call(x=dense(x), y=y, switches=switches)
+def max_pool2d(x: Tensor, *settings: Pair) -> tuple[Tensor, Tensor]:
+    pool = Pool(*settings)
+    y, switches = pooled(x, *x.shape[:2], *pool.size)
+    pool_call(max_pool2d_kernel, x.dtype, x.shape, pool)(x=dense(x), y=y, switches=switches)
     return y, switches
 
 
-def max_unpool2d(
-    y: Tensor, switches: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, output_size: Pair
-) -> Tensor:
-    return unpooled(y, switches, Pool(kernel_size, stride, padding, y.shape[2:]), output_size, False)
+def max_unpool2d(y: Tensor, switches: Tensor, *settings: Pair) -> Tensor:
+    *pool, output_size = settings
+    return unpooled(y, switches, Pool(*pool, y.shape[2:]), output_size, False)
 
 
 def unpooled(y: Tensor, switches: Tensor, pool: Pool, size: Pair, rectify: bool) -> Tensor:
@@ -273,10 +272,9 @@ def unpooled(y: Tensor, switches: Tensor, pool: Pool, size: Pair, rectify: bool)
     return x
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Pair, stride: Pair, padding: Pair) -> Tensor:
+def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool: Pair) -> Tensor:
     gy = empty(g, *switches.shape)
-    pool = Pool(kernel_size, stride, padding, gy.shape[2:])
-    call = pool_call(max_unpool2d_backward_kernel, g.dtype, g.shape, pool)
+    call = pool_call(max_unpool2d_backward_kernel, g.dtype, g.shape, Pool(*pool, gy.shape[2:]))
     call(g=dense(g), switches=dense(switches), gy=gy)
     return gy
 
