@@ -72,10 +72,7 @@ class Trained:
 
 
 def fit(
-    model: nn.Module,
-    run: Run,
-    callbacks: Sequence[Callable[[Trained], None]] = (),
-    state: dict[str, Any] | None = None,
+    model: nn.Module, run: Run, callbacks: Sequence[Callable[[Trained], None]] = (), state: dict[str, Any] | None = None
 ) -> list[Epoch]:
     """Train `model` in place; the measurements of each epoch.
 
