@@ -1,25 +1,19 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, new_figure
+from ..drawing.style import SOFT, Figure, new_figure
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
 from .activations import top_activations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

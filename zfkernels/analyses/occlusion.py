@@ -4,26 +4,19 @@ A window changes what is near it. So the clear image is run once, and for each w
 each layer (covering.py). A model that torch.fx cannot trace is run on whole covered images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, new_figure, outline
+from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
 from ..progress import bar
 from ..window import Pair, pair
 from .covering import Copies, by_regions, check_layer
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,13 @@
 """One activation of a network, projected to the pixels of the picture that caused it (Zeiler & Fergus, section 2.1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import INK, SOFT, new_figure, outline
+from ..drawing.style import INK, SOFT, Figure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from .activations import top_activations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

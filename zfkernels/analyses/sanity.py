@@ -6,23 +6,17 @@ test). After each stage the same unit is projected anew, and compared with the p
 inside the unit's receptive field, outside of which both are 0 anyway.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import new_figure
+from ..drawing.style import Figure, new_figure
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..progress import bar
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

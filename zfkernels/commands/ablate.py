@@ -1,5 +1,3 @@
-"""`zfkernels ablate`."""
-
 import argparse
 import sys
 from pathlib import Path
@@ -14,7 +12,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels ablate`."""
     plan = Plan()
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
@@ -33,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains each row and prints it; 0."""
     from ..analyses.ablation import HEAD, ablation, line, variants
     from ..training.fit import Run
     from ..training.processes import launched, processes

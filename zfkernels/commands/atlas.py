@@ -1,5 +1,3 @@
-"""`zfkernels atlas`."""
-
 import argparse
 import sys
 from pathlib import Path
@@ -9,7 +7,6 @@ from .options import NETWORK, add_network, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels atlas`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included")
     add_network(parser)
@@ -23,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Searches, projects, writes; a search that was stopped continues."""
     from torch import Tensor
 
     from ..analyses.atlas import atlas, search, write_layer, write_page
@@ -58,14 +54,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels atlas photos --weights run/zfnet.pt
   zfkernels atlas photos --weights run/zfnet.pt --layers conv3 conv5 --maps 40
   torchrun --nproc-per-node 4 -m zfkernels atlas photos --weights run/zfnet.pt
 
 --out gets a PNG sheet a layer and index.html, one file that holds all its pictures. A search that was stopped
 continues where it was.
-"""
-    + NETWORK
-)
+{NETWORK}"""

@@ -1,23 +1,17 @@
-"""`zfkernels correspond`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels correspond faces.json --weights run/zfnet.pt --layers pool5 fc7
 
 PARTS.json lists pictures and the boxes of their parts, in the picture's own pixels:
-  [{"image": "dog1.jpg", "parts": {"right eye": [top, left, bottom, right], "nose": [...]}}, ...]
-"""
-    + NETWORK
-)
+  [{{"image": "dog1.jpg", "parts": {{"right eye": [top, left, bottom, right], "nose": [...]}}}}, ...]
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels correspond`."""
     add = parser.add_argument
     add("parts", type=Path, metavar="PARTS.json", help="pictures and the boxes of their parts (see below)")
     add_network(parser)
@@ -26,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; 0."""
     from ..analyses.correspondence import correspondence, random_boxes, table
     from ..data.parts import read_parts
 

@@ -1,5 +1,3 @@
-"""`zfkernels evolution`."""
-
 import argparse
 from pathlib import Path
 
@@ -13,7 +11,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels evolution`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included; all are held in memory")
     add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints in order, epoch_*.pt")
@@ -24,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws the figure; 0."""
     from itertools import chain
 
     from ..analyses.activations import top_activations

@@ -1,21 +1,10 @@
-"""`zfkernels gallery`."""
-
 import argparse
 import sys
 from pathlib import Path
 
-SECTIONS = (  # those of demo.gallery
-    "training",
-    "filters",
-    "atlas",
-    "evolution",
-    "invariance",
-    "occlusion",
-    "correspondence",
-    "ablation",
-    "probes",
-    "neighbours",
-)
+from ..demo.captions import CAPTIONS, HEAD
+
+SECTIONS = tuple(CAPTIONS)
 EXAMPLES = """examples:
   zfkernels gallery
   zfkernels gallery --only invariance occlusion --out figures
@@ -23,7 +12,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels gallery`."""
     add = parser.add_argument
     text = "folder of README.md and its pictures (%(default)s)"
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
@@ -34,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains what is not there yet, draws, writes; 0."""
-    from ..demo.captions import HEAD
     from ..demo.gallery import SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,15 @@
-"""`zfkernels invariance`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network, report
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
   zfkernels invariance photos/cat photos/dog --weights run/zfnet.pt --layers conv1 conv5 fc7
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels invariance`."""
     add = parser.add_argument
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="pictures, or folders of them")
     add_network(parser)
@@ -29,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws the curves of all three transforms and prints how far the features move; 0."""
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
     from ..data.loading import pictures_or_folders

@@ -1,5 +1,3 @@
-"""`zfkernels occlude`."""
-
 from __future__ import annotations
 
 import argparse
@@ -7,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import PICTURE, Opened, add_picture, load_network_or_random, report
+from .options import PICTURE, Opened, add_picture, open_network, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,18 +14,14 @@ if TYPE_CHECKING:
     from ..models.checkpoint import Network
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt --target cat --patch 24 --stride 4
   zfkernels occlude cat.jpg --patch 40 20 --fill 0 0 0 --raw cells.npz
-"""
-    + PICTURE
-)
+{PICTURE}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels occlude`."""
     add_picture(parser)
     add = parser.add_argument
     add("--target", help="class, by name or number (default: what the clear picture is taken for)")
@@ -49,11 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws what the answer depends on and prints the strongest dependence; 0."""
     from ..analyses.choices import last_convolution
     from ..analyses.occlusion import Occluded, figure, occlusion_map, project_map, table
 
-    opened = Opened(load_network_or_random(args))
+    opened = open_network(args, or_random=True)
     network = opened.network
     pixels, images = opened.read([args.picture])
     patch, stride = _sides("patch", args.patch), _sides("stride", args.stride)

@@ -1,22 +1,16 @@
-"""`zfkernels probe`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network
 
 CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels probe photos --weights run/zfnet.pt --per-class 15 30
   zfkernels probe photos --weights run/zfnet.pt --layers conv5 fc7 --classifiers svm
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels probe`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add_network(parser)
@@ -30,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; 0."""
     import sklearn  # noqa: F401, before the long part
     import torch
 

@@ -1,5 +1,3 @@
-"""`zfkernels sanity`."""
-
 from __future__ import annotations
 
 import argparse
@@ -15,20 +13,16 @@ from .options import NETWORK, add_network, open_network, report
 if TYPE_CHECKING:
     from ..analyses.sanity import Sanity
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
 
 The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
 What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels sanity`."""
     add = parser.add_argument
     add("picture", type=Path, metavar="PICTURE", help="a picture file")
     add_network(parser)
@@ -44,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is left of the picture at each stage and draws the pictures; 0."""
     from ..analyses.sanity import figure, sanity_check, table
 
     opened = open_network(args)

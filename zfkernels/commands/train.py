@@ -1,5 +1,3 @@
-"""`zfkernels train`: a ZFNet on your own pictures, by the paper's recipe."""
-
 from __future__ import annotations
 
 import argparse
@@ -31,18 +29,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels train`."""
     plan = Plan()
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
-    add(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="FRACTION",
-        help="without --validation, the fraction of each class that is validated on (%(default)s)",
-    )
+    text = "without --validation, the fraction of each class that is validated on (%(default)s)"
+    add("--held-out", type=float, default=0.1, metavar="FRACTION", help=text)
     add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
     add("--resume", action="store_true", help="continue the run in --out after its last whole epoch, to the same bits")
     add("--epochs", type=int, default=plan.epochs, help="passes over the pictures (%(default)s)")
@@ -50,23 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
     add("--momentum", type=float, default=plan.momentum, help="(%(default)s)")
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
-    add(
-        "--patience",
-        type=int,
-        default=plan.patience,
-        help="epochs without a lower error before the rate falls to a tenth (%(default)s)",
-    )
+    text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
+    add("--patience", type=int, default=plan.patience, help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
-    add(
-        "--keep",
-        type=int,
-        nargs="*",
-        default=PAPER_EPOCHS,
-        metavar="EPOCH",
-        help="epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)",
-    )
+    text = "epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)"
+    add("--keep", type=int, nargs="*", default=PAPER_EPOCHS, metavar="EPOCH", help=text)
     add("--precision", choices=PRECISIONS, help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s: in the training process)")
@@ -80,11 +62,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
     add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
     add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
-    add(
-        "--he",
-        action="store_true",
-        help="start from He's weights, not the paper's, from which small networks hardly move",
-    )
+    text = "start from He's weights, not the paper's, from which small networks hardly move"
+    add("--he", action="store_true", help=text)
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
 
 
@@ -116,7 +95,6 @@ def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tupl
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, prints a line an epoch; 0."""
     from ..models.zfnet import ZFNet
     from ..training import history
     from ..training.fit import Run, fit

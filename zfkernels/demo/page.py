@@ -1,25 +1,20 @@
 """The demonstration's page: index.html and the PNG files it shows, readable from a disk with no network."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from ..analyses import occlusion
 from ..analyses.atlas import Card, grids
 from ..analyses.occlusion import Occluded
 from ..drawing.page import render
-from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes, save
+from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
 from ..training.history import Epoch
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 
@@ -60,8 +55,6 @@ class Findings:
 
 def write_page(out: Path, findings: Findings) -> Path:
     """Write the page and its pictures under `out`; return index.html. gallery.png sums it up in one picture."""
-    from PIL import Image
-
     out.mkdir(parents=True, exist_ok=True)
     save(_photographs_figure(findings.photographs), out / "photographs.png")
     save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
@@ -115,8 +108,6 @@ def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
 
 def _photographs_figure(photographs: list[Photograph]) -> Figure:
     """Each photograph with its held-out cells outlined and its accuracy."""
-    from PIL import Image
-
     columns = 5
     rows = -(-len(photographs) // columns)
     figure = new_figure(9.6, 1.95 * rows)
@@ -160,8 +151,6 @@ def _training_figure(history: list[Epoch], classes: int) -> Figure:
 
 def _gallery(findings: Findings, path: Path) -> None:
     """The first maps of each layer in one picture with its own titles."""
-    from PIL import Image, ImageDraw
-
     layers = [layer for layer in findings.layers if layer.tops]
     across, side, gap, head, line = 3, 56, 26, 74, 26
     panel_height = 3 * side + 4
