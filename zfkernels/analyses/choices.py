@@ -1,5 +1,6 @@
 """What an analysis looks at: layers by name, or those that are taken where no name is given; the true classes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,13 +21,8 @@ def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None) -> list[str]:
             if name not in known:
                 raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
         return list(names)
-    return [name for name in deconv.layers if not is_pool_or_norm(deconv, name)]
-
-
-def is_pool_or_norm(deconv: Deconvnet, name: str) -> bool:
-    module = dict(deconv.model.named_modules()).get(name)
-    kind = type(module).__name__.lower() if module is not None else name.lower()
-    return "pool" in kind or "norm" in kind
+    kinds = {name: type(module).__name__ for name, module in deconv.model.named_modules()}
+    return [name for name in deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
 
 
 def last_convolution(model: nn.Module) -> str:

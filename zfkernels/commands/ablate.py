@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..analyses.ablation import HEAD, ablation, line, variants
-    from ..training.fit import Run
     from ..training.processes import launched, processes
 
     rows = variants(args.channels, args.fc)
@@ -40,21 +39,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--rows must be from 0 to {len(rows) - 1}, got {args.rows}")
         rows = [rows[row] for row in args.rows]
     plan = Plan(epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, seed=args.seed)
-    training, validation, classes = train.picture_sets(args)
+    *sets, classes = train.picture_sets(args)
     with launched(args.device) as device:
         first = processes()[0] == 0
         if first:
             print(HEAD, flush=True)
-        run = Run(
-            plan,
-            training,
-            validation,
-            (args.side, args.side),
-            args.scale,
-            precision=train.chosen_precision(args, device),
-            workers=args.workers,
-            progress=sys.stderr.isatty(),
-        )
+        run = train.chosen_run(args, plan, sets, device, sys.stderr.isatty())
         report = (lambda result: print(line(result), flush=True)) if first else None
         ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
     if first:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.folders import PictureSet
-    from ..training.fit import Trained
+    from ..training.fit import Run, Trained
 
 EXAMPLES = """examples:
   zfkernels train photos --out run
@@ -74,11 +75,17 @@ def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
     return result | ({"weight_std": None} if args.he else {})
 
 
-def chosen_precision(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """What --precision names; without it bfloat16 on a GPU, float32 on a CPU."""
+def chosen_run(
+    args: argparse.Namespace, plan: Plan, sets: Sequence[PictureSet], device: torch.device, progress: bool
+) -> Run:
+    """The plan, on the training and the validation set, with --side, --scale, --precision and --workers."""
     import torch
 
-    return getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
+    from ..training.fit import Run
+
+    precision = getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
+    side = (args.side, args.side)
+    return Run(plan, *sets, side, args.scale, precision=precision, workers=args.workers, progress=progress)
 
 
 def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tuple[str, ...]]:
@@ -97,7 +104,7 @@ def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tupl
 def run(args: argparse.Namespace) -> int:
     from ..models.zfnet import ZFNet
     from ..training import history
-    from ..training.fit import Run, fit
+    from ..training.fit import fit
     from ..training.processes import launched, processes, seeded
 
     if args.out.exists() and not args.out.is_dir():
@@ -118,22 +125,12 @@ def run(args: argparse.Namespace) -> int:
     arguments = zfnet_arguments(args, len(classes))
     with launched(args.device) as device, seeded(args.seed, device):
         model = ZFNet(**arguments).to(device)
-        precision = chosen_precision(args, device)
+        run = chosen_run(args, plan, (training, validation), device, not args.quiet and sys.stderr.isatty())
         rank, world = processes()
         if rank == 0:
             print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
             print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
-            print(f"device      {device}, {world} process(es), {str(precision).removeprefix('torch.')}", flush=True)
-        run = Run(
-            plan,
-            training,
-            validation,
-            model.image_size,
-            args.scale,
-            precision=precision,
-            workers=args.workers,
-            progress=not args.quiet and sys.stderr.isatty(),
-        )
+            print(f"device      {device}, {world} process(es), {str(run.precision).removeprefix('torch.')}", flush=True)
         state = history.begin(args.out, plan, args.resume)
         files = history.files(args.out, arguments, classes, args.keep, args.plot)
         epochs = fit(model, run, [print_line, *files], state)

@@ -90,7 +90,9 @@ def analyse(
     layers = _strongest(network, tiles, tile_labels)
     report("covering parts of photographs ...")
     occluded = most_occluded(network, photographs)
-    right = _recognised(network, held_out)
+    with torch.no_grad():
+        answers = [network.model(network.normalise(batch)).softmax(1) for batch in held_out.images.split(64)]
+    right = torch.cat(answers).argmax(1) == held_out.labels
     shown = zip(photographs.classes, photographs.pixels, photographs.cells, strict=True)
     return Findings(
         classes=network.classes,
@@ -121,14 +123,6 @@ def _facts(
         f"core(s), torch {torch.__version__}",
         "seed": str(seed),
     }
-
-
-@torch.no_grad()
-def _recognised(network: checkpoint.Network, crops: Crops) -> Tensor:
-    """Whether each crop's most probable class is its own: bool (N,)."""
-    batches = crops.images.split(64)
-    probabilities = torch.cat([network.model(network.normalise(batch)).softmax(1) for batch in batches])
-    return probabilities.argmax(1) == crops.labels
 
 
 def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> list[LayerTop]:

@@ -21,7 +21,7 @@ from ..drawing.tiles import zoom_to
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
 from ..training.fit import Run
-from ..training.history import Epoch, plot_history, read_log
+from ..training.history import plot_history, read_log
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
 from .captions import CAPTIONS
@@ -178,7 +178,14 @@ def occlusion_section(stage: Stage) -> str:
 def correspondence_section(stage: Stage) -> str:
     resized = resized_side(FACE_SIDE)
     images, labels, odd = _faces(resized)
-    network, history = _face_network(stage, images, labels, odd)
+    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
+    arguments["weight_std"] = None
+    with seeded(0):
+        model = ZFNet(**arguments)
+    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~odd, odd)]
+    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
+    history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
+    network = checkpoint.load(stage.work / "faces" / "zfnet.pt")
     offset = (resized - FACE_SIDE) // 2
     shown = images[odd & (labels == 0)][:20]
     inputs = network.normalise(shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
@@ -198,20 +205,6 @@ def _faces(side: int) -> tuple[Tensor, Tensor, Tensor]:
     pixels = torch.nn.functional.interpolate(values, size=(side, side), mode="bicubic").clamp(0, 255)
     images, number = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1), torch.arange(2 * FACES)
     return images, (number >= FACES).long(), number % 2 == 1
-
-
-def _face_network(
-    stage: Stage, images: Tensor, labels: Tensor, held_out: Tensor
-) -> tuple[checkpoint.Network, list[Epoch]]:
-    """A network that tells faces from other patches, and its training."""
-    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
-    arguments["weight_std"] = None
-    with seeded(0):
-        model = ZFNet(**arguments)
-    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~held_out, held_out)]
-    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
-    history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
-    return checkpoint.load(stage.work / "faces" / "zfnet.pt"), history
 
 
 def ablation_section(stage: Stage) -> str:
