@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in NEED_NO_BACKEND:
             require_backend()
-        return args.run(args)
+        return args.run(args) or 0
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..deconvnet.deconvnet import Deconvnet
@@ -171,8 +172,6 @@ class LayerSheet:
 
 def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheet:
     """Writes folder/LAYER.png; the pictures are kept only in compressed form. `names`: the images'."""
-    from PIL import Image
-
     shown, panels = [], []
     for card in layer.cards:
         side = max(card.projections[0].shape[:2])
@@ -187,8 +186,6 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
 
 def _on_sheet(card: Card, side: int, pixels: np.ndarray) -> np.ndarray:
     """The card's panel with tiles of 48 pixels or so, at most 72."""
-    from PIL import Image
-
     zoom = zoom_to(side, 48)
     picture = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
     if side > 72:

@@ -1,1 +1,1 @@
-"""The commands of `zfkernels`, one file each: EXAMPLES, add_arguments(parser), run(args) -> exit code."""
+"""The commands of `zfkernels`, one file each: EXAMPLES, add_arguments(parser), run(args), exit code or None."""

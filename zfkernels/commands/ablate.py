@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.ablation import HEAD, ablation, line, variants
     from ..training.processes import launched, processes
 
@@ -49,4 +49,3 @@ def run(args: argparse.Namespace) -> int:
         ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
-    return 0

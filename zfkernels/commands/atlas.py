@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from torch import Tensor
 
     from ..analyses.atlas import atlas, search, write_layer, write_page
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         progress = rank == 0 and sys.stderr.isatty()
         tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=progress)
     if rank:
-        return 0
+        return
 
     def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
         pixels, inputs = opened.read([paths[i] for i in numbers])
@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
     print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")
-    return 0
 
 
 EXAMPLES = f"""examples:

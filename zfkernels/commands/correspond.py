@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the random boxes (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.correspondence import correspondence, random_boxes, table
     from ..data.parts import read_parts
 
@@ -30,4 +30,3 @@ def run(args: argparse.Namespace) -> int:
     parts["random"] = random_boxes(parts, opened.network.image_size, args.seed)
     print(table(correspondence(opened.deconv, images, parts, layers)))
     print(f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related")
-    return 0

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..demo import demo
 
     for name in ("epochs", "crops"):
@@ -39,4 +39,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
     print(f"\nThe page: {page.resolve()}")
     print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
-    return 0

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from itertools import chain
 
     from ..analyses.activations import top_activations
@@ -40,4 +40,3 @@ def run(args: argparse.Namespace) -> int:
     networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
     result = evolution(networks, layer, maps, norm=args.norm)
     report(figure(result, pixels), args.out, table(result))
-    return 0

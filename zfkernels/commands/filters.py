@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("filters.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.filters import DEAD, HIGH, LOW, figure, filters, first_filters, table
     from ..models import load
 
@@ -29,4 +29,3 @@ def run(args: argparse.Namespace) -> int:
         f"all high: above {HIGH}"
     )
     report(figure(results), args.out, table(results), legend)
-    return 0

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..demo.gallery import SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -35,4 +35,3 @@ def run(args: argparse.Namespace) -> int:
         (args.out / "README.md").write_text(HEAD + "\n".join(parts), encoding="utf-8")
     total = sum(path.stat().st_size for path in args.out.iterdir() if path.is_file())
     print(f"gallery     {args.out / 'README.md'} ({total / 1e6:.2f} MB)")
-    return 0

@@ -13,12 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..environment import environment
 
     report = environment()
     print(json.dumps(report, indent=1) if args.json else text(report))
-    return 0
 
 
 def text(report: dict) -> str:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("invariance.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
     from ..data.loading import pictures_or_folders
@@ -35,4 +35,3 @@ def run(args: argparse.Namespace) -> int:
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels)
     report(figure(result, [path.stem for path in paths]), args.out, table(result))
-    return 0

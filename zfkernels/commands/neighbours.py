@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("neighbours.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.neighbours import figure, neighbours, table
     from ..data.folders import find_pictures
 
@@ -37,4 +37,3 @@ def run(args: argparse.Namespace) -> int:
     pictures, _ = opened.read([paths[image] for image in numbers])
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)))
     report(drawn, args.out, table(results, paths))
-    return 0

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the choices (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     import sklearn  # noqa: F401, before the long part
     import torch
 
@@ -38,4 +38,3 @@ def run(args: argparse.Namespace) -> int:
     result = probes(known, labels, args.per_class, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
     print(table(result))
     print(f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation")
-    return 0

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import last_convolution
     from ..analyses.projection import figure, projection, table
 
@@ -45,4 +45,3 @@ def run(args: argparse.Namespace) -> int:
     report(figure(unit, pixels[0]), args.out, table(unit))
     if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
-    return 0

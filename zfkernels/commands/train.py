@@ -101,7 +101,7 @@ def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tupl
     return PictureSet(training, size), PictureSet(validation, size), training.classes
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from ..models.zfnet import ZFNet
     from ..training import history
     from ..training.fit import fit
@@ -138,7 +138,6 @@ def run(args: argparse.Namespace) -> int:
         best = min(epochs, key=lambda epoch: epoch.error)
         print(f"lowest      {best.error:.2%} wrong, {best.error5:.2%} not in the top 5, epoch {best.epoch}")
         print(f"network     {args.out / 'zfnet.pt'} (of the last epoch)")
-    return 0
 
 
 def print_line(trained: Trained) -> None:

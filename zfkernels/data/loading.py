@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .folders import PictureSet, find_pictures
+from .pictures import read_picture
 
 
 def stream(
@@ -42,8 +43,7 @@ class _Normalised:
 
 def read_all(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
     """The pictures as uint8 (N, 3, H, W)."""
-    pictures = PictureSet(list(paths), size)
-    return torch.stack([pictures[i][0] for i in range(len(pictures))])
+    return torch.stack([read_picture(path, size) for path in paths])
 
 
 def pictures_or_folders(paths: Sequence[Path]) -> list[Path]:

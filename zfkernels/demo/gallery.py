@@ -118,31 +118,27 @@ def atlas_section(stage: Stage) -> str:
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order):
             zoom = zoom_to(card.projections[0].shape[0], 50)
-            panels.append(_resized(atlas.panel(card, zoom), 330))
+            panel = Image.fromarray(atlas.panel(card, zoom))
+            kind = Image.Resampling.NEAREST if panel.width < 330 else Image.Resampling.LANCZOS
+            panels.append(panel.resize((330, round(panel.height * (330 / panel.width))), kind))
         rows.append((layer, order, panels))
     _save(_labelled(rows), stage.out / "atlas.jpg")
     return _section("atlas")
 
 
-def _resized(pixels: np.ndarray, width: int) -> np.ndarray:
-    factor = width / pixels.shape[1]
-    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((width, round(pixels.shape[0] * factor)), kind))
-
-
-def _labelled(rows: list[tuple[str, list[int], list[np.ndarray]]]) -> Image.Image:
+def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]]) -> Image.Image:
     gap, head = 14, 24
-    height = sum(panels[0].shape[0] + head + gap for _, _, panels in rows) + gap
-    width = max(sum(panel.shape[1] + gap for panel in panels) for _, _, panels in rows) + gap
+    height = sum(panels[0].height + head + gap for _, _, panels in rows) + gap
+    width = max(sum(panel.width + gap for panel in panels) for _, _, panels in rows) + gap
     drawn = Image.new("RGB", (width, height), "white")
     draw, y = ImageDraw.Draw(drawn), gap
     for layer, channels, panels in rows:
         for column, (channel, panel) in enumerate(zip(channels, panels, strict=True)):
-            x = gap + column * (panel.shape[1] + gap)
+            x = gap + column * (panel.width + gap)
             text = f"{layer}, map {channel}" if column == 0 else f"map {channel}"
             draw.text((x, y), text, INK if column == 0 else SOFT, font(13))
-            drawn.paste(Image.fromarray(panel), (x, y + head - 4))
-        y += panels[0].shape[0] + head + gap
+            drawn.paste(panel, (x, y + head - 4))
+        y += panels[0].height + head + gap
     return drawn
 
 
