@@ -1,28 +1,14 @@
-"""What an analysis looks at: layers by name, or those that are taken where no name is given; the true classes."""
+"""What an analysis looks at where nothing is named: the last convolution, the true classes."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Deconvnet
 from ..models.checkpoint import Network
 from ..models.modes import evaluated
 from ..nn import ConvReLU
-
-
-def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None) -> list[str]:
-    """The layers named; otherwise every layer with maps that is no pool and no norm."""
-    known = (*deconv.layers, *deconv.vector_layers)
-    if names:
-        for name in names:
-            if name not in known:
-                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
-        return list(names)
-    kinds = {name: type(module).__name__ for name, module in deconv.model.named_modules()}
-    return [name for name in deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
 
 
 def last_convolution(model: nn.Module) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Deconvnet
+from ..deconvnet.deconvnet import Deconvnet, Projection
 from ..drawing.style import INK, SOFT, Figure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from .activations import top_activations
@@ -20,6 +20,13 @@ class Unit:
     value: float
     box: tuple[int, int, int, int]  # the part of the input that the unit sees: top, left, bottom, right
     pixels: Tensor  # (C, H, W)
+    image: int = 0  # number of the image that caused it
+
+
+def unit(result: Projection, index: int, layer: str, channel: int, image: int = 0) -> Unit:
+    """One of the projections that `Deconvnet.project` gives."""
+    position, box = (tuple(of_all[index].tolist()) for of_all in (result.positions, result.boxes))
+    return Unit(layer, channel, position, float(result.values[index]), box, result.pixels[index], image)
 
 
 def projection(
@@ -44,15 +51,7 @@ def projection(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     if channel is None:
         channel = int(top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
-    result = deconv.project(image[None], layer, channel, position, norm, method=method)
-    return Unit(
-        layer=layer,
-        channel=channel,
-        position=tuple(result.positions[0].tolist()),
-        value=float(result.values[0]),
-        box=tuple(result.boxes[0].tolist()),
-        pixels=result.pixels[0],
-    )
+    return unit(deconv.project(image[None], layer, channel, position, norm, method=method), 0, layer, channel)
 
 
 def table(unit: Unit) -> str:

@@ -20,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from torch import Tensor
-
     from ..analyses.atlas import atlas, search, write_layer, write_page
     from ..data.folders import find_pictures
     from ..training.processes import launched, processes
@@ -40,11 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if rank:
         return
 
-    def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        pixels, inputs = opened.read([paths[i] for i in numbers])
-        return inputs, pixels
-
     names, sheets = [path.name for path in paths], []
+    read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm):
         sheets.append(write_layer(args.out, layer, names))
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)

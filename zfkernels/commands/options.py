@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,10 +68,14 @@ class Opened:
         return tuple(self.deconv.vector_layers[:-1])
 
     def layers(self, names: Sequence[str] | None = None) -> list[str]:
-        """The layers named, which must exist, or every convolution."""
-        from ..analyses.choices import chosen_layers
-
-        return chosen_layers(self.deconv, names)
+        """The layers named, which must exist; otherwise every layer with maps that is no pool and no norm."""
+        known = (*self.deconv.layers, *self.deconv.vector_layers)
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
+        kinds = {name: type(module).__name__ for name, module in self.network.model.named_modules()}
+        maps = [name for name in self.deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
+        return list(names or maps)
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""

@@ -58,7 +58,10 @@ def write_page(out: Path, findings: Findings) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     save(_photographs_figure(findings.photographs), out / "photographs.png")
     save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
-    Image.fromarray(_filter_sheet(findings.filters)).save(out / "filters.png")
+    limit = float(findings.filters.abs().amax())
+    filters = [signed_picture(weight, limit) for weight in findings.filters]
+    columns = -(-len(filters) // 2) if len(filters) <= 32 else 16
+    Image.fromarray(tile(filters, columns, zoom=9, gap=4)).save(out / "filters.png")
     for layer in findings.layers:
         for card in layer.tops:
             Image.fromarray(beside(*_grids(card, TILE), 10)).save(out / _panel_name(layer, card))
@@ -98,12 +101,6 @@ def _range(card: Card) -> str:
 def _grids(card: Card, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The projections and the patches, each tile about `side` pixels a side."""
     return grids(card, zoom_to(max(card.patches[0].shape[:2]), side))
-
-
-def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
-    limit = float(filters.abs().amax())
-    pictures = [signed_picture(weight, limit) for weight in filters]
-    return tile(pictures, columns=-(-len(pictures) // 2) if len(pictures) <= 32 else 16, zoom=9, gap=4)
 
 
 def _photographs_figure(photographs: list[Photograph]) -> Figure:
