@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
-    from ..data.loading import pictures_or_folders
+    from ..data.folders import find_pictures
 
     opened = open_network(args)
     deconv = opened.deconv
     layers = opened.layers(args.layers or [deconv.layers[0], (*deconv.layers, *opened.hidden)[-1]])
-    paths = pictures_or_folders(args.pictures)
+    paths = [file for path in args.pictures for file in ([path] if path.is_file() else find_pictures(path))]
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels)

@@ -79,9 +79,11 @@ class Opened:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
-        from ..data.loading import read_all
+        import torch
 
-        pixels = read_all(paths, self.network.image_size)
+        from ..data.pictures import read_picture
+
+        pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
         return pixels, self.network.normalise(pixels)
 
     def stream(

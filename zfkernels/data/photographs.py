@@ -58,12 +58,6 @@ def data_file(name: str) -> Path:
     return path
 
 
-def load_photograph(name: str) -> np.ndarray:
-    """The photograph of class `name` as uint8 (height, width, 3), read from scikit-image's installed files."""
-    with Image.open(data_file(CLASSES[name])) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def held_out_cells(height: int, width: int) -> list[Box]:
     """The cells that training never sees."""
     side = min(height, width) // CELLS_ACROSS
@@ -96,7 +90,10 @@ class Photographs:
     def __init__(self, side: int, classes: tuple[str, ...] = tuple(CLASSES)) -> None:
         self.side = side
         self.classes = tuple(classes)
-        self.pixels = [load_photograph(name) for name in self.classes]
+        self.pixels = []  # uint8 (height, width, 3) each
+        for name in self.classes:
+            with Image.open(data_file(CLASSES[name])) as image:
+                self.pixels.append(np.asarray(image.convert("RGB")))
         self.cells = [held_out_cells(*pixels.shape[:2]) for pixels in self.pixels]
 
     def training_crops(self, per_class: int, generator: np.random.Generator) -> Crops:

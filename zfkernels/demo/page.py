@@ -58,6 +58,7 @@ def write_page(out: Path, findings: Findings) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     save(_photographs_figure(findings.photographs), out / "photographs.png")
     save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
+    height, width = findings.filters.shape[-2:]
     limit = float(findings.filters.abs().amax())
     filters = [signed_picture(weight, limit) for weight in findings.filters]
     columns = -(-len(filters) // 2) if len(filters) <= 32 else 16
@@ -68,26 +69,22 @@ def write_page(out: Path, findings: Findings) -> Path:
     for occluded in findings.occluded:
         save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
-    page = out / "index.html"
-    page.write_text(_page(findings), encoding="utf-8")
-    return page
-
-
-def _page(findings: Findings) -> str:
-    height, width = findings.filters.shape[-2:]
     boxes = findings.occluded[0].result.boxes if findings.occluded else None
-    return render(
+    text = render(
         "demo.html",
         findings=findings,
         accuracy=f"{findings.history[-1].accuracy:.1%}",
         filter_size=f"{height} x {width}",
-        filter_limit=f"{float(findings.filters.abs().amax()):.2f}",
+        filter_limit=f"{limit:.2f}",
         patch="" if boxes is None else f"{int(boxes[0, 0, 2])} x {int(boxes[0, 0, 3])}",
         panel_name=_panel_name,
         range_of=_range,
         names_of=lambda card: [findings.sources[number] for number in card.numbers.tolist()],
         counted=lambda names: ", ".join(f"{name} {count}" for name, count in Counter(names).most_common()),
     )
+    page = out / "index.html"
+    page.write_text(text, encoding="utf-8")
+    return page
 
 
 def _panel_name(layer: LayerTop, card: Card) -> str:
