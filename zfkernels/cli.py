@@ -56,12 +56,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"zfkernels {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        text = summary[0].upper() + summary[1:] + "."
+        command = commands.add_parser(name, help=summary, description=text, formatter_class=top.formatter_class)
         if only in (None, name):
             module = importlib.import_module(f".commands.{name}", __package__)
             command.epilog = module.EXAMPLES
@@ -81,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in NEED_NO_BACKEND:
             require_backend()
-        return args.run(args)
+        return args.run(args) or 0
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:

@@ -26,7 +26,7 @@ def test_identical_images_correspond_wholly_and_opposite_changes_not_at_all():
     one = inputs(photographs(1))
     box = [(10, 8, 26, 30)] * 4
     found = correspondence.correspondence(network(), one.expand(4, -1, -1, -1), {"part": box}, ["conv5", "fc7"])
-    assert found.layers["conv5"]["part"].delta == found.layers["fc7"]["part"].delta == 0
+    assert found["conv5"]["part"].delta == found["fc7"]["part"].delta == 0
     x = torch.randn(1, 50)
     assert correspondence.sign_disagreement(torch.cat([x, -x])).delta == 1
 
@@ -44,10 +44,10 @@ def test_hiding_a_part_changes_the_features_that_the_table_counts():
         hidden[i, :, t:b, left:r] = 0.25
     deconv = Deconvnet(model)
     changes = (deconv.activations(x, "conv3") - deconv.activations(hidden, "conv3")).flatten(1)
-    assert found.layers["conv3"]["a"].delta == correspondence.sign_disagreement(changes).delta > 0
+    assert found["conv3"]["a"].delta == correspondence.sign_disagreement(changes).delta > 0
     text = correspondence.table(found)
     assert "part hidden" in text
-    assert f"{found.layers['conv3']['random'].delta:.3f} ±" in text
+    assert f"{found['conv3']['random'].delta:.3f} ±" in text
     with pytest.raises(ValueError, match="must have a box for each of 4 images, got 1"):
         correspondence.correspondence(model, x, {"a": parts["a"][:1]}, ["conv3"])
     with pytest.raises(ValueError, match="outside images"):

@@ -25,12 +25,12 @@ def test_a_linear_probe_reads_digits_and_not_noise():
     }  # fmt: skip
     maps = Deconvnet(model).activations(x[:5], "2")
     assert torch.equal(known["2"][:5], nn.functional.adaptive_max_pool2d(maps, 4).flatten(1))
-    found = {(p.layer, p.classifier): p for p in probes.probes(known, labels, [20], draws=2).cells}
+    found = {(p.layer, p.classifier): p for p in probes.probes(known, labels, [20], draws=2)}
     assert found["2", "svm"].accuracy > 0.85
     assert found["2", "softmax"].accuracy > 0.85
-    few = probes.probes({"2": known["2"]}, labels, [3], classifiers=["svm"], draws=2).cells[0]
+    few = probes.probes({"2": known["2"]}, labels, [3], classifiers=["svm"], draws=2)[0]
     assert 0.3 < few.accuracy < found["2", "svm"].accuracy
-    noise = probes.probes({"noise": torch.randn(360, 30)}, labels, [20], classifiers=["svm"], draws=2).cells[0]
+    noise = probes.probes({"noise": torch.randn(360, 30)}, labels, [20], classifiers=["svm"], draws=2)[0]
     assert noise.accuracy < 0.25
     text = probes.table(probes.probes({"2": known["2"]}, labels, [20, 3], classifiers=["svm"], draws=2))
     assert "3 a class" in text

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..deconvnet.deconvnet import Deconvnet
@@ -20,6 +21,7 @@ from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signe
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 
+SHEET_WIDTH, SHEET_GAP = 2400, 14  # pixels
 UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
 
@@ -155,12 +157,6 @@ def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:
     return beside(*grids(card, zoom, gap), 3 * gap)
 
 
-def sheet(panels: Sequence[np.ndarray], width: int = 2400, gap: int = 14) -> np.ndarray:
-    """Panels of one size row by row, as many in a row as fit into `width` pixels."""
-    columns = max(1, min(len(panels), (width + gap) // (panels[0].shape[1] + gap)))
-    return tile(panels, columns, 1, gap)
-
-
 @dataclass(frozen=True)
 class LayerSheet:
     name: str
@@ -171,8 +167,6 @@ class LayerSheet:
 
 def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheet:
     """Writes folder/LAYER.png; the pictures are kept only in compressed form. `names`: the images'."""
-    from PIL import Image
-
     shown, panels = [], []
     for card in layer.cards:
         side = max(card.projections[0].shape[:2])
@@ -181,14 +175,13 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
         shown.append(_on_page(card, side, pixels, names))
     path = folder / f"{layer.name.replace('/', '_')}.png"
     if panels:
-        Image.fromarray(sheet(panels)).save(path, optimize=True)
+        columns = max(1, min(len(panels), (SHEET_WIDTH + SHEET_GAP) // (panels[0].shape[1] + SHEET_GAP)))
+        Image.fromarray(tile(panels, columns, 1, SHEET_GAP)).save(path, optimize=True)
     return LayerSheet(layer.name, layer.maps, path, shown)
 
 
 def _on_sheet(card: Card, side: int, pixels: np.ndarray) -> np.ndarray:
     """The card's panel with tiles of 48 pixels or so, at most 72."""
-    from PIL import Image
-
     zoom = zoom_to(side, 48)
     picture = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
     if side > 72:

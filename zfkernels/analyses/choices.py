@@ -1,4 +1,4 @@
-"""What an analysis looks at: layers by name, or those that are taken where no name is given; the true classes."""
+"""What an analysis looks at where nothing is named: the last convolution, the true classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,27 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Deconvnet
 from ..models.checkpoint import Network
 from ..models.modes import evaluated
 from ..nn import ConvReLU
-
-
-def chosen_layers(deconv: Deconvnet, names: Sequence[str] | None) -> list[str]:
-    """The layers named; otherwise every layer with maps that is no pool and no norm."""
-    known = (*deconv.layers, *deconv.vector_layers)
-    if names:
-        for name in names:
-            if name not in known:
-                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
-        return list(names)
-    return [name for name in deconv.layers if not is_pool_or_norm(deconv, name)]
-
-
-def is_pool_or_norm(deconv: Deconvnet, name: str) -> bool:
-    module = dict(deconv.model.named_modules()).get(name)
-    kind = type(module).__name__.lower() if module is not None else name.lower()
-    return "pool" in kind or "norm" in kind
 
 
 def last_convolution(model: nn.Module) -> str:

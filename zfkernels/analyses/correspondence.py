@@ -19,11 +19,7 @@ class Disagreement:
     per_image: Tensor  # (N,) delta_i
 
 
-@dataclass(frozen=True)
-class Correspondence:
-    """Table 1."""
-
-    layers: dict[str, dict[str, Disagreement]]  # layer -> part -> Delta
+Table = dict[str, dict[str, Disagreement]]  # layer -> part -> Delta: Table 1
 
 
 def sign_disagreement(changes: Tensor) -> Disagreement:
@@ -46,7 +42,7 @@ def correspondence(
     layers: Sequence[str],
     *,
     fill: float | Tensor = 0.0,
-) -> Correspondence:
+) -> Table:
     """Table 1: for each layer and part, how alike the images' features change when the part is hidden.
 
     eps_i = x_i - x~_i, the features of image i minus those with the part covered by `fill`.
@@ -64,12 +60,12 @@ def correspondence(
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     clear = deconv.activations(images, layers)
-    result: dict[str, dict[str, Disagreement]] = {layer: {} for layer in layers}
+    result: Table = {layer: {} for layer in layers}
     for name, boxes in parts.items():
         hidden = _hide(images, name, boxes, fill)
         for layer, features in deconv.activations(hidden, layers).items():
             result[layer][name] = sign_disagreement((clear[layer] - features).flatten(1))
-    return Correspondence(result)
+    return result
 
 
 def _hide(images: Tensor, part: str, boxes: Sequence[Box], fill: float | Tensor) -> Tensor:
@@ -103,11 +99,10 @@ def random_boxes(parts: Mapping[str, Sequence[Box]], size: tuple[int, int], seed
     return boxes
 
 
-def table(result: Correspondence) -> str:
+def table(result: Table) -> str:
     """Table 1's rows and columns: mean +- deviation."""
-    columns = list(result.layers.values())
-    lines = [f"{'part hidden':<18}" + "".join(f"{layer:>18}" for layer in result.layers)]
-    for part in columns[0]:
-        cells = (column[part] for column in columns)
+    lines = [f"{'part hidden':<18}" + "".join(f"{layer:>18}" for layer in result)]
+    for part in next(iter(result.values())):
+        cells = (column[part] for column in result.values())
         lines.append(f"{part:<18}" + "".join(f"{f'{c.delta:.3f} ± {c.deviation:.3f}':>18}" for c in cells))
     return "\n".join(lines)

@@ -5,8 +5,6 @@ covered(windows, cover, channel) the logits (N, classes) and one of the maps (N,
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from torch import Tensor, nn
@@ -54,9 +52,15 @@ class Copies:
         self.model, self.image, self.layer = model, image, layer
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        with _recording(self.model, self.layer) as outputs:
+        if self.layer is None:
+            return _check_logits(self.model(images), len(images)), None
+        outputs: list = []
+        module = self.model.get_submodule(self.layer)
+        with module.register_forward_hook(lambda module, args, output: outputs.append(output)):
             logits = _check_logits(self.model(images), len(images))
-        return logits, None if self.layer is None else _recorded(outputs, self.layer)
+        if not outputs:
+            raise ValueError(f"layer {self.layer!r} did not run in the forward pass; choose another")
+        return logits, _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], self.layer)
 
     def clear(self) -> tuple[Tensor, Tensor | None]:
         logits, maps = self._run(self.image[None])
@@ -84,30 +88,10 @@ def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | 
         return None
 
 
-@contextmanager
-def _recording(model: nn.Module, layer: str | None) -> Iterator[list]:
-    """A list that holds the outputs of submodule `layer` of the last forward pass."""
-    outputs: list = []
-    if layer is None:
-        yield outputs
-        return
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
 def check_layer(model: nn.Module, layer: str | None) -> None:
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
         raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
-
-
-def _recorded(outputs: list, layer: str) -> Tensor:
-    if not outputs:
-        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
-    return _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
 
 
 def _check_maps(output: object, layer: str) -> Tensor:

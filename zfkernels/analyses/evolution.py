@@ -1,43 +1,26 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, new_figure
+from ..drawing.style import SOFT, Figure, new_figure
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
 from .activations import top_activations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One map in one checkpoint: its strongest activation over the images, projected."""
-
-    value: float
-    image: int
-    position: tuple[int, int]
-    box: tuple[int, int, int, int]
-    pixels: Tensor  # (C, H, W)
+from .projection import Unit, unit
 
 
 @dataclass(frozen=True)
 class Evolution:
     layer: str
     channels: list[int]
-    moments: dict[str, list[Moment]]  # checkpoint -> the moment of each channel
+    moments: dict[str, list[Unit]]  # checkpoint -> the strongest activation of each channel over the images, projected
 
 
 def evolution(
@@ -57,32 +40,18 @@ def evolution(
             a time, so an iterator that loads holds one in memory.
         channels: the maps of `layer`.
     """
-    moments = {}
+    channels, moments = list(channels), {}
     for name, model, images in networks:
         deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
-        moments[name] = _moments(deconv, images, layer, channels, norm, batch)
-    return Evolution(layer, list(channels), moments)
-
-
-def _moments(
-    deconv: Deconvnet, images: Tensor, layer: str, channels: Sequence[int], norm: str, batch: int
-) -> list[Moment]:
-    top = top_activations(deconv, images.split(batch), layer, k=1)
-    maps = torch.tensor(list(channels))
-    if len(maps) == 0 or int(maps.min()) < 0 or int(maps.max()) >= len(top.values):
-        raise ValueError(f"channels must be from 0 to {len(top.values) - 1}, got {list(channels)}")
-    strongest, index = top.images[maps, 0].unique(return_inverse=True)
-    projection = deconv.project(images[strongest], layer, maps, top.positions[maps, 0], norm, image_index=index)
-    return [
-        Moment(
-            value=float(projection.values[i]),
-            image=int(top.images[channel, 0]),
-            position=tuple(top.positions[channel, 0].tolist()),
-            box=tuple(projection.boxes[i].tolist()),
-            pixels=projection.pixels[i],
-        )
-        for i, channel in enumerate(maps.tolist())
-    ]
+        top = top_activations(deconv, images.split(batch), layer, k=1)
+        if not channels or min(channels) < 0 or max(channels) >= len(top.values):
+            raise ValueError(f"channels must be from 0 to {len(top.values) - 1}, got {channels}")
+        numbers, positions = top.images[channels, 0], top.positions[channels, 0]
+        strongest, index = numbers.unique(return_inverse=True)
+        result = deconv.project(images[strongest], layer, channels, positions, norm, image_index=index)
+        pairs = enumerate(zip(channels, numbers.tolist(), strict=True))
+        moments[name] = [unit(result, i, layer, channel, image) for i, (channel, image) in pairs]
+    return Evolution(layer, channels, moments)
 
 
 def table(result: Evolution) -> str:

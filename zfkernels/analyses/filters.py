@@ -1,20 +1,14 @@
 """First-layer filters, with and without the clamp on their size (Zeiler & Fergus, section 4.1 and Fig. 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..drawing.style import ACCENT, SOFT, new_figure, plain_axes
+from ..drawing.style import ACCENT, SOFT, Figure, new_figure, plain_axes
 from ..drawing.tiles import signed_picture, tile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEAD = 0.1  # of the median filter's root mean square
 LOW, HIGH = 0.25, 0.5  # of the Nyquist frequency: fractions of half a cycle a pixel

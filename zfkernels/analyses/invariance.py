@@ -1,22 +1,15 @@
 """How features move when an image is moved, scaled or turned (Zeiler & Fergus, section 4.1 and Fig. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, new_figure, plain_axes
+from ..drawing.style import SOFT, Axes, Figure, new_figure, plain_axes
 from ..models.modes import evaluated
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 TRANSFORMS = ("translation", "scale", "rotation")
 UNITS = {"translation": "shift down (pixels)", "scale": "magnification", "rotation": "turn (degrees)"}

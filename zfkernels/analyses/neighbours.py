@@ -1,20 +1,14 @@
 """The images whose features lie nearest to an image's, in any layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import ACCENT, SOFT, new_figure
+from ..drawing.style import ACCENT, SOFT, Figure, new_figure
 from ..drawing.tiles import plain_picture
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 METRICS = ("euclidean", "cosine")
 

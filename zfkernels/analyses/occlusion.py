@@ -4,26 +4,19 @@ A window changes what is near it. So the clear image is run once, and for each w
 each layer (covering.py). A model that torch.fx cannot trace is run on whole covered images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, new_figure, outline
+from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
 from ..progress import bar
 from ..window import Pair, pair
 from .covering import Copies, by_regions, check_layer
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 
 @dataclass(frozen=True)
@@ -261,12 +254,12 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
 
     sums = result.activity.numpy()
     low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
-    scale = _cells(upper, activity, occluded, sums, "viridis", (low, high))
+    scale = _cells(activity, occluded, sums, "viridis", (low, high))
     activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
     scale.axhline(result.clear_activity, color="w", linewidth=1.5)
 
     third, fourth = "de" if occluded.projected else "cd"
-    _cells(upper, probability, occluded, result.probability.numpy(), "magma", (0, 1))
+    _cells(probability, occluded, result.probability.numpy(), "magma", (0, 1))
     title = f"({third}) P({classes[result.target]}), {result.clear_probability:.2f} when clear"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
@@ -292,18 +285,11 @@ def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
     return left, left + columns * stride_w, top + rows * stride_h, top
 
 
-def _cells(
-    canvas: Figure | SubFigure,
-    axes: Axes,
-    occluded: Occluded,
-    values: np.ndarray,
-    colours: str,
-    limits: tuple[float, float],
-) -> Axes:
+def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, limits: tuple[float, float]) -> Axes:
     """Draws a number a cell, with a bar of its colours, whose axes are returned."""
     low, high = limits
     drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
-    scale = canvas.colorbar(drawn, ax=axes, shrink=0.8)
+    scale = axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
     scale.ax.tick_params(colors=SOFT, labelsize=7)
     scale.outline.set_visible(False)
     return scale.ax

@@ -15,7 +15,7 @@ CLASSIFIERS = ("svm", "softmax")
 
 @dataclass(frozen=True)
 class Probe:
-    """One cell of the table: the mean over the classes of the test accuracy, over several draws."""
+    """One cell of Table 7: the mean over the classes of the test accuracy, over several draws."""
 
     layer: str
     classifier: str
@@ -23,13 +23,6 @@ class Probe:
     accuracy: float  # 0..1, mean over the draws
     deviation: float  # over the draws; 0 for one
     features: int
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Table 7."""
-
-    cells: list[Probe]
 
 
 @torch.no_grad()
@@ -61,7 +54,7 @@ def probes(
     test_per_class: int = 50,
     seed: int = 0,
     regularisation: float = 10.0,
-) -> Probes:
+) -> list[Probe]:
     """Train on so many images of each class, test on up to `test_per_class` others, with each layer's features.
 
     The training images' mean is subtracted from the features, and one number a layer scales them to a mean squared norm
@@ -95,7 +88,7 @@ def probes(
                 accuracies = [_accuracy(name, values, labels, *split, regularisation) for split in splits]
                 mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
                 cells.append(Probe(layer, name, count, mean, deviation, values.shape[1]))
-    return Probes(cells)
+    return cells
 
 
 def _split(labels: Tensor, train: int, test: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -126,12 +119,12 @@ def _accuracy(
     return np.mean([right[targets[test] == label].mean() for label in np.unique(targets)])
 
 
-def table(result: Probes) -> str:
+def table(result: Sequence[Probe]) -> str:
     """Rows: layer and classifier; columns: training images a class; cells: accuracy in percent +- deviation."""
-    sizes = sorted({p.per_class for p in result.cells})
-    cells = {(p.layer, p.classifier, p.per_class): p for p in result.cells}
+    sizes = sorted({p.per_class for p in result})
+    cells = {(p.layer, p.classifier, p.per_class): p for p in result}
     lines = [f"{'accuracy (%)':<22}{'features':>9}" + "".join(f"{f'{n} a class':>16}" for n in sizes)]
-    for layer, classifier in dict.fromkeys((p.layer, p.classifier) for p in result.cells):
+    for layer, classifier in dict.fromkeys((p.layer, p.classifier) for p in result):
         row = [cells[layer, classifier, n] for n in sizes]
         lines.append(
             f"{classifier + ' on ' + layer:<22}{row[0].features:>9}"

@@ -1,19 +1,13 @@
 """One activation of a network, projected to the pixels of the picture that caused it (Zeiler & Fergus, section 2.1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import INK, SOFT, new_figure, outline
+from ..deconvnet.deconvnet import Deconvnet, Projection
+from ..drawing.style import INK, SOFT, Figure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from .activations import top_activations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -26,6 +20,13 @@ class Unit:
     value: float
     box: tuple[int, int, int, int]  # the part of the input that the unit sees: top, left, bottom, right
     pixels: Tensor  # (C, H, W)
+    image: int = 0  # number of the image that caused it
+
+
+def unit(result: Projection, index: int, layer: str, channel: int, image: int = 0) -> Unit:
+    """One of the projections that `Deconvnet.project` gives."""
+    position, box = (tuple(of_all[index].tolist()) for of_all in (result.positions, result.boxes))
+    return Unit(layer, channel, position, float(result.values[index]), box, result.pixels[index], image)
 
 
 def projection(
@@ -50,15 +51,7 @@ def projection(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     if channel is None:
         channel = int(top_activations(deconv, [image[None]], layer, k=1).values[:, 0].argmax())
-    result = deconv.project(image[None], layer, channel, position, norm, method=method)
-    return Unit(
-        layer=layer,
-        channel=channel,
-        position=tuple(result.positions[0].tolist()),
-        value=float(result.values[0]),
-        box=tuple(result.boxes[0].tolist()),
-        pixels=result.pixels[0],
-    )
+    return unit(deconv.project(image[None], layer, channel, position, norm, method=method), 0, layer, channel)
 
 
 def table(unit: Unit) -> str:

@@ -6,23 +6,17 @@ test). After each stage the same unit is projected anew, and compared with the p
 inside the unit's receptive field, outside of which both are 0 anyway.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import new_figure
+from ..drawing.style import Figure, new_figure
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..progress import bar
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -207,10 +201,8 @@ def figure(result: Sanity, picture: Tensor) -> Figure:
     All have equal contrast. `picture`: the input as uint8 (3, H, W).
     """
     pictures = [result.original, *result.pictures]
-    names = ["trained"]
-    for stage in result.stages:
-        numbers = f"rank {stage.rank:.2f}  |rank| {stage.rank_size:.2f}  SSIM {stage.ssim:.2f}"
-        names.append(f"{stage.module}\n{numbers}")
+    numbers = (f"rank {s.rank:.2f}  |rank| {s.rank_size:.2f}  SSIM {s.ssim:.2f}" for s in result.stages)
+    names = ["trained", *(f"{s.module}\n{text}" for s, text in zip(result.stages, numbers, strict=True))]
     columns = min(5, len(pictures) + 1)
     rows = -(-(len(pictures) + 1) // columns)
     drawn = new_figure(2.5 * columns, 2.9 * rows + 0.8)

@@ -1,1 +1,1 @@
-"""The commands of `zfkernels`, one file each: SUMMARY, EXAMPLES, add_arguments(parser), run(args)."""
+"""The commands of `zfkernels`, one file each: EXAMPLES, add_arguments(parser), run(args), exit code or None."""

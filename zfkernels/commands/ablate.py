@@ -1,5 +1,3 @@
-"""`zfkernels ablate`."""
-
 import argparse
 import sys
 from pathlib import Path
@@ -14,7 +12,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels ablate`."""
     plan = Plan()
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
@@ -32,10 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains each row and prints it; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.ablation import HEAD, ablation, line, variants
-    from ..training.fit import Run
     from ..training.processes import launched, processes
 
     rows = variants(args.channels, args.fc)
@@ -44,23 +39,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--rows must be from 0 to {len(rows) - 1}, got {args.rows}")
         rows = [rows[row] for row in args.rows]
     plan = Plan(epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, seed=args.seed)
-    training, validation, classes = train.picture_sets(args)
+    *sets, classes = train.picture_sets(args)
     with launched(args.device) as device:
         first = processes()[0] == 0
         if first:
             print(HEAD, flush=True)
-        run = Run(
-            plan,
-            training,
-            validation,
-            (args.side, args.side),
-            args.scale,
-            precision=train.chosen_precision(args, device),
-            workers=args.workers,
-            progress=sys.stderr.isatty(),
-        )
+        run = train.chosen_run(args, plan, sets, device, sys.stderr.isatty())
         report = (lambda result: print(line(result), flush=True)) if first else None
         ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
-    return 0

@@ -1,5 +1,3 @@
-"""`zfkernels atlas`."""
-
 import argparse
 import sys
 from pathlib import Path
@@ -9,7 +7,6 @@ from .options import NETWORK, add_network, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels atlas`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included")
     add_network(parser)
@@ -22,10 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Searches, projects, writes; a search that was stopped continues."""
-    from torch import Tensor
-
+def run(args: argparse.Namespace) -> None:
     from ..analyses.atlas import atlas, search, write_layer, write_page
     from ..data.folders import find_pictures
     from ..training.processes import launched, processes
@@ -42,30 +36,23 @@ def run(args: argparse.Namespace) -> int:
         progress = rank == 0 and sys.stderr.isatty()
         tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=progress)
     if rank:
-        return 0
-
-    def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        pixels, inputs = opened.read([paths[i] for i in numbers])
-        return inputs, pixels
+        return
 
     names, sheets = [path.name for path in paths], []
+    read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm):
         sheets.append(write_layer(args.out, layer, names))
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
     print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")
-    return 0
 
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels atlas photos --weights run/zfnet.pt
   zfkernels atlas photos --weights run/zfnet.pt --layers conv3 conv5 --maps 40
   torchrun --nproc-per-node 4 -m zfkernels atlas photos --weights run/zfnet.pt
 
 --out gets a PNG sheet a layer and index.html, one file that holds all its pictures. A search that was stopped
 continues where it was.
-"""
-    + NETWORK
-)
+{NETWORK}"""

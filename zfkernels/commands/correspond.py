@@ -1,23 +1,17 @@
-"""`zfkernels correspond`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels correspond faces.json --weights run/zfnet.pt --layers pool5 fc7
 
 PARTS.json lists pictures and the boxes of their parts, in the picture's own pixels:
-  [{"image": "dog1.jpg", "parts": {"right eye": [top, left, bottom, right], "nose": [...]}}, ...]
-"""
-    + NETWORK
-)
+  [{{"image": "dog1.jpg", "parts": {{"right eye": [top, left, bottom, right], "nose": [...]}}}}, ...]
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels correspond`."""
     add = parser.add_argument
     add("parts", type=Path, metavar="PARTS.json", help="pictures and the boxes of their parts (see below)")
     add_network(parser)
@@ -25,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the random boxes (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the table; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.correspondence import correspondence, random_boxes, table
     from ..data.parts import read_parts
 
@@ -37,4 +30,3 @@ def run(args: argparse.Namespace) -> int:
     parts["random"] = random_boxes(parts, opened.network.image_size, args.seed)
     print(table(correspondence(opened.deconv, images, parts, layers)))
     print(f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related")
-    return 0

@@ -1,5 +1,3 @@
-"""`zfkernels demo`."""
-
 import argparse
 import time
 from pathlib import Path
@@ -12,7 +10,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels demo`."""
     parser.add_argument("--out", type=Path, default=Path("zfkernels-demo"), help="folder of the page (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops, mirroring and dropout (%(default)s)")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the crops (%(default)s)")
@@ -20,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the demonstration and prints what it found; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..demo import demo
 
     for name in ("epochs", "crops"):
@@ -43,4 +39,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
     print(f"\nThe page: {page.resolve()}")
     print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
-    return 0

@@ -1,5 +1,3 @@
-"""`zfkernels evolution`."""
-
 import argparse
 from pathlib import Path
 
@@ -13,7 +11,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels evolution`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included; all are held in memory")
     add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints in order, epoch_*.pt")
@@ -23,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Draws the figure; 0."""
+def run(args: argparse.Namespace) -> None:
     from itertools import chain
 
     from ..analyses.activations import top_activations
@@ -44,4 +40,3 @@ def run(args: argparse.Namespace) -> int:
     networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
     result = evolution(networks, layer, maps, norm=args.norm)
     report(figure(result, pixels), args.out, table(result))
-    return 0

@@ -1,27 +1,20 @@
-"""`zfkernels filters`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, report
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels filters --weights run/zfnet.pt --against free/zfnet.pt      # free: trained with --no-clamp
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels filters`."""
     add_network(parser)
     parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="FILE", help="weights to compare with")
     parser.add_argument("--out", type=Path, default=Path("filters.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the counts, draws the filters; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.filters import DEAD, HIGH, LOW, figure, filters, first_filters, table
     from ..models import load
 
@@ -36,4 +29,3 @@ def run(args: argparse.Namespace) -> int:
         f"all high: above {HIGH}"
     )
     report(figure(results), args.out, table(results), legend)
-    return 0

@@ -1,21 +1,10 @@
-"""`zfkernels gallery`."""
-
 import argparse
 import sys
 from pathlib import Path
 
-SECTIONS = (  # those of demo.gallery
-    "training",
-    "filters",
-    "atlas",
-    "evolution",
-    "invariance",
-    "occlusion",
-    "correspondence",
-    "ablation",
-    "probes",
-    "neighbours",
-)
+from ..demo.captions import CAPTIONS, HEAD
+
+SECTIONS = tuple(CAPTIONS)
 EXAMPLES = """examples:
   zfkernels gallery
   zfkernels gallery --only invariance occlusion --out figures
@@ -23,7 +12,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels gallery`."""
     add = parser.add_argument
     text = "folder of README.md and its pictures (%(default)s)"
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
@@ -33,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains what is not there yet, draws, writes; 0."""
-    from ..demo.captions import HEAD
+def run(args: argparse.Namespace) -> None:
     from ..demo.gallery import SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -49,4 +35,3 @@ def run(args: argparse.Namespace) -> int:
         (args.out / "README.md").write_text(HEAD + "\n".join(parts), encoding="utf-8")
     total = sum(path.stat().st_size for path in args.out.iterdir() if path.is_file())
     print(f"gallery     {args.out / 'README.md'} ({total / 1e6:.2f} MB)")
-    return 0

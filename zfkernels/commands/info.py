@@ -1,5 +1,3 @@
-"""`zfkernels info`."""
-
 import argparse
 import json
 from pathlib import Path
@@ -12,17 +10,14 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels info`."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the report; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..environment import environment
 
     report = environment()
     print(json.dumps(report, indent=1) if args.json else text(report))
-    return 0
 
 
 def text(report: dict) -> str:

@@ -1,21 +1,15 @@
-"""`zfkernels invariance`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network, report
 
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
   zfkernels invariance photos/cat photos/dog --weights run/zfnet.pt --layers conv1 conv5 fc7
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels invariance`."""
     add = parser.add_argument
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="pictures, or folders of them")
     add_network(parser)
@@ -28,18 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("invariance.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Draws the curves of all three transforms and prints how far the features move; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
-    from ..data.loading import pictures_or_folders
+    from ..data.folders import find_pictures
 
     opened = open_network(args)
     deconv = opened.deconv
     layers = opened.layers(args.layers or [deconv.layers[0], (*deconv.layers, *opened.hidden)[-1]])
-    paths = pictures_or_folders(args.pictures)
+    paths = [file for path in args.pictures for file in ([path] if path.is_file() else find_pictures(path))]
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels)
     report(figure(result, [path.stem for path in paths]), args.out, table(result))
-    return 0

@@ -1,21 +1,15 @@
-"""`zfkernels neighbours`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network, report
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels neighbours`."""
     add = parser.add_argument
     add("picture", type=Path, metavar="PICTURE", help="the query")
     add("folder", type=Path, metavar="FOLDER", help="the pictures to search, subfolders included")
@@ -26,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("neighbours.png"), help="picture to write (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Draws and prints the neighbours; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.neighbours import figure, neighbours, table
     from ..data.folders import find_pictures
 
@@ -44,4 +37,3 @@ def run(args: argparse.Namespace) -> int:
     pictures, _ = opened.read([paths[image] for image in numbers])
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)))
     report(drawn, args.out, table(results, paths))
-    return 0

@@ -1,5 +1,3 @@
-"""`zfkernels occlude`."""
-
 from __future__ import annotations
 
 import argparse
@@ -7,27 +5,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import PICTURE, Opened, add_picture, load_network_or_random, report
+from .options import PICTURE, Opened, add_picture, open_network, report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analyses.occlusion import OcclusionMap
     from ..models.checkpoint import Network
 
 RAW = ("probability", "logit", "label", "activity", "boxes")
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt
   zfkernels occlude cat.jpg --weights zfkernels-demo/zfnet.pt --target cat --patch 24 --stride 4
   zfkernels occlude cat.jpg --patch 40 20 --fill 0 0 0 --raw cells.npz
-"""
-    + PICTURE
-)
+{PICTURE}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels occlude`."""
     add_picture(parser)
     add = parser.add_argument
     add("--target", help="class, by name or number (default: what the clear picture is taken for)")
@@ -48,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Draws what the answer depends on and prints the strongest dependence; 0."""
+def run(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from ..analyses.choices import last_convolution
     from ..analyses.occlusion import Occluded, figure, occlusion_map, project_map, table
 
-    opened = Opened(load_network_or_random(args))
+    opened = open_network(args, or_random=True)
     network = opened.network
     pixels, images = opened.read([args.picture])
     patch, stride = _sides("patch", args.patch), _sides("stride", args.stride)
@@ -74,9 +68,11 @@ def run(args: argparse.Namespace) -> int:
     note = ", with the map's projections from other pictures" if args.images else ""
     report(drawn, args.out, table(result, network.classes), note=note)
     if args.raw:
-        _write_raw(result, network.classes, args.raw)
+        args.raw.parent.mkdir(parents=True, exist_ok=True)
+        with args.raw.open("wb") as file:
+            cells = {name: getattr(result, name).numpy() for name in RAW}
+            np.savez(file, **cells, classes=np.array(network.classes))
         print(f"raw cells   {args.raw}")
-    return 0
 
 
 def _sides(option: str, values: list[int] | None) -> int | tuple[int, ...] | None:
@@ -118,15 +114,6 @@ def _exciting(
     _, images = opened.read(strongest)
     others = [i for i, other in enumerate(images) if not other.equal(image)][:count]
     return images[others], [strongest[i].stem for i in others]
-
-
-def _write_raw(result: OcclusionMap, classes: list[str], path: Path) -> None:
-    import numpy as np
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = {name: getattr(result, name).numpy() for name in RAW}
-    with path.open("wb") as file:
-        np.savez(file, **cells, classes=np.array(classes))
 
 
 def _target(wanted: str | None, classes: list[str]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..drawing.style import Figure, save
+
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from ..deconvnet.deconvnet import Deconvnet
@@ -42,31 +44,10 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """The options that `load_network` reads."""
+    """The options that `open_network` reads."""
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
     parser.add_argument("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
     parser.add_argument("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
-
-
-def load_network(args: argparse.Namespace) -> Network:
-    """The network that the options of `add_network` name."""
-    from ..models import load
-
-    return load.network(args.weights, args.model, args.size)
-
-
-def load_network_or_random(args: argparse.Namespace) -> Network:
-    """The same, or without --weights and --model the full ZFNet with random weights, and a warning."""
-    if args.model is not None or args.weights is not None:
-        return load_network(args)
-    from ..models import checkpoint
-
-    print(
-        "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
-        "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt",
-        file=sys.stderr,
-    )
-    return checkpoint.untrained()
 
 
 @dataclass(frozen=True)
@@ -87,16 +68,22 @@ class Opened:
         return tuple(self.deconv.vector_layers[:-1])
 
     def layers(self, names: Sequence[str] | None = None) -> list[str]:
-        """The layers named, which must exist, or every convolution."""
-        from ..analyses.choices import chosen_layers
-
-        return chosen_layers(self.deconv, names)
+        """The layers named, which must exist; otherwise every layer with maps that is no pool and no norm."""
+        known = (*self.deconv.layers, *self.deconv.vector_layers)
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
+        kinds = {name: type(module).__name__ for name, module in self.network.model.named_modules()}
+        maps = [name for name in self.deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
+        return list(names or maps)
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
-        from ..data.loading import read_all
+        import torch
 
-        pixels = read_all(paths, self.network.image_size)
+        from ..data.pictures import read_picture
+
+        pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
         return pixels, self.network.normalise(pixels)
 
     def stream(
@@ -108,14 +95,24 @@ class Opened:
         return stream(paths, self.network.image_size, self.network.normalise, batch, workers, part)
 
 
-def open_network(args: argparse.Namespace) -> Opened:
-    """The network that the options of `add_network` name, to be looked into."""
-    return Opened(load_network(args))
+def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
+    """The network that the options of `add_network` name.
+
+    `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
+    """
+    from ..models import checkpoint, load
+
+    if not or_random or args.model is not None or args.weights is not None:
+        return Opened(load.network(args.weights, args.model, args.size))
+    print(
+        "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
+        "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt",
+        file=sys.stderr,
+    )
+    return Opened(checkpoint.untrained())
 
 
 def report(figure: Figure, path: Path, *lines: str, note: str = "") -> None:
     """Write the figure; then print the lines, and where the figure is."""
-    from ..drawing.style import save
-
     save(figure, path)
     print(*lines, f"picture     {path}{note}", sep="\n")

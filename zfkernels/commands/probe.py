@@ -1,22 +1,16 @@
-"""`zfkernels probe`."""
-
 import argparse
 from pathlib import Path
 
 from .options import NETWORK, add_network, open_network
 
 CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels probe photos --weights run/zfnet.pt --per-class 15 30
   zfkernels probe photos --weights run/zfnet.pt --layers conv5 fc7 --classifiers svm
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels probe`."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add_network(parser)
@@ -29,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the choices (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the table; 0."""
+def run(args: argparse.Namespace) -> None:
     import sklearn  # noqa: F401, before the long part
     import torch
 
@@ -45,4 +38,3 @@ def run(args: argparse.Namespace) -> int:
     result = probes(known, labels, args.per_class, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
     print(table(result))
     print(f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation")
-    return 0

@@ -1,34 +1,22 @@
-"""`zfkernels sanity`."""
-
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..graph.methods import METHODS, NORMS
 from .options import NETWORK, add_network, open_network, report
 
-if TYPE_CHECKING:
-    from ..analyses.sanity import Sanity
-
-EXAMPLES = (
-    """examples:
+EXAMPLES = f"""examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
   zfkernels sanity cat.jpg --weights run/zfnet.pt --layer conv5 --method guided --json sanity.json
 
 The unit's picture is made anew each time that one more layer's weights, from the top, are replaced by noise.
 What does not change was not learned: an edge detector would draw it. (Adebayo et al. 2018)
-"""
-    + NETWORK
-)
+{NETWORK}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels sanity`."""
     add = parser.add_argument
     add("picture", type=Path, metavar="PICTURE", help="a picture file")
     add_network(parser)
@@ -43,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="also write the numbers")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints what is left of the picture at each stage and draws the pictures; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..analyses.sanity import figure, sanity_check, table
 
     opened = open_network(args)
@@ -68,13 +55,7 @@ def run(args: argparse.Namespace) -> int:
     report(figure(result, pixels[0]), args.out)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(_numbers(result), indent=1))
+        unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
+        stages = [{name: None if x != x else x for name, x in asdict(s).items()} for s in result.stages]  # NaN: null
+        args.json.write_text(json.dumps(unit | {"stages": stages}, indent=1))
         print(f"numbers     {args.json}")
-    return 0
-
-
-def _numbers(result: Sanity) -> dict[str, Any]:
-    """The unit and the stages; NaN, which JSON lacks, as null."""
-    unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
-    stages = [{name: None if value != value else value for name, value in asdict(s).items()} for s in result.stages]
-    return unit | {"stages": stages}

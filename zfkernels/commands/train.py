@@ -1,9 +1,8 @@
-"""`zfkernels train`: a ZFNet on your own pictures, by the paper's recipe."""
-
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.folders import PictureSet
-    from ..training.fit import Trained
+    from ..training.fit import Run, Trained
 
 EXAMPLES = """examples:
   zfkernels train photos --out run
@@ -31,18 +30,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `zfkernels train`."""
     plan = Plan()
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
-    add(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="FRACTION",
-        help="without --validation, the fraction of each class that is validated on (%(default)s)",
-    )
+    text = "without --validation, the fraction of each class that is validated on (%(default)s)"
+    add("--held-out", type=float, default=0.1, metavar="FRACTION", help=text)
     add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
     add("--resume", action="store_true", help="continue the run in --out after its last whole epoch, to the same bits")
     add("--epochs", type=int, default=plan.epochs, help="passes over the pictures (%(default)s)")
@@ -50,23 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
     add("--momentum", type=float, default=plan.momentum, help="(%(default)s)")
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
-    add(
-        "--patience",
-        type=int,
-        default=plan.patience,
-        help="epochs without a lower error before the rate falls to a tenth (%(default)s)",
-    )
+    text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
+    add("--patience", type=int, default=plan.patience, help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
-    add(
-        "--keep",
-        type=int,
-        nargs="*",
-        default=PAPER_EPOCHS,
-        metavar="EPOCH",
-        help="epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)",
-    )
+    text = "epochs whose network is kept as epoch_NNN.pt (default: those of Fig. 4)"
+    add("--keep", type=int, nargs="*", default=PAPER_EPOCHS, metavar="EPOCH", help=text)
     add("--precision", choices=PRECISIONS, help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s: in the training process)")
@@ -80,11 +63,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
     add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
     add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
-    add(
-        "--he",
-        action="store_true",
-        help="start from He's weights, not the paper's, from which small networks hardly move",
-    )
+    text = "start from He's weights, not the paper's, from which small networks hardly move"
+    add("--he", action="store_true", help=text)
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
 
 
@@ -95,11 +75,17 @@ def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
     return result | ({"weight_std": None} if args.he else {})
 
 
-def chosen_precision(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """What --precision names; without it bfloat16 on a GPU, float32 on a CPU."""
+def chosen_run(
+    args: argparse.Namespace, plan: Plan, sets: Sequence[PictureSet], device: torch.device, progress: bool
+) -> Run:
+    """The plan, on the training and the validation set, with --side, --scale, --precision and --workers."""
     import torch
 
-    return getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
+    from ..training.fit import Run
+
+    precision = getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
+    side = (args.side, args.side)
+    return Run(plan, *sets, side, args.scale, precision=precision, workers=args.workers, progress=progress)
 
 
 def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tuple[str, ...]]:
@@ -115,11 +101,10 @@ def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tupl
     return PictureSet(training, size), PictureSet(validation, size), training.classes
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains, prints a line an epoch; 0."""
+def run(args: argparse.Namespace) -> None:
     from ..models.zfnet import ZFNet
     from ..training import history
-    from ..training.fit import Run, fit
+    from ..training.fit import fit
     from ..training.processes import launched, processes, seeded
 
     if args.out.exists() and not args.out.is_dir():
@@ -140,22 +125,12 @@ def run(args: argparse.Namespace) -> int:
     arguments = zfnet_arguments(args, len(classes))
     with launched(args.device) as device, seeded(args.seed, device):
         model = ZFNet(**arguments).to(device)
-        precision = chosen_precision(args, device)
+        run = chosen_run(args, plan, (training, validation), device, not args.quiet and sys.stderr.isatty())
         rank, world = processes()
         if rank == 0:
             print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
             print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
-            print(f"device      {device}, {world} process(es), {str(precision).removeprefix('torch.')}", flush=True)
-        run = Run(
-            plan,
-            training,
-            validation,
-            model.image_size,
-            args.scale,
-            precision=precision,
-            workers=args.workers,
-            progress=not args.quiet and sys.stderr.isatty(),
-        )
+            print(f"device      {device}, {world} process(es), {str(run.precision).removeprefix('torch.')}", flush=True)
         state = history.begin(args.out, plan, args.resume)
         files = history.files(args.out, arguments, classes, args.keep, args.plot)
         epochs = fit(model, run, [print_line, *files], state)
@@ -163,7 +138,6 @@ def run(args: argparse.Namespace) -> int:
         best = min(epochs, key=lambda epoch: epoch.error)
         print(f"lowest      {best.error:.2%} wrong, {best.error5:.2%} not in the top 5, epoch {best.epoch}")
         print(f"network     {args.out / 'zfnet.pt'} (of the last epoch)")
-    return 0
 
 
 def print_line(trained: Trained) -> None:

@@ -1,4 +1,4 @@
-"""Picture files in batches, or all at once."""
+"""Picture files in batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .folders import PictureSet, find_pictures
+from .folders import PictureSet
 
 
 def stream(
@@ -38,14 +38,3 @@ class _Normalised:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, _, numbers in self.loader:
             yield self.normalise(pixels), numbers
-
-
-def read_all(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
-    """The pictures as uint8 (N, 3, H, W)."""
-    pictures = PictureSet(list(paths), size)
-    return torch.stack([pictures[i][0] for i in range(len(pictures))])
-
-
-def pictures_or_folders(paths: Sequence[Path]) -> list[Path]:
-    """The files as they are, and the pictures of the folders."""
-    return [picture for path in paths for picture in ([path] if path.is_file() else find_pictures(path))]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
 Size = tuple[int, int]  # height, width
@@ -57,14 +58,6 @@ def data_file(name: str) -> Path:
     return path
 
 
-def load_photograph(name: str) -> np.ndarray:
-    """The photograph of class `name` as uint8 (height, width, 3), read from scikit-image's installed files."""
-    from PIL import Image
-
-    with Image.open(data_file(CLASSES[name])) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def held_out_cells(height: int, width: int) -> list[Box]:
     """The cells that training never sees."""
     side = min(height, width) // CELLS_ACROSS
@@ -97,7 +90,10 @@ class Photographs:
     def __init__(self, side: int, classes: tuple[str, ...] = tuple(CLASSES)) -> None:
         self.side = side
         self.classes = tuple(classes)
-        self.pixels = [load_photograph(name) for name in self.classes]
+        self.pixels = []  # uint8 (height, width, 3) each
+        for name in self.classes:
+            with Image.open(data_file(CLASSES[name])) as image:
+                self.pixels.append(np.asarray(image.convert("RGB")))
         self.cells = [held_out_cells(*pixels.shape[:2]) for pixels in self.pixels]
 
     def training_crops(self, per_class: int, generator: np.random.Generator) -> Crops:
@@ -128,8 +124,6 @@ class Photographs:
 
     def view(self, label: int, box: Box) -> torch.Tensor:
         """A square part of a photograph, resized with antialiasing to a uint8 (3, side, side) tensor."""
-        from PIL import Image
-
         top, left, bottom, right = box
         part = Image.fromarray(self.pixels[label][top:bottom, left:right])
         resized = part.resize((self.side, self.side), Image.Resampling.BICUBIC)
@@ -138,9 +132,12 @@ class Photographs:
     def _crops(self, per_class: int, generator: np.random.Generator, held_out: bool) -> Crops:
         images, labels, boxes = [], [], []
         for label, (pixels, cells) in enumerate(zip(self.pixels, self.cells, strict=True)):
+            shape = pixels.shape[:2]
             for _ in range(per_class):
-                draw = _box_in_a_cell if held_out else _box_outside_the_cells
-                box = draw(pixels.shape[:2], cells, generator)
+                box = None
+                while box is None or (not held_out and any(overlap(box, cell) for cell in cells)):
+                    area = cells[generator.integers(len(cells))] if held_out else (0, 0, *shape)
+                    box = _random_box(shape, area, generator)
                 images.append(self.view(label, box))
                 labels.append(label)
                 boxes.append(box)
@@ -153,26 +150,8 @@ def _sides(shape: Size) -> tuple[int, int]:
     return round(SMALLEST_CROP * cell), cell
 
 
-def _side(shape: Size, generator: np.random.Generator) -> int:
-    """The side of a random crop of a photograph of `shape`."""
-    return int(generator.integers(*_sides(shape), endpoint=True))
-
-
-def _box_in_a_cell(shape: Size, cells: list[Box], generator: np.random.Generator) -> Box:
-    """A random crop inside one of the cells."""
-    cell_top, cell_left, cell_bottom, cell_right = cells[generator.integers(len(cells))]
-    side = _side(shape, generator)
-    top = int(generator.integers(cell_top, cell_bottom - side + 1))
-    left = int(generator.integers(cell_left, cell_right - side + 1))
+def _random_box(shape: Size, area: Box, generator: np.random.Generator) -> Box:
+    """A random crop, inside `area`, of a photograph of `shape`."""
+    side = int(generator.integers(*_sides(shape), endpoint=True))
+    top, left = (int(generator.integers(area[axis], area[2 + axis] - side + 1)) for axis in (0, 1))
     return top, left, top + side, left + side
-
-
-def _box_outside_the_cells(shape: Size, cells: list[Box], generator: np.random.Generator) -> Box:
-    """A random crop that shares no pixel with a cell."""
-    while True:
-        side = _side(shape, generator)
-        top = int(generator.integers(0, shape[0] - side + 1))
-        left = int(generator.integers(0, shape[1] - side + 1))
-        box = (top, left, top + side, left + side)
-        if not any(overlap(box, cell) for cell in cells):
-            return box

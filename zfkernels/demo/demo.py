@@ -20,7 +20,6 @@ from ..models import checkpoint
 from ..training.fit import Run, fit
 from ..training.history import Epoch
 from ..training.processes import seeded
-from ..training.recipe import Plan
 from .network import CHANNELS, LAYERS, PLAN, SCALE, SIDE, arguments, in_memory, untrained
 from .page import Findings, LayerTop, Photograph, write_page
 
@@ -55,26 +54,18 @@ def run(
     random = np.random.default_rng(seed)
     held_out = photographs.held_out_crops(50, random)
     training = photographs.training_crops(crops, random)
-    plan = replace(DEMO_PLAN, epochs=epochs, seed=seed)
-    network, history = train(training, held_out, photographs.classes, plan, progress)
+    plan, mean = replace(DEMO_PLAN, epochs=epochs, seed=seed), training.images.float().mean(0)
+    with seeded(seed):
+        model = untrained(len(photographs.classes))
+        sets = in_memory(training), in_memory(held_out)
+        history = fit(model, Run(plan, *sets, model.image_size, SCALE, mean, progress=progress))
+    scale = torch.full((1, 1, 1), SCALE)
+    network = checkpoint.Network(model.eval(), list(photographs.classes), mean, scale, model.image_size)
     seconds = time.perf_counter() - began
     checkpoint.save(out / "zfnet.pt", network, arguments(len(photographs.classes)))
     findings = analyse(network, history, photographs, held_out, report)
     findings = replace(findings, facts=_facts(findings, network, held_out, len(training.labels), seconds, seed))
     return write_page(out, findings), findings
-
-
-def train(
-    training: Crops, held_out: Crops, classes: tuple[str, ...], plan: Plan, progress: bool
-) -> tuple[checkpoint.Network, list[Epoch]]:
-    """The small network, trained on whole crops."""
-    mean = training.images.float().mean(0)
-    with seeded(plan.seed):
-        model = untrained(len(classes))
-        run = Run(plan, in_memory(training), in_memory(held_out), model.image_size, SCALE, mean, progress=progress)
-        history = fit(model, run)
-    scale = torch.full((1, 1, 1), SCALE)
-    return checkpoint.Network(model.eval(), list(classes), mean, scale, model.image_size), history
 
 
 def analyse(
@@ -90,7 +81,9 @@ def analyse(
     layers = _strongest(network, tiles, tile_labels)
     report("covering parts of photographs ...")
     occluded = most_occluded(network, photographs)
-    right = _recognised(network, held_out)
+    with torch.no_grad():
+        answers = [network.model(network.normalise(batch)).softmax(1) for batch in held_out.images.split(64)]
+    right = torch.cat(answers).argmax(1) == held_out.labels
     shown = zip(photographs.classes, photographs.pixels, photographs.cells, strict=True)
     return Findings(
         classes=network.classes,
@@ -121,14 +114,6 @@ def _facts(
         f"core(s), torch {torch.__version__}",
         "seed": str(seed),
     }
-
-
-@torch.no_grad()
-def _recognised(network: checkpoint.Network, crops: Crops) -> Tensor:
-    """Whether each crop's most probable class is its own: bool (N,)."""
-    batches = crops.images.split(64)
-    probabilities = torch.cat([network.model(network.normalise(batch)).softmax(1) for batch in batches])
-    return probabilities.argmax(1) == crops.labels
 
 
 def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> list[LayerTop]:

@@ -1,16 +1,14 @@
 """`zfkernels gallery`: every analysis once, on the photographs that scikit-image carries, as pictures with captions."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..analyses import ablation, atlas, correspondence, evolution, filters, invariance, neighbours, occlusion, probes
@@ -18,20 +16,17 @@ from ..analyses.activations import TopActivations, diverse, top_activations
 from ..data.folders import Memory
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.style import INK, SOFT, Figure, font
 from ..drawing.tiles import zoom_to
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
 from ..training.fit import Run
-from ..training.history import Epoch, plot_history, read_log
+from ..training.history import plot_history, read_log
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
 from .captions import CAPTIONS
 from .demo import most_occluded
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL import Image as ImageModule
 
 FILTERS_PLAN = Plan(epochs=6, batch_size=32, learning_rate=0.012)
 QUERIES = ("brick", "tissue")
@@ -71,24 +66,19 @@ class Stage:
         return self.network.normalise(torch.stack(views))
 
 
-def _few_colours(image: ImageModule.Image, path: Path) -> None:
-    """A chart as a PNG with 256 colours of its own, a third of the bytes."""
-    from PIL import Image
-
-    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def _jpeg(image: ImageModule.Image, path: Path) -> None:
-    """A JPEG whose colours are sampled as finely as its greys."""
-    image.convert("RGB").save(path, quality=86, subsampling=0, optimize=True)
+def _save(image: Image.Image, path: Path) -> None:
+    """A chart as a PNG with 256 colours of its own, a third of the bytes; anything else as a JPEG."""
+    image = image.convert("RGB")
+    if path.suffix == ".png":
+        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    else:
+        image.save(path, quality=86, subsampling=0, optimize=True)
 
 
-def _drawn(figure: Figure) -> ImageModule.Image:
-    from PIL import Image
-
+def _save_figure(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer)
+    _save(Image.open(buffer), path)
 
 
 def _section(name: str, body: str = "", **values: object) -> str:
@@ -102,12 +92,10 @@ def _section(name: str, body: str = "", **values: object) -> str:
 
 
 def training_section(stage: Stage) -> str:
-    from PIL import Image
-
     path = stage.out / "training.png"
     plot_history(read_log(stage.work / "clamped" / "log.jsonl"), path)
     with Image.open(path) as image:
-        _few_colours(image, path)
+        _save(image, path)
     return _section("training")
 
 
@@ -117,7 +105,7 @@ def filters_section(stage: Stage) -> str:
         plan = replace(FILTERS_PLAN, filter_rms=rms)
         file = train_network(stage.work / f"filters-{rms}", plan, conv1_std=None, progress=stage.progress)
         results[name] = filters.filters(filters.first_filters(checkpoint.load(file).model))
-    _few_colours(_drawn(filters.figure(results)), stage.out / "filters.png")
+    _save_figure(filters.figure(results), stage.out / "filters.png")
     return _section("filters", filters.table(results))
 
 
@@ -130,37 +118,27 @@ def atlas_section(stage: Stage) -> str:
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order):
             zoom = zoom_to(card.projections[0].shape[0], 50)
-            panels.append(_resized(atlas.panel(card, zoom), 330))
+            panel = Image.fromarray(atlas.panel(card, zoom))
+            kind = Image.Resampling.NEAREST if panel.width < 330 else Image.Resampling.LANCZOS
+            panels.append(panel.resize((330, round(panel.height * (330 / panel.width))), kind))
         rows.append((layer, order, panels))
-    _jpeg(_labelled(rows), stage.out / "atlas.jpg")
+    _save(_labelled(rows), stage.out / "atlas.jpg")
     return _section("atlas")
 
 
-def _resized(pixels: np.ndarray, width: int) -> np.ndarray:
-    from PIL import Image
-
-    factor = width / pixels.shape[1]
-    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((width, round(pixels.shape[0] * factor)), kind))
-
-
-def _labelled(rows: list[tuple[str, list[int], list[np.ndarray]]]) -> ImageModule.Image:
-    from PIL import Image, ImageDraw
-
-    from ..drawing.style import INK, SOFT, font
-
+def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]]) -> Image.Image:
     gap, head = 14, 24
-    height = sum(panels[0].shape[0] + head + gap for _, _, panels in rows) + gap
-    width = max(sum(panel.shape[1] + gap for panel in panels) for _, _, panels in rows) + gap
+    height = sum(panels[0].height + head + gap for _, _, panels in rows) + gap
+    width = max(sum(panel.width + gap for panel in panels) for _, _, panels in rows) + gap
     drawn = Image.new("RGB", (width, height), "white")
     draw, y = ImageDraw.Draw(drawn), gap
     for layer, channels, panels in rows:
         for column, (channel, panel) in enumerate(zip(channels, panels, strict=True)):
-            x = gap + column * (panel.shape[1] + gap)
+            x = gap + column * (panel.width + gap)
             text = f"{layer}, map {channel}" if column == 0 else f"map {channel}"
             draw.text((x, y), text, INK if column == 0 else SOFT, font(13))
-            drawn.paste(Image.fromarray(panel), (x, y + head - 4))
-        y += panels[0].shape[0] + head + gap
+            drawn.paste(panel, (x, y + head - 4))
+        y += panels[0].height + head + gap
     return drawn
 
 
@@ -169,7 +147,7 @@ def evolution_section(stage: Stage) -> str:
     for layer in ("conv2", "conv4"):
         maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
         result = evolution.evolution(evolution.load_each(files, stage.tiles), layer, maps)
-        _jpeg(_drawn(evolution.figure(result, stage.tiles)), stage.out / f"evolution_{layer}.jpg")
+        _save_figure(evolution.figure(result, stage.tiles), stage.out / f"evolution_{layer}.jpg")
     return _section("evolution")
 
 
@@ -177,7 +155,7 @@ def invariance_section(stage: Stage) -> str:
     names = ("cat", "coffee", "retina", "brick", "moon")
     labels = torch.tensor([stage.photographs.classes.index(name) for name in names])
     result = invariance.invariance(stage.deconv, stage.wholes(*names), ["conv1", "fc7"], labels=labels)
-    _few_colours(_drawn(invariance.figure(result, names)), stage.out / "invariance.png")
+    _save_figure(invariance.figure(result, names), stage.out / "invariance.png")
     return _section("invariance")
 
 
@@ -189,15 +167,21 @@ def occlusion_section(stage: Stage) -> str:
     names = [classes[int(stage.tile_labels[i])] for i in exciting.tolist()]
     image = stage.network.normalise(occluded.image)
     projected = occlusion.project_map(stage.deconv, image, "conv5", channel, stage.tile_inputs[exciting], names)
-    drawn = occlusion.figure(replace(occluded, projected=projected), classes)
-    _jpeg(_drawn(drawn), stage.out / "occlusion.jpg")
+    _save_figure(occlusion.figure(replace(occluded, projected=projected), classes), stage.out / "occlusion.jpg")
     return _section("occlusion")
 
 
 def correspondence_section(stage: Stage) -> str:
     resized = resized_side(FACE_SIDE)
     images, labels, odd = _faces(resized)
-    network, history = _face_network(stage, images, labels, odd)
+    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
+    arguments["weight_std"] = None
+    with seeded(0):
+        model = ZFNet(**arguments)
+    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~odd, odd)]
+    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
+    history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
+    network = checkpoint.load(stage.work / "faces" / "zfnet.pt")
     offset = (resized - FACE_SIDE) // 2
     shown = images[odd & (labels == 0)][:20]
     inputs = network.normalise(shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
@@ -217,20 +201,6 @@ def _faces(side: int) -> tuple[Tensor, Tensor, Tensor]:
     pixels = torch.nn.functional.interpolate(values, size=(side, side), mode="bicubic").clamp(0, 255)
     images, number = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1), torch.arange(2 * FACES)
     return images, (number >= FACES).long(), number % 2 == 1
-
-
-def _face_network(
-    stage: Stage, images: Tensor, labels: Tensor, held_out: Tensor
-) -> tuple[checkpoint.Network, list[Epoch]]:
-    """A network that tells faces from other patches, and its training."""
-    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
-    arguments["weight_std"] = None
-    with seeded(0):
-        model = ZFNet(**arguments)
-    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~held_out, held_out)]
-    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
-    history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
-    return checkpoint.load(stage.work / "faces" / "zfnet.pt"), history
 
 
 def ablation_section(stage: Stage) -> str:
@@ -267,19 +237,10 @@ def neighbours_section(stage: Stage) -> str:
     ]
     names = [stage.photographs.classes[int(stage.tile_labels[i])] for i in others]
     drawn = neighbours.figure(results, stage.tiles[queries], stage.tiles[others], names)
-    _jpeg(_drawn(drawn), stage.out / "neighbours.jpg")
+    _save_figure(drawn, stage.out / "neighbours.jpg")
     return _section("neighbours")
 
 
-SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = (
-    ("training", training_section),
-    ("filters", filters_section),
-    ("atlas", atlas_section),
-    ("evolution", evolution_section),
-    ("invariance", invariance_section),
-    ("occlusion", occlusion_section),
-    ("correspondence", correspondence_section),
-    ("ablation", ablation_section),
-    ("probes", probes_section),
-    ("neighbours", neighbours_section),
+SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = tuple(
+    (name, globals()[f"{name}_section"]) for name in CAPTIONS
 )

@@ -63,12 +63,7 @@ def train_network(out: Path, plan: Plan, *, conv1_std: float | None = CONV1_STD,
 
 
 def fit_in(
-    out: Path,
-    model: ZFNet,
-    run: Run,
-    arguments: dict[str, Any],
-    classes: Sequence[str],
-    keep: Iterable[int] = (),
+    out: Path, model: ZFNet, run: Run, arguments: dict[str, Any], classes: Sequence[str], keep: Iterable[int] = ()
 ) -> list[history.Epoch]:
     """Train the ZFNet that `arguments` build in a folder of the run's own, and continue there if it was stopped."""
     state = history.begin(out, run.plan)

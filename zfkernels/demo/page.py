@@ -1,25 +1,20 @@
 """The demonstration's page: index.html and the PNG files it shows, readable from a disk with no network."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from ..analyses import occlusion
 from ..analyses.atlas import Card, grids
 from ..analyses.occlusion import Occluded
 from ..drawing.page import render
-from ..drawing.style import ACCENT, INK, SOFT, font, new_figure, outline, plain_axes, save
+from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
 from ..training.history import Epoch
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 
@@ -60,38 +55,36 @@ class Findings:
 
 def write_page(out: Path, findings: Findings) -> Path:
     """Write the page and its pictures under `out`; return index.html. gallery.png sums it up in one picture."""
-    from PIL import Image
-
     out.mkdir(parents=True, exist_ok=True)
     save(_photographs_figure(findings.photographs), out / "photographs.png")
     save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
-    Image.fromarray(_filter_sheet(findings.filters)).save(out / "filters.png")
+    height, width = findings.filters.shape[-2:]
+    limit = float(findings.filters.abs().amax())
+    filters = [signed_picture(weight, limit) for weight in findings.filters]
+    columns = -(-len(filters) // 2) if len(filters) <= 32 else 16
+    Image.fromarray(tile(filters, columns, zoom=9, gap=4)).save(out / "filters.png")
     for layer in findings.layers:
         for card in layer.tops:
             Image.fromarray(beside(*_grids(card, TILE), 10)).save(out / _panel_name(layer, card))
     for occluded in findings.occluded:
         save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
-    page = out / "index.html"
-    page.write_text(_page(findings), encoding="utf-8")
-    return page
-
-
-def _page(findings: Findings) -> str:
-    height, width = findings.filters.shape[-2:]
     boxes = findings.occluded[0].result.boxes if findings.occluded else None
-    return render(
+    text = render(
         "demo.html",
         findings=findings,
         accuracy=f"{findings.history[-1].accuracy:.1%}",
         filter_size=f"{height} x {width}",
-        filter_limit=f"{float(findings.filters.abs().amax()):.2f}",
+        filter_limit=f"{limit:.2f}",
         patch="" if boxes is None else f"{int(boxes[0, 0, 2])} x {int(boxes[0, 0, 3])}",
         panel_name=_panel_name,
         range_of=_range,
         names_of=lambda card: [findings.sources[number] for number in card.numbers.tolist()],
         counted=lambda names: ", ".join(f"{name} {count}" for name, count in Counter(names).most_common()),
     )
+    page = out / "index.html"
+    page.write_text(text, encoding="utf-8")
+    return page
 
 
 def _panel_name(layer: LayerTop, card: Card) -> str:
@@ -107,16 +100,8 @@ def _grids(card: Card, side: int) -> tuple[np.ndarray, np.ndarray]:
     return grids(card, zoom_to(max(card.patches[0].shape[:2]), side))
 
 
-def _filter_sheet(filters: torch.Tensor) -> np.ndarray:
-    limit = float(filters.abs().amax())
-    pictures = [signed_picture(weight, limit) for weight in filters]
-    return tile(pictures, columns=-(-len(pictures) // 2) if len(pictures) <= 32 else 16, zoom=9, gap=4)
-
-
 def _photographs_figure(photographs: list[Photograph]) -> Figure:
     """Each photograph with its held-out cells outlined and its accuracy."""
-    from PIL import Image
-
     columns = 5
     rows = -(-len(photographs) // columns)
     figure = new_figure(9.6, 1.95 * rows)
@@ -160,8 +145,6 @@ def _training_figure(history: list[Epoch], classes: int) -> Figure:
 
 def _gallery(findings: Findings, path: Path) -> None:
     """The first maps of each layer in one picture with its own titles."""
-    from PIL import Image, ImageDraw
-
     layers = [layer for layer in findings.layers if layer.tops]
     across, side, gap, head, line = 3, 56, 26, 74, 26
     panel_height = 3 * side + 4

@@ -1,14 +1,14 @@
 """The ink, axes and fonts of every figure."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from PIL.ImageFont import FreeTypeFont
+else:  # both are optional, and slow to import
+    Axes = Figure = SubFigure = FreeTypeFont = Any
 
 INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
 

@@ -72,10 +72,7 @@ class Trained:
 
 
 def fit(
-    model: nn.Module,
-    run: Run,
-    callbacks: Sequence[Callable[[Trained], None]] = (),
-    state: dict[str, Any] | None = None,
+    model: nn.Module, run: Run, callbacks: Sequence[Callable[[Trained], None]] = (), state: dict[str, Any] | None = None
 ) -> list[Epoch]:
     """Train `model` in place; the measurements of each epoch.
 
@@ -99,7 +96,7 @@ def fit(
     parallel = model
     if world > 1:
         parallel = nn.parallel.DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
-    stream = torch.Generator().manual_seed(plan.seed), _no_share
+    stream = torch.Generator().manual_seed(plan.seed), lambda pictures, mine: None  # one process has all
     for epoch in range(len(history) + 1, plan.epochs + 1):
         began = time.perf_counter()
         rate = trained.optimiser.param_groups[0]["lr"] = plan.rate([line.error for line in history])
@@ -131,10 +128,6 @@ def _started(model: nn.Module, run: Run, state: dict[str, Any] | None) -> Traine
     if mean is None:
         mean = mean_picture(run.training, run.workers, run.progress, next(model.parameters()).device)
     return Trained(run, model, optimiser, mean, [])
-
-
-def _no_share(pictures: int, mine: slice) -> None:
-    """One process has all pictures of a step."""
 
 
 def _pass(

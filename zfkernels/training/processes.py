@@ -1,7 +1,5 @@
 """One process or many: who does what, and random numbers that do not depend on how many there are."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,41 +65,35 @@ def drawn_anew(
 ) -> Iterator[tuple[torch.Generator, Callable[[int, slice], None]]]:
     """Within the block all random numbers follow from (seed, epoch, process), and of nn.Dropout from (seed, epoch).
 
-    Gives the generator of the epoch's order and crops, and `SharedDropout.take`.
+    Gives the generator of the epoch's order and crops, and take(pictures, mine): a step of so many pictures begins, and
+    this process has those of the slice. The model's nn.Dropout modules draw one mask for all pictures of a step,
+    each process the same, and each takes its own rows: what is dropped of a picture does not depend on the number of
+    processes.
     """
-    dropout = SharedDropout(model, _seed(plan, epoch, 1, 0), device)
-    with seeded(_seed(plan, epoch, 1 + processes()[0]), device), dropout:
-        yield torch.Generator().manual_seed(_seed(plan, epoch, 0)), dropout.take
+    modules = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p < 1]
+    generator = torch.Generator(device).manual_seed(_seed(plan, epoch, 1, 0))
+    step = (0, slice(None))
+
+    def take(pictures: int, mine: slice) -> None:
+        nonlocal step
+        step = pictures, mine
+
+    def forward(module: nn.Dropout, x: Tensor) -> Tensor:
+        if not module.training or module.p == 0:
+            return x
+        pictures, mine = step
+        drawn = torch.rand((pictures, *x.shape[1:]), generator=generator, device=x.device)
+        return x * ((drawn[mine] >= module.p).to(x.dtype) / (1 - module.p))
+
+    with seeded(_seed(plan, epoch, 1 + processes()[0]), device):
+        for module in modules:
+            module.forward = partial(forward, module)
+        try:
+            yield torch.Generator().manual_seed(_seed(plan, epoch, 0)), take
+        finally:
+            for module in modules:
+                del module.forward
 
 
 def _seed(plan: Plan, *parts: int) -> int:
     return int(np.random.SeedSequence([plan.seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
-
-
-class SharedDropout:
-    """Within the block, the model's nn.Dropout modules draw one mask for all pictures of a step, each process the same,
-    and each takes its own pictures' rows: what is dropped of a picture does not depend on the number of processes."""
-
-    def __init__(self, model: nn.Module, seed: int, device: torch.device) -> None:
-        self.modules = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p < 1]
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.pictures, self.mine = 0, slice(None)
-
-    def take(self, pictures: int, mine: slice) -> None:
-        """A step of so many pictures begins; this process has those of the slice."""
-        self.pictures, self.mine = pictures, mine
-
-    def __enter__(self) -> SharedDropout:
-        for module in self.modules:
-            module.forward = partial(self._forward, module)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for module in self.modules:
-            del module.forward
-
-    def _forward(self, module: nn.Dropout, x: Tensor) -> Tensor:
-        if not module.training or module.p == 0:
-            return x
-        drawn = torch.rand((self.pictures, *x.shape[1:]), generator=self.generator, device=x.device)
-        return x * ((drawn[self.mine] >= module.p).to(x.dtype) / (1 - module.p))

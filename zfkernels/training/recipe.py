@@ -24,9 +24,7 @@ class Plan:
     fall: float = 0.1  # to this fraction of what it was
     seed: int = 0
     falls_at: tuple[float, ...] = ()  # if given, the rate falls at these fractions of the epochs instead
-    crops: Literal["ten", "mirrored"] = (
-        "ten"  # seen in training: one of ten sub-crops, or the centre or its mirror image
-    )
+    crops: Literal["ten", "mirrored"] = "ten"  # seen in training: one of ten, or the centre or its mirror image
     draws: Literal["epoch", "run"] = "epoch"  # random numbers: by (seed, epoch, process), or one stream for the run
 
     def __post_init__(self) -> None:
