@@ -21,26 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Size, fx, nn
 
-from ..ops.contrast_norm import contrast_norm
-from ..ops.conv import conv2d_relu, relu_conv_transpose2d
-from ..ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
-from ..ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
 from . import translate
 from .graph import Chain, Graph, Node, as_chain, name_layers
 from .rules import Irreversible, Read, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, NO_REVERSE, Part
 
-OPS = (
-    contrast_norm,
-    conv2d_relu,
-    conv2d_relu_max_pool2d,
-    max_pool2d_contrast_norm,
-    max_pool2d_with_switches,
-    max_unpool2d_relu_conv_transpose2d,
-    max_unpool2d_with_switches,
-    relu_conv_transpose2d,
-)
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
 JOINS_BRANCHES = "it joins branches of the model, and only their sum or concatenation has a reverse here"
@@ -123,11 +109,12 @@ class _Tracer(fx.Tracer):
 def _traced(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
     """torch.fx's graph of the model, and the node that each submodule gave last."""
     package = sys.modules[__package__.partition(".")[0]]
-    vars(package).update({op.__name__: op for op in OPS})  # torch.fx wraps what a forward calls as zfkernels.NAME there
+    # torch.fx leaves whole what a forward calls of these, by name or as zfkernels.NAME; getattr puts them there.
+    ops = [getattr(package, name) for name, module in package.MODULES.items() if module.startswith("ops.")]
     try:
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
-        tracer = _Tracer(autowrap_modules=(math, package), autowrap_functions=OPS)
+        tracer = _Tracer(autowrap_modules=(math, package), autowrap_functions=tuple(ops))
         return tracer.trace(model, defaults), tracer.results
     except Exception as error:
         raise NotImplementedError(
@@ -185,9 +172,7 @@ class _Walk:
         name, kind = self._describe(node)
         self.names.add(name)
         if self.stale.intersection(self.held[other] for other in taken):
-            why = (
-                "what it takes shares memory, as a view or as what it views, with a value that was changed in place"
-            )
+            why = "what it takes shares memory, as a view or as what it views, with a value that was changed in place"
             raise irreversible(name, kind, why)
         try:
             part, inputs = self._part(name, node)

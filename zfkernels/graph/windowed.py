@@ -93,9 +93,7 @@ class Conv:
         """The size of `filters()`: `reach`, and zeros in front where the padding differs between the sides."""
         return tuple(self.reach[a] + self.padding[a] - self.before[a] for a in (0, 1))
 
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        return (Window(self.reach, self.stride, self.before),)
+    windows = property(lambda self: (Window(self.reach, self.stride, self.before),))
 
     def filters(self) -> tuple[Tensor, Tensor | None]:
         """The filters (C_out, C_in, *window) and bias of a plain convolution with `stride` and `padding` that does all
@@ -201,13 +199,8 @@ class Pool:
     maps = True
     margin = -math.inf
 
-    @property
-    def window(self) -> Pair:
-        return self.kernel
-
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        return (Window(self.kernel, self.stride, self.padding),)
+    window = property(lambda self: self.kernel)
+    windows = property(lambda self: (Window(self.kernel, self.stride, self.padding),))
 
     def size(self, below: Pair) -> Pair:
         return pool_map(below, self.kernel, self.stride, self.padding, self.ceil_mode)
@@ -246,13 +239,8 @@ class AveragePool:
     maps = True
     margin = 0.0
 
-    @property
-    def window(self) -> Pair:
-        return self.kernel
-
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        return (Window(self.kernel, self.stride, self.padding),)
+    window = property(lambda self: self.kernel)
+    windows = property(lambda self: (Window(self.kernel, self.stride, self.padding),))
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
         size = pool_map(inputs[0][2:], self.kernel, self.stride, self.padding, self.ceil_mode)
