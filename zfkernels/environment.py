@@ -15,6 +15,7 @@ from .backends import cuda, triton
 
 def environment() -> dict:
     """Versions, backends, instruction sets, threads and devices, as plain values that JSON can hold."""
+    devices = [device | {"self_test": self_test(index)} for index, device in enumerate(cuda.devices())]
     return {
         "zfkernels": zfkernels.__version__,
         "python": platform.python_version(),
@@ -30,7 +31,7 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **compiled(),
-        "cuda": {"problem": cuda.device_problem(), "devices": devices()},
+        "cuda": {"problem": cuda.device_problem(), "devices": devices},
     }
 
 
@@ -47,11 +48,6 @@ def compiled() -> dict:
         "built_with_cuda": _C.built_with_cuda,
         "exact": _C.winograd() == backends.module("cpu").NEVER,
     }
-
-
-def devices() -> list[dict]:
-    """The usable CUDA devices, each with the outcome of its self-test."""
-    return [device | {"self_test": self_test(index)} for index, device in enumerate(cuda.devices())]
 
 
 def self_test(index: int) -> str:

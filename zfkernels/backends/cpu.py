@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import _C, window
 from ..ops import checks
-from .memory import address, conv_sizes, pixels, pool_sizes
+from .memory import Grads, Pooled, address, conv_sizes, pixels, pool_sizes
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -62,9 +62,7 @@ def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, re
     return _rounded(xs, x)
 
 
-def conv2d_weight_grad(
-    x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
+def conv2d_weight_grad(x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool) -> Grads:
     gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
     gb = x.new_empty(g.shape[1]) if with_bias else None
     xs, gs, gws, gbs = _dense(x), _dense(g), _computed(gw), _computed(gb)
@@ -73,7 +71,7 @@ def conv2d_weight_grad(
     return gws.to(x.dtype), None if gbs is None else gbs.to(x.dtype)
 
 
-def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
+def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> Pooled:
     y = _empty(x, *x.shape[:2], output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
     xs, ys = _dense(x), _computed_empty(y)
@@ -115,7 +113,7 @@ def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
     return _rounded(gxs, gx)
 
 
-def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Pooled:
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
@@ -128,9 +126,7 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     return _rounded(ys, y), switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor, g: Tensor, switches: Tensor, *settings
-) -> tuple[Tensor, Tensor | None]:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings) -> Grads:
     kernel_size, stride, padding, *pool, with_bias = settings
     size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
     return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)

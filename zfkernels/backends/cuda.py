@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import window
-from .memory import address, conv_sizes, dense, empty, pixels, pool_sizes, pooled
+from .memory import Grads, Pooled, address, conv_sizes, dense, empty, pixels, pool_sizes, pooled
 
 try:
     from .. import _C
@@ -71,62 +71,54 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     y = empty(x, x.shape[0], weight.shape[0], *output_size)
     xs, bs = dense(x), _contiguous(bias)
     sizes = conv_sizes(xs.shape, weight, output_size, stride, padding)
-    _launch("conv2d", x, (sizes,), (xs, weight, bs, y), relu)
+    _queue_with_workspace("conv2d", x, (sizes,), (xs, weight, bs, y), relu)
     return y
 
 
 def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
     sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
-    _launch("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
+    _queue_with_workspace("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
     return x
 
 
-def conv2d_weight_grad(
-    x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
+def conv2d_weight_grad(x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool) -> Grads:
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
-    _launch("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))
+    _queue_with_workspace("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))
     return gw, gb
 
 
-def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> tuple[Tensor, Tensor]:
+def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> Pooled:
     y, switches = pooled(x, *x.shape[:2], *output_size)
-    xs, sizes = dense(x), pool_sizes(x.shape, output_size, kernel_size, stride, padding)
-    _C.cuda_max_pool2d(_call(x), sizes, xs.data_ptr(), y.data_ptr(), switches.data_ptr())
+    sizes = pool_sizes(x.shape, output_size, kernel_size, stride, padding)
+    _queue("max_pool2d", _call(x), (sizes,), (dense(x), y, switches))
     return y, switches
 
 
 def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
     x = empty(y, *y.shape[:2], *output_size)
-    ys, s = dense(y), dense(switches)
     sizes = pool_sizes(x.shape, y.shape[2:], kernel_size, stride, padding)
-    _C.cuda_max_unpool2d(_call(y), sizes, ys.data_ptr(), s.data_ptr(), x.data_ptr())
+    _queue("max_unpool2d", _call(y), (sizes,), (dense(y), dense(switches), x))
     return x
 
 
 def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
     gy = empty(g, *switches.shape)
-    gs, s = dense(g), dense(switches)
     sizes = pool_sizes(g.shape, switches.shape[2:], *pool)
-    _C.cuda_max_unpool2d_backward(_call(g), sizes, gs.data_ptr(), s.data_ptr(), gy.data_ptr())
+    _queue("max_unpool2d_backward", _call(g), (sizes,), (dense(g), dense(switches), gy))
     return gy
 
 
 def contrast_norm(x: Tensor, *norm) -> Tensor:
     y = empty(x, *x.shape)
-    xs = dense(x)
-    _C.cuda_contrast_norm(_call(x), (pixels(x), x.shape[1], *norm), xs.data_ptr(), y.data_ptr())
+    _queue("contrast_norm", _call(x), ((pixels(x), x.shape[1], *norm),), (dense(x), y))
     return y
 
 
 def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
     gx = empty(x, *x.shape)
-    gs, xs = dense(g), dense(x)
-    _C.cuda_contrast_norm_backward(
-        _call(x), (pixels(x), x.shape[1], *norm), gs.data_ptr(), xs.data_ptr(), gx.data_ptr()
-    )
+    _queue("contrast_norm_backward", _call(x), ((pixels(x), x.shape[1], *norm),), (dense(g), dense(x), gx))
     return gx
 
 
@@ -135,32 +127,29 @@ def max_pool2d_contrast_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, switches = pooled(x, *x.shape[:2], *output_size)
     normalized = empty(x, *x.shape[:2], *output_size)
-    xs = dense(x)
     sizes = pool_sizes(x.shape, output_size, kernel_size, stride, padding), (pixels(y), x.shape[1], *norm)
-    _C.cuda_max_pool2d_contrast_norm(_call(x), *sizes, *map(address, (xs, y, switches, normalized)))
+    _queue("max_pool2d_contrast_norm", _call(x), sizes, (dense(x), y, switches, normalized))
     return y, switches, normalized
 
 
-def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor]:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Pooled:
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y, switches = pooled(x, n, k, *output_size)
     sizes = conv_sizes(x.shape, weight, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
-    _launch("conv2d_relu_max_pool2d", x, sizes, (dense(x), weight, _contiguous(bias), y, switches))
+    _queue_with_workspace("conv2d_relu_max_pool2d", x, sizes, (dense(x), weight, _contiguous(bias), y, switches))
     return y, switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor, g: Tensor, switches: Tensor, *settings
-) -> tuple[Tensor, Tensor | None]:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings) -> Grads:
     kernel_size, stride, padding, *pool, with_bias = settings
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     conv_size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
     conv = conv_sizes(x.shape, gw, conv_size, stride, padding)
     sizes = conv, pool_sizes((*g.shape[:2], *conv_size), g.shape[2:], *pool)
     tensors = *map(dense, (x, g, switches)), gw, gb
-    _launch("conv2d_relu_max_pool2d_weight_grad", x, sizes, tensors)
+    _queue_with_workspace("conv2d_relu_max_pool2d_weight_grad", x, sizes, tensors)
     return gw, gb
 
 
@@ -170,7 +159,9 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
     conv = conv_sizes(x.shape, weight, conv_size, stride, padding)
     sizes = conv, pool_sizes((*y.shape[:2], *conv_size), y.shape[2:], *pool)
-    _launch("max_unpool2d_relu_conv_transpose2d", y, sizes, (dense(y), dense(switches), weight, x), rectify)
+    _queue_with_workspace(
+        "max_unpool2d_relu_conv_transpose2d", y, sizes, (dense(y), dense(switches), weight, x), rectify
+    )
     return x
 
 
@@ -189,15 +180,19 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _weight_grads(x: Tensor, g: Tensor, kernel_size, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+def _weight_grads(x: Tensor, g: Tensor, kernel_size, with_bias: bool) -> Grads:
     """Where the gradients of the weight and, if wanted, of the bias go."""
     return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1]) if with_bias else None
 
 
-def _launch(op: str, x: Tensor, sizes, tensors, *flags: bool) -> None:
-    """Queues the op's kernels, with as much workspace as they ask for: torch gives it to nobody else before they are
-    done."""
+def _queue(op: str, call, sizes, tensors, *rest: int) -> None:
+    """Queues the op's kernels on tensors that the caller keeps until they are queued."""
+    getattr(_C, f"cuda_{op}")(call, *sizes, *map(address, tensors), *rest)
+
+
+def _queue_with_workspace(op: str, x: Tensor, sizes, tensors, *flags: bool) -> None:
+    """The same with as much workspace as the kernels ask for: torch gives it to nobody else before they are done."""
     call = _call(x)
     size = getattr(_C, f"cuda_{op}_workspace")(call, *sizes)
     workspace = torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
-    getattr(_C, f"cuda_{op}")(call, *sizes, *map(address, tensors), *flags, address(workspace))
+    _queue(op, call, sizes, tensors, *flags, address(workspace))

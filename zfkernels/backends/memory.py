@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+Grads = tuple[Tensor, Tensor | None]  # of a weight and, if wanted, of its bias
+Pooled = tuple[Tensor, Tensor]  # a map and its switches
+
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised channels-last tensor on `like`'s device: the form of every op's result."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def pooled(like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+def pooled(like: Tensor, *shape: int) -> Pooled:
     """Where a pooled map of this shape and its switches go."""
     return empty(like, *shape), empty(like, *shape, dtype=torch.uint8)
 

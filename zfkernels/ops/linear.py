@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _C
+from ..backends.memory import address
 from .define import PLAIN
 
 LARGE = 8 << 20  # bytes from which a weight is read from memory at each call
@@ -45,7 +46,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _read_once(x, weight, bias) if len(x) <= MOST_IMAGES else F.linear(x, weight, bias)
+        if len(x) > MOST_IMAGES:
+            return F.linear(x, weight, bias)
+        x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+        y = x.new_empty((len(x), len(weight)))
+        addresses = map(address, (x, weight, bias, y))
+        _C.linear(False, len(x), *weight.shape[::-1], *addresses, torch.get_num_threads())
+        return y
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -59,11 +66,3 @@ class _Linear(torch.autograd.Function):
         gw = torch.empty_like(weight, memory_format=torch.contiguous_format)
         _C.prefer_huge_pages(gw.data_ptr(), gw.nbytes)
         return gx, torch.mm(g.T, x, out=gw), gb
-
-
-def _read_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-    y = x.new_empty((len(x), len(weight)))
-    addresses = x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    _C.linear(False, len(x), *weight.shape[::-1], *addresses, torch.get_num_threads())
-    return y

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair, conv_map
-from ..memory import pooled
+from ..memory import Grads, Pooled, pooled
 from . import tuning
 from .contrast_norm import contrast_norm
 from .conv import conv2d, operands
@@ -203,7 +203,7 @@ def layer_call(conv: Conv, target: Target, bias: bool, pool: Pool) -> Call:
 
 def conv2d_relu_max_pool2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *settings: Pair
-) -> tuple[Tensor, Tensor]:
+) -> Pooled:
     pool, device = Pool(*settings), target(x.device)
     layer = Conv.of(x.shape, weight.shape, conv_map(x.shape[2:], weight.shape[2:], stride, padding), stride, padding)
     if not fuses(layer, x.dtype, pool, device):
@@ -215,9 +215,7 @@ def conv2d_relu_max_pool2d(
     return y, switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(
-    x: Tensor, g: Tensor, switches: Tensor, *settings: Pair | bool
-) -> tuple[Tensor, Tensor | None]:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Pair | bool) -> Grads:
     """The composition: the weight gradient reads each gradient once a tile of taps, and would gather it each time."""
     kernel_size, stride, padding, *pool, with_bias = settings
     gradient = max_unpool2d(g, switches, *pool, conv_map(x.shape[2:], kernel_size, stride, padding))

@@ -107,7 +107,7 @@ def main(quick: bool, file: Path | None) -> int:
         )
         return 2
     built = []
-    print(heading())
+    print(HEADING)
     for one in build_all(**(QUICK if quick else {})):
         built.append(one)
         print(line(one), flush=True)
@@ -203,8 +203,7 @@ def of_fused(name: str, conv: Conv, pool: Pool, dtype: torch.dtype, target: Targ
     """The launch of conv2d_relu_max_pool2d, where `fuses` makes it one kernel."""
     if fuses(conv, dtype, pool, target):
         call = layer_call(conv.gathered(), target, True, pool)
-        tensors = "x weight bias y"
-        yield compilation(f"{name} conv2d_relu_max_pool2d", call, dtype, tensors, switches=torch.uint8)
+        yield compilation(f"{name} conv2d_relu_max_pool2d", call, dtype, "x weight bias y", switches=torch.uint8)
 
 
 def of_max_pool(name: str, shape: tuple[int, ...], pool: Pool, dtype: torch.dtype) -> Iterator[Compilation]:
@@ -331,14 +330,14 @@ def output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def heading() -> str:
-    return (
-        f"{'kernel':<44}{'for':<8}{'dtype':<10}{'registers':>9}{'stack':>7}{'spills':>8}{'shared':>8}{'seconds':>9}  "
-        "matrix instructions"
-    )
+COLUMNS = "{:<44}{:<8}{:<10}{:>9}{:>7}{:>8}{:>8}{:>9}  "
+HEADING = COLUMNS.format("kernel", "for", "dtype", "registers", "stack", "spills", "shared", "seconds")
+HEADING += "matrix instructions"
 
 
 def line(b: Built) -> str:
-    text = f"{b.kernel:<44}{b.architecture:<8}{b.dtype:<10}{b.registers:>9}{b.stack:>7}{b.spills:>8}{b.shared:>8}"
-    text += f"{b.seconds:>9.1f}  " + (", ".join(f"{n} {name}" for name, n in b.matrix.items()) or "-")
+    numbers = b.registers, b.stack, b.spills, b.shared, f"{b.seconds:.1f}"
+    text = COLUMNS.format(b.kernel, b.architecture, b.dtype, *numbers) + (
+        ", ".join(f"{n} {name}" for name, n in b.matrix.items()) or "-"
+    )
     return text + "".join(f"\n  FAILED {problem}" for problem in b.problems)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from ..memory import dense, empty, pooled
+from ..memory import Pooled, dense, empty, pooled
 from .launch import INTERPRETED, Call, power_of_two
 
 # A tile has 8 columns and 4 rows (2 in float32) of 32 channels: 8 values a thread (4), one 16-byte access. 4 x 8
@@ -253,7 +253,7 @@ class Pool(NamedTuple):
     size: Pair
 
 
-def max_pool2d(x: Tensor, *settings: Pair) -> tuple[Tensor, Tensor]:
+def max_pool2d(x: Tensor, *settings: Pair) -> Pooled:
     pool = Pool(*settings)
     y, switches = pooled(x, *x.shape[:2], *pool.size)
     pool_call(max_pool2d_kernel, x.dtype, x.shape, pool)(x=dense(x), y=y, switches=switches)

@@ -171,8 +171,7 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
     if not admitted:
         raise RuntimeError(f"no configuration of {problem.key} computes the right result on {target.name}: {refused}")
     fastest = min(admitted, key=lambda entry: entry["seconds"])
-    by_rule = [entry["seconds"] for entry in admitted if entry["config"] == rule(problem, target)]
-    rule_seconds = by_rule[0] if by_rule else None
+    rule_seconds = next((entry["seconds"] for entry in admitted if entry["config"] == rule(problem, target)), None)
     _keep(target.name, problem.key, fastest | {"rule_seconds": rule_seconds, "refused": refused})
 
 
