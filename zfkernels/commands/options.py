@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..drawing.style import Figure, save
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..data.loading import Stream
     from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
@@ -86,13 +87,11 @@ class Opened:
         pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
         return pixels, self.network.normalise(pixels)
 
-    def stream(
-        self, paths: Sequence[Path], batch: int = 32, workers: int = 0, part: tuple[int, int] = (0, 1)
-    ) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches of the pictures, as the network takes them, and of their numbers; see `data.loading.stream`."""
-        from ..data.loading import stream
+    def stream(self, paths: Sequence[Path], *more: Any) -> Stream:
+        """Batches of the pictures, as the network takes them, and of their numbers; see `data.loading.Stream`."""
+        from ..data.loading import Stream
 
-        return stream(paths, self.network.image_size, self.network.normalise, batch, workers, part)
+        return Stream(paths, self.network, *more)
 
 
 def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
