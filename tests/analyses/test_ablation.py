@@ -5,8 +5,8 @@ import torch
 from zfkernels import ZFNet
 from zfkernels.analyses import ablation
 from zfkernels.data.folders import Memory
-from zfkernels.training.fit import Run
 from zfkernels.training.recipe import Plan
+from zfkernels.training.run import Run
 
 
 def test_the_variants_are_those_of_table_3():

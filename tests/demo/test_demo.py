@@ -15,7 +15,8 @@ from zfkernels.demo import demo
 from zfkernels.demo.network import SIDE
 from zfkernels.drawing.tiles import cut
 from zfkernels.models import checkpoint
-from zfkernels.training.fit import Run, evaluate, fit
+from zfkernels.training.fit import evaluate, fit
+from zfkernels.training.run import Run
 
 Image = pytest.importorskip("PIL.Image")
 

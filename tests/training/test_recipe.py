@@ -16,8 +16,9 @@ from zfkernels.models import checkpoint
 from zfkernels.models.zfnet import clamp_filters_
 from zfkernels.training import history as histories
 from zfkernels.training.crops import crop, stack_crops
-from zfkernels.training.fit import Run, evaluate, fit, mean_picture
+from zfkernels.training.fit import evaluate, fit, mean_picture
 from zfkernels.training.recipe import Plan, resized_side
+from zfkernels.training.run import Run
 
 Image = pytest.importorskip("PIL.Image")
 SMALL = {"num_classes": 3, "image_size": 40, "channels": (16,) * 5, "fc": (32, 32), "weight_std": None}
@@ -270,7 +271,8 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from test_recipe import SMALL, task
 from zfkernels import ZFNet
-from zfkernels.training.fit import Run, fit
+from zfkernels.training.fit import fit
+from zfkernels.training.run import Run
 from zfkernels.training.processes import launched, processes
 from zfkernels.training.recipe import Plan
 torch.set_num_threads(1)

@@ -9,8 +9,9 @@ import torch
 
 from ..models.zfnet import TABLE, ZFNet
 from ..training import history
-from ..training.fit import Run, evaluate, fit, mean_picture
+from ..training.fit import evaluate, fit, mean_picture
 from ..training.processes import seeded
+from ..training.run import Run
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.folders import PictureSet
-    from ..training.fit import Run, Trained
+    from ..training.run import Run, Trained
 
 EXAMPLES = """examples:
   zfkernels train photos --out run
@@ -81,7 +81,7 @@ def chosen_run(
     """The plan, on the training and the validation set, with --side, --scale, --precision and --workers."""
     import torch
 
-    from ..training.fit import Run
+    from ..training.run import Run
 
     precision = getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
     side = (args.side, args.side)

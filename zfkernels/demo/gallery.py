@@ -20,10 +20,10 @@ from ..drawing.style import INK, SOFT, Figure, font
 from ..drawing.tiles import zoom_to
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
-from ..training.fit import Run
 from ..training.history import plot_history, read_log
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
+from ..training.run import Run
 from .captions import CAPTIONS
 from .demo import most_occluded
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained

@@ -11,9 +11,10 @@ from ..data.folders import Memory
 from ..data.photographs import Crops, Photographs
 from ..models.zfnet import ZFNet
 from ..training import history
-from ..training.fit import Run, fit
+from ..training.fit import fit
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
+from ..training.run import Run
 
 SIDE = 96
 CHANNELS = (24, 48, 64, 64, 48)

@@ -14,7 +14,7 @@ from ..analyses.occlusion import Occluded
 from ..drawing.page import render
 from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
-from ..training.history import Epoch
+from ..training.run import Epoch
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 

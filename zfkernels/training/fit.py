@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,47 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..models.zfnet import clamp_filters_
 from ..progress import bar
-from .crops import Cropped, crop_places, draw_steps, stack_crops
-from .history import Epoch
+from .crops import Cropped, draw_steps, stack_crops
 from .processes import drawn_anew, processes, summed
-from .recipe import CROPS, EVALUATED, Plan
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is trained how: a plan, the pictures, and what a run on this machine needs.
-
-    Raises:
-        ValueError: no pictures, or crops larger than the pictures; named.
-    """
-
-    plan: Plan
-    training: Dataset  # folders.PictureSet or Memory: item i is (uint8 (3, H, W), label, i), and `size` is (H, W)
-    validation: Dataset
-    side: tuple[int, int]  # (height, width) of the crops: the model's input
-    scale: float = 1.0  # pixels less their mean are divided by this (1 in the paper)
-    mean: Tensor | None = None  # float (3, H, W) of the pictures; measured if None
-    precision: torch.dtype = torch.float32  # torch.bfloat16: mixed precision (autocast; weights stay in float32)
-    workers: int = 0  # processes that read pictures, for each training process
-    progress: bool = False  # show progress bars (needs tqdm)
-
-    def __post_init__(self) -> None:
-        for name in ("training", "validation"):
-            pictures = getattr(self, name)
-            if len(pictures) == 0:
-                raise ValueError(f"{name} must hold at least one picture, got none")
-            crop_places(pictures.size, self.side)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run after some of its epochs: what callbacks are given."""
-
-    run: Run
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    mean: Tensor
-    history: list[Epoch]
+from .recipe import CROPS, EVALUATED
+from .run import Epoch, Run, Trained
 
 
 def fit(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,33 +15,10 @@ from ..models import checkpoint
 from .crops import crop
 from .processes import processes
 from .recipe import CENTRE, Plan
+from .run import Epoch, Trained
 
-if TYPE_CHECKING:
-    from .fit import Trained
-
-    Callback = Callable[[Trained], None]
-
+Callback = Callable[[Trained], None]
 STATE_FORMAT = "zfkernels.training.1"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What was measured of an epoch: a line of log.jsonl."""
-
-    epoch: int  # from 1
-    loss: float  # mean cross-entropy of the training crops, nats, dropout on
-    train_error: float  # of those crops, 0..1
-    error: float  # of the validation pictures, as `fit.evaluate` measures it
-    error5: float
-    learning_rate: float
-    images_per_second: float  # of all processes, training alone
-    seconds: float  # evaluation included
-    processes: int
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of the validation pictures that were recognised."""
-        return 1 - self.error
 
 
 def begin(out: Path, plan: Plan, resume: bool | None = None) -> dict[str, Any] | None:
