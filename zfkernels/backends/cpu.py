@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, window
-from ..ops import checks
-from .memory import Grads, Pooled, address, conv_sizes, pixels, pool_sizes
+from .memory import Grads, Pooled, address, bad_switch, conv_sizes, pixels, pool_sizes
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -197,4 +196,4 @@ def _check_switches(bad: int, switches: Tensor, kernel_size, stride, padding, si
     if bad >= 0:
         _, c, h, w = switches.shape
         place = bad // (w * h * c), bad % c, bad // (w * c) % h, bad // c % w
-        raise checks.bad_switch(int(switches[place]), place, kernel_size, stride, padding, size)
+        raise bad_switch(int(switches[place]), place, kernel_size, stride, padding, size)

@@ -1,4 +1,4 @@
-"""Tensors in channels-last memory, and the addresses and sizes that compiled kernels are told."""
+"""Tensors in channels-last memory, the addresses and sizes that compiled kernels are told, the switch they refuse."""
 
 import torch
 from torch import Tensor
@@ -38,3 +38,12 @@ def conv_sizes(shape, weight: Tensor, output_size, stride, padding) -> tuple[int
 def pool_sizes(shape, output_size, kernel_size, stride, padding) -> tuple[int, ...]:
     """csrc/problem.h, struct Pool, for a map of this shape."""
     return *shape, *output_size, *kernel_size, *stride, *padding
+
+
+def bad_switch(value: int, place: tuple[int, ...], kernel_size, stride, padding, size) -> ValueError:
+    """The error for the switch of this value at (n, c, h, w), which a backend found while it unpooled onto `size`."""
+    return ValueError(
+        f"switches: the value {value} at {place} points outside its {kernel_size[0]}x{kernel_size[1]} window "
+        f"(stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; "
+        "expected the switches that max_pool2d_with_switches returned for a map of that size"
+    )

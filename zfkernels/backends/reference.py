@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from .memory import bad_switch
 
 DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -141,7 +141,7 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
     wrong = (s >= kernel_size[0] * kernel_size[1]) | (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
     if wrong.any():
         n, h, w, c = (int(index) for index in np.argwhere(wrong.transpose(0, 2, 3, 1))[0])
-        raise checks.bad_switch(s[n, c, h, w], (n, c, h, w), kernel_size, stride, padding, size)
+        raise bad_switch(s[n, c, h, w], (n, c, h, w), kernel_size, stride, padding, size)
 
 
 @quiet

@@ -18,9 +18,8 @@ from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint
 from ..training.fit import fit
-from ..training.run import Epoch
 from ..training.processes import seeded
-from ..training.run import Run
+from ..training.run import Epoch, Run
 from .network import CHANNELS, LAYERS, PLAN, SCALE, SIDE, arguments, in_memory, untrained
 from .page import Findings, LayerTop, Photograph, write_page
 

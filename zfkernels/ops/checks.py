@@ -86,15 +86,6 @@ def switches(value: object, y: Tensor) -> None:
         raise ValueError(f"switches must be on y's device, {y.device}, got {value.device}")
 
 
-def bad_switch(value: int, place: tuple[int, ...], kernel_size, stride, padding, size) -> ValueError:
-    """The error for the switch of this value at (n, c, h, w), which a backend found while it unpooled onto `size`."""
-    return ValueError(
-        f"switches: the value {value} at {place} points outside its {kernel_size[0]}x{kernel_size[1]} window "
-        f"(stride {tuple(stride)}, padding {tuple(padding)}) or outside the {size[0]}x{size[1]} map; "
-        "expected the switches that max_pool2d_with_switches returned for a map of that size"
-    )
-
-
 def backend(name: str | None, value: Tensor) -> str:
     """The name of the backend to use, which serves `value`'s device and dtype."""
     device = value.device.type
