@@ -241,6 +241,15 @@ def neighbours_section(stage: Stage) -> str:
     return _section("neighbours")
 
 
-SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = tuple(
-    (name, globals()[f"{name}_section"]) for name in CAPTIONS
+SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = (
+    ("training", training_section),
+    ("filters", filters_section),
+    ("atlas", atlas_section),
+    ("evolution", evolution_section),
+    ("invariance", invariance_section),
+    ("occlusion", occlusion_section),
+    ("correspondence", correspondence_section),
+    ("ablation", ablation_section),
+    ("probes", probes_section),
+    ("neighbours", neighbours_section),
 )
