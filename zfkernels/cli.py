@@ -104,6 +104,6 @@ def require_backend() -> None:
     from . import backends
 
     try:
-        backends.resolve(None, "cpu")
+        backends.module(backends.choose(None, "cpu"))
     except RuntimeError as error:
         raise ValueError(f"{error}; `zfkernels info` lists the backends, ZFKERNELS_BACKEND chooses one") from error

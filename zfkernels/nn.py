@@ -105,9 +105,8 @@ class MaxPoolSwitches(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y, switches = max_pool2d_with_switches(
-            x, self.kernel_size, self.stride, self.padding, self.ceil_mode, backend=self.backend
-        )
+        pool = self.kernel_size, self.stride, self.padding, self.ceil_mode
+        y, switches = max_pool2d_with_switches(x, *pool, backend=self.backend)
         return (y, switches) if self.return_switches else y
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
 """One module a backend, each a module of plain functions with the same names."""
 
 from .exact import use_exact
-from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, reason, resolve, use_backend
+from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, reason, use_backend

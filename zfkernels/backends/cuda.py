@@ -25,8 +25,7 @@ _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/ke
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, and what would change that; None when it can."""
-    reason = device_problem()
-    if reason is not None:
+    if (reason := device_problem()) is not None:
         return reason
     old = [d for d in devices() if d["capability"] < (8, 0)]
     if old:

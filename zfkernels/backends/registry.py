@@ -65,11 +65,6 @@ def choose(name: str | None, device_type: str) -> str:
     raise RuntimeError(f"no backend can run on device {device_type!r} ({reasons}); move the tensors to the CPU")
 
 
-def resolve(name: str | None, device_type: str) -> ModuleType:
-    """The module of the backend that a call with `backend=name` on a tensor of this device type uses."""
-    return module(choose(name, device_type))
-
-
 class use_backend:
     """Make backend `name` the default, from now on or, as a context manager, until the block's end.
 

@@ -10,9 +10,8 @@ import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-if importlib.util.find_spec("triton") is None:
-    INSTALLED, INTERPRETED = False, False
-else:
+INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
+if INSTALLED:
     from .contrast_norm import contrast_norm, contrast_norm_backward
     from .conv import conv2d
     from .conv_transpose import conv_transpose2d
@@ -25,8 +24,6 @@ else:
     )
     from .launch import INTERPRETED
     from .max_pool import max_pool2d, max_unpool2d, max_unpool2d_backward
-
-    INSTALLED = True
 
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 # Where allowed, float32 products are of operands rounded to TF32; the interpreter does not round.

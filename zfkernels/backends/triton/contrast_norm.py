@@ -236,19 +236,7 @@ def norm_call(
     pixels = max(1, ELEMENTS // block)
     # A window that reaches past both ends of the stack is the whole stack.
     lo, hi = min(size // 2, channels - 1), min(size - 1 - size // 2, channels - 1)
-    arguments = {
-        "pixels": n * height * width,
-        "C": channels,
-        "scale": alpha / size,
-        "beta": beta,
-        "k": k,
-        "CENTER": center,
-        "THREE_QUARTERS": beta == 0.75,
-        "LO": lo,
-        "HI": hi,
-        "UNROLL": lo + hi <= UNROLLED,
-        "V": vector,
-        "P": pixels,
-        "B": block,
-    }
+    arguments = {"pixels": n * height * width, "C": channels, "scale": alpha / size, "beta": beta, "k": k}
+    arguments |= {"CENTER": center, "THREE_QUARTERS": beta == 0.75, "LO": lo, "HI": hi, "UNROLL": lo + hi <= UNROLLED}
+    arguments |= {"V": vector, "P": pixels, "B": block}
     return Call(kernel, -(-n * height * width // pixels), arguments, {"num_warps": min(16, max(4, block // 512))})

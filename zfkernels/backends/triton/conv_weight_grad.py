@@ -175,18 +175,10 @@ def conv2d_weight_grad_call(conv: Conv, dtype: torch.dtype, target: Target, bias
 def weight_grad_reduce_call(conv: Conv, parts: int, c_in: int, bias: bool) -> Call:
     """The launch of the second stage, on sums of these shapes and `parts` parts; c_in is the weight's."""
     block = 128
-    arguments = {
-        "parts": parts,
-        "C_IN": c_in,
-        "C": conv.pitch,  # a padded image's tap row holds KW pixels of `pitch` channels
-        "C_OUT": conv.filters,
-        "TAPS": conv.terms // conv.pitch,
-        "BIAS": bias,
-        "STEPS": interpreted_steps(parts),
-        "INTERPRETED": INTERPRETED,
-        "BLOCK": block,
-        "PARTS": 16,
-    }
+    # A padded image's tap row holds KW pixels of `pitch` channels.
+    arguments = {"C_IN": c_in, "C": conv.pitch, "C_OUT": conv.filters, "TAPS": conv.terms // conv.pitch, "BIAS": bias}
+    arguments |= {"parts": parts, "STEPS": interpreted_steps(parts), "INTERPRETED": INTERPRETED}
+    arguments |= {"BLOCK": block, "PARTS": 16}
     programs = -(-conv.filters * conv.terms // block) + (-(-conv.filters // block) if bias else 0)
     return Call(weight_grad_reduce_kernel, programs, arguments, {"num_warps": 4, "num_stages": 1})
 
