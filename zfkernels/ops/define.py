@@ -68,18 +68,20 @@ def _function(name: str, **methods: Callable) -> type[torch.autograd.Function]:
 
 
 def _forward(name: str) -> Callable:
-    """The op on plain values: a list that the library passes is a tuple for the backend, and what the backend leaves
-    out an empty tensor, since an op cannot give None."""
+    """The op on plain values; what the backend leaves out is an empty tensor, since an op cannot give None."""
 
-    def forward(first, *arguments):
-        *arguments, backend = arguments
-        function = getattr(backends.module(backend), name)
-        result = function(first, *[tuple(v) if isinstance(v, (tuple, list)) else v for v in arguments])
-        if isinstance(result, tuple):
-            return tuple([first.new_empty(0) if part is None else part for part in result])
+    def forward(*arguments):
+        result = getattr(backends.module(arguments[-1]), name)(*arguments[:-1])
+        if type(result) is tuple and result[-1] is None:
+            return (*result[:-1], arguments[0].new_empty(0))
         return result
 
     return forward
+
+
+def _tuples(arguments: tuple) -> list:
+    """The library passes lists; backends take tuples."""
+    return [tuple(value) if isinstance(value, list) else value for value in arguments]
 
 
 def _save_tensors(tensors: int) -> Callable:
@@ -93,7 +95,7 @@ def _save_tensors(tensors: int) -> Callable:
 def _library_op(name, schema, tensors, forward, op, setup_context) -> tuple[Callable, Callable]:
     """The op for torch.library, and its backward with a None for each argument that is no tensor."""
     LIBRARY.define(schema)
-    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, lambda *arguments: forward(*_tuples(arguments)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"zfkernels::{name}", op.fake, lib=LIBRARY)
     library_op = getattr(torch.ops.zfkernels, name).default
     no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
@@ -101,7 +103,10 @@ def _library_op(name, schema, tensors, forward, op, setup_context) -> tuple[Call
     def full_backward(ctx, *gradients):
         return (*op.backward(ctx, *gradients), *no_gradients)
 
-    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=setup_context, lib=LIBRARY)
+    def setup_library(ctx, inputs, output):
+        setup_context(ctx, _tuples(inputs), output)
+
+    torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=setup_library, lib=LIBRARY)
     return library_op, full_backward
 
 
