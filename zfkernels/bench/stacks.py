@@ -12,7 +12,7 @@ from .checks import switches_of
 from .ops import twice, weights
 from .peers import LAST, Case, Graph, Setting
 from .shapes import CONVS, NORMS, POOLS
-from .torch_ops import normalized, pooled, unpooled
+from .torch_ops import in_whole, normalized, pooled, unpooled
 
 FLOPS = sum(c.flops for c in CONVS.values())
 
@@ -31,21 +31,19 @@ def climb(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
 
 def alone(x: Tensor, channels: Tensor) -> Tensor:
     """x (N, C, H, W) with every activation 0 except the strongest of map channels[i] of image i."""
-    maps = x[torch.arange(len(x), device=x.device), channels].flatten(1)
-    value, position = maps.max(1, keepdim=True)
+    images = torch.arange(len(x), device=x.device)
+    value, position = x[images, channels].flatten(1).max(1, keepdim=True)
     kept = torch.zeros_like(x)
-    rows, columns = position // x.shape[3], position % x.shape[3]
-    kept[torch.arange(len(x), device=x.device)[:, None], channels[:, None], rows, columns] = value
+    kept[images[:, None], channels[:, None], position // x.shape[3], position % x.shape[3]] = value
     return kept
 
 
 def descend(g: Tensor, first: Tensor, second: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> Tensor:
     """conv5's map to pixels. map1 and map2 have the shape and format of what pools 1 and 2 pooled."""
+    pooled_maps = {1: (first, map1), 2: (second, map2)}
     for i, c in reversed(CONVS.items()):
-        if i == 2:
-            g = unpooled(POOLS[2], g, second, map2)
-        elif i == 1:
-            g = unpooled(POOLS[1], g, first, map1)
+        if i in pooled_maps:
+            g = unpooled(POOLS[i], g, *pooled_maps[i])
         g = F.conv_transpose2d(F.relu(g), flat[2 * i - 2], None, c.stride, c.padding, c.extra)
     return g
 
@@ -127,8 +125,7 @@ def forward(n: int, setting: Setting) -> Case:
             graph.pool(POOLS[i])
         if i in NORMS:
             graph.norm(NORMS[i])
-    case.add_graph(graph)
-    return case
+    return case.add_graph(graph)
 
 
 def descent(n: int, setting: Setting) -> Case:
@@ -165,9 +162,7 @@ def descent(n: int, setting: Setting) -> Case:
     case = Case(setting, n, lambda: dense(*arguments(*(t.double() for t in floats))), flops=n * FLOPS, bytes=traffic)
     case.run["zfkernels"] = run
     case.add_torch(dense, *arguments(*floats))
-    planes = {i: torch.arange(n * p.channels).view(n, p.channels, 1, 1) * p.size**2 for i, p in POOLS.items()}
     names = {i: f"indices{i}" for i in POOLS}
-    graph = Graph(x=y, **{names[i]: planes[i] + indices[i] for i in POOLS})
+    graph = Graph(x=y, **{names[i]: in_whole(p, n, indices[i]) for i, p in POOLS.items()})
     add_descent(graph, parameters, n, names)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(graph)
