@@ -19,8 +19,8 @@ from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
 from . import checks
 from .peers import LAST, Case, Graph, Setting, in_float64
-from .shapes import CONVS, NORMS, POOLS
-from .stacks import FLOPS, add_descent, alone, climb, descend, empty_maps
+from .shapes import CONVS, POOLS
+from .stacks import FLOPS, add_climb, add_descent, alone, climb, descend, empty_maps
 from .torch_ops import in_whole
 
 CHANNEL = 7  # the map of conv5 whose strongest unit is projected
@@ -72,13 +72,7 @@ def logits(n: int, setting: Setting) -> Case:
     case.add_ours(lambda: model(last))
     case.add_eager(lambda order: partial(run, twin(model, order), x.contiguous(memory_format=order)))
     case.add_compiled(lambda: partial(run, torch.compile(twin(model), dynamic=False, options={"freezing": True}), last))
-    graph = Graph(x=x)
-    for i, (w, b) in parameters(model).items():
-        graph.conv(CONVS[i], w, b)
-        if i in POOLS:
-            graph.pool(POOLS[i], keep_indices=False)
-        if i in NORMS:
-            graph.norm(NORMS[i])
+    graph = add_climb(Graph(x=x), parameters(model), POOLS, keep_indices=False)
     graph.node("Flatten", [graph.value])
     for layer in fc:
         graph.node("Gemm", [graph.value, graph.constant(layer.weight), graph.constant(layer.bias)], transB=1)
@@ -108,21 +102,15 @@ def project(n: int, setting: Setting) -> Case:
     deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
     case.add_ours(lambda: deconv.project(last, "conv5", CHANNEL).pixels)
     case.add_torch(dense, x, channels, *maps, *flat)
-    graph, indices = Graph(x=x), {}
-    for i, (w, b) in parameters(model).items():
-        graph.conv(CONVS[i], w, b)
-        if i in NORMS:
-            indices[i] = graph.pool(POOLS[i]).indices[-1]
-            graph.norm(NORMS[i])
-    graph.indices.clear()
+    graph = add_climb(Graph(x=x), parameters(model), (1, 2))
+    indices, graph.indices = dict(zip((1, 2), graph.indices, strict=True)), []
     one = torch.zeros(1, CONVS[5].filters, 1, 1)
     one[0, CHANNEL] = 1
     chosen = graph.node("Mul", [graph.value, graph.constant(one)])
     largest = graph.node("ReduceMax", [chosen, graph.constant([1, 2, 3])], keepdims=1)
     here = graph.node("Cast", [graph.node("Equal", [chosen, largest])], to=1)
     graph.node("Mul", [chosen, here])
-    add_descent(graph, parameters(model), n, indices)
-    return case.add_graph(graph)
+    return case.add_graph(add_descent(graph, parameters(model), n, indices))
 
 
 def reverse(n: int, setting: Setting) -> Case:
@@ -157,8 +145,7 @@ def reverse(n: int, setting: Setting) -> Case:
     case.run["zfkernels"] = ours
     case.add_torch(dense, kept, first, second, *maps, *flat)
     graph = Graph(x=kept, first=in_whole(POOLS[1], n, first), second=in_whole(POOLS[2], n, second))
-    add_descent(graph, parameters(model), n, {1: "first", 2: "second"})
-    return case.add_graph(graph)
+    return case.add_graph(add_descent(graph, parameters(model), n, {1: "first", 2: "second"}))
 
 
 def indices_of(i: int, switches: Tensor) -> Tensor:

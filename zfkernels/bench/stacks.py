@@ -1,6 +1,7 @@
 """ZFNet's five convolutional layers as one stack, up and down: by torch as its user would, and by our functions."""
 
 import math
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
@@ -52,13 +53,27 @@ def empty_maps(n: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
 
 
-def add_descent(graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> None:
+def add_climb(
+    graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], pools: Iterable[int], keep_indices: bool = True
+) -> Graph:
+    """The convolutional layers as nodes of a graph, with some of the poolings."""
+    for i, c in CONVS.items():
+        graph.conv(c, *parameters[i])
+        if i in pools:
+            graph.pool(POOLS[i], keep_indices)
+        if i in NORMS:
+            graph.norm(NORMS[i])
+    return graph
+
+
+def add_descent(graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> Graph:
     """`descend` as nodes of a graph, through the poolings that have indices."""
     for i, (w, _) in reversed(parameters.items()):
         if i in indices:
             graph.unpool(POOLS[i], n, indices[i])
         graph.node("Relu", [graph.value])
         graph.transposed(CONVS[i], w)
+    return graph
 
 
 def exact_stack(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -118,14 +133,7 @@ def forward(n: int, setting: Setting) -> Case:
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     case.run["zfkernels"] = lambda: our_stack(ours, last, parameters)
     case.add_torch(dense, x, *flat)
-    graph = Graph(x=x)
-    for i, c in CONVS.items():
-        graph.conv(c, *parameters[i])
-        if i in POOLS:
-            graph.pool(POOLS[i])
-        if i in NORMS:
-            graph.norm(NORMS[i])
-    return case.add_graph(graph)
+    return case.add_graph(add_climb(Graph(x=x), parameters, POOLS))
 
 
 def descent(n: int, setting: Setting) -> Case:
@@ -164,5 +172,4 @@ def descent(n: int, setting: Setting) -> Case:
     case.add_torch(dense, *arguments(*floats))
     names = {i: f"indices{i}" for i in POOLS}
     graph = Graph(x=y, **{names[i]: in_whole(p, n, indices[i]) for i, p in POOLS.items()})
-    add_descent(graph, parameters, n, names)
-    return case.add_graph(graph)
+    return case.add_graph(add_descent(graph, parameters, n, names))
