@@ -62,7 +62,7 @@ def logits(n: int, setting: Setting) -> Case:
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     fc = [getattr(model, name) for name in ("fc6", "fc7", "fc8")]
     flops = FLOPS + 2 * sum(layer.weight.numel() for layer in fc)
-    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.itemsize
+    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.dtype.itemsize
     case = Case(setting, n, lambda: (twin(copy.deepcopy(model).double())(x.double()),), n * flops, traffic)
     last = x.contiguous(memory_format=LAST)
 

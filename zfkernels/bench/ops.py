@@ -32,7 +32,7 @@ def conv(c: Conv, n: int, setting: Setting) -> Case:
     def dense(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor]:
         return (F.relu_(F.conv2d(x, w, b, c.stride, c.padding)),)
 
-    case = Case(setting, n, in_float64(dense, x, w, b), n * c.flops, c.bytes(n, setting.itemsize))
+    case = Case(setting, n, in_float64(dense, x, w, b), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     stride, padding = twice(c.stride, c.padding)
     case.run["zfkernels"] = lambda: (ours.conv2d(last, w, b, stride, padding, True),)
@@ -51,7 +51,7 @@ def convt(c: Conv, n: int, setting: Setting) -> Case:
     def backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor]:
         return conv_backward(c, g, x, w, (True, False, False))[:1]
 
-    case = Case(setting, n, in_float64(dense, g, w), n * c.flops, c.bytes(n, setting.itemsize))
+    case = Case(setting, n, in_float64(dense, g, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = g.contiguous(memory_format=LAST), setting.ours
     stride, padding, size = twice(c.stride, c.padding, c.size)
     case.run["zfkernels"] = lambda: (ours.conv_transpose2d(last, w, stride, padding, size, False),)
@@ -68,7 +68,7 @@ def wgrad(c: Conv, n: int, setting: Setting) -> Case:
     def dense(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         return conv_backward(c, g, x, w, (False, True, True))[1:]
 
-    case = Case(setting, n, in_float64(dense, g, x, w), n * c.flops, c.bytes(n, setting.itemsize))
+    case = Case(setting, n, in_float64(dense, g, x, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = (x.contiguous(memory_format=LAST), g.contiguous(memory_format=LAST)), setting.ours
     kernel, stride, padding = twice(c.kernel, c.stride, c.padding)
     case.run["zfkernels"] = lambda: ours.conv2d_weight_grad(*last, kernel, stride, padding, True)
@@ -83,7 +83,7 @@ def pool(p: Pool, n: int, setting: Setting) -> Case:
     """Max-pooling with switches; the peers' with their indices."""
     x = torch.randn(n, p.channels, p.size, p.size)
     count = n * p.channels * p.out**2
-    traffic = x.nbytes + (setting.itemsize + 1) * count
+    traffic = x.nbytes + (setting.dtype.itemsize + 1) * count
     case = Case(setting, n, lambda: (pooled(p, x)[0], x), bytes=traffic, check=checks.pooled(p, 0.0))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     kernel, stride, out = twice(p.kernel, p.stride, p.out)
@@ -135,7 +135,7 @@ def add_pool_backward(case: Case, p: Pool, g: Tensor, indices: Tensor, compiled:
 def unpooling(p: Pool, n: int, setting: Setting) -> tuple[Case, Tensor, Tensor]:
     _, indices = pooled(p, torch.randn(n, p.channels, p.size, p.size))
     g = torch.randn(indices.shape)
-    traffic = (setting.itemsize + 1) * g.numel() + setting.itemsize * n * p.channels * p.size**2
+    traffic = (setting.dtype.itemsize + 1) * g.numel() + setting.dtype.itemsize * n * p.channels * p.size**2
     case = Case(setting, n, lambda: (scattered(p, g.double(), indices),), bytes=traffic)
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride, size = twice(p.kernel, p.stride, p.size)
@@ -151,7 +151,8 @@ def unpoolgrad(p: Pool, n: int, setting: Setting) -> Case:
     def gathered(g: Tensor, indices: Tensor) -> tuple[Tensor]:
         return (g.flatten(2).gather(2, indices.flatten(2)).view(indices.shape),)
 
-    case = Case(setting, n, lambda: gathered(g.double(), indices), bytes=(2 * setting.itemsize + 1) * indices.numel())
+    traffic = (2 * setting.dtype.itemsize + 1) * indices.numel()
+    case = Case(setting, n, in_float64(gathered, g, indices), bytes=traffic)
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride = twice(p.kernel, p.stride)
     case.run["zfkernels"] = lambda: (ours.max_unpool2d_backward(last, switches, kernel, stride, (0, 0)),)
@@ -205,7 +206,7 @@ def fused(layer: tuple[Conv, Pool], n: int, setting: Setting) -> Case:
         linear = F.conv2d(x.double(), w.double(), b.double(), c.stride, c.padding)
         return pooled(p, linear)[0].relu(), linear
 
-    traffic = x.nbytes + w.nbytes + (setting.itemsize + 1) * n * p.channels * p.out**2
+    traffic = x.nbytes + w.nbytes + (setting.dtype.itemsize + 1) * n * p.channels * p.out**2
     case = Case(setting, n, right, flops=n * c.flops, bytes=traffic, check=checks.pooled(p, setting.bound))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     window = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (p.out, p.out)
@@ -223,7 +224,7 @@ def unfused(layer: tuple[Conv, Pool], n: int, setting: Setting) -> Case:
     def reverse(y: Tensor, indices: Tensor, w: Tensor, like: Tensor) -> tuple[Tensor]:
         return (F.conv_transpose2d(F.relu_(unpooled(p, y, indices, like)), w, None, c.stride, c.padding, c.extra),)
 
-    traffic = y.nbytes + y.numel() + w.nbytes + setting.itemsize * n * c.channels * c.size**2
+    traffic = y.nbytes + y.numel() + w.nbytes + setting.dtype.itemsize * n * c.channels * c.size**2
     case = Case(setting, n, in_float64(reverse, y, indices, w, like), n * c.flops, traffic)
     last, switches, ours = y.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     window = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (c.size, c.size)

@@ -53,10 +53,6 @@ class Setting:
     def ours(self) -> ModuleType:
         return backends.module(self.backend)
 
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
     def wants(self, who: str) -> bool:
         return who in self.peers or who.split()[0] in self.peers
 

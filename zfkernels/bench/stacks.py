@@ -127,7 +127,7 @@ def forward(n: int, setting: Setting) -> Case:
         return checks.values(outs[:1], right) if hold else math.inf
 
     outputs = sum(p.channels * p.out**2 for p in POOLS.values())
-    outputs += setting.itemsize * POOLS[5].channels * POOLS[5].out ** 2
+    outputs += setting.dtype.itemsize * POOLS[5].channels * POOLS[5].out ** 2
     traffic = x.nbytes + sum(t.nbytes for t in flat) + n * outputs
     case = Case(setting, n, lambda: exact_stack(x, *flat), n * FLOPS, traffic, check)
     last, ours = x.contiguous(memory_format=LAST), setting.ours
@@ -166,7 +166,7 @@ def descent(n: int, setting: Setting) -> Case:
         return (value,)
 
     read = [y, *switches.values(), *(w for w, _ in parameters.values())]
-    traffic = sum(t.nbytes for t in read) + setting.itemsize * n * CONVS[1].channels * CONVS[1].size ** 2
+    traffic = sum(t.nbytes for t in read) + setting.dtype.itemsize * n * CONVS[1].channels * CONVS[1].size ** 2
     case = Case(setting, n, lambda: dense(*arguments(*(t.double() for t in floats))), flops=n * FLOPS, bytes=traffic)
     case.run["zfkernels"] = run
     case.add_torch(dense, *arguments(*floats))
