@@ -116,9 +116,8 @@ def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
         quarter, middle, last = statistics.quantiles(t, n=4)
         row["ms"][who], row["spread"][who] = middle * 1e3, (last - quarter) / middle
     peers = [who for who in times if who != OURS]
-    row["ratio"] = {
-        who: statistics.median(a / b for a, b in zip(times[who], times[OURS], strict=True)) for who in peers
-    }
+    for who in peers:
+        row["ratio"][who] = statistics.median(a / b for a, b in zip(times[who], times[OURS], strict=True))
     row["fastest"] = min(peers, key=row["ms"].get, default=None)
     if ceilings is not None and (case.flops or case.bytes):
         row["floor_ms"] = ceilings.floor(case.flops, case.bytes) * 1e3

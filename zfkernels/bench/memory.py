@@ -48,9 +48,8 @@ def status(name: str) -> int:
 
 def of_this_process(name: str, who: str, n: int, setting: Setting) -> dict[str, int]:
     case = jobs.make(name, n, setting)
-    for other in set(case.run) - {who}:
-        del case.run[other]
     run = case.run[who]
+    case.run.clear()  # the other contenders' tensors
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()

@@ -18,9 +18,10 @@ from ..graph.rules import Rules
 from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
 from . import checks
-from .peers import FORMATS, LAST, Case, Graph, Setting
-from .shapes import CONVS, NORMS, POOLS
-from .stacks import FLOPS, add_descent, alone, climb, descend, empty_maps
+from .peers import LAST, Case, Graph, Setting, in_float64
+from .shapes import CONVS, POOLS
+from .stacks import FLOPS, add_climb, add_descent, alone, climb, descend, empty_maps
+from .torch_ops import in_whole
 
 CHANNEL = 7  # the map of conv5 whose strongest unit is projected
 ATLAS_IMAGES, ATLAS_TOP = 32, 9
@@ -61,38 +62,23 @@ def logits(n: int, setting: Setting) -> Case:
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     fc = [getattr(model, name) for name in ("fc6", "fc7", "fc8")]
     flops = FLOPS + 2 * sum(layer.weight.numel() for layer in fc)
-    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.itemsize
+    traffic = x.nbytes + sum(p.nbytes for p in model.parameters()) + 1000 * n * setting.dtype.itemsize
     case = Case(setting, n, lambda: (twin(copy.deepcopy(model).double())(x.double()),), n * flops, traffic)
     last = x.contiguous(memory_format=LAST)
-
-    def ours() -> tuple[Tensor]:
-        with zfkernels.use_backend(setting.backend):
-            return (model(last),)
 
     def run(module: Callable, x: Tensor) -> tuple[Tensor]:
         return (module(x),)
 
-    case.run["zfkernels"] = ours
-    for name, memory_format in FORMATS.items():
-        if setting.wants(f"eager {name}"):
-            case.run[f"eager {name}"] = partial(
-                run, twin(model, memory_format), x.contiguous(memory_format=memory_format)
-            )
+    case.add_ours(lambda: model(last))
+    case.add_eager(lambda order: partial(run, twin(model, order), x.contiguous(memory_format=order)))
     case.add_compiled(lambda: partial(run, torch.compile(twin(model), dynamic=False, options={"freezing": True}), last))
-    graph = Graph(x=x)
-    for i, (w, b) in parameters(model).items():
-        graph.conv(CONVS[i], w, b)
-        if i in POOLS:
-            graph.pool(POOLS[i], keep_indices=False)
-        if i in NORMS:
-            graph.norm(NORMS[i])
+    graph = add_climb(Graph(x=x), parameters(model), POOLS, keep_indices=False)
     graph.node("Flatten", [graph.value])
     for layer in fc:
         graph.node("Gemm", [graph.value, graph.constant(layer.weight), graph.constant(layer.bias)], transB=1)
         if layer is not fc[-1]:
             graph.node("Relu", [graph.value])
-    case.add_graph(graph)
-    return case
+    return case.add_graph(graph)
 
 
 def parameters(model: ZFNet) -> dict[int, tuple[Tensor, Tensor]]:
@@ -111,39 +97,20 @@ def project(n: int, setting: Setting) -> Case:
         top, first, second = climb(x, *flat)
         return (descend(alone(top, channels), first, second, map1, map2, *flat),)
 
-    case = Case(
-        setting,
-        n,
-        lambda: dense(x.double(), channels, *(t.double() for t in (*maps, *flat))),
-        flops=n * FLOPS,
-        bytes=2 * x.nbytes + sum(t.nbytes for t in flat),
-        check=checks.projections,
-    )
+    right, traffic = in_float64(dense, x, channels, *maps, *flat), 2 * x.nbytes + sum(t.nbytes for t in flat)
+    case = Case(setting, n, right, n * FLOPS, traffic, checks.projections)
     deconv, last = zfkernels.Deconvnet(model), x.contiguous(memory_format=LAST)
-
-    def ours() -> tuple[Tensor]:
-        with zfkernels.use_backend(setting.backend):
-            return (deconv.project(last, "conv5", CHANNEL).pixels,)
-
-    case.run["zfkernels"] = ours
+    case.add_ours(lambda: deconv.project(last, "conv5", CHANNEL).pixels)
     case.add_torch(dense, x, channels, *maps, *flat)
-    graph, indices = Graph(x=x), {}
-    for i, (w, b) in parameters(model).items():
-        graph.conv(CONVS[i], w, b)
-        if i in NORMS:
-            indices[i] = graph.pool(POOLS[i])
-            graph.value = graph.value[:-1] + "0"
-            graph.norm(NORMS[i])
-    graph.indices.clear()
+    graph = add_climb(Graph(x=x), parameters(model), (1, 2))
+    indices, graph.indices = dict(zip((1, 2), graph.indices, strict=True)), []
     one = torch.zeros(1, CONVS[5].filters, 1, 1)
     one[0, CHANNEL] = 1
     chosen = graph.node("Mul", [graph.value, graph.constant(one)])
     largest = graph.node("ReduceMax", [chosen, graph.constant([1, 2, 3])], keepdims=1)
     here = graph.node("Cast", [graph.node("Equal", [chosen, largest])], to=1)
     graph.node("Mul", [chosen, here])
-    add_descent(graph, parameters(model), n, indices)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(add_descent(graph, parameters(model), n, indices))
 
 
 def reverse(n: int, setting: Setting) -> Case:
@@ -173,23 +140,12 @@ def reverse(n: int, setting: Setting) -> Case:
     def dense(g: Tensor, *others: Tensor) -> tuple[Tensor]:
         return (descend(g, *others),)
 
-    case = Case(
-        setting,
-        n,
-        lambda: dense(kept.double(), first, second, *(t.double() for t in (*maps, *flat))),
-        flops=n * FLOPS,
-        bytes=x.nbytes + sum(w.nbytes for w in flat),
-    )
+    right = in_float64(dense, kept, first, second, *maps, *flat)
+    case = Case(setting, n, right, n * FLOPS, x.nbytes + sum(w.nbytes for w in flat))
     case.run["zfkernels"] = ours
     case.add_torch(dense, kept, first, second, *maps, *flat)
-    whole = {
-        i: torch.arange(n * POOLS[i].channels).view(n, -1, 1, 1) * POOLS[i].size ** 2 + indices
-        for i, indices in ((1, first), (2, second))
-    }
-    graph = Graph(x=kept, first=whole[1], second=whole[2])
-    add_descent(graph, parameters(model), n, {1: "first", 2: "second"})
-    case.add_graph(graph)
-    return case
+    graph = Graph(x=kept, first=in_whole(POOLS[1], n, first), second=in_whole(POOLS[2], n, second))
+    return case.add_graph(add_descent(graph, parameters(model), n, {1: "first", 2: "second"}))
 
 
 def indices_of(i: int, switches: Tensor) -> Tensor:
@@ -221,19 +177,9 @@ def atlas(maps: int, setting: Setting) -> Case:
         return (out,)
 
     empty = empty_maps(ATLAS_CHUNK)
-    case = Case(
-        setting,
-        maps,
-        lambda: dense(x.double(), *(t.double() for t in (*empty, *flat)), count=ATLAS_CHECKED),
-        check=checks.projections,
-        items=len(index),
-    )
-
-    def ours() -> tuple[Tensor]:
-        with zfkernels.use_backend(setting.backend):
-            return (deconv.project(last, "conv5", channels, image_index=index).pixels,)
-
-    case.run["zfkernels"] = ours
+    right = in_float64(partial(dense, count=ATLAS_CHECKED), x, *empty, *flat)
+    case = Case(setting, maps, right, check=checks.projections, items=len(index))
+    case.add_ours(lambda: deconv.project(last, "conv5", channels, image_index=index).pixels)
     case.add_torch(dense, x, *empty, *flat, compiled=False)
     case.missing |= {who: "no batch of units" for who in ("compile", "ort", "openvino") if setting.wants(who)}
     return case
@@ -293,9 +239,7 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
     )
     last = images.contiguous(memory_format=LAST)
     case.run["zfkernels"] = stepping(copy.deepcopy(model).train(), last)
-    for name, memory_format in FORMATS.items():
-        if setting.wants(f"eager {name}"):
-            case.run[f"eager {name}"] = stepping(fresh(memory_format), images.contiguous(memory_format=memory_format))
+    case.add_eager(lambda order: stepping(fresh(order), images.contiguous(memory_format=order)))
 
     def compiled() -> Callable[[], tuple]:
         module = fresh(LAST)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from . import checks
 from .checks import switches_of
-from .peers import LAST, Case, Graph, Setting
+from .peers import LAST, Case, Graph, Setting, in_float64
 from .shapes import Conv, Norm, Pool
-from .torch_ops import conv_backward, normalized, pooled, scattered, unpooled
+from .torch_ops import conv_backward, in_whole, normalized, pooled, scattered, unpooled
 
 
 def weights(c: Conv) -> tuple[Tensor, Tensor]:
@@ -28,63 +28,51 @@ def twice(*values: int) -> tuple[tuple[int, int], ...]:
 
 def conv(c: Conv, n: int, setting: Setting) -> Case:
     x, (w, b) = torch.randn(n, c.channels, c.size, c.size), weights(c)
-    case = Case(
-        setting,
-        n,
-        lambda: (F.relu(F.conv2d(x.double(), w.double(), b.double(), c.stride, c.padding)),),
-        flops=n * c.flops,
-        bytes=c.bytes(n, setting.itemsize),
-    )
+
+    def dense(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor]:
+        return (F.relu_(F.conv2d(x, w, b, c.stride, c.padding)),)
+
+    case = Case(setting, n, in_float64(dense, x, w, b), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     stride, padding = twice(c.stride, c.padding)
     case.run["zfkernels"] = lambda: (ours.conv2d(last, w, b, stride, padding, True),)
-    case.add_torch(lambda x, w, b: (F.relu_(F.conv2d(x, w, b, c.stride, c.padding)),), x, w, b)
+    case.add_torch(dense, x, w, b)
     case.add_onednn(c, x, w, b)
-    graph = Graph(x=x)
-    graph.conv(c, w, b)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(Graph(x=x).conv(c, w, b))
 
 
 def convt(c: Conv, n: int, setting: Setting) -> Case:
     """The convolution's input gradient: transposed, with the same filters, onto the input's size."""
     g, (w, _) = torch.randn(n, c.filters, c.out, c.out), weights(c)
-    case = Case(
-        setting,
-        n,
-        lambda: (F.conv_transpose2d(g.double(), w.double(), None, c.stride, c.padding, c.extra),),
-        flops=n * c.flops,
-        bytes=c.bytes(n, setting.itemsize),
-    )
+
+    def dense(g: Tensor, w: Tensor) -> tuple[Tensor]:
+        return (F.conv_transpose2d(g, w, None, c.stride, c.padding, c.extra),)
+
+    def backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor]:
+        return conv_backward(c, g, x, w, (True, False, False))[:1]
+
+    case = Case(setting, n, in_float64(dense, g, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = g.contiguous(memory_format=LAST), setting.ours
     stride, padding, size = twice(c.stride, c.padding, c.size)
     case.run["zfkernels"] = lambda: (ours.conv_transpose2d(last, w, stride, padding, size, False),)
-    case.add_torch(lambda g, w: (F.conv_transpose2d(g, w, None, c.stride, c.padding, c.extra),), g, w)
-    x = torch.empty(n, c.channels, c.size, c.size)
-    case.add_torch(
-        lambda g, x, w: conv_backward(c, g, x, w, (True, False, False))[:1], g, x, w, label="backward", compiled=False
-    )
+    case.add_torch(dense, g, w)
+    case.add_torch(backward, g, torch.empty(n, c.channels, c.size, c.size), w, label="backward", compiled=False)
     case.add_onednn_transposed(c, g, w)
-    graph = Graph(x=g)
-    graph.transposed(c, w)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(Graph(x=g).transposed(c, w))
 
 
 def wgrad(c: Conv, n: int, setting: Setting) -> Case:
     """The gradients of filters and biases."""
     x, g, (w, _) = torch.randn(n, c.channels, c.size, c.size), torch.randn(n, c.filters, c.out, c.out), weights(c)
-    case = Case(
-        setting,
-        n,
-        lambda: conv_backward(c, g.double(), x.double(), w.double(), (False, True, True))[1:],
-        flops=n * c.flops,
-        bytes=c.bytes(n, setting.itemsize),
-    )
+
+    def dense(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return conv_backward(c, g, x, w, (False, True, True))[1:]
+
+    case = Case(setting, n, in_float64(dense, g, x, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = (x.contiguous(memory_format=LAST), g.contiguous(memory_format=LAST)), setting.ours
     kernel, stride, padding = twice(c.kernel, c.stride, c.padding)
     case.run["zfkernels"] = lambda: ours.conv2d_weight_grad(*last, kernel, stride, padding, True)
-    case.add_torch(lambda g, x, w: conv_backward(c, g, x, w, (False, True, True))[1:], g, x, w)
+    case.add_torch(dense, g, x, w)
     return case
 
 
@@ -95,16 +83,13 @@ def pool(p: Pool, n: int, setting: Setting) -> Case:
     """Max-pooling with switches; the peers' with their indices."""
     x = torch.randn(n, p.channels, p.size, p.size)
     count = n * p.channels * p.out**2
-    traffic = x.nbytes + (setting.itemsize + 1) * count
+    traffic = x.nbytes + (setting.dtype.itemsize + 1) * count
     case = Case(setting, n, lambda: (pooled(p, x)[0], x), bytes=traffic, check=checks.pooled(p, 0.0))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     kernel, stride, out = twice(p.kernel, p.stride, p.out)
     case.run["zfkernels"] = lambda: ours.max_pool2d(last, kernel, stride, (0, 0), out)
     case.add_torch(lambda x: pooled(p, x), x)
-    graph = Graph(x=x)
-    graph.pool(p)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(Graph(x=x).pool(p))
 
 
 def unpool(p: Pool, n: int, setting: Setting) -> Case:
@@ -115,13 +100,11 @@ def unpool(p: Pool, n: int, setting: Setting) -> Case:
     case, g, indices = unpooling(p, n, setting)
     size = [p.size, p.size]
     once = checks.apart_from(scattered(p, torch.ones_like(g), indices) > 1)
-    case.add_torch(
-        lambda g, indices: (F.max_unpool2d(g, indices, p.kernel, p.stride, output_size=size),),
-        g,
-        indices,
-        label="max_unpool2d",
-        compiled=False,
-    )
+
+    def unpool_once(g: Tensor, indices: Tensor) -> tuple[Tensor]:
+        return (F.max_unpool2d(g, indices, p.kernel, p.stride, output_size=size),)
+
+    case.add_torch(unpool_once, g, indices, label="max_unpool2d", compiled=False)
     case.checks |= {who: once for who in case.run if "max_unpool2d" in who}
     case.add_torch(lambda g, indices: (scattered(p, g, indices),), g, indices, label="scatter_add")
     add_pool_backward(case, p, g, indices)
@@ -145,21 +128,14 @@ def poolgrad(p: Pool, n: int, setting: Setting) -> Case:
 
 
 def add_pool_backward(case: Case, p: Pool, g: Tensor, indices: Tensor, compiled: bool = False) -> None:
-    like = torch.empty(case.n, p.channels, p.size, p.size)
-    case.add_torch(
-        lambda g, indices, like: (unpooled(p, g, indices, like),),
-        g,
-        indices,
-        like,
-        label="pool backward",
-        compiled=compiled,
-    )
+    tensors = g, indices, torch.empty(case.n, p.channels, p.size, p.size)
+    case.add_torch(lambda *tensors: (unpooled(p, *tensors),), *tensors, label="pool backward", compiled=compiled)
 
 
 def unpooling(p: Pool, n: int, setting: Setting) -> tuple[Case, Tensor, Tensor]:
     _, indices = pooled(p, torch.randn(n, p.channels, p.size, p.size))
     g = torch.randn(indices.shape)
-    traffic = (setting.itemsize + 1) * g.numel() + setting.itemsize * n * p.channels * p.size**2
+    traffic = (setting.dtype.itemsize + 1) * g.numel() + setting.dtype.itemsize * n * p.channels * p.size**2
     case = Case(setting, n, lambda: (scattered(p, g.double(), indices),), bytes=traffic)
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride, size = twice(p.kernel, p.stride, p.size)
@@ -175,7 +151,8 @@ def unpoolgrad(p: Pool, n: int, setting: Setting) -> Case:
     def gathered(g: Tensor, indices: Tensor) -> tuple[Tensor]:
         return (g.flatten(2).gather(2, indices.flatten(2)).view(indices.shape),)
 
-    case = Case(setting, n, lambda: gathered(g.double(), indices), bytes=(2 * setting.itemsize + 1) * indices.numel())
+    traffic = (2 * setting.dtype.itemsize + 1) * indices.numel()
+    case = Case(setting, n, in_float64(gathered, g, indices), bytes=traffic)
     last, switches, ours = g.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     kernel, stride = twice(p.kernel, p.stride)
     case.run["zfkernels"] = lambda: (ours.max_unpool2d_backward(last, switches, kernel, stride, (0, 0)),)
@@ -192,10 +169,7 @@ def norm(s: Norm, n: int, setting: Setting) -> Case:
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     case.run["zfkernels"] = lambda: (ours.contrast_norm(last, s.window, s.alpha, s.beta, s.k, False),)
     case.add_torch(lambda x: (normalized(s, x),), x)
-    graph = Graph(x=x)
-    graph.norm(s)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(Graph(x=x).norm(s))
 
 
 def normtrain(s: Norm, n: int, setting: Setting) -> Case:
@@ -232,17 +206,13 @@ def fused(layer: tuple[Conv, Pool], n: int, setting: Setting) -> Case:
         linear = F.conv2d(x.double(), w.double(), b.double(), c.stride, c.padding)
         return pooled(p, linear)[0].relu(), linear
 
-    traffic = x.nbytes + w.nbytes + (setting.itemsize + 1) * n * p.channels * p.out**2
+    traffic = x.nbytes + w.nbytes + (setting.dtype.itemsize + 1) * n * p.channels * p.out**2
     case = Case(setting, n, right, flops=n * c.flops, bytes=traffic, check=checks.pooled(p, setting.bound))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     window = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (p.out, p.out)
     case.run["zfkernels"] = lambda: ours.conv2d_relu_max_pool2d(last, w, b, *window)
     case.add_torch(lambda x, w, b: pooled(p, F.relu_(F.conv2d(x, w, b, c.stride, c.padding))), x, w, b)
-    graph = Graph(x=x)
-    graph.conv(c, w, b)
-    graph.pool(p)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(Graph(x=x).conv(c, w, b).pool(p))
 
 
 def unfused(layer: tuple[Conv, Pool], n: int, setting: Setting) -> Case:
@@ -254,21 +224,13 @@ def unfused(layer: tuple[Conv, Pool], n: int, setting: Setting) -> Case:
     def reverse(y: Tensor, indices: Tensor, w: Tensor, like: Tensor) -> tuple[Tensor]:
         return (F.conv_transpose2d(F.relu_(unpooled(p, y, indices, like)), w, None, c.stride, c.padding, c.extra),)
 
-    case = Case(
-        setting,
-        n,
-        lambda: reverse(y.double(), indices, w.double(), like.double()),
-        flops=n * c.flops,
-        bytes=y.nbytes + y.numel() + w.nbytes + setting.itemsize * n * c.channels * c.size**2,
-    )
+    traffic = y.nbytes + y.numel() + w.nbytes + setting.dtype.itemsize * n * c.channels * c.size**2
+    case = Case(setting, n, in_float64(reverse, y, indices, w, like), n * c.flops, traffic)
     last, switches, ours = y.contiguous(memory_format=LAST), switches_of(p, indices), setting.ours
     window = *twice(c.stride, c.padding, p.kernel, p.stride), (0, 0), (c.size, c.size)
     case.run["zfkernels"] = lambda: (ours.max_unpool2d_relu_conv_transpose2d(last, switches, w, *window, True),)
     case.add_torch(reverse, y, indices, w, like)
-    planes = torch.arange(n * p.channels).view(n, p.channels, 1, 1) * p.size**2
-    graph = Graph(x=y, indices=planes + indices)
+    graph = Graph(x=y, indices=in_whole(p, n, indices))
     graph.unpool(p, n, "indices")
     graph.node("Relu", [graph.value])
-    graph.transposed(c, w)
-    case.add_graph(graph)
-    return case
+    return case.add_graph(graph.transposed(c, w))

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import zfkernels
+
 from .. import backends
 from . import checks
 from .shapes import Conv, Norm, Pool
@@ -51,10 +53,6 @@ class Setting:
     def ours(self) -> ModuleType:
         return backends.module(self.backend)
 
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
     def wants(self, who: str) -> bool:
         return who in self.peers or who.split()[0] in self.peers
 
@@ -79,12 +77,22 @@ class Case:
     run: dict[str, Callable[[], tuple]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # contender: why it has no time
 
-    def add_torch(self, function: Callable[..., tuple], *tensors: Tensor, label: str = "", compiled: bool = True):
-        """`function` on copies of the tensors in each memory format (biases as they are), and compiled."""
+    def add_ours(self, call: Callable[[], Tensor]) -> None:
+        def run() -> tuple[Tensor]:
+            with zfkernels.use_backend(self.setting.backend):
+                return (call(),)
+
+        self.run["zfkernels"] = run
+
+    def add_eager(self, build: Callable[[torch.memory_format], Callable[[], tuple]], label: str = "") -> None:
         for name, memory_format in FORMATS.items():
             who = " ".join(filter(None, ("eager", label, name)))
             if self.setting.wants(who):
-                self.run[who] = partial(function, *formatted(memory_format, tensors))
+                self.run[who] = build(memory_format)
+
+    def add_torch(self, function: Callable[..., tuple], *tensors: Tensor, label: str = "", compiled: bool = True):
+        """`function` on copies of the tensors in each memory format (biases as they are), and compiled."""
+        self.add_eager(lambda memory_format: partial(function, *formatted(memory_format, tensors)), label)
         if compiled:
             self.add_compiled(lambda: partial(torch.compile(function, dynamic=False), *formatted(LAST, tensors)))
 
@@ -131,8 +139,8 @@ class Case:
             call = torch.ops.mkldnn._convolution_transpose_pointwise
             self.run["onednn"] = lambda: (call(g, packed, None, *window, "none", [], ""),)
 
-    def add_graph(self, graph: Graph) -> None:
-        """ONNX Runtime's and OpenVINO's sessions of the graph."""
+    def add_graph(self, graph: Graph) -> Case:
+        """ONNX Runtime's and OpenVINO's sessions of the graph; the case itself."""
         model = None
         for who, start in (("ort", onnxruntime_session), ("openvino", openvino_session)):
             if not self.setting.wants(who) or self.setting.device != "cpu" or self.setting.dtype != torch.float32:
@@ -145,6 +153,12 @@ class Case:
                 self.run[who] = start(*model, self.setting.threads)
             except RuntimeError as error:
                 self.missing[who] = f"refuses the graph: {str(error).strip().splitlines()[-1][:120]}"
+        return self
+
+
+def in_float64(function: Callable[..., tuple], *tensors: Tensor) -> Callable[[], tuple]:
+    """The call of `function` on the tensors in float64, and on those of integers as they are."""
+    return lambda: function(*(t.double() if t.is_floating_point() else t for t in tensors))
 
 
 def formatted(memory_format: torch.memory_format, tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -193,22 +207,22 @@ class Graph:
         self.value = out[0]
         return self.value
 
-    def conv(self, c: Conv, w: Tensor, b: Tensor) -> None:
+    def conv(self, c: Conv, w: Tensor, b: Tensor) -> Graph:
         inputs = [self.value, self.constant(w), self.constant(b)]
         self.node("Conv", inputs, strides=[c.stride] * 2, pads=[c.padding] * 4)
         self.node("Relu", [self.value])
+        return self
 
-    def transposed(self, c: Conv, w: Tensor) -> None:
+    def transposed(self, c: Conv, w: Tensor) -> Graph:
         window = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
         self.node("ConvTranspose", [self.value, self.constant(w)], **window)
+        return self
 
-    def pool(self, p: Pool, keep_indices: bool = True) -> str:
-        """Appends a pooling; the name of its indices."""
+    def pool(self, p: Pool, keep_indices: bool = True) -> Graph:
         window = {"kernel_shape": [p.kernel] * 2, "strides": [p.stride] * 2, "ceil_mode": int(p.ceil_mode)}
         self.node("MaxPool", [self.value], 2 if keep_indices else 1, **window)
-        indices = self.value[:-1] + "1"
-        self.indices += [indices] if keep_indices else []
-        return indices
+        self.indices += [self.value[:-1] + "1"] if keep_indices else []
+        return self
 
     def unpool(self, p: Pool, n: int, indices: str) -> None:
         """Appends the sum of the values at their indices, which count through the whole tensor of n images."""
@@ -219,8 +233,9 @@ class Graph:
         summed = self.node("ScatterElements", [zeros, positions, flat], axis=0, reduction="add")
         self.node("Reshape", [summed, self.constant([n, p.channels, p.size, p.size])])
 
-    def norm(self, s: Norm) -> None:
+    def norm(self, s: Norm) -> Graph:
         self.node("LRN", [self.value], size=s.window, alpha=s.alpha, beta=s.beta, bias=s.k)
+        return self
 
     def done(self) -> tuple[bytes, dict[str, np.ndarray]]:
         """The serialized model and its inputs as arrays."""

@@ -1,6 +1,7 @@
 """ZFNet's five convolutional layers as one stack, up and down: by torch as its user would, and by our functions."""
 
 import math
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
@@ -12,7 +13,7 @@ from .checks import switches_of
 from .ops import twice, weights
 from .peers import LAST, Case, Graph, Setting
 from .shapes import CONVS, NORMS, POOLS
-from .torch_ops import normalized, pooled, unpooled
+from .torch_ops import in_whole, normalized, pooled, unpooled
 
 FLOPS = sum(c.flops for c in CONVS.values())
 
@@ -31,21 +32,19 @@ def climb(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
 
 def alone(x: Tensor, channels: Tensor) -> Tensor:
     """x (N, C, H, W) with every activation 0 except the strongest of map channels[i] of image i."""
-    maps = x[torch.arange(len(x), device=x.device), channels].flatten(1)
-    value, position = maps.max(1, keepdim=True)
+    images = torch.arange(len(x), device=x.device)
+    value, position = x[images, channels].flatten(1).max(1, keepdim=True)
     kept = torch.zeros_like(x)
-    rows, columns = position // x.shape[3], position % x.shape[3]
-    kept[torch.arange(len(x), device=x.device)[:, None], channels[:, None], rows, columns] = value
+    kept[images[:, None], channels[:, None], position // x.shape[3], position % x.shape[3]] = value
     return kept
 
 
 def descend(g: Tensor, first: Tensor, second: Tensor, map1: Tensor, map2: Tensor, *flat: Tensor) -> Tensor:
     """conv5's map to pixels. map1 and map2 have the shape and format of what pools 1 and 2 pooled."""
+    pooled_maps = {1: (first, map1), 2: (second, map2)}
     for i, c in reversed(CONVS.items()):
-        if i == 2:
-            g = unpooled(POOLS[2], g, second, map2)
-        elif i == 1:
-            g = unpooled(POOLS[1], g, first, map1)
+        if i in pooled_maps:
+            g = unpooled(POOLS[i], g, *pooled_maps[i])
         g = F.conv_transpose2d(F.relu(g), flat[2 * i - 2], None, c.stride, c.padding, c.extra)
     return g
 
@@ -54,13 +53,27 @@ def empty_maps(n: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
 
 
-def add_descent(graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> None:
+def add_climb(
+    graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], pools: Iterable[int], keep_indices: bool = True
+) -> Graph:
+    """The convolutional layers as nodes of a graph, with some of the poolings."""
+    for i, c in CONVS.items():
+        graph.conv(c, *parameters[i])
+        if i in pools:
+            graph.pool(POOLS[i], keep_indices)
+        if i in NORMS:
+            graph.norm(NORMS[i])
+    return graph
+
+
+def add_descent(graph: Graph, parameters: dict[int, tuple[Tensor, Tensor]], n: int, indices: dict[int, str]) -> Graph:
     """`descend` as nodes of a graph, through the poolings that have indices."""
     for i, (w, _) in reversed(parameters.items()):
         if i in indices:
             graph.unpool(POOLS[i], n, indices[i])
         graph.node("Relu", [graph.value])
         graph.transposed(CONVS[i], w)
+    return graph
 
 
 def exact_stack(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -114,21 +127,13 @@ def forward(n: int, setting: Setting) -> Case:
         return checks.values(outs[:1], right) if hold else math.inf
 
     outputs = sum(p.channels * p.out**2 for p in POOLS.values())
-    outputs += setting.itemsize * POOLS[5].channels * POOLS[5].out ** 2
+    outputs += setting.dtype.itemsize * POOLS[5].channels * POOLS[5].out ** 2
     traffic = x.nbytes + sum(t.nbytes for t in flat) + n * outputs
     case = Case(setting, n, lambda: exact_stack(x, *flat), n * FLOPS, traffic, check)
     last, ours = x.contiguous(memory_format=LAST), setting.ours
     case.run["zfkernels"] = lambda: our_stack(ours, last, parameters)
     case.add_torch(dense, x, *flat)
-    graph = Graph(x=x)
-    for i, c in CONVS.items():
-        graph.conv(c, *parameters[i])
-        if i in POOLS:
-            graph.pool(POOLS[i])
-        if i in NORMS:
-            graph.norm(NORMS[i])
-    case.add_graph(graph)
-    return case
+    return case.add_graph(add_climb(Graph(x=x), parameters, POOLS))
 
 
 def descent(n: int, setting: Setting) -> Case:
@@ -161,13 +166,10 @@ def descent(n: int, setting: Setting) -> Case:
         return (value,)
 
     read = [y, *switches.values(), *(w for w, _ in parameters.values())]
-    traffic = sum(t.nbytes for t in read) + setting.itemsize * n * CONVS[1].channels * CONVS[1].size ** 2
+    traffic = sum(t.nbytes for t in read) + setting.dtype.itemsize * n * CONVS[1].channels * CONVS[1].size ** 2
     case = Case(setting, n, lambda: dense(*arguments(*(t.double() for t in floats))), flops=n * FLOPS, bytes=traffic)
     case.run["zfkernels"] = run
     case.add_torch(dense, *arguments(*floats))
-    planes = {i: torch.arange(n * p.channels).view(n, p.channels, 1, 1) * p.size**2 for i, p in POOLS.items()}
     names = {i: f"indices{i}" for i in POOLS}
-    graph = Graph(x=y, **{names[i]: planes[i] + indices[i] for i in POOLS})
-    add_descent(graph, parameters, n, names)
-    case.add_graph(graph)
-    return case
+    graph = Graph(x=y, **{names[i]: in_whole(p, n, indices[i]) for i, p in POOLS.items()})
+    return case.add_graph(add_descent(graph, parameters, n, names))

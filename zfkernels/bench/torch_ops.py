@@ -18,6 +18,11 @@ def pooled(p: Pool, x: Tensor) -> tuple[Tensor, Tensor]:
     return F.max_pool2d(x, p.kernel, p.stride, ceil_mode=p.ceil_mode, return_indices=True)
 
 
+def in_whole(p: Pool, n: int, indices: Tensor) -> Tensor:
+    """Indices that count through the whole tensor of n images, from those within a map."""
+    return torch.arange(n * p.channels).view(n, p.channels, 1, 1) * p.size**2 + indices
+
+
 def scattered(p: Pool, values: Tensor, indices: Tensor) -> Tensor:
     """The values summed at their indices: the right unpooling."""
     n, c = values.shape[:2]

@@ -1,17 +1,11 @@
 """`zfkernels bench`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..bench.peers import Setting
 
 PEERS = ("eager", "compile", "onednn", "ort", "openvino")  # those of bench.peers
 EXAMPLES = """examples:
@@ -62,11 +56,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measured(args: argparse.Namespace) -> dict:
-    """The record of the run that the options ask for."""
-    from ..bench import run as bench
+    """The record of the run that the options ask for; ValueError for what does not exist."""
+    import torch
 
-    setting = chosen_setting(args)
-    sizes = chosen_sizes(args, setting.device)
+    from ..bench import run as bench
+    from ..bench.peers import Setting
+
+    peers = tuple(bench.parts(args.peers)) or (tuple(p for p in PEERS if p != "compile") if args.quick else PEERS)
+    for peer in peers:
+        if peer.split()[0] not in PEERS:
+            raise ValueError(f"--peers: no peer {peer!r}; the peers are {', '.join(PEERS)}")
+    threads = args.threads if args.threads is not None else torch.get_num_threads()
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    try:
+        setting = Setting(args.backend, threads, peers, args.compile_seconds, args.compile_total)
+    except RuntimeError as error:
+        raise ValueError(f"--backend: {error}") from error
+    try:
+        sizes = [int(n) for n in bench.parts(args.n)]
+    except ValueError:
+        raise ValueError(f"--n must be batch sizes by commas, got {args.n!r}") from None
+    if any(n < 1 for n in sizes):
+        raise ValueError(f"--n must be at least 1, got {args.n!r}")
+    sizes = sizes or ([1] if args.quick else list(bench.SIZES[setting.device]))
     names = bench.select(args.jobs, args.quick)
     if args.keep_malloc and os.environ.get(bench.MALLOC) != bench.KEEP:  # malloc reads it only when a process starts
         command = [sys.executable, "-m", "zfkernels", *sys.argv[1:]]
@@ -80,36 +93,3 @@ def measured(args: argparse.Namespace) -> dict:
 
     show = partial(print, flush=True)
     return bench.run(names, sizes, setting, args.quick, extras=not args.jobs, save=save, report=show)
-
-
-def chosen_setting(args: argparse.Namespace) -> Setting:
-    """The backend, the threads and the peers; ValueError for those that do not exist."""
-    import torch
-
-    from ..bench.peers import Setting
-    from ..bench.run import parts
-
-    peers = tuple(parts(args.peers)) or (tuple(p for p in PEERS if p != "compile") if args.quick else PEERS)
-    for peer in peers:
-        if peer.split()[0] not in PEERS:
-            raise ValueError(f"--peers: no peer {peer!r}; the peers are {', '.join(PEERS)}")
-    threads = args.threads if args.threads is not None else torch.get_num_threads()
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    try:
-        return Setting(args.backend, threads, peers, args.compile_seconds, args.compile_total)
-    except RuntimeError as error:
-        raise ValueError(f"--backend: {error}") from error
-
-
-def chosen_sizes(args: argparse.Namespace, device: str) -> list[int]:
-    """The batch sizes; ValueError for what is none."""
-    from ..bench.run import SIZES, parts
-
-    try:
-        sizes = [int(n) for n in parts(args.n)]
-    except ValueError:
-        raise ValueError(f"--n must be batch sizes by commas, got {args.n!r}") from None
-    if any(n < 1 for n in sizes):
-        raise ValueError(f"--n must be at least 1, got {args.n!r}")
-    return sizes or ([1] if args.quick else list(SIZES[device]))

@@ -207,20 +207,17 @@ class Op:
         return self.make(self.name, seed, count)
 
 
+EXACT = ("max_pool2d", "max_unpool2d_backward")
+CASES = {
+    conv_cases: ("conv2d", "conv_transpose2d", "conv2d_weight_grad"),
+    pool_cases: ("max_pool2d", "max_unpool2d", "max_unpool2d_backward"),
+    norm_cases: ("contrast_norm", "contrast_norm_backward"),
+    pool_norm_cases: ("max_pool2d_contrast_norm",),
+    layer_cases: ("conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d"),
+}
+ERRORS = {"conv2d_relu_max_pool2d": fused_error}
 OPS = {
-    op.name: op
-    for op in (
-        Op(conv_cases, "conv2d"),
-        Op(conv_cases, "conv_transpose2d"),
-        Op(conv_cases, "conv2d_weight_grad"),
-        Op(pool_cases, "max_pool2d", exact=True),
-        Op(pool_cases, "max_unpool2d"),
-        Op(pool_cases, "max_unpool2d_backward", exact=True),
-        Op(norm_cases, "contrast_norm"),
-        Op(norm_cases, "contrast_norm_backward"),
-        Op(pool_norm_cases, "max_pool2d_contrast_norm"),
-        Op(layer_cases, "conv2d_relu_max_pool2d", error=fused_error),
-        Op(layer_cases, "conv2d_relu_max_pool2d_weight_grad"),
-        Op(layer_cases, "max_unpool2d_relu_conv_transpose2d"),
-    )
+    name: Op(make, name, name in EXACT, ERRORS.get(name, values_error))
+    for make, names in CASES.items()
+    for name in names
 }

@@ -21,6 +21,9 @@ from .cases import OPS, Case
 from .compare import BOUNDS, TF32_BOUND, is_float, tuple_of
 from .memory import placed, poisoned_memory
 
+# The bound of each column of the table, by the name of its dtype.
+COLUMNS = {str(dtype).removeprefix("torch."): bound for dtype, bound in BOUNDS.items()} | {"tf32": TF32_BOUND}
+
 
 @dataclass
 class Row:
@@ -86,3 +89,22 @@ def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf3
             row.failure = row.failure or f"error {error:.3g}, bound {row.bound:.3g}; {case.label}"
         row.error = error if math.isnan(error) or error > row.error else row.error
     return row
+
+
+def heading() -> str:
+    """The head of the table: each dtype with the bound of its column."""
+    cells = (f"{name} {bound:.0e}" for name, bound in COLUMNS.items())
+    return f"{'op':<35}{'backend':<10}{'cases':>5}  " + "".join(f"{cell:<16}" for cell in cells).rstrip()
+
+
+def line(rows: list[Row]) -> str:
+    """One line of the table: an op of a backend, and in each dtype the worst error ("exact": it must be, and is, 0)."""
+    by_dtype = {row.dtype: row for row in rows}
+    cells = "".join(f"{cell(by_dtype.get(name)):<16}" for name in COLUMNS)
+    return f"{rows[0].op:<35}{rows[0].backend:<10}{rows[0].cases:>5}  " + cells.rstrip()
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return ("exact" if row.bound == 0 == row.error else f"{row.error:.1e}") + (" FAILED" if row.failure else "")
