@@ -21,8 +21,10 @@ def test_a_linear_probe_reads_digits_and_not_noise():
     model = nn.Sequential(nn.Conv2d(3, 12, 5, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(192, 40))
     known = probes.features(model, x.split(100), ["0", "2", "4"], grid=4)
     assert {name: tuple(found.shape) for name, found in known.items()} == {
-        "0": (360, 192), "2": (360, 192), "4": (360, 40),
-    }  # fmt: skip
+        "0": (360, 192),
+        "2": (360, 192),
+        "4": (360, 40),
+    }
     maps = Deconvnet(model).activations(x[:5], "2")
     assert torch.equal(known["2"][:5], nn.functional.adaptive_max_pool2d(maps, 4).flatten(1))
     found = {(p.layer, p.classifier): p for p in probes.probes(known, labels, [20], draws=2)}

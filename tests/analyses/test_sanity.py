@@ -26,9 +26,14 @@ def test_ranks_and_similarity_equal_other_implementations():
     assert rank == pytest.approx(stats.spearmanr(a.flatten(), b.flatten()).statistic, rel=1e-12)
     one, other = sanity._unit(a), sanity._unit(b)
     _, full = metrics.structural_similarity(
-        one.numpy(), other.numpy(), gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0,
+        one.numpy(),
+        other.numpy(),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
         full=True,
-    )  # fmt: skip
+    )
     assert ssim(one, other) == pytest.approx(np.mean(full[5:-5, 5:-5]), rel=1e-9)
     assert ssim(one, one) == pytest.approx(1.0)
     assert -1 <= ssim(one[:4, :6], other[:4, :6]) < 1
@@ -37,8 +42,14 @@ def test_ranks_and_similarity_equal_other_implementations():
 def test_layers_from_the_top_and_only_those_below_the_unit():
     net, image = nets.alive(nets.ResNet()), nets.images(1, 45, 38)[0]
     result = sanity_check(net, image, "layer1.0.conv2", repeats=1)
-    assert [stage.module for stage in result.stages] == ["layer1.0.bn2", "layer1.0.conv2", "layer1.0.bn1",
-                                                         "layer1.0.conv1", "bn1", "conv1"]  # fmt: skip
+    assert [stage.module for stage in result.stages] == [
+        "layer1.0.bn2",
+        "layer1.0.conv2",
+        "layer1.0.bn1",
+        "layer1.0.conv1",
+        "bn1",
+        "conv1",
+    ]
     names = [stage.module for stage in sanity_check(net, image, repeats=1).stages]
     assert names[0] == "fc"
     assert names[-1] == "conv1"
@@ -156,9 +167,24 @@ def test_the_command(tmp_path, capsys):
     checkpoint.save(tmp_path / "zfnet.pt", network, arguments)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
-    call = ["sanity", tmp_path / "p.png", "--weights", tmp_path / "zfnet.pt", "--layer", "conv4", "--channel", 2,
-            "--method", "guided", "--repeats", 2, "--out", tmp_path / "s.png",
-            "--json", tmp_path / "s.json"]  # fmt: skip
+    call = [
+        "sanity",
+        tmp_path / "p.png",
+        "--weights",
+        tmp_path / "zfnet.pt",
+        "--layer",
+        "conv4",
+        "--channel",
+        2,
+        "--method",
+        "guided",
+        "--repeats",
+        2,
+        "--out",
+        tmp_path / "s.png",
+        "--json",
+        tmp_path / "s.json",
+    ]
     assert cli.main([str(part) for part in call]) == 0
     image = (torch.from_numpy(pixels).permute(2, 0, 1).float() - 100) / 16
     expected = sanity_check(network.model, image, "conv4", 2, method="guided", repeats=2)

@@ -72,16 +72,24 @@ def test_the_atlas_page_needs_nothing_beside_it_and_opens_every_map(capsys, worl
         ("invariance {w}/photos/a --weights {w}/zfnet.pt --layers conv2 fc7 --out {t}/o.png", "rotation"),
         ("evolution {w}/photos --weights {w}/epoch_001.pt {w}/epoch_010.pt --layer conv3 --out {t}/o.png", "epoch 10"),
         ("filters --weights {w}/zfnet.pt --against {w}/epoch_001.pt --out {t}/o.png", "6 of 7x7"),
-        ("neighbours {w}/photos/a/00.png {w}/photos --weights {w}/zfnet.pt --top 3 --out {t}/o.png",
-         "0  {w}/photos/a/00"),
+        (
+            "neighbours {w}/photos/a/00.png {w}/photos --weights {w}/zfnet.pt --top 3 --out {t}/o.png",
+            "0  {w}/photos/a/00",
+        ),
         ("correspond {w}/parts.json --weights {w}/zfnet.pt", "nose"),
         ("probe {w}/photos --weights {w}/zfnet.pt --per-class 3 --draws 2 --layers conv5 fc7", "svm on fc7"),
-        ("occlude {w}/photos/a/00.png --weights {w}/zfnet.pt --images {w}/photos --stride 9 --patch 16 --out {t}/o.png",
-         "from other pictures"),
-        ("ablate {w}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 60 --epochs 1 --rows 0 1 --device cpu "
-         "--out {t}/runs", "without 3, 4"),
+        (
+            "occlude {w}/photos/a/00.png --weights {w}/zfnet.pt --images {w}/photos --stride 9 --patch 16 "
+            "--out {t}/o.png",
+            "from other pictures",
+        ),
+        (
+            "ablate {w}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 60 --epochs 1 --rows 0 1 "
+            "--device cpu --out {t}/runs",
+            "without 3, 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_command_writes_and_says_what_it_found(capsys, world, tmp_path, command, words):
     if command.startswith("probe"):
         pytest.importorskip("sklearn")

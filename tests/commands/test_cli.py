@@ -73,8 +73,24 @@ def test_python_m_zfkernels_is_the_same_program():
 
 def test_project_writes_a_picture_and_prints_the_unit(capsys, tmp_path, weights, photo):
     out = tmp_path / "new" / "unit.png"
-    code, text, errors = run(capsys, "project", photo, "--weights", weights, "--layer", "conv2", "--channel", 3,
-                             "--position", 2, 4, "--norm", "gradient", "--out", out)  # fmt: skip
+    code, text, errors = run(
+        capsys,
+        "project",
+        photo,
+        "--weights",
+        weights,
+        "--layer",
+        "conv2",
+        "--channel",
+        3,
+        "--position",
+        2,
+        4,
+        "--norm",
+        "gradient",
+        "--out",
+        out,
+    )
     assert (code, errors) == (0, "")
     network = checkpoint.load(weights)
     image = (read_picture(photo, (64, 64)).float() - network.mean) / network.scale
@@ -97,8 +113,28 @@ def test_project_takes_the_strongest_unit_of_the_last_convolution(capsys, tmp_pa
 
 def test_occlude_writes_a_picture_and_the_raw_cells(capsys, tmp_path, weights, photo):
     out, raw = tmp_path / "o.png", tmp_path / "cells.npz"
-    code, text, _ = run(capsys, "occlude", photo, "--weights", weights, "--target", "cat", "--patch", 20, 12,
-                        "--stride", 10, "--fill", 0, 128, 255, "--out", out, "--raw", raw)  # fmt: skip
+    code, text, _ = run(
+        capsys,
+        "occlude",
+        photo,
+        "--weights",
+        weights,
+        "--target",
+        "cat",
+        "--patch",
+        20,
+        12,
+        "--stride",
+        10,
+        "--fill",
+        0,
+        128,
+        255,
+        "--out",
+        out,
+        "--raw",
+        raw,
+    )
     assert code == 0
     network = checkpoint.load(weights)
     image = (read_picture(photo, (64, 64)).float() - network.mean) / network.scale
@@ -129,15 +165,28 @@ def test_project_and_occlude_take_any_network(capsys, tmp_path, photo, method):
     model = nets.alive(nets.ResNet()).float()
     torch.save(model.state_dict(), tmp_path / "resnet.pt")
     network = ["--model", "nets:ResNet", "--weights", tmp_path / "resnet.pt", "--size", 64]
-    code, text, errors = run(capsys, "project", photo, *network, "--layer", "iadd_1", "--channel", 2,
-                             "--method", method, "--out", tmp_path / "p.png")  # fmt: skip
+    code, text, errors = run(
+        capsys,
+        "project",
+        photo,
+        *network,
+        "--layer",
+        "iadd_1",
+        "--channel",
+        2,
+        "--method",
+        method,
+        "--out",
+        tmp_path / "p.png",
+    )
     assert (code, errors) == (0, "")
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (checkpoint.IMAGENET_MEAN, checkpoint.IMAGENET_STD))
     image = (read_picture(photo, (64, 64)).float() / 255 - mean) / std
     value = float(model.stages(image[None])["iadd_1"][0, 2].max())
     assert f"activation  {value:.4f}"[:-1] in text
-    code, text, errors = run(capsys, "occlude", photo, *network, "--fill", "blur", "--patch", 16, "--stride", 16,
-                             "--out", tmp_path / "o.png")  # fmt: skip
+    code, text, errors = run(
+        capsys, "occlude", photo, *network, "--fill", "blur", "--patch", 16, "--stride", 16, "--out", tmp_path / "o.png"
+    )
     assert (code, errors) == (0, "")
     assert "cells       4 x 4" in text
 
