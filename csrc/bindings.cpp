@@ -30,6 +30,9 @@ auto with_table(bool f64, const Kernel& kernel) {
     return f64 ? kernel(zf::active_kernels().f64) : kernel(zf::active_kernels().f32);
 }
 
+// zf::Kernel's.
+constexpr const char* kKernelNames[] = {"direct", "scatter", "tiles", "rows", "nonzeros", "nonzeros_plain"};
+
 const zf::Kernels& kernels_named(const char* name) {
     if (const zf::Kernels* k = zf::find_kernels(name)) return *k;
     std::string names;
@@ -114,7 +117,7 @@ PYBIND11_MODULE(_C, m) {
         const zf::Kernels& k = kernels_named(isa);
         const auto choose = f64 ? k.f64.choose : k.f32.choose;
         const zf::Choice choice = choose(conv(s), most, rectify, static_cast<zf::Mode>(mode));
-        const auto name = [](zf::Kernel kernel) { return zf::kKernelNames[static_cast<int>(kernel)]; };
+        const auto name = [](zf::Kernel kernel) { return kKernelNames[static_cast<int>(kernel)]; };
         return py::make_tuple(name(choice.forward), name(choice.transposed), name(choice.weight_grad));
     });
     m.def("pool", &zf::pool_name);

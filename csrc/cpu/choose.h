@@ -11,32 +11,29 @@
 namespace zf {
 namespace {
 
-constexpr double kMargin = 1.1;  // another kernel must be a tenth faster than direct sums: costs are that uncertain
-constexpr double kLeastCycles = 1e5;  // 30 us: below it exact sums, whose ties pool by the rule, are worth more
-constexpr double kRectified = 0.5;    // of rectified values are taken to be nonzero; the choice must not read them
-constexpr double kPlainValues = 64;   // of a pixel: from here on adding up sums is cheaper than packing filters
-
-constexpr double kPeak = 0.82;         // of the multiply-add peak, which tile.h reaches over a block
-constexpr double kScatterPeak = 0.62;  // the same where products are added to memory
-constexpr double kTileSteps = 9;       // of tile.h: what a tile costs besides its products
-
+constexpr double kMargin = 1.1;             // Winograd and nonzeros must be a tenth faster: costs are that uncertain
+constexpr double kLeastCycles = 1e5;        // 30 us: below it exact sums, whose ties pool by the rule, are worth more
+constexpr double kRectified = 0.5;          // share of rectified values taken to be nonzero; they must not be looked at
+constexpr double kPlainValues = 64;         // of a pixel, from which adding its sums is cheaper than packing filters
+constexpr double kPeak = 0.82;              // share of the multiply-add peak that tile.h reaches over a block
+constexpr double kScatterPeak = 0.62;       // the same where products are added to memory
+constexpr double kTileSteps = 9;            // steps of tile.h that a tile costs besides its products
 constexpr double kDirectStep = 1.03;        // cycles for two multiply-adds
-constexpr double kDirectStore = 10;         // two vectors of an output
-constexpr double kDirectPack = 5;           // a vector of filters
-constexpr double kTransposedPack = 0.6;     // an element of the filters
-constexpr double kRowsOut = 32;             // transforming a vector of an output's points
-constexpr double kRowsFilter = 43;          // transforming a vector of filters
-constexpr double kTilesIn = 36;             // transforming a channel of a tile
-constexpr double kTilesOut = 30;            // an output of a tile back
-constexpr double kTilesFilter = 13;         // a channel's filter of an output
+constexpr double kDirectStore = 10;         // cycles for storing two vectors of an output
+constexpr double kDirectPack = 5;           // for packing a vector of filters
+constexpr double kTransposedPack = 0.6;     // for packing an element of the filters
+constexpr double kRowsOut = 32;             // for transforming a vector of an output's points
+constexpr double kRowsFilter = 43;          // for transforming a vector of filters
+constexpr double kTilesIn = 36;             // for transforming a channel of a tile
+constexpr double kTilesOut = 30;            // for transforming an output of a tile back
+constexpr double kTilesFilter = 13;         // for transforming a channel of an output's filter
 constexpr double kTilesChunk = 7;           // steps that a chunk of channels costs besides its products
-constexpr double kTilesMeasured = 1.2;      // the whole is a fifth slower than the sum of its parts
-constexpr double kNonzeroProduct = 1.1;     // a vector of a value's products: filters come from L2
-constexpr double kNonzeroVisit = 3;         // a vector of x loaded and stored for a pixel
-constexpr double kNonzeroPack = 0.7;        // an element of the filters
-constexpr double kNonzeroPlainElement = 2;  // an element of a pixel's sums added to x
+constexpr double kTilesMeasured = 1.2;      // all of it is a fifth slower than the sum of its parts
+constexpr double kNonzeroProduct = 1.1;     // for a vector of a value's products, with filters from L2
+constexpr double kNonzeroVisit = 3;         // for loading and storing a vector of x for a pixel
+constexpr double kNonzeroPack = 0.7;        // for packing an element of the filters
+constexpr double kNonzeroPlainElement = 2;  // for adding an element of a pixel's sums to x
 
-// A kernel's cost, as a double.
 template <typename... Sizes>
 constexpr double product(Sizes... sizes) {
     return static_cast<double>((sizes * ...));

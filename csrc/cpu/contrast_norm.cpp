@@ -5,9 +5,8 @@
 // Backward: gd_j = g_j s_j^-beta - 2 alpha beta/size d_j sum_{c: j in W(c)} g_c d_c s_c^(-beta-1), where c runs over
 // the mirrored window; centred, gx_j = gd_j - sum_{c: j in W(c)} gd_c / |W(c)|.
 //
-// Rows that a window slides over are copied between zeros, so that no loop over maps has a condition and the compiler's
-// vectorizer takes them all. One is vectorized by hand, beta = 0.75 from estimates of roots: it was two thirds of the
-// time.
+// Rows that a window slides over are copied between zeros, so that no loop over maps has a condition and all are
+// vectorized; the one for beta = 0.75 by hand, with estimates of roots.
 #include "../window.h"
 #include "simd.h"
 #include "table.h"
@@ -24,18 +23,13 @@ ZF_INLINE double power(double v, double e) { return __builtin_pow(v, e); }
 // p[c] = s[c]^-beta. The usual betas need only roots, which vectorize and are right to an ulp or two; pow does not.
 template <typename T>
 void negative_power(const T* s, T* p, int64_t count, double beta) {
-    if (beta == 0.75) {
-        for (int64_t c = 0; c < count; ++c) {
-            const T half = root(s[c]);
-            p[c] = 1 / (half * root(half));
-        }
-    } else if (beta == 0.5) {
-        for (int64_t c = 0; c < count; ++c) p[c] = 1 / root(s[c]);
-    } else if (beta == 1) {
-        for (int64_t c = 0; c < count; ++c) p[c] = 1 / s[c];
-    } else {
-        for (int64_t c = 0; c < count; ++c) p[c] = power(s[c], static_cast<T>(-beta));
-    }
+    const auto each = [&](const auto& f) {
+        for (int64_t c = 0; c < count; ++c) p[c] = f(s[c]);
+    };
+    if (beta == 0.75) return each([](T v) { return 1 / (root(v) * root(root(v))); });
+    if (beta == 0.5) return each([](T v) { return 1 / root(v); });
+    if (beta == 1) return each([](T v) { return 1 / v; });
+    each([=](T v) { return power(v, static_cast<T>(-beta)); });
 }
 
 // The maps [c - before, c + after]. A side longer than C covers no more maps than C does.
@@ -65,7 +59,6 @@ template <typename T>
 struct Rows {
     const Norm& s;
     T* const memory;  // elements(s) elements
-    const Window w{s};
     const int64_t p = pitch(s);
     T *const slid = memory + side(s), *const centred = slid + p + side(s), *const power = centred + p;
     T *const sums = power + p, *const scale = sums + p, *const share = scale + p;  // share: 1 / |W(c)|
@@ -73,17 +66,17 @@ struct Rows {
     static int64_t pitch(const Norm& s) { return round_up(s.C, 16); }
     static int64_t side(const Norm& s) { return round_up(larger(Window(s).before, Window(s).after), 16); }
     static int64_t elements(const Norm& s) { return 6 * pitch(s) + 2 * side(s); }
-
     Rows(const Norm& norm, T* of) : s(norm), memory(of) {
         zero(memory, elements(s));
+        const Window w(s);
         for (int64_t c = 0; c < s.C; ++c)
             share[c] = 1 / static_cast<T>(smaller(s.C - 1, c + w.after) - larger(0, c - w.before) + 1);
     }
 
-    // d, the row that is normalized: x itself or `centred`, the mean of x_c - x_j, which is exactly 0 where all are
-    // equal.
+    // d, the row that is normalized: x, or `centred`, the mean of x_c - x_j, which is exactly 0 where all are equal.
     const T* normalized(const T* x) {
         if (!s.center) return x;
+        const Window w(s);
         for (int64_t c = 0; c < s.C; ++c) centred[c] = 0;
         for (int64_t j = -w.before; j <= w.after; ++j)
             for (int64_t c = larger(0, -j); c < smaller(s.C, s.C - j); ++c) centred[c] += x[c] - x[c + j];
@@ -99,7 +92,7 @@ struct Rows {
                 store(to_power + c, powered);
             }))
             return;
-        window_sums(slid, sums, s.C, w);
+        window_sums(slid, sums, s.C, Window(s));
         const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
         for (int64_t c = 0; c < s.C; ++c) scale[c] = k + factor * sums[c];
         negative_power(scale, power, s.C, s.beta);
@@ -110,8 +103,8 @@ struct Rows {
         return kQuickRoots && sizeof(T) == sizeof(float) && s.size == 5 && s.beta == 0.75;
     }
 
-    // slid = d^2. And where they do, each(c, s_c, s_c^-beta) with whole vectors, the last perhaps past C; false
-    // where they do not, or an s_c is too large or too small for them.
+    // slid = d^2, and each(c, s_c, s_c^-beta) for whole vectors, the last perhaps past C. False where estimates do not
+    // serve, or an s_c is too large or too small for them.
     template <typename Each>
     bool quick_denominators(const T* d, const Each& each) {
         const int64_t channels = s.C;  // as a local: a store may change what a reference names
@@ -120,7 +113,7 @@ struct Rows {
             if (!quick(s)) return false;
             constexpr int kLanes = Lanes<T>::count;
             const T k = static_cast<T>(s.k), factor = static_cast<T>(s.alpha / static_cast<double>(s.size));
-            const T* const from = slid - w.before;
+            const T* const from = slid - Window(s).before;
             Mask<T> good = ~Mask<T>{};
             for (int64_t c = 0; c < channels; c += kLanes) {
                 Vec<T> sum = load<Vec<T>>(from + c);
@@ -139,7 +132,7 @@ struct Rows {
 
 template <typename T>
 void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
-    const PerThread<T> memory(threads, Rows<T>::elements(s));
+    const PerThread<T> memory{threads, Rows<T>::elements(s)};
     const bool whole = Rows<T>::quick(s) && s.C % Lanes<T>::count == 0;
     parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {
         Rows<T> rows(s, memory.of(thread));
@@ -158,7 +151,7 @@ void contrast_norm(const Norm& s, const T* x, T* y, int threads) {
 
 template <typename T>
 void contrast_norm_backward(const Norm& s, const T* g, const T* x, T* gx, int threads) {
-    const PerThread<T> memory(threads, Rows<T>::elements(s));
+    const PerThread<T> memory{threads, Rows<T>::elements(s)};
     const Window mirrored = Window(s).mirrored();
     const T factor = static_cast<T>(2 * s.alpha * s.beta / static_cast<double>(s.size));
     parallel_for(s.P, threads, [&](int64_t begin, int64_t end, int thread) {

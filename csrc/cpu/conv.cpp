@@ -1,8 +1,7 @@
 // Convolution with bias and ReLU, and the same followed by max-pooling.
 //
-// Both are written once, over the kernels that choose.h chooses among. A kernel computes lines: single output rows, or
-// Winograd's rows of tiles. Lines are numbered through all images. A kernel K has
-//
+// Both are written once, over the kernels that choose.h chooses among. A kernel computes lines, numbered through all
+// images: single output rows, or rows of Winograd's tiles. A kernel K has
 //   K::bands(s), K::steps(s, pool)      how its lines are cut for conv2d, and for pooling (conv_block.h)
 //   K::packer(s, w)                     packs a block of filters; its `size` is a block's elements
 //   K(s, lines, memory), K::elements(s, lines)                 one thread's state, for up to `lines` lines at a time
@@ -22,7 +21,6 @@ class DirectRows {
    public:
     DirectRows(const Conv& s, int64_t rows, T* memory)
         : s_(s), acc_(memory), band_{memory + rows * s.OW * kWidth<T>, band_cols(s), s.C} {}
-
     static Bands bands(const Conv& s) { return row_bands(s, kBlockPixels); }
     static Steps steps(const Conv& s, const Pool& pool) { return row_steps(s, pool, kBlockPixels); }
     static int64_t elements(const Conv& s, int64_t rows) {
@@ -37,16 +35,15 @@ class DirectRows {
     void take(const T* x, Range lines) {
         const Conv& s = s_;
         n_ = lines.begin / s.OH, from_ = lines.begin % s.OH;
-        const T* image = x + n_ * s.H * s.W * s.C;
-        const int64_t rows = lines.size(), run = s.KW * s.C;
+        const int64_t rows = lines.size(), run = s.KW * s.C, pitch = s.W * s.C;
         if (s.PH == 0 && s.PW == 0) {
-            const int64_t pitch = s.W * s.C;
-            block_ = {image + from_ * s.SH * pitch, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
+            const T* const origin = x + (n_ * s.H + from_ * s.SH) * pitch;
+            block_ = {origin, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
             return;
         }
-        band_.require(
-            n_, from_ * s.SH - s.PH, (from_ + rows - 1) * s.SH - s.PH + s.KH,
-            [&](int64_t, int64_t h, T* row) { copy_row(row, image, h, s.H, s.W, s.C, -s.PW, band_.cols, false); });
+        const MapRows<T> map{x, s.H, s.W, s.C, false};
+        band_.require(n_, from_ * s.SH - s.PH, (from_ + rows - 1) * s.SH - s.PH + s.KH,
+                      [&](int64_t n, int64_t h, T* row) { map(n, h, -s.PW, band_.cols, row); });
         block_ = {band_.data, s.SH * band_.pitch(), s.SW * s.C, rows, s.OW, band_.pitch(), s.KH, run};
     }
 
@@ -76,7 +73,6 @@ template <typename T>
 class WinogradTiles {
    public:
     WinogradTiles(const Conv& s, int64_t lines, T* memory) : s_(s), winograd_(forward_grid(s), lines, memory) {}
-
     static Bands bands(const Conv& s) { return Winograd<T>::bands(forward_grid(s), s.N); }
     // As many lines as fill the kernel: several whole images, or a part of one.
     static Steps steps(const Conv& s, const Pool& pool) {
@@ -91,13 +87,7 @@ class WinogradTiles {
         return {winograd_table<T>(s), grid.taps * grid.taps * grid.depth() * kWidth<T>, w, s.K, s.wk};
     }
 
-    void take(const T* x, Range lines) {
-        const Conv& s = s_;
-        winograd_.take(lines, [&](int64_t n, int64_t h, int64_t left, int64_t cols, T* row) {
-            copy_row(row, x + n * s.H * s.W * s.C, h, s.H, s.W, s.C, left, cols, false);
-        });
-    }
-
+    void take(const T* x, Range lines) { winograd_.take(lines, MapRows<T>{x, s_.H, s_.W, s_.C, false}); }
     bool make(const T* filters, const T* bias, bool relu, const Target<T>& target) {
         return winograd_.products(filters, bias, relu, [&](int64_t n, int64_t row, int64_t col, const T* values) {
             copy_pixels(target.row(n, row) + col * target.step, 0, values, 1, target.outputs);
@@ -114,10 +104,7 @@ template <typename T>
 struct BlockBias {
     T values[kWidth<T>];
     BlockBias(const Conv& s, const T* bias, int64_t block) {
-        for (int64_t o = 0; o < kWidth<T>; ++o) {
-            const int64_t k = block * kWidth<T> + o;
-            values[o] = bias && k < s.K ? bias[k] : 0;
-        }
+        for (int64_t o = 0, k = block * kWidth<T>; o < kWidth<T>; ++o, ++k) values[o] = bias && k < s.K ? bias[k] : 0;
     }
 };
 
@@ -125,10 +112,10 @@ struct BlockBias {
 // False where a result is not finite; y is then undefined. A unit of work is (set of images, band of lines, group of
 // channel blocks): its thread takes the band's input once and passes every block of the group over it.
 template <typename K, typename T>
-bool conv2d_by(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
+bool conv2d_by(K*, const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
     const Bands cut = K::bands(s);
     const auto packer = K::packer(s, w);
-    const PerThread<T> memory(threads, K::elements(s, cut.band));
+    const PerThread<T> memory{threads, K::elements(s, cut.band)};
     return for_blocks<T>(
         cut, ceil_div(s.K, kWidth<T>), packer.size, packer, threads,
         [&](int thread) { return K(s, cut.band, memory.of(thread)); },
@@ -144,12 +131,11 @@ bool conv2d_by(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool 
 }
 
 // conv2d (rectified) and max_pool2d without the map between them. A unit of work is (images, span of pooled rows, group
-// of channel blocks). It walks down its span in steps: each makes the convolution's rows that the next pooled rows
-// still need, into a buffer for each block that keeps the overlap, and pools the rows that are complete. Only a span's
-// first step makes rows that another unit makes too. False where a result is not finite; the results are then
-// undefined.
+// of channel blocks). Each step down its span makes the convolution's rows that the next pooled rows still need, into a
+// buffer for each block that keeps the overlap, and pools the rows that are complete. Only a span's first step makes
+// rows that another unit makes too. False where a result is not finite; the results are then undefined.
 template <typename K, typename T>
-bool conv2d_relu_max_pool2d_by(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
+bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                                uint8_t* switches, Rounding rounding, int threads) {
     const Steps steps = K::steps(s, pool);
     const int64_t sets = ceil_div(s.N, steps.images), image_lines = ceil_div(s.OH, steps.side);
@@ -161,7 +147,7 @@ bool conv2d_relu_max_pool2d_by(const Conv& s, const Pool& pool, const T* x, cons
     const int64_t pitch = s.OW * kWidth<T>, buffer = round_up(steps.rows * pitch, 16);
     const int64_t buffers = larger(steps.images, steps.whole ? 1 : ceil_div(all_blocks, groups));
     const int64_t own = K::elements(s, steps.lines);
-    const PerThread<T> memory(threads, own + buffers * buffer);
+    const PerThread<T> memory{threads, own + buffers * buffer};
 
     const auto unit = [&](K& kernel, int64_t set, int64_t span, int64_t group, int thread) {
         const Range images = share(s.N, set, sets), pooled = share(pool.OH, span, spans);
@@ -197,29 +183,27 @@ bool conv2d_relu_max_pool2d_by(const Conv& s, const Pool& pool, const T* x, cons
         sets, spans, groups, threads, [&](int thread) { return K(s, steps.lines, memory.of(thread)); }, unit);
 }
 
-// run(Type<K>{}) with the kernel that choose.h names, and again with direct sums where that returns false.
+// run(K*) with the kernel K that choose.h names, and again with direct sums where that returns false.
 template <typename T, typename Run>
 void with_kernel(const Conv& s, const Run& run) {
     if constexpr (kWinograd<T>) {
         const Kernel kernel = forward_kernel<T>(s, mode());
-        if (kernel == Kernel::kTiles && run(Type<WinogradTiles<T>>{})) return;
-        if (kernel == Kernel::kRows && run(Type<WinogradRows<T>>{})) return;
+        if (kernel == Kernel::kTiles && run(static_cast<WinogradTiles<T>*>(nullptr))) return;
+        if (kernel == Kernel::kRows && run(static_cast<WinogradRows<T>*>(nullptr))) return;
     }
-    run(Type<DirectRows<T>>{});
+    run(static_cast<DirectRows<T>*>(nullptr));
 }
 
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    with_kernel<T>(
-        s, [&](auto kernel) { return conv2d_by<typename decltype(kernel)::type>(s, x, w, bias, y, relu, threads); });
+    with_kernel<T>(s, [&](auto* kernel) { return conv2d_by(kernel, s, x, w, bias, y, relu, threads); });
 }
 
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
                             uint8_t* switches, Rounding rounding, int threads) {
-    with_kernel<T>(s, [&](auto kernel) {
-        using K = typename decltype(kernel)::type;
-        return conv2d_relu_max_pool2d_by<K>(s, pool, x, w, bias, y, switches, rounding, threads);
+    with_kernel<T>(s, [&](auto* kernel) {
+        return conv2d_relu_max_pool2d_by(kernel, s, pool, x, w, bias, y, switches, rounding, threads);
     });
 }
 

@@ -11,11 +11,8 @@
 namespace zf {
 namespace {
 
-// Elements of a run that tiles take at a time: what is longer would leave L2. (Pieces that fit L1 are 4-8% slower, for
-// the sums stored and loaded again.)
-constexpr int64_t kChunk = 4096;
-// About so many pixels has a block, over whose tiles its weights stay in L2.
-constexpr int64_t kBlockPixels = 192;
+constexpr int64_t kChunk = 4096;       // elements of a run that tiles take at a time: longer ones would leave L2
+constexpr int64_t kBlockPixels = 192;  // of a block, about; its weights stay in L2 while all its tiles pass over them
 
 template <typename T>
 struct Block {
@@ -30,7 +27,7 @@ struct Block {
 template <typename T, typename Done>
 void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const Done& done) {
     const int64_t pixels = b.rows * b.cols;
-    // Tiles of equal size, give or take one: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
+    // Tiles of equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
     const int64_t tiles = ceil_div(pixels, kPixels);
     const int64_t whole_rows = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk);
     T first[kPixels * kWidth<T>];  // what the sums of a tile start from
@@ -58,11 +55,6 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const 
         }
 }
 
-template <typename T>
-void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc) {
-    convolve_block(b, w, bias, acc, [](int64_t, int64_t) {});
-}
-
 // Rows of `cols` pixels that make about `pixels`, at most `most`.
 inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlockPixels) {
     return smaller(most, larger(1, (pixels + cols / 2) / cols));
@@ -73,9 +65,9 @@ struct Bands {
     int64_t sets, lines, band;
 };
 
-// What every dense kernel does: packs `blocks` blocks of filters, `size` elements each, and passes them over the bands.
-// A unit of work is (set, band, group of blocks): take(state, set, lines of the band), then make_block(state, k,
-// filters) for each block k of the group, which returns whether its results are finite. Returns whether all were.
+// Packs `blocks` blocks of filters, `size` elements each, and passes them over the bands. A unit of work is (set, band,
+// group of blocks): take(state, set, lines of the band), then make_block(state, k, filters) for each block k of the
+// group, which returns whether its results are finite. Returns whether all were.
 template <typename T, typename PackBlock, typename Start, typename Take, typename MakeBlock>
 bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock& pack_block, int threads,
                 const Start& start, const Take& take, const MakeBlock& make_block) {
@@ -93,11 +85,10 @@ bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock&
                      });
 }
 
-// For kernels whose lines are single rows: bands of about `pixels` pixels, of one image each.
+// For lines that are single rows: bands of about `pixels` pixels of one image.
 inline Bands row_bands(const Conv& s, int64_t pixels) { return {s.N, s.OH, rows_of_block(s.OW, s.OH, pixels)}; }
 
-// One step of pooling: the buffers hold the convolution's rows [base, to), of which [from, to) are new. Pooled rows
-// before row_end are then complete.
+// A step of pooling: the buffers hold rows [base, to), [from, to) are new, and pooled rows before row_end are complete.
 struct Step {
     int64_t row_end, base, from, to;
 };
@@ -125,15 +116,15 @@ struct Steps {
     }
 };
 
-// For kernels whose lines are single rows: about `pixels` pixels a step.
+// For lines that are single rows: about `pixels` pixels a step.
 inline Steps row_steps(const Conv& s, const Pool& pool, int64_t pixels) {
     const int64_t pooled = smaller(pool.OH, larger(1, pixels / (s.OW * pool.SH)));
     const int64_t rows = smaller(s.OH, (pooled - 1) * pool.SH + pool.KH);
     return {1, rows, 1, pooled, 0, rows, false};
 }
 
-// Where a block of output channels goes: `outputs` values a pixel, pixels `step` elements apart, rows `pitch`, images
-// `image`; row `first_row` of image `first_image` begins at data.
+// Where a block of output channels goes: `outputs` values a pixel; pixels, rows and images are step, pitch and image
+// elements apart, and row first_row of image first_image begins at data.
 template <typename T>
 struct Target {
     T* data;
@@ -160,7 +151,6 @@ struct Band {
     T* data;
     int64_t cols, channels;
     int64_t image = -1, begin = 0, end = 0;
-
     int64_t pitch() const { return cols * channels; }
 
     template <typename FillRow>
@@ -176,17 +166,22 @@ struct Band {
     }
 };
 
-// Row h of a map (H, W, C) into `to`: columns [left, left + cols), zeros outside the map.
+// Rows of a map (N, H, W, C), rectified if asked: (n, h, left, cols, to) writes columns [left, left + cols) of row h of
+// image n, zeros outside the map.
 template <typename T>
-void copy_row(T* to, const T* map, int64_t h, int64_t H, int64_t W, int64_t C, int64_t left, int64_t cols,
-              bool rectify) {
-    const int64_t first = larger(0, -left), last = smaller(cols, W - left);
-    if (h < 0 || h >= H || first >= last) return zero(to, cols * C);
-    zero(to, first * C);
-    zero(to + last * C, (cols - last) * C);
-    copy(to + first * C, map + (h * W + left + first) * C, (last - first) * C);
-    if (rectify) rectify_all(to + first * C, (last - first) * C);
-}
+struct MapRows {
+    const T* map;
+    int64_t H, W, C;
+    bool rectify;
+    void operator()(int64_t n, int64_t h, int64_t left, int64_t cols, T* to) const {
+        const int64_t first = larger(0, -left), last = smaller(cols, W - left);
+        if (h < 0 || h >= H || first >= last) return zero(to, cols * C);
+        zero(to, first * C);
+        zero(to + last * C, (cols - last) * C);
+        copy(to + first * C, map + ((n * H + h) * W + left + first) * C, (last - first) * C);
+        if (rectify) rectify_all(to + first * C, (last - first) * C);
+    }
+};
 
 }  // namespace
 }  // namespace zf

@@ -4,9 +4,8 @@
 //   x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and over maps k, of
 //                   y[n][oh][ow][k] * w[k][c][i][j]
 //
-// All kernels (those of zeros are in nonzeros.h) take y through `fill_row(n, oh, left, cols, row)`, which writes
-// columns [left, left + cols) of row oh of y, zeros where y has none: a copy, or a row of the unpooled map, which is
-// never written elsewhere.
+// All kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row oh of
+// y, zeros where y has none: a copy, or a row of the unpooled map, which is never written elsewhere.
 #include "choose.h"
 #include "rounding.h"
 #include "switches.h"
@@ -49,7 +48,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const T no_bias[kWidth<T>] = {};
     const int64_t acc_size = round_up(rows * q_cols * kWidth<T>, 16);
     const int64_t band_size = round_up((rows + most_taps - 1) * cols * s.K, 16);
-    const PerThread<T> memory(threads, acc_size + band_size);
+    const PerThread<T> memory{threads, acc_size + band_size};
     // Block k of the pixels of class (ri, rj) in the band's q rows; `weights` are the class's.
     const auto make_class = [&](const Band<T>& band, int64_t k, int64_t ri, int64_t rj, const T* weights) {
         T* const acc = band.data - acc_size;
@@ -67,7 +66,7 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
                                  band.pitch(),
                                  rh.taps,
                                  rw.taps * s.K};
-            convolve_block(block, weights, no_bias, acc);
+            convolve_block(block, weights, no_bias, acc, [](int64_t, int64_t) {});
         } else {
             zero(acc, (row_end - row) * pixels * kWidth<T>);
         }
@@ -96,9 +95,8 @@ void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
 
 // Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
 // (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
-// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it
-// multiplies every row of y that touches its band and adds what falls into it, rows and pixels of y in ascending order,
-// so the sum of a pixel does not depend on how x was cut.
+// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it takes the
+// rows of y that touch its band, rows and pixels in ascending order, so that how x was cut changes no sum.
 template <typename T, typename FillRow>
 void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
     const int64_t run = s.KW * s.C, elements = s.KH * run, blocks = ceil_div(elements, kWidth<T>);
@@ -116,7 +114,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
     const T no_bias[kWidth<T>] = {};
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, s.N)));
     const int64_t acc_size = round_up(s.OW * kWidth<T>, 16);
-    const PerThread<T> memory(threads, acc_size + round_up(s.OW * s.K, 16));
+    const PerThread<T> memory{threads, acc_size + round_up(s.OW * s.K, 16)};
     // Adds elements [e, e_end) of a tap row, whose values begin at acc, to the row of x `to`, for each pixel of row oh.
     // Element e of pixel ow goes to element `at` of the row; what lies beside the row is dropped.
     const auto add_run = [&](int64_t e, int64_t e_end, const T* acc, T* to) {
@@ -137,7 +135,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             for (int64_t oh = first_window(band.begin, s.KH, s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc);
+                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {
                         const int64_t i = e / run, h = oh * s.SH - s.PH + i;
@@ -151,9 +149,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
         });
 }
 
-// By Winograd's kernel (winograd.h): a correlation of stride 1 over positions of y, whose outputs are the SH x SW
-// pixels of x that a position makes, C channels each. False where a result is not finite; x is then undefined. A unit
-// of work is (rows of tiles, of one image or several; group of blocks of outputs).
+// By Winograd's tiles over positions of y (winograd.h). False where a result is not finite; x is then undefined.
 template <typename T, typename FillRow>
 bool transpose_tiles(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
     const Grid grid = transposed_grid(s);
@@ -173,7 +169,7 @@ bool transpose_tiles(const Conv& s, const T* w, T* x, int threads, const FillRow
             pack(table, to + o - b * kWidth<T>, w + i * s.wi + j * s.wj + o % s.C * s.wc, next - o, s.wc);
         }
     };
-    const PerThread<T> memory(threads, Winograd<T>::elements(grid, cut.band));
+    const PerThread<T> memory{threads, Winograd<T>::elements(grid, cut.band)};
     const T no_bias[kWidth<T>] = {};
     return for_blocks<T>(
         cut, ceil_div(grid.outputs, kWidth<T>), size, pack_block, threads,
@@ -202,9 +198,9 @@ void transpose(const Conv& s, const T* w, T* x, int64_t most, bool rectify, int 
     const Kernel kernel = transposed_kernel<T>(s, most, rectify, mode());
     if (kernel == Kernel::kNonzeros && scatter_nonzeros(s, w, x, threads, fill_row)) return;
     if (kernel == Kernel::kNonzerosPlain && scatter_nonzeros_plain(s, w, x, threads, fill_row)) return;
-    const Kernel dense = dense_transposed_kernel<T>(s, mode());
     if constexpr (kWinograd<T>)
-        if (dense == Kernel::kTiles && transpose_tiles(s, w, x, threads, fill_row)) return;
+        if (dense_transposed_kernel<T>(s, mode()) == Kernel::kTiles && transpose_tiles(s, w, x, threads, fill_row))
+            return;
     if (few_channels<T>(s.C))
         scatter(s, w, x, threads, fill_row);
     else
@@ -213,10 +209,7 @@ void transpose(const Conv& s, const T* w, T* x, int64_t most, bool rectify, int 
 
 template <typename T>
 void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
-    const int64_t most = s.OH * s.OW * s.K;
-    transpose(s, w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
-        copy_row(row, y + n * s.OH * s.OW * s.K, oh, s.OH, s.OW, s.K, left, cols, rectify);
-    });
+    transpose(s, w, x, s.OH * s.OW * s.K, rectify, threads, MapRows<T>{y, s.OH, s.OW, s.K, rectify});
 }
 
 template <typename T>

@@ -30,7 +30,6 @@ struct WeightGrad {
     T* const bias_sums = sums + slices * blocks * block_sums;
 
     explicit WeightGrad(const Conv& conv) : s(conv) { zero(sums, all_sums); }
-
     int64_t slice_width(int64_t slice) const { return smaller(kSlice, s.C - slice * kSlice); }
 
     // Row `row` of padded image n of x, to the group's image i.
@@ -72,7 +71,7 @@ struct WeightGrad {
             const int64_t e = run * tile_at / tiles, count = run * (tile_at + 1) / tiles - e;
             const T* at[kPixels];
             for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
-            // Summed apart and then added: sums of blocks lose less to rounding than one long sum.
+            // Summed apart, then added: sums of blocks lose less to rounding than one long sum.
             tile(count, at, walk, gradients, kZeros<T>, partial);
             for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
         }
@@ -88,14 +87,14 @@ struct WeightGrad {
     }
 };
 
-// The blocks' sums to gw and, where it is not null, gb.
+// The blocks' sums to gw and gb.
 template <typename T>
-void unpack_blocks(const Conv& s, const Table& table, const T* sums, int64_t block_size, const T* bias_sums, T* gw,
-                   T* gb, int threads) {
+void unpack_blocks(const Conv& s, const Table& table, T* sums, int64_t block_size, const T* bias_sums, T* gw, T* gb,
+                   int threads) {
     parallel_for(ceil_div(s.K, kWidth<T>), threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t b = begin; b < end; ++b) {
             const int64_t k = b * kWidth<T>, outputs = smaller(kWidth<T>, s.K - k);
-            unpack(table, sums + b * block_size, gw + k * s.wk, outputs, s.wk);
+            move_filters<false>(table, sums + b * block_size, gw + k * s.wk, outputs, s.wk);
             if (gb) copy(gb + k, bias_sums + k, outputs);
         }
     });
@@ -108,7 +107,7 @@ template <typename T>
 void weight_grad_direct(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     const WeightGrad<T> grad(s);
     const int64_t cuts = smaller(s.KH, ceil_div(4 * threads, grad.slices * grad.blocks));  // of the tap rows
-    const int64_t rows = rows_of_block(s.OW, s.OH), bands = ceil_div(s.OH, rows);
+    const int64_t bands = ceil_div(s.OH, rows_of_block(s.OW, s.OH));
     const auto stateless = [](int) { return 0; };
     for (int64_t first = 0; first < s.N; first += grad.group) {
         const int64_t count = smaller(grad.group, s.N - first);
@@ -144,32 +143,27 @@ void weight_grad_direct(const Conv& s, const T* x, const T* g, T* gw, T* gb, int
 //
 //   dg = G^T [ sum over tiles of (A dY A^T) * (B^T d B) ] G
 //
-// as many multiplications as the forward product. Tiles of all images are taken in batches. For each, all threads make
-// B^T d B of all channels, 6 MiB; then a unit of work is (block of kWidth maps, cut of the channels), which transforms
-// its gradients and makes 36 products of matrices over the batch's tiles. No other unit adds to its sums. False where a
-// result is not finite; gw is then undefined.
+// For each batch of tiles all threads make B^T d B of all channels, 6 MiB. Then a unit of work is (block of kWidth
+// maps, cut of the channels): it transforms its gradients and makes 36 products of matrices over the batch's tiles. No
+// other unit adds to its sums. False where a result is not finite; gw is then undefined.
 template <typename T>
-class WinogradGrad {
+struct WinogradGrad {
     using V = Vec<T>;
     static constexpr int kLanes = Lanes<T>::count;
     static constexpr int64_t kBatch = 128;  // tiles
 
-   public:
     WinogradGrad(const Conv& conv, int threads) : s_(conv), threads_(threads) {}
 
     bool run(const T* x, const T* g, T* gw, T* gb) {
         zero(bias_sums_, blocks_ * kWidth<T>);
+        const MapRows<T> map{x, s_.H, s_.W, s_.C, false};
         bool finite = true;
         for (int64_t from = 0; from < all_rows_; from += rows_) {
             const int64_t to = smaller(from + rows_, all_rows_);
             parallel_for(to - from, threads_, [&](int64_t begin, int64_t end, int thread) {
                 Band<T> band = InputTiles<T>::band(grid_, mine_ + thread * own_);
                 for (int64_t row = from + begin; row < from + end; ++row)
-                    inputs_.take_row(band, row, (row - from) * grid_.tile_cols(),
-                                     [&](int64_t n, int64_t h, int64_t left, int64_t cols, T* into) {
-                                         copy_row(into, x + n * s_.H * s_.W * s_.C, h, s_.H, s_.W, s_.C, left, cols,
-                                                  false);
-                                     });
+                    inputs_.take_row(band, row, (row - from) * grid_.tile_cols(), map);
             });
             finite &= for_units(
                 1, blocks_, cuts_, threads_, [](int thread) { return thread; },
@@ -180,8 +174,7 @@ class WinogradGrad {
     }
 
    private:
-    // Adds what tile rows [from, to) give to one block and cut; with the last rows, transforms the sums back. False if
-    // one of these is not finite.
+    // Adds what tile rows [from, to) give to one block and cut; transforms the sums back after the last rows.
     bool add(int64_t b, int64_t cut, int64_t from, int64_t to, const T* g, int thread) {
         T* const gradients = mine_ + thread * own_ + InputTiles<T>::band_elements(grid_);
         T* const sums = sums_ + (rows_ == all_rows_ ? thread : b) * kTaps * filter_plane_;

@@ -45,7 +45,6 @@ const Kernels& active_kernels() {
 }
 
 void use_kernels(const Kernels& kernels) { active = &kernels; }
-
 Mode mode() { return active_mode; }
 void set_mode(Mode mode) { active_mode = mode; }
 

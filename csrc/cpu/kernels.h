@@ -1,9 +1,8 @@
 // The table of CPU kernels, one per instruction set.
 //
-// Every pointer is to a dense channels-last array: x[n][h][w][c] with c contiguous. Weights are the exception: they are
-// read and written through strides, so that both of torch's memory formats work without a copy. Sizes and strides are
-// in elements. `threads` is the number of threads to use; 1 runs on the caller alone. Shapes were checked in Python; a
-// kernel checks only what its contract says.
+// Every pointer is to a dense channels-last array: x[n][h][w][c] with c contiguous. Weights alone are read and written
+// through strides, so that both of torch's memory formats work without a copy. Sizes and strides are in elements.
+// `threads` is the number of threads to use; 1 runs on the caller alone. Shapes were checked in Python.
 #pragma once
 #include <cstdint>
 
@@ -23,7 +22,6 @@ enum class Kernel : int {
     kNonzeros,       // transposed: only the values that are not 0, with packed filters, nonzeros.h
     kNonzerosPlain,  // the same with filters as they lie
 };
-constexpr const char* kKernelNames[] = {"direct", "scatter", "tiles", "rows", "nonzeros", "nonzeros_plain"};
 
 // Which kernels float32 convolutions may use. kExact: no Winograd. kFastest: whatever costs least by choose.h. The
 // others are for tests: Winograd's tiles, Winograd's rows, or transposed kNonzeros wherever these are possible, and

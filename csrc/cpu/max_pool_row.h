@@ -58,8 +58,8 @@ ZF_INLINE void pool_window(const Window<T>& window, const Taps& taps, T* y, uint
     });
 }
 
-// The same for a window of kSide x kSide taps inside the map, if no NaN is there; otherwise `nans` becomes true
-// somewhere. (A sum is NaN where a term is: one instruction a tap. Asking for NaN at each choice takes three.)
+// The same for a window of kSide x kSide taps inside the map; `nans` becomes true somewhere if a NaN is there. (A sum
+// is NaN where a term is: one instruction a tap, where a test at each choice takes three.)
 template <typename T, int kVectors, int kSide>
 ZF_INLINE void pool_whole_window(const Window<T>& window, T* y, uint8_t* switches, Mask<T>& nans) {
     constexpr int kLanes = Lanes<T>::count;

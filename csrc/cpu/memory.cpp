@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -11,7 +12,6 @@ namespace zf {
 namespace {
 
 constexpr std::size_t kLeastKept = 8 << 20, kMostKept = 64 << 20;
-
 // A sanitizer has to see every use of freed memory.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kKeep = false;
@@ -25,9 +25,7 @@ void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
 // getting their pages again takes longer than most kernels: 15 ms for 40 MB.
 class Kept {
    public:
-    ~Kept() {
-        for (Slot& slot : slots_) release(slot.memory);
-    }
+    ~Kept() { release(slots_[0].memory), release(slots_[1].memory); }
 
     // The smallest kept block of at least `bytes` bytes, which becomes its size; null when there is none.
     void* take(std::size_t& bytes) {
@@ -36,9 +34,7 @@ class Kept {
             if (slot.bytes >= bytes && (!best || slot.bytes < best->bytes)) best = &slot;
         if (!best) return nullptr;
         bytes = best->bytes;
-        void* const memory = best->memory;
-        *best = {};
-        return memory;
+        return std::exchange(*best, {}).memory;
     }
 
     void give(void* memory, std::size_t bytes) {
@@ -62,15 +58,13 @@ Kept& kept() {
 
 }  // namespace
 
-void prefer_huge_pages(void* memory, std::size_t bytes) {
+void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
     constexpr std::uintptr_t kPage = 2 << 20;
     if (bytes < 2 * kPage) return;
     const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
     const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
 #endif
 }
 

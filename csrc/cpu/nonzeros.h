@@ -3,17 +3,11 @@
 //
 //   x[n][oh*SH - PH + i][ow*SW - PW + j][c] += y[n][oh][ow][k] * w[k][c][i][j]      for each y[n][oh][ow][k] != 0
 //
-// Rows of y are reduced to lists: for each pixel its values and their filters' offsets. Two kernels multiply them:
-//
-// PanelScatter, with packed filters. A panel is up to kSlots vectors of elements (i, j, c) of all filters,
-// [K][slots][lanes]: for each pixel the vectors of x that it meets are loaded, take the products of the pixel's list,
-// and are stored. A value costs a broadcast and `slots` multiply-adds whose other factor is in memory, mostly in L2: 32
-// bytes a cycle there are half of the direct kernel's rate. With many channels a panel is blocks of kWidth channels of
-// one tap (i, j). With few it is whole tap rows, KW * C elements each; the last vector is padded with zeros.
-//
-// PlainScatter, with filters as they lie, in chunks of channels: a pixel's sums [C][KH][KW] are made and then added to
-// x. Adding costs 2 cycles an element, and no filter is packed.
-//
+// Rows of y are reduced to lists, for each pixel its values and their filters' offsets, and multiplied by
+//   PanelScatter, with filters packed in panels [K][slots][lanes] of up to kSlots vectors of elements (i, j, c): for
+//   each pixel the vectors of x that a panel meets are loaded, take the products of the list, and are stored. With many
+//   channels a panel is blocks of kWidth channels of one tap (i, j); with few it is whole tap rows of KW * C elements;
+//   or PlainScatter, with filters as they lie: a pixel's sums [C][KH][KW] are made and then added to x.
 // Rows of y are taken in groups of about kBlockPixels pixels, numbered within the image, so every element of x sums in
 // the same order however the work was cut. Both return false where a value or a weight is not finite, since a skipped
 // zero would have made NaN of it; x is then undefined.
@@ -45,8 +39,7 @@ struct Panels {
     static bool possible(const Conv& s) {
         return (!few_channels<T>(s.C) || run_vectors(s) <= kSlots) && s.K * kSlots * kLanes < INT32_MAX;
     }
-    // Vectors of a filter.
-    static int64_t vectors(const Conv& s) {
+    static int64_t vectors(const Conv& s) {  // of a filter
         return few_channels<T>(s.C) ? s.KH * run_vectors(s) : s.KH * s.KW * blocks(s) * kWidth<T> / kLanes;
     }
 
@@ -65,7 +58,7 @@ struct Panels {
         return runs ? slot % row * kLanes : tap % s.KW * s.C + piece * pitch() + slot * kLanes;
     }
 
-    // Packs all filters; false if one of their elements is not finite.
+    // False if an element is not finite.
     bool pack_all(const T* w, T* to, int threads) const {
         if (runs) {
             zero(to, elements());
@@ -125,8 +118,7 @@ bool plain_filters_possible(const Conv& s) {
 // The values that are not 0 of a group of pixels, in ascending order of channels. Pixel p has elements [begin(p),
 // begin(p + 1)) of value[] and of offset[], its filter's, where a filter is `pitch` elements.
 template <typename T>
-class Nonzeros {
-   public:
+struct Nonzeros {
     static constexpr int kLanes = Lanes<T>::count;
     // Each thread's memory for the lists of up to `pixels` pixels, and for a row of pixels.
     struct Memory {
@@ -142,7 +134,6 @@ class Nonzeros {
         for (int i = 0; i < kLanes; ++i) lanes_[i] = static_cast<int32_t>(i * pitch);
     }
 
-    // Takes rows `rows` of `images`.
     template <typename FillRow>
     void take(Range images, Range rows, const FillRow& fill_row) {
         int64_t count = 0, pixel = 0;
@@ -161,10 +152,8 @@ class Nonzeros {
     }
 
     Range of(int64_t pixel) const { return {begin_[pixel], begin_[pixel + 1]}; }
-    // Whether all values seen were finite.
     bool finite() const { return is_zero<T>(seen_); }
 
-   private:
     int64_t list(const T* pixel, T* values, int32_t* offsets) {
         int64_t count = 0, k = 0;
         for (; k + kLanes <= s_.K; k += kLanes)
@@ -182,19 +171,17 @@ class Nonzeros {
     const Conv& s_ = memory_.s;
     T* const row_ = memory_.values.of(thread_) + memory_.most;
     int64_t* const begin_ = memory_.begins.of(thread_);
-    int32_t lanes_[kLanes];  // a vector's offsets
-    Vec<T> seen_{};
-
-   public:
     T* const value = memory_.values.of(thread_);
     int32_t* const offset = memory_.offsets.of(thread_);
+    int32_t lanes_[kLanes];  // a vector's offsets
+    Vec<T> seen_{};
 };
 
-// to[i][at + lanes] = sum over n in `list` of value[n] * filters[offset[n] + i * lanes + lanes], for i < kCount; added
-// to what is there unless kFresh.
+// to[i][at + lanes] = sum over n of value[n] * filters[offset[n] + i * lanes + lanes], for i < kCount; added to what is
+// there unless kFresh. (Inlined, all counts in one function, it is 1.15 times as slow.)
 template <bool kFresh, typename T, int kCount>
-void add_products(Index<kCount>, const int32_t* offset, const T* value, int64_t nonzeros, const T* filters,
-                  T* const* to, int64_t at) {
+__attribute__((noinline)) void add_products(Index<kCount>, const int32_t* offset, const T* value, int64_t nonzeros,
+                                            const T* filters, T* const* to, int64_t at) {
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> sum[kCount];
     repeat<kCount>([&](auto i) { sum[i.at] = kFresh ? Vec<T>{} : load<Vec<T>>(to[i.at] + at); });
@@ -215,8 +202,7 @@ ZF_INLINE void add_products(int64_t slots, const Nonzeros<T>& nonzeros, Range li
     });
 }
 
-// How y is cut, whatever the filters' layout: a unit of work has up to `images` images, and takes `rows` rows of each
-// at a time.
+// How y is cut: a unit of work has up to `images` images, and takes `rows` rows of each at a time.
 struct Cut {
     const Conv& s;
     const int threads;
@@ -237,20 +223,16 @@ void zero_rows(const Conv& s, T* x, Range images, Range rows, Range channels) {
     }
 }
 
-// One thread's share of the kernel with packed filters.
 template <typename T>
-class PanelScatter {
+struct PanelScatter {
     static constexpr int64_t kLanes = Lanes<T>::count;
 
-   public:
-    // `memory` has elements(s) elements.
     PanelScatter(const Panels<T>& panels, const T* packed, T* x, T* memory, const Nonzeros<T>& nonzeros)
         : panels_(panels), packed_(packed), x_(x), outside_(memory), nonzeros_(nonzeros) {
         zero(outside_, beside(s_));
         for (int64_t i = 0; i < kSlots; ++i) at_edge_[i] = edge_ + i * kLanes;
     }
     static int64_t elements(const Conv& s) { return beside(s) + kSlots * kLanes; }
-
     // Adds the panels of `pieces` to rows `band` of x, `rows` rows of y at a time.
     template <typename FillRow>
     bool add(Range images, Range band, Range pieces, int64_t rows, const FillRow& fill_row) {
@@ -266,7 +248,6 @@ class PanelScatter {
 
    private:
     static int64_t beside(const Conv& s) { return round_up(s.W * s.C, 16); }
-
     void add_panel(Range images, Range band, Range rows, int64_t piece, int64_t tap) {
         filters_ = panels_.filters(packed_, piece, tap);
         slots_ = panels_.count(piece, tap);
@@ -282,8 +263,7 @@ class PanelScatter {
             }
     }
 
-    // Points each slot at its row of x, with element 0 of the row above tap 0; at memory beside x where the row is not
-    // in the band. False if none is.
+    // Points each slot at its row of x, or at outside_ where that is not in the band; false if none is.
     bool aim(int64_t n, int64_t h0, Range band, int64_t tap) {
         bool met = false;
         for (int64_t i = 0; i < slots_; ++i) {
@@ -313,23 +293,18 @@ class PanelScatter {
     const T* const packed_;
     T *const x_, *const outside_, *const edge_ = outside_ + beside(s_);  // outside_: a row of x that nobody reads
     Nonzeros<T> nonzeros_;
-    // Of the panel and the row of y.
     const T* filters_ = nullptr;
     int64_t slots_ = 0, element_[kSlots];
     T *to_[kSlots], *at_edge_[kSlots];
 };
 
-// One thread's share of the kernel with filters as they lie, [K][C][KH][KW].
 template <typename T>
-class PlainScatter {
+struct PlainScatter {
     static constexpr int64_t kLanes = Lanes<T>::count;
 
-   public:
-    // `sums` has elements(s, pixels) elements, for the pixels of the lists.
     PlainScatter(const Conv& s, const T* w, T* x, T* sums, const Nonzeros<T>& nonzeros)
         : s_(s), w_(w), x_(x), sums_(sums), nonzeros_(nonzeros) {}
     static int64_t elements(const Conv& s, int64_t pixels) { return round_up(pixels * most_elements(s), 16); }
-
     // Chunks are whole blocks of channels, with at least kSlots vectors of a filter.
     static int64_t chunks(const Conv& s) {
         return ceil_div(s.C / kWidth<T>, ceil_div(kSlots * kLanes, s.KH * s.KW * kWidth<T>));
@@ -359,17 +334,15 @@ class PlainScatter {
         return ceil_div(s.C / kWidth<T>, chunks(s)) * kWidth<T> * s.KH * s.KW;
     }
 
-    // sums_[pixel] = the pixel's values times their filters, for `channels`; parts of kSlots vectors or fewer at a
-    // time.
+    // sums_[pixel] = the pixel's values times their filters, for `channels`, in parts of up to kSlots vectors.
     void multiply(int64_t pixels, Range channels) {
-        const int64_t taps = s_.KH * s_.KW, most = most_elements(s_);
-        const int64_t vectors = channels.size() * taps / kLanes, parts = ceil_div(vectors, kSlots);
+        const int64_t vectors = channels.size() * taps_ / kLanes, parts = ceil_div(vectors, kSlots);
         for (int64_t part = 0; part < parts; ++part) {
             const Range slots = share(vectors, part, parts);
-            const T* const filters = w_ + channels.begin * taps + slots.begin * kLanes;
+            const T* const filters = w_ + channels.begin * taps_ + slots.begin * kLanes;
             for (int64_t p = 0; p < pixels; ++p) {
                 T* to[kSlots];
-                for (int64_t i = 0; i < slots.size(); ++i) to[i] = sums_ + p * most + (slots.begin + i) * kLanes;
+                for (int64_t i = 0; i < slots.size(); ++i) to[i] = sums_ + p * most_ + (slots.begin + i) * kLanes;
                 add_products<true>(slots.size(), nonzeros_, nonzeros_.of(p), filters, to, 0);
             }
         }
@@ -382,13 +355,13 @@ class PlainScatter {
             for (int64_t oh = rows.begin; oh < rows.end; ++oh)
                 for (int64_t ow = 0; ow < s_.OW; ++ow, ++pixel)
                     if (nonzeros_.of(pixel).size())
-                        add_sums(sums_ + pixel * most_elements(s_), x_ + n * s_.H * s_.W * s_.C + channels.begin,
+                        add_sums(sums_ + pixel * most_, x_ + n * s_.H * s_.W * s_.C + channels.begin,
                                  oh * s_.SH - s_.PH, ow * s_.SW - s_.PW, channels.size());
     }
 
     // A pixel's sums to image x, whose window begins at (h0, w0).
-    void add_sums(const T* sums, T* x, int64_t h0, int64_t w0, int64_t channels) {
-        const int64_t taps = s_.KH * s_.KW;
+    ZF_INLINE void add_sums(const T* sums, T* x, int64_t h0, int64_t w0, int64_t channels) const {
+        const int64_t taps = taps_;
         for (int64_t i = larger(0, -h0); i < smaller(s_.KH, s_.H - h0); ++i)
             for (int64_t j = larger(0, -w0); j < smaller(s_.KW, s_.W - w0); ++j) {
                 T* const to = x + ((h0 + i) * s_.W + w0 + j) * s_.C;
@@ -398,6 +371,7 @@ class PlainScatter {
     }
 
     const Conv& s_;
+    const int64_t taps_ = s_.KH * s_.KW, most_ = most_elements(s_);
     const T* const w_;
     T *const x_, *const sums_;
     Nonzeros<T> nonzeros_;
@@ -426,7 +400,7 @@ bool scatter_nonzeros(const Conv& s, const T* w, T* x, int threads, const FillRo
     if (!panels.pack_all(w, packed.as<T>(), threads)) return false;
     const int64_t groups = alone ? groups_for(panels.pieces, cut.sets, threads) : 1;
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, cut.sets * groups)));
-    const PerThread<T> memory(threads, PanelScatter<T>::elements(s));
+    const PerThread<T> memory{threads, PanelScatter<T>::elements(s)};
     const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};
     const auto start = [&](int thread) {
         return PanelScatter<T>(panels, packed.as<T>(), x, memory.of(thread), {lists, thread, panels.pitch()});
@@ -447,7 +421,7 @@ bool scatter_nonzeros_plain(const Conv& s, const T* w, T* x, int threads, const 
         return is_zero<T>(sum);
     });
     if (!finite) return false;
-    const PerThread<T> sums(threads, PlainScatter<T>::elements(s, cut.pixels));
+    const PerThread<T> sums{threads, PlainScatter<T>::elements(s, cut.pixels)};
     const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};
     const auto start = [&](int thread) { return PlainScatter<T>(s, w, x, sums.of(thread), {lists, thread, filter}); };
     const auto channels = [&](Range own) { return PlainScatter<T>::channels(s, own); };

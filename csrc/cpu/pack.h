@@ -1,9 +1,8 @@
 // Weights between torch's memory, through strides, and the kernels' blocks [row][kWidth outputs].
 //
-// Which row a filter's element becomes differs from kernel to kernel, but not from one output channel to the next: a
-// Table lists the offsets of every element in torch's filter and in the block, and serves all blocks. Where four
-// elements are neighbours in the filter, 4 outputs x 4 elements are transposed in registers (one by one, packing took
-// 38% of a 3x3 convolution of 256 to 384 maps at N = 1).
+// A Table lists the offsets of every element in torch's filter and in the block, and serves all blocks of a kernel.
+// Where four elements are neighbours in the filter, 4 outputs x 4 elements are transposed in registers (one by one,
+// packing took 38% of a 3x3 convolution of 256 to 384 maps at N = 1).
 #pragma once
 #include <cstdint>
 
@@ -29,12 +28,14 @@ struct Element {
 
 // The elements (c, i, j) of a filter, c < channels, i < KH, j < KW, at c*sc + i*si + j*sj, in ascending order of memory
 // for either of torch's memory formats; block_of(c, i, j) is an element's offset in the block.
-class Table {
-   public:
+struct Table {
+    const int64_t count;
+    const Scratch memory{static_cast<std::size_t>(count) * sizeof(Element)};
+
     template <typename BlockOf>
     Table(int64_t channels, int64_t sc, int64_t KH, int64_t si, int64_t KW, int64_t sj, const BlockOf& block_of)
-        : count_(channels * KH * KW), memory_(static_cast<std::size_t>(count_) * sizeof(Element)) {
-        Element* next = memory_.as<Element>();
+        : count(channels * KH * KW) {
+        Element* next = memory.as<Element>();
         const bool taps_inside = sc >= si;
         const int64_t outer = taps_inside ? channels : 1, inner = taps_inside ? 1 : channels;
         for (int64_t a = 0; a < outer; ++a)
@@ -43,12 +44,8 @@ class Table {
                     for (int64_t b = 0; b < inner; ++b)
                         *next++ = {(a + b) * sc + i * si + j * sj, block_of(a + b, i, j)};
     }
-    const Element* begin() const { return memory_.as<Element>(); }
-    const Element* end() const { return begin() + count_; }
-
-   private:
-    int64_t count_;
-    Scratch memory_;
+    const Element* begin() const { return memory.as<Element>(); }
+    const Element* end() const { return begin() + count; }
 };
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -66,19 +63,27 @@ ZF_INLINE void transpose(V& a, V& b, V& c, V& d) {
     c = ZF_SHUFFLE(AC, BD, 0, 4, 1, 5), d = ZF_SHUFFLE(AC, BD, 2, 6, 3, 7);
 }
 
-// Calls four(element, output) for each 4 outputs x 4 elements that are neighbours in the filter, one(element, output)
-// for the rest.
-template <typename FourByFour, typename One>
-ZF_INLINE void for_elements(const Table& table, int64_t outputs, const FourByFour& four, const One& one) {
-    const Element* e = table.begin();
-    while (e != table.end()) {
+// Moves `outputs` filters, so elements apart, to a block or, unless kPack, from one.
+template <bool kPack, typename T>
+void move_filters(const Table& table, T* block, T* filters, int64_t outputs, int64_t so) {
+    for (const Element *e = table.begin(), *next; e != table.end(); e = next) {
         const bool neighbours = table.end() - e >= 4 && e[1].filter - e[0].filter == 1 &&
                                 e[2].filter - e[1].filter == 1 && e[3].filter - e[2].filter == 1;
-        const int64_t whole = neighbours ? outputs / 4 * 4 : 0, elements = neighbours ? 4 : 1;
-        for (int64_t o = 0; o < whole; o += 4) four(e, o);
-        for (int64_t i = 0; i < elements; ++i)
-            for (int64_t o = whole; o < outputs; ++o) one(e + i, o);
-        e += elements;
+        const int64_t whole = neighbours ? outputs / 4 * 4 : 0;
+        next = e + (neighbours ? 4 : 1);
+        for (int64_t o = 0; o < whole; o += 4) {
+            T* const filter = filters + e->filter + o * so;
+            Four<T> v[4];
+            repeat<4>([&](auto i) { v[i.at] = load<Four<T>>(kPack ? filter + i.at * so : block + e[i.at].block + o); });
+            transpose(v[0], v[1], v[2], v[3]);
+            repeat<4>([&](auto i) { store(kPack ? block + e[i.at].block + o : filter + i.at * so, v[i.at]); });
+        }
+        for (const Element* one = e; one != next; ++one)
+            for (int64_t o = whole; o < outputs; ++o)
+                if constexpr (kPack)
+                    block[one->block + o] = filters[one->filter + o * so];
+                else
+                    filters[one->filter + o * so] = block[one->block + o];
     }
 }
 
@@ -92,66 +97,30 @@ ZF_INLINE void copy_outputs(T* to, const T* from, int64_t outputs) {
 // One block from `outputs` <= kWidth filters, so elements apart. The block's other outputs are left as they are.
 template <typename T>
 void pack(const Table& table, T* block, const T* filters, int64_t outputs, int64_t so) {
-    if (so == 1) {
-        for (const Element& e : table) copy_outputs(block + e.block, filters + e.filter, outputs);
-        return;
-    }
-    for_elements(
-        table, outputs,
-        [&](const Element* e, int64_t o) {
-            const T* from = filters + e->filter + o * so;
-            Four<T> a = load<Four<T>>(from), b = load<Four<T>>(from + so);
-            Four<T> c = load<Four<T>>(from + 2 * so), d = load<Four<T>>(from + 3 * so);
-            transpose(a, b, c, d);
-            store(block + e[0].block + o, a);
-            store(block + e[1].block + o, b);
-            store(block + e[2].block + o, c);
-            store(block + e[3].block + o, d);
-        },
-        [&](const Element* e, int64_t o) { block[e->block + o] = filters[e->filter + o * so]; });
+    if (so > 1) return move_filters<true>(table, block, const_cast<T*>(filters), outputs, so);
+    for (const Element& e : table) copy_outputs(block + e.block, filters + e.filter, outputs);
 }
 
-// The way back: `outputs` filters from one block.
-template <typename T>
-void unpack(const Table& table, const T* block, T* filters, int64_t outputs, int64_t so) {
-    for_elements(
-        table, outputs,
-        [&](const Element* e, int64_t o) {
-            Four<T> a = load<Four<T>>(block + e[0].block + o), b = load<Four<T>>(block + e[1].block + o);
-            Four<T> c = load<Four<T>>(block + e[2].block + o), d = load<Four<T>>(block + e[3].block + o);
-            transpose(a, b, c, d);
-            T* const to = filters + e->filter + o * so;
-            store(to, a);
-            store(to + so, b);
-            store(to + 2 * so, c);
-            store(to + 3 * so, d);
-        },
-        [&](const Element* e, int64_t o) { filters[e->filter + o * so] = block[e->block + o]; });
-}
-
-// All blocks of a convolution's weights: `pack_block(b, to)` writes the `size` elements of block b. Where each block is
-// used just once, its thread packs it then, while it is in the nearest cache; otherwise all threads pack all of them at
-// the start.
+// All blocks of a convolution's weights: pack_block(b, to) writes the `size` elements of block b. A block that is used
+// just once is packed then by its thread, in the nearest cache; otherwise all threads pack all of them at the start.
 template <typename T, typename PackBlock>
-class Packed {
-   public:
-    Packed(int64_t count, int64_t size, const PackBlock& pack_block, bool used_once, int threads)
-        : pack_block_(pack_block), used_once_(used_once), memory_(used_once ? threads : count, size) {
+struct Packed {
+    const PackBlock& pack_block;
+    const bool used_once;
+    const PerThread<T> memory;
+
+    Packed(int64_t count, int64_t size, const PackBlock& pack, bool once, int threads)
+        : pack_block(pack), used_once(once), memory{once ? threads : count, size} {
         if (used_once) return;
         parallel_for(count, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t b = begin; b < end; ++b) pack_block_(b, memory_.of(b));
+            for (int64_t b = begin; b < end; ++b) pack_block(b, memory.of(b));
         });
     }
     const T* block(int64_t b, int thread) const {
-        if (!used_once_) return memory_.of(b);
-        pack_block_(b, memory_.of(thread));
-        return memory_.of(thread);
+        if (!used_once) return memory.of(b);
+        pack_block(b, memory.of(thread));
+        return memory.of(thread);
     }
-
-   private:
-    const PackBlock& pack_block_;
-    const bool used_once_;
-    const PerThread<T> memory_;
 };
 
 // Packs block b of `size` elements: the filters from b * kWidth on, so elements apart, with zeros for absent ones and
@@ -162,7 +131,6 @@ struct FilterPacker {
     const int64_t size;
     const T* filters;
     const int64_t outputs, so;
-
     void operator()(int64_t b, T* to) const {
         const int64_t from = b * kWidth<T>, count = smaller(kWidth<T>, outputs - from);
         if (count < kWidth<T> || size > (table.end() - table.begin()) * kWidth<T>) zero(to, size);

@@ -1,7 +1,6 @@
-// Vectors as wide as the instruction set that this file is compiled for, from the compiler's own vector types.
-//
-// All of it is in an unnamed namespace: the linker would merge an inline function that two instruction sets share, and
-// an old CPU could get the new CPU's copy.
+// Vectors as wide as the instruction set that this file is compiled for, from the compiler's own vector types. All of
+// it is in an unnamed namespace: the linker would merge an inline function that two instruction sets share, and an old
+// CPU could get the new CPU's copy.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -194,11 +193,6 @@ ZF_INLINE Vec<float> inverse_root(Vec<float> v) {
 constexpr bool kQuickRoots = false;
 ZF_INLINE Vec<float> inverse_root(Vec<float> v) { return v; }
 #endif
-
-template <typename T>
-struct Type {
-    using type = T;
-};
 
 template <int value>
 struct Index {

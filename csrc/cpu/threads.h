@@ -11,7 +11,6 @@ namespace zf {
 // Calls body(context, thread, threads) on each of at most `threads` threads, the caller among them, and waits for all.
 // `threads` inside the body is the actual team size. Bodies must not throw.
 void run_team(int threads, void (*body)(void* context, int thread, int threads), void* context);
-
 // "torch's OpenMP" or "own".
 const char* pool_name();
 

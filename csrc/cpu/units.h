@@ -45,14 +45,10 @@ bool all_finite(int64_t count, int threads, const Body& body) {
 
 // Scratch memory of `count` times `each` elements, for threads or for blocks.
 template <typename T>
-class PerThread {
-   public:
-    PerThread(int64_t count, int64_t each) : each_(each), memory_(static_cast<std::size_t>(count * each) * sizeof(T)) {}
-    T* of(int64_t index) const { return memory_.template as<T>() + index * each_; }
-
-   private:
-    const int64_t each_;
-    const Scratch memory_;
+struct PerThread {
+    const int64_t count, each;
+    const Scratch memory{static_cast<std::size_t>(count * each) * sizeof(T)};
+    T* of(int64_t index) const { return memory.template as<T>() + index * each; }
 };
 
 // Calls body(state, i, j, k, thread) for every unit i < a, j < b, k < c, k fastest, in one contiguous range per thread;

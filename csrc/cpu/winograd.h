@@ -7,24 +7,21 @@
 // transposed convolution has the S*S phases among its outputs instead.
 //
 // A unit of work is some rows of tiles, of one image or of many, times some blocks of kWidth outputs:
-//   B^T d B of its tiles, for all channels        [36][tiles][pitch]         about 2 MiB, L3
-//   and, for each block and each kDepth channels,
-//   G g G^T                                       [36][kDepth][kWidth]       288 KiB at AVX2, L2
-//   36 products of matrices, by tile.h            [36][tiles][kWidth]
+//   B^T d B of its tiles, for all channels                  [36][tiles][pitch]      about 2 MiB, L3
+//   and for each block and kDepth channels G g G^T          [36][kDepth][kWidth]    288 KiB at AVX2, L2
+//   and 36 products of matrices, by tile.h                  [36][tiles][kWidth]
 //   and the transform back, which hands each output pixel to the caller.
-//
-// In float32 the error is 1e-6 in norm, 3 to 5 times the direct kernel's. A NaN or an infinity spreads over its tile:
-// products() says when a result is not finite, and the caller starts over with the direct kernel.
+// A NaN or an infinity spreads over its tile: products() says when a result is not finite, and the caller starts over
+// with the direct kernel.
 #pragma once
 #include "conv_block.h"
 
 namespace zf {
 namespace {
 
-// Not float64, which is for checking: direct sums only.
+// float64 is for checking: direct sums only.
 template <typename T>
 constexpr bool kWinograd = sizeof(T) == sizeof(float);
-
 constexpr int64_t kTaps = 36;
 constexpr int64_t kDepth = 128;
 
@@ -47,8 +44,7 @@ inline Grid forward_grid(const Conv& s) {
     return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
 }
 
-// A transposed one: over positions of y, whose outputs are the SH x SW pixels of x that a position makes, C channels
-// each.
+// A transposed one: a position of y makes SH x SW pixels of x, C channels each.
 inline Grid transposed_grid(const Conv& s) {
     const int64_t top = floor_div(s.PH, s.SH), left = floor_div(s.PW, s.SW), before = ceil_div(s.KH, s.SH) - 1;
     const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - top, cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - left;
@@ -108,16 +104,14 @@ int64_t odd_lines(int64_t elements) {
 
 // B^T d B of tiles, [chunk of channels][36][tile][chunk]; a chunk's 36 products read one contiguous stretch of memory.
 template <typename T>
-class InputTiles {
+struct InputTiles {
     using V = Vec<T>;
     static constexpr int kLanes = Lanes<T>::count;
 
-   public:
     const Grid grid;
     const int64_t tiles, chunk = chunk_of(grid);  // channels of a chunk
 
     InputTiles(const Grid& of, int64_t count, T* memory) : grid(of), tiles(count), data_(memory) {}
-
     static int64_t elements(const Grid& grid, int64_t tiles) {
         const int64_t chunk = chunk_of(grid);
         return ceil_div(grid.depth(), chunk) * kTaps * odd_lines<T>(tiles * chunk);
@@ -179,18 +173,16 @@ class InputTiles {
 
 // One thread's share of a convolution on a Grid: memory, and the four stages.
 template <typename T>
-class Winograd {
+struct Winograd {
     using V = Vec<T>;
     static constexpr int kLanes = Lanes<T>::count;
 
-   public:
     // `memory` has elements(grid, tile_rows) elements; units have up to that many rows of tiles.
     Winograd(const Grid& grid, int64_t tile_rows, T* memory)
         : g_(grid),
           band_(InputTiles<T>::band(grid, memory)),
           inputs_(grid, tile_rows * tile_cols_, memory + InputTiles<T>::band_elements(grid)),
           filters_(memory + InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs_.tiles)) {}
-
     static int64_t elements(const Grid& grid, int64_t tile_rows) {
         const InputTiles<T> inputs(grid, tile_rows * grid.tile_cols(), nullptr);
         return InputTiles<T>::band_elements(grid) + InputTiles<T>::elements(grid, inputs.tiles) +

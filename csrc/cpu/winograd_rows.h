@@ -4,8 +4,7 @@
 //
 // with winograd.h's A, B and G. A stride along the row is folded into channels first: KW taps and stride SW are
 // ceil(KW/SW) taps and stride 1 over positions of SW * C elements. Tap rows are summed as they are, so KH and SH are
-// free. It is for few channels, where winograd.h's products are too short to be worth their transforms: of conv1's 147
-// multiplications an output 84 are left here and 48 there, but in sums of 42 instead of 12.
+// free. It is for few channels, where winograd.h's products are too short to be worth their transforms.
 //
 // The rows of input under a band of output rows are kept as [point][position of m][row][SW * C]: the KH * SW * C
 // factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. Filters
@@ -18,14 +17,12 @@ namespace {
 
 // A forward kernel, with conv.cpp's interface.
 template <typename T>
-class WinogradRows {
+struct WinogradRows {
     using V = Vec<T>;
     static constexpr int kLanes = Lanes<T>::count;
     static constexpr int64_t kPoints = 6, kBandPixels = 448;
 
-   public:
     WinogradRows(const Conv& s, int64_t rows, T* memory) : s_(s), plane_(plane(s, rows)), points_(memory) {}
-
     static Bands bands(const Conv& s) { return row_bands(s, kBandPixels); }
     static Steps steps(const Conv& s, const Pool& pool) { return row_steps(s, pool, kBandPixels); }
     static int64_t elements(const Conv& s, int64_t rows) {
@@ -36,7 +33,6 @@ class WinogradRows {
     struct Packer {
         const FilterPacker<T> plain;
         const int64_t taps, tap, size;
-
         void operator()(int64_t b, T* to) const {
             const Scratch memory(static_cast<std::size_t>(plain.size) * sizeof(T));
             T* const filters = memory.as<T>();
@@ -64,10 +60,10 @@ class WinogradRows {
         n_ = lines.begin / s_.OH, from_ = lines.begin % s_.OH, rows_ = lines.size();
         const int64_t in_rows = (rows_ - 1) * s_.SH + s_.KH, run = s_.SW * s_.C, step = (7 - taps(s_)) * run;
         const int64_t pitch = position_pitch(s_, in_rows), cols = row_columns(s_);
+        const MapRows<T> map{x, s_.H, s_.W, s_.C, false};
         for (int64_t r = 0; r < in_rows; ++r) {
-            copy_row(row_, x + n_ * s_.H * s_.W * s_.C, from_ * s_.SH - s_.PH + r, s_.H, s_.W, s_.C, -s_.PW, cols,
-                     false);
-            // A run that is no whole number of vectors ends in the next row's elements, which are written later.
+            map(n_, from_ * s_.SH - s_.PH + r, -s_.PW, cols, row_);
+            // A run may end inside a vector, whose rest is overwritten with the next row.
             for (int64_t t = 0; t < positions(s_); ++t)
                 for (int64_t e = 0; e < run; e += kLanes) {
                     V v[kPoints];

@@ -431,6 +431,7 @@ void* operator new(size_t bytes, std::align_val_t alignment) {
 
 void operator delete(void* address, std::align_val_t) noexcept {
     const std::lock_guard<std::mutex> lock(scratch_mutex);
+    if (!address) return;
     const auto found = scratch_memory().find(address);
     if (found == scratch_memory().end()) fail("scratch memory released twice");
     munmap(found->second.pages, found->second.size);
