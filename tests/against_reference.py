@@ -5,11 +5,11 @@ the backend found, which are checked with the forward pass.
 """
 
 import torch
+from calls import Call
 from conftest import assert_close
 
 from zfkernels import backends
 from zfkernels.backends import reference
-from zfkernels.testing.calls import Call
 from zfkernels.testing.cases import values
 from zfkernels.testing.memory import placed
 

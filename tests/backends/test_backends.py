@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 from against_reference import check, expected_gradients
+from calls import CALLS, Call
 from conftest import error
 
 import zfkernels as zf
 from zfkernels import backends
-from zfkernels.testing.calls import CALLS, Call
 from zfkernels.testing.compare import BOUNDS, TF32_BOUND
 
 BACKENDS = [name for name in zf.available_backends() if name != "reference"]

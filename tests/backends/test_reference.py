@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import CALLS, Call
 from conftest import assert_close, error
 
 from zfkernels.backends.reference import (
@@ -17,7 +18,6 @@ from zfkernels.backends.reference import (
     max_unpool2d_backward,
     max_unpool2d_relu_conv_transpose2d,
 )
-from zfkernels.testing.calls import CALLS, Call
 from zfkernels.testing.compare import BOUNDS
 
 NAN, INF = torch.nan, torch.inf

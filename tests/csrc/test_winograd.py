@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from against_reference import check
+from calls import CALLS
 from conftest import error
 
 import zfkernels as zf
 from zfkernels import _C
 from zfkernels.backends import cpu
-from zfkernels.testing.calls import CALLS
 from zfkernels.testing.compare import BOUNDS
 
 # n, c_in, c_out, (h, w), kernel, stride, padding: 2 to 5 taps a phase

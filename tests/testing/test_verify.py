@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from calls import CALLS
 
 from zfkernels import cli
 from zfkernels.backends import cpu
 from zfkernels.testing import verify
-from zfkernels.testing.calls import CALLS
 from zfkernels.testing.cases import FILLS, OPS, Draw, random_pool, values
 from zfkernels.testing.compare import BOUNDS, relative_error, windows_of
 from zfkernels.testing.memory import LAYOUTS, placed, poisoned_memory

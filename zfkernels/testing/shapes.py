@@ -1,5 +1,5 @@
 """Small awkward shapes: what `zfkernels verify` always runs (FIXED_*), and the calls of the public functions that the
-tests make besides (calls.py).
+tests make besides (tests/calls.py).
 
 Fills (cases.values): "normal" values; "ties", small integers, which are exact in every dtype and often equal;
 "nonfinite", normal values with some NaN and infinities; "zeros".

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 import zfkernels
-
-from ..backends import reference
-from ..window import Pair, conv_map, pool_map
-from .cases import narrow, values
-from .shapes import CONVOLUTIONS, LAYERS, NORMS, POOLED_NORMS, POOLINGS
+from zfkernels.backends import reference
+from zfkernels.testing.cases import narrow, values
+from zfkernels.testing.shapes import CONVOLUTIONS, LAYERS, NORMS, POOLED_NORMS, POOLINGS
+from zfkernels.window import Pair, conv_map, pool_map
 
 NORM = ("size", "alpha", "beta", "k", "center")
 POOL = ("kernel_size", "stride", "padding", "ceil_mode")
