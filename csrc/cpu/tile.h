@@ -68,8 +68,8 @@ inline const void* ahead_of(const WalkAhead& walk) { return walk.ahead; }
     "vmovups " ZF_TEXT(ZF_BYTES) "*" #lo "(%[k]), " ZF_REGISTER(lo) "\n\t" \
     "vmovups " ZF_TEXT(ZF_BYTES) "*" #hi "(%[k]), " ZF_REGISTER(hi) "\n\t"
 #define ZF_STORE(i, lo, hi)                                              \
-    "vmovups " ZF_REGISTER(lo) ", " ZF_TEXT(ZF_BYTES) "*" #lo "(%[acc])\n\t" \
-    "vmovups " ZF_REGISTER(hi) ", " ZF_TEXT(ZF_BYTES) "*" #hi "(%[acc])\n\t"
+    "vmovups " ZF_REGISTER(lo) ", " ZF_TEXT(ZF_BYTES) "*" #lo "(%[k])\n\t" \
+    "vmovups " ZF_REGISTER(hi) ", " ZF_TEXT(ZF_BYTES) "*" #hi "(%[k])\n\t"
 #define ZF_STEP(s, i, lo, hi)                              \
     "vbroadcasts" s " (%[p" #i "],%[x]), " ZF_X "\n\t"       \
     "vfmadd231p" s " " ZF_W0 ", " ZF_X ", " ZF_REGISTER(lo) "\n\t" \
@@ -112,9 +112,10 @@ inline const void* ahead_of(const WalkAhead& walk) { return walk.ahead; }
             "add %[jump], %[x]\n\t"                                                                               \
             "decq %[rows]\n\t"                                                                                    \
             "jnz 1b\n\t"                                                                                          \
+            "mov %[acc], %[k]\n\t"                                                                               \
             ZF_EACH_##count(ZF_STORE)                                                                             \
             : [x] "+r"(x), [w] "+r"(w), [k] "=&r"(k), [rows] "+m"(rows) __VA_ARGS__                               \
-            : ZF_EACH_##count(ZF_ADDRESS)[acc] "r"(acc), [step] "r"(step), [run] "m"(run), [jump] "m"(jump),      \
+            : ZF_EACH_##count(ZF_ADDRESS)[acc] "m"(acc), [step] "r"(step), [run] "m"(run), [jump] "m"(jump),      \
               [from] "m"(from)                                                                                    \
             : "memory", "cc", ZF_CLOBBERED);                                                                      \
     }
