@@ -23,26 +23,6 @@ if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Deconvnet",
-    "ZFNet",
-    "available_backends",
-    "contrast_norm",
-    "conv2d_relu",
-    "conv2d_relu_max_pool2d",
-    "max_pool2d_contrast_norm",
-    "max_pool2d_with_switches",
-    "max_unpool2d_relu_conv_transpose2d",
-    "max_unpool2d_with_switches",
-    "nn",
-    "occlusion_map",
-    "relu_conv_transpose2d",
-    "sanity_check",
-    "top_activations",
-    "use_backend",
-    "use_exact",
-]
-
 MODULES = {  # public name -> the module that defines it
     "Deconvnet": "deconvnet",
     "ZFNet": "models.zfnet",
@@ -61,6 +41,7 @@ MODULES = {  # public name -> the module that defines it
     "use_backend": "backends",
     "use_exact": "backends",
 }
+__all__ = sorted(["nn", *MODULES])
 
 
 def __getattr__(name: str) -> object:

@@ -10,10 +10,9 @@ from calls import CALLS
 from zfkernels import cli
 from zfkernels.backends import cpu
 from zfkernels.testing import verify
-from zfkernels.testing.cases import FILLS, OPS, Draw, random_pool, values
+from zfkernels.testing.cases import FILLS, FIXED_CONVS, OPS, Draw, random_pool, values
 from zfkernels.testing.compare import BOUNDS, relative_error, windows_of
 from zfkernels.testing.memory import LAYOUTS, placed, poisoned_memory
-from zfkernels.testing.shapes import FIXED_CONVS
 from zfkernels.window import pool_map
 
 

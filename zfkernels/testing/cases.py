@@ -16,7 +16,41 @@ from ..backends import reference
 from ..window import conv_map, pool_map
 from .compare import fused_error, values_error
 from .memory import LAYOUTS
-from .shapes import FIXED_CONVS, FIXED_NORMS, FIXED_POOLS
+
+FIXED_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
+    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
+    (2, 3, 24, (17, 15), (7, 7), (2, 2), (1, 1)),  # conv1's form
+    (1, 7, 5, (13, 11), (3, 3), (1, 1), (1, 1)),  # prime sizes
+    (2, 5, 3, (4, 6), (4, 6), (1, 1), (0, 0)),  # a kernel as large as the map
+    (1, 4, 6, (9, 10), (2, 1), (3, 4), (0, 0)),  # strides that skip pixels
+    (1, 2, 4, (3, 3), (3, 3), (1, 1), (2, 2)),  # windows almost wholly in the padding
+    (2, 4, 8, (11, 12), (3, 3), (3, 3), (0, 1)),  # pixels at the edge that no window covers
+    (1, 8, 16, (1, 37), (1, 5), (1, 2), (0, 2)),  # one row
+    (1, 33, 17, (6, 7), (3, 3), (1, 1), (1, 1)),  # channels just past a vector's width
+    (2, 32, 40, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
+    (0, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1)),  # no images
+)
+FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
+    (1, 1, (1, 1), (1, 1), (1, 1), (0, 0), False),
+    (2, 6, (12, 14), (3, 3), (2, 2), (0, 0), True),  # overlapping, overhanging: pool1's form
+    (1, 16, (13, 13), (3, 3), (2, 2), (0, 0), False),
+    (1, 5, (7, 5), (2, 3), (1, 2), (1, 1), True),
+    (2, 3, (9, 11), (2, 2), (3, 3), (0, 0), False),  # gaps between windows
+    (1, 33, (17, 16), (16, 16), (1, 1), (8, 8), False),  # 256 taps, the most a switch can name
+    (1, 2, (5, 5), (5, 5), (5, 5), (0, 0), False),  # one window
+    (0, 4, (6, 6), (3, 3), (2, 2), (0, 0), False),
+)
+FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
+    (1, 1, (1, 1), 5, 1e-4, 0.75, 2.0, False),
+    (2, 96, (5, 7), 5, 1e-4, 0.75, 2.0, False),
+    (1, 7, (3, 3), 4, 0.5, 0.75, 1.0, False),  # an even size
+    (2, 6, (4, 5), 4, 0.5, 0.75, 1.0, True),
+    (1, 3, (6, 2), 9, 2.0, 0.5, 1.0, True),  # windows wider than the stack
+    (1, 17, (2, 2), 1, 1.0, 1.0, 0.5, False),
+    (1, 33, (3, 5), 2, 0.1, 1.3, 1.5, True),
+    (0, 8, (4, 4), 5, 1e-4, 0.75, 2.0, True),
+)
+
 
 FILLS = ("normal", "ties", "nonfinite", "zeros")
 
