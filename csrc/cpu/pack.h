@@ -97,7 +97,7 @@ ZF_INLINE void copy_outputs(T* to, const T* from, int64_t outputs) {
 // One block from `outputs` <= kWidth filters, so elements apart. The block's other outputs are left as they are.
 template <typename T>
 void pack(const Table& table, T* block, const T* filters, int64_t outputs, int64_t so) {
-    if (so > 1) return move_filters<true>(table, block, const_cast<T*>(filters), outputs, so);
+    if (so != 1) return move_filters<true>(table, block, const_cast<T*>(filters), outputs, so);
     for (const Element& e : table) copy_outputs(block + e.block, filters + e.filter, outputs);
 }
 

@@ -193,6 +193,21 @@ def test_expanded_cotangent_and_weight(backend):
     assert error(gx, expected) <= BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize("call", [c for c in CALLS if "weight" in c.shapes and c.fill == "normal"], ids=lambda c: c.id)
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_weight_of_stride_zero(backend, call, dim):
+    """A weight that is one slice said many times, as the gradient of a sum is, against its dense copy."""
+    dtype = torch.float64 if torch.float64 in backends.module(backend).DTYPES else torch.float32
+    if backend in INTERPRETED and (dim or call.name not in ("primes", "rectangular")):
+        pytest.skip(f"{backend} is interpreted, which is slow")
+    tensors = {name: value.to(device.get(backend, "cpu")) for name, value in call.tensors(dtype).items()}
+    weight = tensors["weight"]
+    expanded = weight.narrow(dim, 0, 1).expand_as(weight)
+    out, expected = (call.run({**tensors, "weight": w}, backend)[0] for w in (expanded, expanded.contiguous()))
+    assert error(out, expected) <= BOUNDS[dtype]
+
+
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 9, 40])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 7.77])
