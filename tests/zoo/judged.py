@@ -48,7 +48,7 @@ def verdicts(model: nn.Module, images: Tensor, layers: tuple[str, ...], **settin
 
 
 def worst(p: Projection, right: Truth) -> float:
-    """The larger relative error of pixels and values, each unit by itself; inf for another place, or a box that leaks."""
+    """The larger relative error of pixels and values over the units; inf for another place, or a box that leaks."""
     if p.pixels.shape != right.pixels.shape or not torch.equal(p.positions.cpu(), right.positions):
         return math.inf
     for pixels, (top, left, bottom, right_edge) in zip(p.pixels, p.boxes.tolist(), strict=True):

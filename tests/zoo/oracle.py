@@ -61,7 +61,7 @@ class Oracle:
         return replaced
 
     def units(self, layer: str) -> tuple[Tensor, Tensor]:
-        """Of each image the strongest map that one place alone makes so, not one that a ReLU6 capped, and that place."""
+        """Of each image the strongest map, unless several places tie in it or a ReLU6 capped it; and its place."""
         value = self.values[layer].detach()
         if value.ndim == 2:
             return value.argmax(1), value.new_zeros(len(value), 2, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Small networks, one for each way to spell what real networks are made of, against the oracle of the modified gradient."""
+"""Small networks, one for each way to spell what real networks are made of, against the modified gradient."""
 
 import pytest
 import torch
