@@ -21,6 +21,7 @@ from zfkernels.graph.rules import Rules
 from zfkernels.graph.steps import norm_factors
 from zfkernels.graph.trace import trace
 
+METHODS = ("deconvnet", "gradient", "guided")
 NORMS = ("identity", "gradient", "rescale")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
 
@@ -175,6 +176,30 @@ def assert_outside_is_zero(p):
         outside = torch.ones_like(pixels, dtype=torch.bool)
         outside[:, top:bottom, left:right] = False
         assert pixels[outside].abs().sum() == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_puts_nothing_outside_the_receptive_field(method):
+    """Units of one call whose boxes are of one size and moved into the map, by Winograd's kernels in float32."""
+    layers, before = [], 3
+    for maps in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512):
+        if maps == "pool":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(before, maps, 3, padding=1), nn.ReLU()]
+            before = maps
+    net = nn.Sequential(*layers)
+    torch.manual_seed(0)
+    for conv in net:
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight)
+    deconv, images = zf.Deconvnet(net), nets.images(1, 112, 112).float()
+    assert "13" in deconv.layers
+    for places in ([(1, 2), (7, 4)], [(0, 0), (13, 13), (6, 5)], [(5, 1), (5, 12)]):
+        channels = list(range(3, 3 + len(places)))
+        p = deconv.project(images, "13", channels, places, image_index=[0] * len(places), method=method, strength=1)
+        assert method != "deconvnet" or (p.pixels.flatten(1).norm(dim=1) > 0).all()
+        assert_outside_is_zero(p)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -17,6 +17,7 @@ from torch import Size, Tensor
 
 from ..graph.graph import Chain
 from ..graph.rules import Rules, Shapes
+from ..graph.run import seen
 from ..graph.steps import Affine, Flatten, Linear, Norm, ReLU, Step, fused, norm_factors
 from ..graph.windowed import Layer, Pool
 from ..window import Pair, Window, conv_map
@@ -50,8 +51,17 @@ class Cones:
     def down(self, run: Run, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None:
         """Write the projections of the units, with these values in the place of their own, into `pixels`, one each."""
         boxes, origins = reverse(run, units, values, rules)
-        for out, box, (top, left) in zip(pixels, boxes, origins.tolist(), strict=True):
-            paste(out, box, top, left)
+        boxed = fields(self.steps, units.positions, tuple(pixels[0].shape[1:])) if len(pixels) else ()
+        for out, box, (top, left), field in zip(pixels, boxes, origins.tolist(), boxed, strict=True):
+            paste(out, box, top, left, field)
+
+
+def fields(steps: Sequence[Step], positions: np.ndarray, image_size: Pair) -> np.ndarray:
+    """The receptive fields of the units at positions (N, 2) above these steps: boxes (N, 4) in the image."""
+    box = np.concatenate([positions, positions + 1], 1)
+    for step in reversed(steps):
+        box = seen(step.windows, box)
+    return box.clip(0, (*image_size, *image_size))
 
 
 def reverse(run: Run, units: Units, values: Tensor, rules: Rules) -> tuple[Tensor, np.ndarray]:
@@ -230,10 +240,15 @@ def _fill_leaving(boxes: Tensor, maps: Tensor, images: np.ndarray, origins: np.n
         paste(boxes[i].zero_(), source, *(-origins[i]).tolist())
 
 
-def paste(pixels: Tensor, box: Tensor, top: int, left: int) -> None:
-    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), without what lies outside."""
+def paste(pixels: Tensor, box: Tensor, top: int, left: int, within: Sequence[int] | None = None) -> None:
+    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), without what lies outside.
+
+    `within`: top, left, bottom, right of the only pixels to write. A box may be larger than its unit's field, and a
+    Winograd kernel's rounding puts values there.
+    """
+    low, high = (within[:2], within[2:]) if within is not None else ((0, 0), pixels.shape[1:])
     (first, last), (begin, end) = (
-        (max(start, 0), max(start, 0, min(start + length, side)))
-        for start, length, side in zip((top, left), box.shape[1:], pixels.shape[1:], strict=True)
+        (max(start, least), max(start, least, min(start + length, most)))
+        for start, length, least, most in zip((top, left), box.shape[1:], low, high, strict=True)
     )
     pixels[:, first:last, begin:end] = box[:, first - top : last - top, begin - left : end - left]
