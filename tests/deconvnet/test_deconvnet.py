@@ -13,9 +13,12 @@ from torch import nn
 
 import zfkernels as zf
 from zfkernels import backends
-from zfkernels.deconvnet import cones, deconvnet
+from zfkernels.deconvnet import deconvnet
+from zfkernels.deconvnet.boxes import Box
 from zfkernels.deconvnet.cones import Cones
+from zfkernels.deconvnet.single import Single
 from zfkernels.deconvnet.units import Units, at, strongest
+from zfkernels.graph import layer as graph_layer
 from zfkernels.graph import windowed
 from zfkernels.graph.rules import Rules
 from zfkernels.graph.steps import norm_factors
@@ -265,9 +268,9 @@ class Averaging(torch.overrides.TorchFunctionMode):
 
 
 def cones_of(model, images, layer):
-    graph, chain = trace(model)
+    graph = trace(model)
     stop = graph.stop(layer)
-    return Cones(chain, stop, graph.shapes(images.shape, stop))
+    return Cones(graph, stop, graph.shapes(images.shape, stop))
 
 
 def test_cone_equals_dense(built):
@@ -282,7 +285,7 @@ def test_cone_equals_dense(built):
                 for i, (row, column) in enumerate(p.positions.tolist()):
                     whole[i, 1, row, column] = p.values[i]
                 origins = p.positions.numpy() * 0
-                dense, _ = cones.reverse_boxes(run, whole, origins, origins[:, 0] + [0, 1], len(run.plan), rules)
+                dense = engine.reversed(run, Box(whole, origins), origins[:, 0] + [0, 1], rules).maps
             assert dense.shape == images.shape
             assert (p.pixels - dense).norm() <= 1e-12 * dense.norm(), (name, layer)
 
@@ -291,18 +294,18 @@ def test_work_stays_on_the_cone(zfnet, monkeypatch):
     """No op of the reverse pass gets or makes a map larger than the unit's cone."""
     sizes = []
 
-    def watch(name):
-        original = getattr(windowed, name)
+    def watch(module, name):
+        original = getattr(module, name)
 
         def watched(g, *args, **kwargs):
             x = original(g, *args, **kwargs)
             sizes.append((g.shape[2], x.shape[2]))
             return x
 
-        monkeypatch.setattr(windowed, name, watched)
+        monkeypatch.setattr(module, name, watched)
 
-    watch("conv_transpose2d")
-    watch("max_unpool2d_relu_conv_transpose2d")
+    watch(windowed, "conv_transpose2d")
+    watch(graph_layer, "max_unpool2d_relu_conv_transpose2d")
     zf.Deconvnet(zfnet).project(nets.images(3, 224, 224), "conv5", 0, [(6, 6), (0, 0), (12, 5)])
     assert sizes == [(3, 5), (5, 7), (7, 33), (33, 139)]
 
@@ -328,8 +331,9 @@ def test_proportional_to_the_activation(zfnet, norm):
         units = Units(np.zeros(1, int), np.array([2]), np.zeros((1, 2), int))
         units = units._replace(positions=strongest(run.value, units))
         value = at(run.value, units)
-        once, _ = cones.reverse(run, units, value, rules)
-        thrice, _ = cones.reverse(run, units, 3 * value, rules)
+        once, thrice = (
+            engine.reversed(run, Single(units, strength * value), units.images, rules).maps for strength in (1, 3)
+        )
     assert once.norm() > 0
     assert error(thrice, 3 * once) < 1e-14
 

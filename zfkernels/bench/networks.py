@@ -118,9 +118,9 @@ def reverse(n: int, setting: Setting) -> Case:
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
     channels = torch.full((n,), CHANNEL)
-    graph, chain = trace(model)
+    graph = trace(model)
     stop = graph.stop("conv5")
-    engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
+    engine, rules = Cones(graph, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
     with torch.no_grad():
         run = engine.up(x.contiguous(memory_format=LAST), rules)
     units = Units(np.arange(n), channels.cpu().numpy(), np.zeros((n, 2), np.int64))
@@ -133,7 +133,7 @@ def reverse(n: int, setting: Setting) -> Case:
         return (pixels,)
 
     # The same switches for all, so that there is one right answer.
-    switches = [record for record in run.recorded if record is not None and record.dtype == torch.uint8]
+    switches = [record.switches for record in run.recorded.values() if getattr(record, "switches", None) is not None]
     first, second = (indices_of(i, one) for i, one in zip((1, 2), switches, strict=True))
     kept = alone(run.value, channels)
 

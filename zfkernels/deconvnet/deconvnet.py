@@ -4,8 +4,7 @@ All activations of a layer but one are set to 0; then, layer for layer downwards
 to the places that the switches of the forward pass name, the maps are rectified and filtered with the layer's own
 filters, transposed. No biases, and no rectification at the pixels.
 
-Two engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
-for models that are chains of layers, maps.py for those that branch and for the other methods.
+cones.py does it, with two methods: up(images, rules) and down(run, units, values, rules, pixels).
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import run as graph_run
-from ..graph.graph import averages
 from ..graph.methods import METHODS, NORMS
 from ..graph.rules import Rules, Shapes
 from ..graph.steps import parameters_of
 from ..graph.trace import trace
 from ..ops import checks
-from .cones import Cones
-from .maps import WholeMaps, largest, passes
+from .cones import Cones, largest, passes
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
 # The largest map, in elements, that one pass makes: more images or units are taken in several passes.
@@ -60,7 +57,7 @@ class Deconvnet:
     traced with torch.fx once, here. Its weights are read anew at each use, so a deconvnet follows a model that is being
     trained.
 
-    A projection of a model that is a chain of layers costs its units' cones, that of one that branches whole maps.
+    A projection costs one forward pass to the layer and its units' cones on the way down.
 
     Attributes:
         layers: the names of the layers that make maps, in order. A conv layer's name is its module's; its value is that
@@ -76,7 +73,7 @@ class Deconvnet:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._graph, self._chain = trace(model)
+        self._graph = trace(model)
         self.layers = tuple(self._graph.layers)
         self.vector_layers = tuple(self._graph.vector_layers)
 
@@ -213,7 +210,7 @@ class Deconvnet:
         units, _ = named_units(shapes[-1], layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
-        engine = WholeMaps(self._graph, self._graph.stop(layer), shapes)
+        engine = self._engine(layer, shapes)
         with torch.autocast(images.device.type, enabled=False):
             dense = engine.down_together(engine.up(images, rules), units, alone.values, rules)
         together = torch.zeros_like(dense)
@@ -235,7 +232,7 @@ class Deconvnet:
         strength: float | None,
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
-        engine = self._engine(layer, shapes, rules.method)
+        engine = self._engine(layer, shapes)
         kind = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
@@ -256,11 +253,9 @@ class Deconvnet:
         boxes = self.boxes(layer, units.positions, tuple(images.shape[2:])).to(device)
         return Projection(pixels, values, on(device, units.positions), boxes)
 
-    def _engine(self, layer: str, shapes: Shapes, method: str = "deconvnet") -> Cones | WholeMaps:
+    def _engine(self, layer: str, shapes: Shapes) -> Cones:
         """The way up to the layer and down, for images whose values have these shapes."""
-        stop = self._graph.stop(layer)
-        chained = self._chain is not None and method == "deconvnet" and not averages(self._graph, shapes)
-        return Cones(self._chain, stop, shapes) if chained else WholeMaps(self._graph, stop, shapes)
+        return Cones(self._graph, self._graph.stop(layer), shapes)
 
     def _shapes(self, images: Tensor, *layers: str) -> Shapes:
         """The shapes of the graph's values up to these layers, for images that suit them."""

@@ -1,4 +1,4 @@
-"""A torch model as a graph of steps, each of which can be run and reversed on its own, and as a chain where it is one.
+"""A torch model as a graph of steps, each of which can be run and reversed on its own.
 
 The model is traced with torch.fx, so modules and functional calls, in-place or not, come out alike and in the order in
 which they run; what an in-place call changes, its later readers read. A layer that has no reverse here raises
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Size, fx, nn
 
 from . import translate
-from .graph import Chain, Graph, Node, as_chain, name_layers
+from .graph import Graph, Node, name_layers
 from .rules import Irreversible, Read, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, NO_REVERSE, Part
@@ -32,8 +32,8 @@ SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
 JOINS_BRANCHES = "it joins branches of the model, and only their sum or concatenation has a reverse here"
 
 
-def trace(model: nn.Module) -> tuple[Graph, Chain | None]:
-    """The graph of `model`, and its chain if it is one of the steps that chains have.
+def trace(model: nn.Module) -> Graph:
+    """The graph of `model`.
 
     NotImplementedError naming the first layer that cannot be reversed.
     """
@@ -41,7 +41,7 @@ def trace(model: nn.Module) -> tuple[Graph, Chain | None]:
     graph = _Walk(model, *_traced(model), opaque=False).walked()
     if not graph.layers and not graph.vector_layers:
         raise ValueError(f"model must have at least one conv, pool, norm or Linear layer, got {type(model).__name__}")
-    return graph, as_chain(graph)
+    return graph
 
 
 def trace_whole(model: nn.Module) -> Graph:
