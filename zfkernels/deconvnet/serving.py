@@ -151,10 +151,13 @@ def uncapped(plan: Plan) -> Graph:
     """The graph with the rectifiers that make capped layers' values without their caps."""
     if not plan.uncapped:
         return plan.graph
-    nodes = list(plan.graph.nodes)
-    for number in plan.uncapped:
-        nodes[number - 1] = replace(nodes[number - 1], step=replace(nodes[number - 1].step, cap=float("inf")))
-    return replace(plan.graph, nodes=nodes)
+    key = ("uncapped", *sorted(plan.uncapped))
+    if key not in plan.graph.known:
+        nodes = list(plan.graph.nodes)
+        for number in plan.uncapped:
+            nodes[number - 1] = replace(nodes[number - 1], step=replace(nodes[number - 1].step, cap=float("inf")))
+        plan.graph.known[key] = replace(plan.graph, nodes=nodes, known={})
+    return plan.graph.known[key]
 
 
 def run_model(model: nn.Module, images: Tensor) -> object:

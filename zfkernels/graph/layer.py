@@ -1,0 +1,106 @@
+"""A convolution and what stands on it alone, as one step: batch norms, the ReLU, the max-pool.
+
+A batch norm is folded into the filters, or, where the filters are larger than the map, carried out on the map: what
+costs less, for the weights are read anew at each run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..ops.fused import layer as conv2d_relu_max_pool2d
+from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
+from ..window import Pair, Window, conv_map
+from .rules import Rules
+from .windowed import Affine, Conv, Pool
+
+
+class Record(NamedTuple):
+    """What the reverse of a layer needs of its run."""
+
+    filters: Tensor  # with the batch norms, unless there is a scale
+    scale: Tensor | None  # (channels,) that batch norms multiply the convolution's maps by
+    passed: Tensor | None  # the layer's value, positive where the ReLU let its input pass; if the method asks for it
+    switches: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    conv: Conv
+    batch_norms: tuple[Affine, ...] = ()
+    rectify: bool = False
+    pool: Pool | None = None
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """As the kernels slide them, the convolution's with the zeros that its filters are given."""
+        conv = Window(self.conv.window, self.conv.stride, self.conv.padding)
+        return (conv,) if self.pool is None else (conv, *self.pool.windows)
+
+    def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
+        (x,), conv, pool = inputs, self.conv, self.pool
+        filters, bias, scale, shift = self._weights(x)
+        checks.alike("weight", filters, "x", x)
+        switches = None
+        if pool is not None and self.rectify and not conv.by_torch:
+            size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
+            pooling = pool.kernel, pool.stride, pool.padding, size
+            y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
+        else:
+            y = conv.by_filters(x, filters, bias, conv.padding, self.rectify and scale is None, rules)
+            if scale is not None:
+                y = torch.addcmul(shift, y, scale, out=y)
+                y = y.relu_() if self.rectify else y
+            if pool is not None:
+                y, switches = pool.run([y], rules)
+        if rules.method is None:
+            return y, None
+        passed = y if self.rectify and rules.method != "deconvnet" else None
+        return y, Record(filters, None if scale is None else scale.view(-1), passed, switches)
+
+    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Filters and bias, and the scale and shift (1, channels, 1, 1) of what is left to do on the map."""
+        conv = self.conv
+        weight, bias = conv.weight().detach(), None if conv.bias is None else conv.bias().detach()
+        if not self.batch_norms:
+            return conv.filters(weight), bias, None, None
+        scale, shift = self.batch_norms[0].scale_and_shift()
+        for batch_norm in self.batch_norms[1:]:
+            factor, term = batch_norm.scale_and_shift()
+            scale, shift = scale * factor, torch.addcmul(term, shift, factor)
+        if bias is not None:
+            shift = torch.addcmul(shift, bias, scale)
+        rows, columns = conv_map(x.shape[2:], conv.window, conv.stride, conv.padding)
+        if self.pool is not None or weight.numel() <= len(x) * conv.channels[1] * rows * columns:
+            return conv.filters(weight * scale[:, None, None, None]), shift, None, None
+        return conv.filters(weight), None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+
+    def reverse(self, g: Tensor, size: Pair, record: Record, rules: Rules, paddings: Sequence[Pair]) -> Tensor:
+        """The signal g of the layer's value, or of a part of it, sent to a map of `size`; `record` is of that part, and
+        `paddings`, one a window, stand for the layer's own.
+        """
+        conv, pool, rectify = self.conv, self.pool, self.rectify and rules.method != "gradient"
+        if record.passed is not None:
+            g = passed_on(g, record.passed)
+        if pool is not None and not conv.by_torch:
+            pooling = pool.kernel, pool.stride, paddings[1]
+            return max_unpool2d_relu_conv_transpose2d(
+                g, record.switches, record.filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
+            )
+        if pool is not None:
+            middle = conv_map(size, conv.window, conv.stride, paddings[0])
+            g = pool.unpool(g, record.switches, paddings[1], middle, rules)
+        if record.scale is not None:
+            g = (g.relu() if rectify else g) * record.scale[:, None, None]
+            rectify = False
+        return conv.transposed(g, record.filters, paddings[0], size, rectify, rules)
+
+
+def passed_on(g: Tensor, y: Tensor) -> Tensor:
+    """g where y > 0, 0 elsewhere."""
+    return torch.ops.aten.threshold_backward(g, y, 0)
