@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.exact import exact_in_thread
 from ..ops import checks
 from ..ops.fused import layer as conv2d_relu_max_pool2d
 from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
@@ -35,6 +36,7 @@ class Layer:
     batch_norms: tuple[Affine, ...] = ()
     rectify: bool = False
     pool: Pool | None = None
+    exact: bool = False  # whether a max-pool's ties depend on it, so that a run with switches must sum exactly
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -43,6 +45,12 @@ class Layer:
         return (conv,) if self.pool is None else (conv, *self.pool.windows)
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
+        if self.exact and rules.method is not None:
+            with exact_in_thread(rules.backend):
+                return self._run(inputs, rules)
+        return self._run(inputs, rules)
+
+    def _run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
         (x,), conv, pool = inputs, self.conv, self.pool
         filters, bias, scale, shift = self._weights(x)
         checks.alike("weight", filters, "x", x)

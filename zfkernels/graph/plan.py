@@ -61,7 +61,7 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
             made[number] = Planned(number, replace(node.step, in_place=True), inputs)
         else:
             made[number] = Planned(number, node.step, inputs)
-    return Plan(_with_last(list(made.values()), kept), {number: same[number] for number in wanted})
+    return Plan(_with_last(_with_exact(list(made.values())), kept), {number: same[number] for number in wanted})
 
 
 def _fused(layer: Layer, node: Node) -> Layer | None:
@@ -74,6 +74,19 @@ def _fused(layer: Layer, node: Node) -> Layer | None:
     if isinstance(step, Pool) and layer.pool is None:
         return replace(layer, pool=step)
     return None
+
+
+def _with_exact(steps: list[Planned]) -> list[Planned]:
+    """The steps, with those layers marked that a max-pool's value is made of."""
+    below: set[int] = set()
+    result = []
+    for planned in reversed(steps):
+        step = planned.step
+        if planned.number in below or isinstance(step, Pool) or (isinstance(step, Layer) and step.pool is not None):
+            below.update(planned.inputs)
+            planned = replace(planned, step=replace(step, exact=True)) if isinstance(step, Layer) else planned
+        result.append(planned)
+    return result[::-1]
 
 
 def _with_last(steps: list[Planned], kept: set[int]) -> list[Planned]:
