@@ -11,6 +11,9 @@ import zfkernels as zf
 from zfkernels.backends.registry import module
 from zfkernels.data.photographs import data_file
 from zfkernels.graph import layer, windowed
+from zfkernels.graph.rules import Rules
+from zfkernels.graph.run import run as up
+from zfkernels.graph.trace import trace
 
 METHODS = ("deconvnet", "gradient", "guided")
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -53,10 +56,9 @@ def test_gradients_of_photographs_are_autograds(alexnet, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_of_equals_wins(alexnet, method):
     """In an image of one colour all windows but those near the border hold equal values, whatever is set."""
-    deconv, x = zf.Deconvnet(alexnet), torch.full((1, 3, 224, 224), 0.3)
-    engine = deconv._engine("12", deconv._shapes(x, "12"))
+    graph, x = trace(alexnet), torch.full((1, 3, 224, 224), 0.3)
     with zf.use_exact(False):
-        run = engine.up(x, deconv._rules(x, method, "identity"))
+        run = up(graph, graph.stop("12"), x, Rules("cpu", method))
     switches = [record.switches for record in run.recorded.values() if record.switches is not None]
     assert [tuple(s.shape[1:]) for s in switches] == [(64, 27, 27), (192, 13, 13), (256, 6, 6)]
     for inner in (switches[0][:, :, 1:-1, 1:-1], switches[1][:, :, 3:-3, 3:-3]):
