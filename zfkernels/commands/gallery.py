@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 from ..demo.captions import CAPTIONS, HEAD
+from ..graph.methods import METHODS
 
 SECTIONS = tuple(CAPTIONS)
 EXAMPLES = """examples:
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
     text = "folder of the networks, trained once and kept (%(default)s)"
     add("--work", type=Path, default=Path("zfkernels-gallery-work"), help=text)
+    add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do in its projections (%(default)s)")
     text = "draw only these, and leave README.md as it is: " + ", ".join(SECTIONS)
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.gallery import SECTIONS, Stage
 
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, progress=sys.stderr.isatty())
+    stage = Stage(args.out, args.work, args.method, progress=sys.stderr.isatty())
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:

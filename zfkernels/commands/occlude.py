@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import PICTURE, Opened, add_picture, open_network, report
+from .options import PICTURE, Opened, add_method, add_picture, open_network, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fill", nargs="+", metavar="LEVEL", help=text)
     add("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     add("--channel", type=int, help="sum this map instead")
+    add_method(parser)
     text = "pictures whose strongest activations of the same map are projected beside"
     add("--images", type=Path, metavar="FOLDER", help=text)
     add("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     others = _exciting(opened, images[0], result.layer, result.channel, args.images) if args.images else ()
-    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *others)
+    method = opened.method(result.layer, args.method, images)
+    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *(others or ()), method=method)
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
     report(drawn, args.out, table(result, network.classes), note=note)

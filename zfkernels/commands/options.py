@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..drawing.style import Figure, save
+from ..graph.methods import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,15 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
 
 
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The option that `Opened.method` reads."""
+    text = (
+        "what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: deconvnet; guided "
+        "for layers without max-pooling below them)"
+    )
+    parser.add_argument("--method", choices=METHODS, help=text)
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network that a command looks into."""
@@ -77,6 +87,25 @@ class Opened:
         kinds = {name: type(module).__name__ for name, module in self.network.model.named_modules()}
         maps = [name for name in self.deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
         return list(names or maps)
+
+    def method(self, layer: str, wanted: str | None, images: Tensor) -> str:
+        """The method to project units of `layer` with; why, if it is another than the paper's, is printed."""
+        from ..analyses.choices import method_for
+
+        method = method_for(self.deconv, layer, wanted)
+        if self.deconv.switchless(layer):
+            part = self.deconv.image_dependence(images[:1], layer, self._strongest(images[:1], layer))
+            why = "as asked; but" if wanted else "because"
+            said = (
+                f"no max-pooling lies below {layer}: {float(part):.1%} of a deconvnet projection depends on the picture"
+            )
+            print(f"method      {method}, {why} {said}")
+        return method
+
+    def _strongest(self, images: Tensor, layer: str) -> int:
+        from ..analyses.activations import top_activations
+
+        return int(top_activations(self.deconv, [images], layer, k=1).values[:, 0].argmax())
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""

@@ -98,14 +98,14 @@ def _lower(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | Non
 
 
 def _layer(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
-    (g, origins, _), layer = box, by.step
+    (g, origins, own), layer = box, by.step
     (below,), above = by.below, by.above
     size = g.shape[2:]
     paddings, under, lower_origins = widen(layer.windows, size, origins, above[2:], below[2:])
     filters, scale, passed, switches = by.record
     passed = None if passed is None else cut(passed, images, origins, size)
     switches = None if switches is None else cut(switches, images, origins, size).expand(len(g), -1, -1, -1)
-    g = layer.reverse(g, under, Record(filters, scale, passed, switches), by.rules, paddings)
+    g = layer.reverse(g, under, Record(filters, scale, passed, switches), by.rules, paddings, own)
     return [Box(g, lower_origins)]
 
 
@@ -134,7 +134,7 @@ def _recorded(record: Tensor | None, images: np.ndarray, box: Box) -> Tensor | N
 def _in_place(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
     """A step that works place by place."""
     record = _recorded(by.record, images, box)
-    return [Box(by.step.reverse(box.maps, by.below, record, by.rules), box.origins)]
+    return [Box(by.step.reverse(box.maps, by.below, record, by.rules, box.own), box.origins)]
 
 
 def _norm(box: Box, by: Passage, images: np.ndarray) -> list[Box]:

@@ -4,14 +4,17 @@ A batch norm is folded into the filters, or, where the filters are larger than t
 costs less, for the weights are read anew at each run.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.exact import exact_in_thread
 from ..ops import checks
 from ..ops.fused import layer as conv2d_relu_max_pool2d
 from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
@@ -35,6 +38,7 @@ class Layer:
     batch_norms: tuple[Affine, ...] = ()
     rectify: bool = False
     pool: Pool | None = None
+    exact: bool = False  # whether a max-pool's ties depend on it, so that a run with switches must sum exactly
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -43,6 +47,12 @@ class Layer:
         return (conv,) if self.pool is None else (conv, *self.pool.windows)
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
+        if self.exact and rules.method is not None:
+            with exact_in_thread(rules.backend):
+                return self._run(inputs, rules)
+        return self._run(inputs, rules)
+
+    def _run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
         (x,), conv, pool = inputs, self.conv, self.pool
         filters, bias, scale, shift = self._weights(x)
         checks.alike("weight", filters, "x", x)
@@ -80,27 +90,47 @@ class Layer:
             return conv.filters(weight * scale[:, None, None, None]), shift, None, None
         return conv.filters(weight), None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
-    def reverse(self, g: Tensor, size: Pair, record: Record, rules: Rules, paddings: Sequence[Pair]) -> Tensor:
+    def reverse(
+        self, g: Tensor, size: Pair, record: Record, rules: Rules, paddings: Sequence[Pair], own: bool = False
+    ) -> Tensor:
         """The signal g of the layer's value, or of a part of it, sent to a map of `size`; `record` is of that part, and
-        `paddings`, one a window, stand for the layer's own.
+        `paddings`, one a window, stand for the layer's own. With `own` it may write into g.
         """
         conv, pool, rectify = self.conv, self.pool, self.rectify and rules.method != "gradient"
-        if record.passed is not None:
-            g = passed_on(g, record.passed)
+        filters, scale, passed, switches = record
+        if passed is not None:
+            g, own = passed_on(g, passed, own), True
         if pool is not None and not conv.by_torch:
             pooling = pool.kernel, pool.stride, paddings[1]
             return max_unpool2d_relu_conv_transpose2d(
-                g, record.switches, record.filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
+                g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
             )
         if pool is not None:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])
-            g = pool.unpool(g, record.switches, paddings[1], middle, rules)
-        if record.scale is not None:
-            g = (g.relu() if rectify else g) * record.scale[:, None, None]
-            rectify = False
-        return conv.transposed(g, record.filters, paddings[0], size, rectify, rules)
+            g, own = pool.unpool(g, switches, paddings[1], middle, rules), True
+        if scale is not None and g.numel() > filters.numel():
+            filters = filters * scale.view(-1, 1, 1, 1)
+        elif scale is not None:
+            if rectify:
+                g, own, rectify = rectified(g, own), True, False
+            g = g.mul_(scale.view(-1, 1, 1)) if own else g * scale.view(-1, 1, 1)
+        if rectify and conv.by_torch:
+            g, rectify = rectified(g, own), False
+        return conv.transposed(g, filters, paddings[0], size, rectify, rules)
 
 
-def passed_on(g: Tensor, y: Tensor) -> Tensor:
-    """g where y > 0, 0 elsewhere."""
-    return torch.ops.aten.threshold_backward(g, y, 0)
+def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
+    """max(0, g) + slope * min(0, g), in the place of g if that is one's own."""
+    if slope:
+        return F.leaky_relu(g, slope, own)
+    return g.relu_() if own else g.relu()
+
+
+def passed_on(g: Tensor, y: Tensor, own: bool = False, cap: float = math.inf) -> Tensor:
+    """g where y is more than 0 and less than `cap`, 0 elsewhere; in the place of g if that is one's own."""
+    into = {"grad_input": g} if own else {}
+    if cap < math.inf:
+        backward = torch.ops.aten.hardtanh_backward
+        return (backward.grad_input if own else backward)(g, y, 0, cap, **into)
+    backward = torch.ops.aten.threshold_backward
+    return (backward.grad_input if own else backward)(g, y, 0, **into)

@@ -8,7 +8,8 @@
     run(inputs, rules)              its value, and what its reverse needs of it
     reverse(g, below, record, rules)
                                     the signal g of its value, or of a part of it, sent down to its input, whose shape
-                                    `below` holds. Windows and joins have other means: deconvnet/cones.py.
+                                    `below` holds. Windows and joins have other means: deconvnet/cones.py. What works
+                                    place by place is told whether it may write into g (`own`).
 
 The weights stay in the model: a step reads them when it needs them. The ops are called without the checks of the public
 functions: `shape` has made them.
@@ -24,7 +25,7 @@ from torch import Size, Tensor
 
 from ..ops.contrast_norm import contrast_norm_backward, contrast_norm_op
 from ..window import Pair
-from .layer import passed_on
+from .layer import passed_on, rectified
 from .rules import Read, Rules, Shapes, check_count, irreversible, told
 from .windowed import Affine, Average, AveragePool, Conv, Pool
 
@@ -73,9 +74,7 @@ class Norm:
         y = contrast_norm_op(x, *self.parameters, rules.backend)
         return y, None if rules.method is None or rules.norm == "identity" else x
 
-    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules) -> Tensor:
-        if rules.norm == "identity":
-            return g
+    def reverse(self, g: Tensor, below: list[Size], record: Tensor, rules: Rules) -> Tensor:
         if rules.norm == "gradient":
             return contrast_norm_backward(g, record, *self.parameters, rules.backend)
         return g * norm_factors(record, *self.parameters)
@@ -120,16 +119,15 @@ class ReLU:
             return x.relu_() if self.in_place else x.relu()
         return F.hardtanh(x, 0.0, self.cap, self.in_place)
 
-    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules) -> Tensor:
+    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules, own: bool = False) -> Tensor:
         """`record` is its value, which says where its derivative is 1: as torch's, not at 0 nor at the cap."""
         if rules.method != "gradient":
-            g = F.leaky_relu(g, self.slope) if self.slope else g.relu()
+            g, own = rectified(g, own, self.slope), True
         if rules.method == "deconvnet":
             return g
         if self.slope:
             return torch.where(record > 0, g, self.slope * g)
-        g = passed_on(g, record)
-        return g if self.cap == math.inf else g.masked_fill_(record >= self.cap, 0)
+        return passed_on(g, record, own, self.cap)
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,8 @@ class Scale:
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
         return inputs[0] * self.scale + self.shift, None
 
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
-        return g * self.scale
+    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules, own: bool = False) -> Tensor:
+        return g.mul_(self.scale) if own else g * self.scale
 
 
 @dataclass(frozen=True)

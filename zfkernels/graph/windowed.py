@@ -52,9 +52,10 @@ class Affine:
         scale, shift = (part.view(-1, *[1] * (x.ndim - 2)) for part in self.scale_and_shift())
         return torch.addcmul(shift, x, scale), None
 
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
+    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules, own: bool = False) -> Tensor:
         scale, _ = self.scale_and_shift()
-        return g * scale.view(-1, *[1] * (g.ndim - 2))
+        scale = scale.view(-1, *[1] * (g.ndim - 2))
+        return g.mul_(scale) if own else g * scale
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ class Conv:
             return conv_transpose2d(g, filters, self.stride, padding, size, rectify, rules.backend)
         least = [(g.shape[2 + a] - 1) * self.stride[a] + self.reach[a] - 2 * padding[a] for a in (0, 1)]
         left = tuple(size[a] - least[a] for a in (0, 1))
-        g = g.relu() if rectify else g
-        return F.conv_transpose2d(g, filters, None, self.stride, padding, left, self.groups, self.dilation)
+        return F.conv_transpose2d(
+            g.relu() if rectify else g, filters, None, self.stride, padding, left, self.groups, self.dilation
+        )
 
 
 @dataclass(frozen=True)
