@@ -283,6 +283,6 @@ NONLINEAR = words(
 )
 
 
-def is_nonlinear(call: str, kept: Mapping[object, str]) -> bool:
-    """Whether a call of this name keeps its true vector-Jacobian product though it is not linear."""
-    return call in NONLINEAR and not any(name_of(key) == call for key in kept if callable(key))
+def is_nonlinear(call: str, kind: str, overrides: Mapping[object, str]) -> bool:
+    """Whether a call of this name, in a module of this class, keeps its true derivative though it is not linear."""
+    return call in NONLINEAR and not {call, kind}.intersection(map(name_of, overrides))
