@@ -80,7 +80,9 @@ class Signals:
             return function(*args, **kwargs)
         if override == "rectify":
             return self._rectify(Rectifier(args[0], 0.0, lambda x: function(x, *args[1:], **kwargs)), None)
-        if isinstance(function, OpOverload):
+        if isinstance(function, OpOverload) and function.name() in ATEN:
+            key = ATEN[function.name()]
+        elif isinstance(function, OpOverload):
             handler = OPS.get(function.name())
             return function(*args, **kwargs) if handler is None else handler(self, function, *args, **kwargs)
         handler = CALLS.get(key)
@@ -240,6 +242,16 @@ CALLS: dict[Callable | str, Callable] = {
         _dropout: (*DROPOUTS, F.dropout3d, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout),
     }.items()
     for key in keys
+}
+
+# The ops that exported models call: what they are called with is what these are
+ATEN: dict[str, Callable | str] = {
+    **{f"aten::{name}": name for name in ("relu", "relu_", "prelu", "clamp", "clamp_", "clamp_min", "clamp_min_")},
+    **{f"aten::{name}": name for name in ("maximum", "fmax")},
+    **{f"aten::{f.__name__}": f for f in (F.leaky_relu, F.leaky_relu_, F.hardtanh, F.hardtanh_, F.max_pool2d)},
+    "aten::relu6": F.relu6,
+    "aten::threshold": torch.threshold,
+    "aten::threshold_": torch.threshold_,
 }
 
 
