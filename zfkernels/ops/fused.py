@@ -180,7 +180,7 @@ def conv2d_relu_max_pool2d(
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1, 2 and 5).
     """
     x, weight, bias = checks.autocast(x, weight, bias)
-    stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
+    stride, padding, conv_size, _ = check_conv(x, weight, bias, stride, padding)
     pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size("the convolution's map", conv_size, *pool, ceil_mode, "pool_kernel")
@@ -226,7 +226,7 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.tensor("y", y, ("N", "C_out", "PH", "PW"))
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
-    stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
+    stride, padding, output_size, conv_size, _ = check_transposed(y, weight, stride, padding, output_size)
     pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(
