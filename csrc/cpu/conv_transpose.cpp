@@ -42,12 +42,11 @@ struct Class {
     int64_t reach() const { return shift + (taps - 1) * pace; }
 };
 
-// Zeros in channels [from, from + count) of rows [h, h_end) of image n of x.
+// Zeros in the C channels of rows [begin, end) of x, numbered through all images.
 template <typename T>
-void zero_channels(const Conv& s, T* x, int64_t n, int64_t h, int64_t h_end, int64_t from, int64_t count) {
-    T* const pixels = x + (n * s.H + h) * s.W * s.XP + from;
-    if (count == s.XP) return zero(pixels, larger(0, h_end - h) * s.W * s.XP);
-    for (int64_t p = 0; p < (h_end - h) * s.W; ++p) zero(pixels + p * s.XP, count);
+void clear_rows(const Conv& s, T* x, int64_t begin, int64_t end) {
+    if (s.XP == s.C) return zero(x + begin * s.W * s.C, (end - begin) * s.W * s.C);
+    for (int64_t p = begin * s.W; p < end * s.W; ++p) zero(x + p * s.XP, s.C);
 }
 
 // Gather. The positions of each class of rows and of columns are a stride-1 correlation of y with the classes' taps,
@@ -79,6 +78,7 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
     const int64_t acc_size = round_up(rows * q_cols * kWidth<T>, 16);
     const int64_t band_size = round_up((rows + above) * cols * s.K, 16);
     const PerThread<T> memory{threads, acc_size + band_size};
+    if (gaps) parallel_for(s.N * s.H, threads, [&](int64_t begin, int64_t end, int) { clear_rows(s, x, begin, end); });
     // Block k of the pixels of a class of rows and one of columns in the band's q rows; `weights` are theirs. Returns
     // the sum of the results times 0.
     const auto make_class = [&](const Band<T>& band, int64_t k, const Class& rh, const Class& rw, const T* weights) {
@@ -110,10 +110,6 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
                          [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
         },
         [&](const Band<T>& band, int64_t k, const T* weights) {
-            if (gaps)
-                zero_channels(s, x, band.image, larger(0, (band.begin + above) * s.SH - s.PH),
-                              smaller(s.H, band.end * s.SH - s.PH), k * kWidth<T>,
-                              smaller(kWidth<T>, s.C - k * kWidth<T>));
             Vec<T> seen{};
             for (int64_t a = 0; a < down; ++a)
                 for (int64_t b = 0; b < across; ++b) {
@@ -162,7 +158,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             T* const row = acc + acc_size;
             const Block<T> pixels{row, s.OW * s.K, s.K, 1, s.OW, s.OW * s.K, 1, s.K};
             const Range band = share(s.H, b, bands);
-            zero_channels(s, x, n, band.begin, band.end, 0, s.C);
+            clear_rows(s, x, n * s.H + band.begin, n * s.H + band.end);
             const int64_t last = last_window(band.end - 1, s.SH, s.PH, s.OH);
             for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);

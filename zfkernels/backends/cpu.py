@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _C, window
 from .memory import Grads, Pooled, address, bad_switch, conv_sizes, pixels, pool_sizes
+from .prepared import PreparedFilters
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -54,10 +55,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
 def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1) -> Tensor:
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = _empty(x, x.shape[0], weight.shape[0], output_size)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    zs = None if add is None else _dense(add)
-    sizes = conv_sizes(xs.shape, ws, output_size, stride, padding, dilation, groups)
-    addresses = xs.data_ptr(), ws.data_ptr(), 0, address(bs), address(zs), ys.data_ptr()
+    xs, ys, zs = _dense(x), _computed_empty(y), None if add is None else _dense(add)
+    sizes, ws, packed, bs = _filters(weight, bias, x.shape, output_size, stride, padding, dilation, groups)
+    addresses = xs.data_ptr(), ws.data_ptr(), packed, address(bs), address(zs), ys.data_ptr()
     _C.conv2d(_f64(x), sizes, *addresses, relu, math.inf if cap is None else cap, _threads())
     return _rounded(ys, y)
 
@@ -127,9 +127,10 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = _empty(x, n, k, output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
-    addresses = xs.data_ptr(), ws.data_ptr(), 0, address(bs), ys.data_ptr(), switches.data_ptr()
+    xs, ys = _dense(x), _computed_empty(y)
+    conv, ws, packed, bs = _filters(weight, bias, x.shape, conv_size, stride, padding)
+    sizes = conv, pool_sizes((n, k, *conv_size), output_size, *pool)
+    addresses = xs.data_ptr(), ws.data_ptr(), packed, address(bs), ys.data_ptr(), switches.data_ptr()
     _C.conv2d_relu_max_pool2d(_f64(x), *sizes, *addresses, _ROUNDING.get(x.dtype, 0), _threads())
     return _rounded(ys, y), switches
 
@@ -156,6 +157,15 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
     bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *args)
     _check_switches(bad, s, *pool, conv_size)
     return _rounded(xs, x)
+
+
+def _filters(weight, bias, shape, output_size, *settings) -> tuple[tuple[int, ...], Tensor, int, Tensor | None]:
+    """A convolution's sizes, filters, the address of the same packed (0: they are not) and bias."""
+    if isinstance(weight, PreparedFilters):
+        sizes, packed = weight.call(tuple(shape), output_size, *settings)
+        return sizes, weight.filters, packed, weight.bias if bias is None else _bias(bias)
+    ws = _computed(weight)
+    return conv_sizes(shape, ws, output_size, *settings), ws, 0, _bias(bias)
 
 
 def _threads() -> int:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import window
+from ..backends import module
 from ..backends.memory import dense, empty
 from . import checks
 from .define import define
+from .prepared import PreparedFilters, opened
 
 ONE = (1, 1)
 
@@ -234,7 +236,7 @@ def check_transposed(y, weight, stride, padding, output_size, dilation=1, groups
 
 def conv2d_relu(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
@@ -254,7 +256,8 @@ def conv2d_relu(
 
     Args:
         x: (N, C_in, H, W), float32, float64, bfloat16 or float16, of any strides; N may be 0.
-        weight: (C_out, C_in / groups, KH, KW). bias: (C_out,) or None. Both of x's dtype and device.
+        weight: (C_out, C_in / groups, KH, KW). bias: (C_out,) or None. Both of x's dtype and device. In the place of
+            both what `prepare` makes of them.
         stride, padding, dilation: int or (vertical, horizontal) pair; taps lie `dilation` pixels apart.
         groups: into how many groups channels are cut; a divisor of C_in and C_out. Every backend but triton and cuda,
             which have no kernel for groups or dilation and say so.
@@ -273,8 +276,15 @@ def conv2d_relu(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 3; torch.nn.functional.conv2d for the sizes.
     """
-    x, weight, bias, add = checks.autocast(x, weight, bias, add)
+    prepared = None
+    if isinstance(weight, PreparedFilters):
+        prepared, weight, bias = opened(weight, bias, x, backend)
+    else:
+        x, weight, bias, add = checks.autocast(x, weight, bias, add)
     stride, padding, size, dilation = check_conv(x, weight, bias, stride, padding, dilation, groups)
+    if prepared is not None:
+        cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
+        return module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
     if add is None and cap is None:
         return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
     cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
