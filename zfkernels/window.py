@@ -36,6 +36,8 @@ def pair(name: str, value: object, least: int) -> Pair:
         vertical, horizontal = value
     else:
         vertical = horizontal = value
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace hands sizes out as tensors
+        vertical, horizontal = (int(v) if isinstance(v, torch.Tensor) else v for v in (vertical, horizontal))
     if not (whole(vertical) and whole(horizontal)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if vertical < least or horizontal < least:
