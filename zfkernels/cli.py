@@ -77,7 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in NEED_NO_BACKEND:
             require_backend()
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        for line in getattr(args, "at_end", ()):
+            print(line)
+        return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
