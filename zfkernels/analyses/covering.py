@@ -14,6 +14,7 @@ from ..graph.regions import Recomputed, Region
 from ..graph.rules import Rules
 from ..graph.trace import trace_whole
 from ..ops import checks
+from ..words import nearest
 
 
 class Regions:
@@ -91,7 +92,8 @@ def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | 
 def check_layer(model: nn.Module, layer: str | None) -> None:
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
+        near = nearest(layer, names)
+        raise ValueError(f"layer {layer!r} is no submodule of the model{near}; choose one of: {', '.join(names)}")
 
 
 def _check_maps(output: object, layer: str) -> Tensor:

@@ -1,9 +1,9 @@
 import argparse
-import sys
 from pathlib import Path
 
+from .. import progress
 from ..graph.methods import NORMS
-from .options import NETWORK, add_network, open_network
+from .options import NETWORK, add_network, add_skip, check_out, find, open_network, write_found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,25 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
     add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.atlas import atlas, search, write_layer, write_page
-    from ..data.folders import find_pictures
     from ..training.processes import launched, processes
 
+    check_out(args, folder=True)
     opened = open_network(args)
     layers = opened.layers(args.layers)
-    paths = find_pictures(args.folder)
-    args.out.mkdir(parents=True, exist_ok=True)
     with launched("cpu"):
         rank, world = processes()
+        found = find(args, args.folder, say=rank == 0)
+        paths = found.paths
+        args.out.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            write_found(args.out / "pictures.log", found)
         if len(paths) < world:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
         batches = opened.stream(paths, args.batch, args.workers, (rank, world))
-        progress = rank == 0 and sys.stderr.isatty()
-        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=progress)
+        shown = rank == 0 and progress.wanted()
+        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=shown)
     if rank:
         return
 
@@ -45,7 +49,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
-    print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")
+    print(
+        *opened.notes,
+        f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)",
+        sep="\n",
+    )
 
 
 EXAMPLES = f"""examples:

@@ -1,7 +1,7 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, open_network, report
+from .options import NETWORK, add_network, add_skip, check_out, find, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
@@ -19,19 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the clear picture is taken for)"
     )
     add("--class", dest="label", help=text)
+    add_skip(parser)
     add("--out", type=Path, default=Path("invariance.png"), help="picture to write (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
-    from ..data.folders import find_pictures
 
+    check_out(args)
     opened = open_network(args)
     deconv = opened.deconv
     layers = opened.layers(args.layers or [deconv.layers[0], (*deconv.layers, *opened.hidden)[-1]])
-    paths = [file for path in args.pictures for file in ([path] if path.is_file() else find_pictures(path))]
+    paths = [file for path in args.pictures for file in ([path] if path.is_file() else find(args, path).paths)]
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels)
-    report(figure(result, [path.stem for path in paths]), args.out, table(result))
+    report(figure(result, [path.stem for path in paths]), args.out, table(result), *opened.notes)

@@ -162,21 +162,32 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
 
     `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
     """
-    from ..analyses.filters import noise_note
     from ..models import checkpoint, load
 
     if args.size < 1:
         raise ValueError(f"--size must be at least 1, got {args.size}")
     if args.weights is None and (args.model is not None or or_random):
-        hint = "" if args.model else ". `zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt"
-        text = f"random weights, because no --weights were given; what follows means nothing{hint}"
-        print(f"zfkernels: warning: {text}", file=sys.stderr)
+        warn_random(args)
     if or_random and args.model is None and args.weights is None:
         network = checkpoint.untrained()
     else:
         network = load.network(args.weights, args.model, args.size)
     network = load.adjusted(network, **{name: getattr(args, name, None) for name in ("mean", "std", "classes")})
-    note = None if args.weights is None else noise_note(network.model)
+    return Opened(network) if args.weights is None else opened(network)
+
+
+def warn_random(args: argparse.Namespace) -> None:
+    """Says on stderr that the network's weights are random."""
+    hint = "" if args.model else ". `zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt"
+    text = f"random weights, because no --weights were given; what follows means nothing{hint}"
+    print(f"zfkernels: warning: {text}", file=sys.stderr)
+
+
+def opened(network: Network) -> Opened:
+    """A network of a file, with a note if its first filters are still noise."""
+    from ..analyses.filters import noise_note
+
+    note = noise_note(network.model)
     return Opened(network, (note,) if note else ())
 
 

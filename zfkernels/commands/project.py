@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from ..graph.methods import METHODS, NORMS
-from .options import PICTURE, add_picture, open_network, report
+from .options import PICTURE, add_picture, check_out, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -31,17 +31,18 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import last_convolution
     from ..analyses.projection import figure, projection, table
 
+    check_out(args)
     opened = open_network(args, or_random=True)
     pixels, images = opened.read([args.picture])
     unit = projection(
         opened.network.model,
         images[0],
-        args.layer or last_convolution(opened.network.model),
+        opened.layer(args.layer) if args.layer else last_convolution(opened.network.model),
         args.channel,
         tuple(args.position) if args.position else None,
         norm=args.norm,
         method=args.method,
     )
-    report(figure(unit, pixels[0]), args.out, table(unit))
+    report(figure(unit, pixels[0]), args.out, table(unit), *opened.notes)
     if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)

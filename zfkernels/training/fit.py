@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.loading import plainly
 from ..models.states import misfit
 from ..models.zfnet import clamp_filters_
 from ..progress import Shown, bar
@@ -123,7 +124,7 @@ def _pass(
     batches = bar(loader, what, " images", rank == 0 and run.progress, leave=False, sizes=sizes)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     model.train()
-    for size, (images, labels, crops) in zip(sizes, batches, strict=True):
+    for size, (images, labels, crops) in zip(sizes, plainly(batches), strict=True):
         labels, crops = labels.to(device), crops.to(device)
         counts = float(size > rank)
         share(size, slice(rank, None, world) if counts else slice(1))
@@ -161,7 +162,7 @@ def evaluate(model: nn.Module, run: Run, pictures: Dataset, mean: Tensor) -> tup
     mean = mean.to(device)
     counts = torch.zeros(3, dtype=torch.int64)
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), batch_size), run.workers, device)
-    for images, labels, _ in bar(loader, "evaluation", "batch", rank == 0 and run.progress, leave=False):
+    for images, labels, _ in plainly(bar(loader, "evaluation", "batch", rank == 0 and run.progress, leave=False)):
         crops = stack_crops((images.to(device).float() - mean) / run.scale, which, run.side)
         with _autocast(device, run.precision):
             logits = model(crops.flatten(0, 1))
@@ -182,7 +183,7 @@ def mean_picture(
     rank, world = processes()
     total = torch.zeros(3, *pictures.size, dtype=torch.int64)
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), 64), workers, torch.device("cpu"))
-    for images, _, _ in bar(loader, "mean picture", "batch", rank == 0 and progress, leave=False):
+    for images, _, _ in plainly(bar(loader, "mean picture", "batch", rank == 0 and progress, leave=False)):
         total += images.sum(0, dtype=torch.int64)
     return (summed(total, torch.device(device)).double() / len(pictures)).float()
 
