@@ -24,6 +24,16 @@ if os.environ.get("ZFKERNELS_EMULATED"):
     backend.register(Path(os.environ["ZFKERNELS_EMULATED"]))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--zoo", action="store_true", help="every network of tests/zoo, not the quick ones alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--zoo"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("zoo")])
+        items[:] = [item for item in items if not item.get_closest_marker("zoo")]
+
+
 @pytest.fixture(autouse=True)
 def poisoned():
     """torch.empty holds NaN (255 for switches), so that what a kernel does not write is seen."""

@@ -56,7 +56,7 @@ class Rules(TorchFunctionMode):
         if function in (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_):
             return in_place, kwargs.get("negative_slope", args[1] if len(args) > 1 else 0.01), float("inf")
         if function in (F.relu6, F.hardtanh, F.hardtanh_):
-            return in_place or True in args, 0.0, 6.0
+            return in_place or args[-1] is True, 0.0, 6.0
         return None
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -439,9 +439,11 @@ def alive(model, seed=0):
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
             nn.init.uniform_(module.bias, -0.3, 0.3, generator=generator)
+            if module.running_mean is None:
+                continue
             nn.init.uniform_(module.running_mean, -0.3, 0.3, generator=generator)
             nn.init.uniform_(module.running_var, 0.3, 2.0, generator=generator)
-        elif hasattr(module, "weight") and hasattr(module, "bias"):
+        elif isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "bias"):
             nn.init.kaiming_normal_(module.weight, generator=generator)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, 0, 0.2, generator=generator)

@@ -191,10 +191,12 @@ def test_project_and_occlude_take_any_network(capsys, tmp_path, photo, method):
     assert "cells       4 x 4" in text
 
 
-def test_a_network_that_cannot_be_reversed_is_a_mistake_and_named(capsys, tmp_path, photo):
-    code, _, errors = run(capsys, "project", photo, "--model", "nets:gated", "--size", 32, "--out", tmp_path / "p.png")
-    assert code == 2
-    assert "cannot reverse layer '1' (Sigmoid)" in errors
+def test_a_network_that_cannot_be_traced_is_projected_as_it_is(capsys, tmp_path, photo):
+    out = tmp_path / "p.png"
+    code, text, _ = run(capsys, "project", photo, "--model", "nets:gated", "--size", 32, "--layer", "1", "--out", out)
+    assert code == 0
+    assert "Sigmoid (1)" in text
+    assert out.exists()
 
 
 def test_without_weights_it_says_that_the_network_is_random(capsys, tmp_path, photo):

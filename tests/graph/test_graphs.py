@@ -11,8 +11,9 @@ import zfkernels as zf
 from zfkernels.deconvnet import deconvnet
 from zfkernels.graph import regions, run
 from zfkernels.graph import run as graphs
+from zfkernels.graph.graph import as_chain
 from zfkernels.graph.rules import Rules
-from zfkernels.graph.trace import trace_whole
+from zfkernels.graph.trace import trace
 
 METHODS = ("deconvnet", "gradient", "guided")
 SIZES = {
@@ -54,6 +55,9 @@ def test_equals_the_modified_gradient(built, name, method):
                 assert error(p.values, values) < 1e-11
                 assert torch.equal(p.positions, positions)
                 alive += pixels.norm() > 1e-9
+                if method != "deconvnet":  # capped units start before the cap: test_the_cap_of_the_units_own_layer
+                    below = (values < 6).double()[:, None, None, None]
+                    p, pixels = p._replace(pixels=p.pixels * below), pixels * below
                 # The second bound is for units that are all but dead, whose own value is rounding
                 assert (p.pixels - pixels).norm() <= 1e-11 * pixels.norm() + 1e-13, (layer, channel, place)
     assert alive >= len(stages)
@@ -113,18 +117,18 @@ def test_gradient_is_autograds(built):
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if name != "Changed"])
-def test_a_chain_by_boxes_equals_whole_maps(name):
+def test_a_chain_by_boxes_equals_whole_maps(name, monkeypatch):
     """The two implementations of the same reverse, on nets that are chains."""
     chains = {"ResNet": nets.vgg11(batch_norm=True), "Inception": nets.Functional(), "DenseNet": nets.odd()}
     net = nets.alive(chains.get(name, nets.unrectified()))
     images = nets.images(2, *{"Inception": (41, 35), "DenseNet": (23, 29)}.get(name, (64, 64)))
     deconv = zf.Deconvnet(net)
-    assert deconv._chain is not None
+    assert as_chain(trace(net)) is not None
     for layer in deconv.layers:
         boxes = deconv.project(images, layer, 1, norm="rescale")
-        chain, deconv._chain = deconv._chain, None
-        whole = deconv.project(images, layer, 1, norm="rescale")
-        deconv._chain = chain
+        with monkeypatch.context() as patch:
+            patch.setattr(deconvnet, "as_chain", lambda graph: None)
+            whole = deconv.project(images, layer, 1, norm="rescale")
         assert torch.equal(boxes.positions, whole.positions)
         assert torch.equal(boxes.boxes, whole.boxes)
         assert (boxes.pixels - whole.pixels).norm() <= 1e-11 * whole.pixels.norm(), layer
@@ -196,15 +200,32 @@ def test_units_of_many_images_in_small_passes(built, monkeypatch):
 
 def test_layers_and_their_aliases(built):
     _, deconv, _ = built["ResNet"]
-    assert deconv.layers[:6] == ("conv1", "maxpool", "layer1.0.conv1", "layer1.0.conv2", "iadd", "layer1.1.conv1")
-    assert deconv.vector_layers == ("fc",)
-    aliases = deconv._graph.aliases
+    assert deconv.layers[:6] == ("conv1", "maxpool", "layer1.0.conv1", "layer1.0.conv2", "iadd", "layer1.0")
+    assert deconv.vector_layers == ("flatten", "fc") or deconv.vector_layers == ("fc",)
+    aliases = trace(deconv.model).aliases
     assert aliases["bn1"] == aliases["relu"] == "conv1"
     assert aliases["layer1.0.bn2"] == "layer1.0.conv2"
     assert aliases["layer1.0.relu_1" if "layer1.0.relu_1" in aliases else "layer1_0_relu_1"] == "iadd"
     _, deconv, _ = built["DenseNet"]
     assert {"stem", "cat", "norms.0", "convs.0", "transition.0", "transition.1", "last"} <= set(deconv.layers)
-    assert deconv._graph.aliases["drop"] == "convs.0"
+    assert trace(deconv.model).aliases["drop"] == "convs.0"
+
+
+def test_every_modules_name_is_a_layer(built):
+    """A block's name is its output, and a model that is watched has the names of one that is traced."""
+    net, deconv, images = built["ResNet"]
+    for name, module in net.named_modules():
+        if not name or not list(module.children()):
+            continue
+        kept = []
+        with module.register_forward_hook(lambda module, args, output, kept=kept: kept.append(output)):
+            net(images)
+        assert error(deconv.activations(images, name), kept[-1]) < 1e-12, name
+    assert "avgpool" in deconv.layers
+    watched = zf.Deconvnet(net, forward=lambda model, images: model(images))
+    assert watched.engine("layer1").name == "own forward"
+    assert watched.layers == deconv.layers
+    assert watched.vector_layers == deconv.vector_layers
 
 
 def test_a_relu_whose_input_others_read_is_a_layer():
@@ -279,7 +300,7 @@ def test_average_pools(pool):
         assert error(p.pixels, pixels) < 1e-12
 
 
-def test_sums_of_other_shapes_are_named():
+def test_sums_of_other_shapes_run_as_they_are():
     class Broadcast(nn.Module):
         def __init__(self):
             super().__init__()
@@ -289,9 +310,31 @@ def test_sums_of_other_shapes_are_named():
             x = self.conv(x)
             return x + F.adaptive_avg_pool2d(x, 1)
 
-    deconv = zf.Deconvnet(nets.alive(Broadcast()))
-    with pytest.raises(NotImplementedError, match=r"'add' \(sum\): it must add values of one shape"):
-        deconv.project(nets.images(1, 9, 9), "add", 0)
+    net, images = nets.alive(Broadcast()), nets.images(1, 9, 9)
+    p = zf.Deconvnet(net).project(images, "add", 0)
+    pixels, values, _ = nets.modified_gradient(net, images, 0)
+    assert error(p.values, values) < 1e-12
+    assert error(p.pixels, pixels) < 1e-12
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("forward", [None, lambda model, images: model(images)])
+def test_the_cap_of_the_units_own_layer(method, forward):
+    """Is lifted: the strongest place is told before it, and a signal comes down from there."""
+    net = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 5, 3), nn.ReLU6()))
+    with torch.no_grad():
+        net[2].weight.mul_(9)
+    lifted = nn.Sequential(*net[:3], nn.ReLU())
+    deconv, images = zf.Deconvnet(net, forward=forward), 3 * nets.images(2, 12, 12)
+    p = deconv.project(images, "2", 1, method=method)
+    pixels, values, positions = nets.modified_gradient(lifted, images, 1, method=method)
+    assert bool((values > 6).all())
+    assert bool((p.values == 6).all())
+    assert torch.equal(p.positions, positions)
+    assert error(p.pixels, pixels * (6 / values)[:, None, None, None]) < 1e-12
+    assert float(deconv.activations(images, "2").max()) == 6
+    top = zf.top_activations(deconv, [images], "2", 1)
+    assert torch.equal(top.positions[1, 0], positions[int(top.images[1, 0])])
 
 
 def test_wrong_method_is_named(built):
@@ -362,6 +405,6 @@ def test_in_place_sums_are_not_lost():
 @pytest.mark.parametrize("name", SIZES)
 def test_whole_graphs_give_the_models_output(built, name):
     net, _, images = built[name]
-    graph = trace_whole(net)
+    graph = trace(net, reshapes=True)
     clear = regions.Recomputed(graph, images[:1], [graph.output], Rules("cpu")).clear
     assert error(clear[graph.output], net(images[:1]).detach()) < 1e-12

@@ -91,7 +91,7 @@ def _search(
             raise TypeError(f"loader must give tensors or tuples that begin with one, got {type(images).__name__}")
         numbers = _numbers(batch, images) if numbered else torch.arange(seen, seen + len(images))
         seen += len(images)
-        for name, maps in deconv.activations(images, layers).items() if len(images) else ():
+        for name, maps in deconv.strengths(images, layers).items() if len(images) else ():
             top = _of_batch(maps, numbers)
             best[name] = merge([best[name], top] if name in best else [top], k)
         if file is not None and (count + 1) % SAVE_EVERY == 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.rules import Rules
-from ..graph.trace import trace_whole
+from ..graph.trace import hooked, trace, unwrapped
 from ..ops import checks
 from ..words import nearest
 
@@ -78,7 +78,9 @@ class Copies:
 def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
     """None, after a warning, for a model where what a window reaches cannot be told."""
     try:
-        graph = trace_whole(model)
+        if names := hooked(unwrapped(model)):
+            raise NotImplementedError(f"{min(names) or 'every module'} has hooks, which may change what it gives")
+        graph = trace(model, reshapes=True)
         if not graph.output:
             raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
         if layer is not None and layer not in graph.submodules:

@@ -107,10 +107,9 @@ def sanity_check(
     rounds = [(repeat, name) for repeat in range(repeats) for name in names]
     for repeat, name in bar(rounds, f"randomising below {layer}", "layer", progress):
         if name == names[0]:
-            noisy = copy.deepcopy(trained.model)
-            deconv = Deconvnet(noisy)
+            deconv = copy.deepcopy(trained)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + repeat)
-        _randomise(noisy.get_submodule(name), generator)
+        _randomise(deconv.model.get_submodule(name), generator)
         noise = deconv.project(images, layer, channel, place, norm, method=method, strength=1.0)
         pictures.append(noise.pixels[0])
     table = [pictures[i :: len(names)] for i in range(len(names))]

@@ -14,6 +14,7 @@ import zfkernels
 from .. import ZFNet
 from ..deconvnet.cones import Cones
 from ..deconvnet.units import Units, at, strongest
+from ..graph.graph import as_chain
 from ..graph.rules import Rules
 from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
@@ -118,7 +119,8 @@ def reverse(n: int, setting: Setting) -> Case:
     x, model = torch.randn(n, 3, 224, 224), network(setting.device, setting.dtype)
     flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
     channels = torch.full((n,), CHANNEL)
-    graph, chain = trace(model)
+    graph = trace(model)
+    chain = as_chain(graph)
     stop = graph.stop("conv5")
     engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
     with torch.no_grad():

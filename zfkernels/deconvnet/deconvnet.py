@@ -4,11 +4,11 @@ All activations of a layer but one are set to 0; then, layer for layer downwards
 to the places that the switches of the forward pass name, the maps are rectified and filtered with the layer's own
 filters, transposed. No biases, and no rectification at the pixels.
 
-Two engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
-for models that are chains of layers, maps.py for those that branch and for the other methods.
+Three engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
+and maps.py for models that torch.fx can trace, forward.py for all others; plan.py says which serves a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,27 +16,40 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import run as graph_run
-from ..graph.graph import averages
+from ..graph.graph import Graph, as_chain, averages
 from ..graph.methods import METHODS, NORMS
 from ..graph.rules import Rules, Shapes
-from ..graph.steps import parameters_of
-from ..graph.trace import trace
+from ..graph.translate import is_leaf
 from ..ops import checks
 from .cones import Cones
+from .forward import Changed, Forward, Own, values
 from .maps import WholeMaps, largest, passes
+from .notes import empty, notes
+from .plan import Engine, Plan, Planner, check_overrides, checked, run_model, uncapped
+from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
 # The largest map, in elements, that one pass makes: more images or units are taken in several passes.
 PASS_ELEMENTS = 2**24
+CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
 
-class Projection(NamedTuple):
-    """N projections."""
-
+class _Projected(NamedTuple):
     pixels: Tensor  # (N, C, H, W), in the images' units; exactly 0 outside the box
     values: Tensor  # (N,) the activations projected
     positions: Tensor  # (N, 2) int64: where in the layer's map, (vertical, horizontal)
     boxes: Tensor  # (N, 4) int64: top, left, bottom, right of the receptive field; half-open, clipped to the image
+
+
+class Projection(_Projected):
+    """N projections, the tuple (pixels, values, positions, boxes), and `notes`: sentences, what to know of them.
+
+    pixels: (N, C, H, W), in the images' units; exactly 0 outside the box. values: (N,), the activations projected.
+    positions: (N, 2) int64, where in the layer's map, (vertical, horizontal). boxes: (N, 4) int64, top, left, bottom,
+    right of the receptive field; half-open, clipped to the image. notes: see `Deconvnet.project`.
+    """
+
+    notes: tuple[str, ...] = ()
 
 
 class Joint(NamedTuple):
@@ -51,37 +64,69 @@ class Joint(NamedTuple):
 
 
 class Deconvnet:
-    """The deconvnet of a model: of a ZFNet, or of any torch CNN of steps that it can reverse.
+    """The deconvnet of a model: of a ZFNet, or of any torch CNN.
 
-    These are Conv2d (any stride, dilation, groups, zero padding), ReLU, ReLU6, LeakyReLU, MaxPool2d, AvgPool2d,
-    AdaptiveAvgPool2d, the mean over a map, LocalResponseNorm, BatchNorm (as in evaluation), Dropout (which it passes
-    over), flattening to vectors, Linear, a number times or plus a value, sums of two values, concatenations of maps,
-    and what zfkernels offers; as modules or function calls, in-place or not, a module used once or often. The model is
-    traced with torch.fx once, here. Its weights are read anew at each use, so a deconvnet follows a model that is being
-    trained.
+    The model's own forward is the truth: whatever it does, with its hooks, parametrizations, control flow and outputs
+    of any form, it runs as it stands, and the units are sent down by autograd, in which rectifiers, max-pooling and
+    response norms follow `method` and `norm` (signals.py) and all else has its true derivative. Where torch.fx can see
+    what lies below a layer, and all of that is understood and as it was, the layer's steps are run one by one with the
+    kernels of this package, and units by their cones, which gives the same and costs less; `engine(layer)` says which
+    of the two serves, and why. The model is traced when it is first needed, and again when its modules, hooks or
+    settings change. Its weights are read anew at each use, so a deconvnet follows a model that is being trained. The
+    model is left as it is; copy.deepcopy and pickle serve.
 
-    A projection of a model that is a chain of layers costs its units' cones, that of one that branches whole maps.
+    Args:
+        model: any torch.nn.Module from images (N, C, H, W).
+        forward: (model, images) -> anything, where the model needs more than images or is not to be run whole, such as
+            `lambda model, images: model(images, other)["out"]`.
+        rules: module classes or functions -> "rectify", which gives them the method's rule for rectifiers with their
+            own derivative, or "gradient", which gives them their true one: `{nn.SiLU: "rectify"}`.
 
     Attributes:
-        layers: the names of the layers that make maps, in order. A conv layer's name is its module's; its value is that
-            after the batch norm and the ReLU that follow it (whose names are accepted for it, too), if nothing else
-            reads it. Sums and concatenations are layers, too.
-        vector_layers: likewise the Linear layers, above the flattening.
+        layers: the names of the layers that make maps, in order: those of modules (a block's name is its output), sums,
+            concatenations and other functions (the names that torch.fx gives them). A conv layer's name is its
+            module's; its value is that after the batch norm and the ReLU that follow it (whose names are accepted for
+            it, too), if nothing else reads it.
+        vector_layers: likewise those that make vectors.
 
     Raises:
-        NotImplementedError: the model has a layer that has no reverse here, named in the message with its place; or
-            torch.fx cannot trace it.
-        TypeError: it is no torch.nn.Module.
+        TypeError: it is no torch.nn.Module, is scripted or quantized.
+        ValueError: its parameters are on the meta device; `rules` that are none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._graph, self._chain = trace(model)
-        self.layers = tuple(self._graph.layers)
-        self.vector_layers = tuple(self._graph.vector_layers)
+    def __init__(
+        self, model: nn.Module, *, forward: Forward | None = None, rules: Mapping[object, str] | None = None
+    ) -> None:
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward must be a function of the model and images, got {forward!r}")
+        self.model, self.forward, self.rules = model, forward, check_overrides(rules, OVERRIDES)
+        self._planner = Planner(checked(model), forward, self.rules)
+
+    def __getstate__(self) -> dict:
+        """What was traced belongs to this model, and not to a copy of it."""
+        return {"model": self.model, "forward": self.forward, "rules": self.rules}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self._planner.names().layers)
+
+    @property
+    def vector_layers(self) -> tuple[str, ...]:
+        return tuple(self._planner.names().vector_layers)
 
     def __repr__(self) -> str:
         return f"Deconvnet({type(self.model).__name__}: {', '.join(self.layers + self.vector_layers)})"
+
+    def engine(self, layer: str) -> Engine:
+        """What serves `layer`: ("traced", "") or ("own forward", why).
+
+        A layer that could be traced is served by the model's own forward, too, for images of a size in which a step
+        turns out to be something else, such as a reshape that is no flattening.
+        """
+        return self._planner.engine(layer)
 
     @torch.no_grad()
     def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
@@ -90,24 +135,43 @@ class Deconvnet:
         Of several layers a dict of their values, by one pass. Nothing above the layers is run. Dropout is passed over,
         whatever the model's mode.
         """
-        if not isinstance(layer, str) and isinstance(layer, Sequence):
-            return self._several(images, layer)
-        shapes, rules = self._shapes(images, layer), Rules(checks.backend(None, images))
-        engine = self._engine(layer, shapes)
-        with torch.autocast(images.device.type, enabled=False):
-            return _joined([engine.up(part, rules).value for part in self._split(images, shapes)])
+        layers = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
+        found = self._values(images, layers, lift=False)
+        return found[layer] if isinstance(layer, str) else found
 
-    def _several(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        stops = {layer: self._graph.stop(layer) for layer in layers}
-        if len(stops) < 2:
-            return {layer: self.activations(images, layer) for layer in stops}
-        shapes, rules = self._shapes(images, *stops), Rules(checks.backend(None, images))
-        with torch.autocast(images.device.type, enabled=False):
-            kept = [
-                graph_run.run(self._graph, len(shapes) - 1, part, rules, stops.values()).kept
-                for part in self._split(images, shapes)
-            ]
-        return {layer: _joined([values[number] for values in kept]) for layer, number in stops.items()}
+    @torch.no_grad()
+    def strengths(self, images: Tensor, layer: Sequence[str]) -> dict[str, Tensor]:
+        """As `activations` of several layers, but for one that ends in a ReLU6 what that would give without its cap.
+
+        Most maps of such layers peak at the cap at many places, among which it does not tell the strongest.
+        """
+        return self._values(images, list(layer), lift=True)
+
+    def _values(self, images: Tensor, layers: list[str], lift: bool, again: bool = False) -> dict[str, Tensor]:
+        if not layers:
+            return {}
+        plan, rules = self._planner.plan(images, layers, again), Rules(checks.backend(None, images))
+        parts = self._split(images, plan.shapes)
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                kept = [self._kept(plan, part, rules, lift) for part in parts]
+        except Changed:
+            if again:
+                raise RuntimeError(CHANGES) from None
+            return self._values(images, layers, lift, again=True)
+        return {layer: _joined([values[number] for values in kept]) for layer, number in plan.stops.items()}
+
+    def _kept(self, plan: Plan, images: Tensor, rules: Rules, lift: bool) -> dict[int, Tensor]:
+        """The values of the plan's layers, by number."""
+        numbers = set(plan.stops.values())
+        if plan.seen is not None:
+            caps = plan.uncapped if lift else {}
+            return values(self._planner.model, self.forward or run_model, images, numbers, rules, plan.seen, caps)
+        plan = plan if lift else plan._replace(uncapped={})
+        if len(numbers) == 1:
+            (number,) = numbers
+            return {number: self._engine(plan, number, rules).up(images, rules).value}
+        return graph_run.run(uncapped(plan), max(numbers), images, rules, numbers).kept
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
@@ -116,18 +180,22 @@ class Deconvnet:
         holds them all. A vector layer's units see the whole image.
         """
         places = integers("positions", positions, 2).reshape(-1, 2)
-        return torch.from_numpy(graph_run.fields(self._graph, self._graph.stop(layer), places, image_size))
+        graph = self._graph_for(layer, image_size)
+        return torch.from_numpy(graph_run.fields(graph, graph.stop(layer), places, image_size))
+
+    def _graph_for(self, layer: str, image_size: tuple[int, int]) -> Graph:
+        """A graph that has `layer`, of images of this size if such have been seen."""
+        if self.engine(layer).name == "traced":
+            return self._planner.graph
+        sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
+        return sizes.get(tuple(image_size)) or self._planner.names()
 
     def modules_below(self, layer: str) -> list[str]:
         """The names of the modules with weights that the value of `layer` is made with, the first used first."""
-        owners = {
-            id(parameter): name
-            for name, module in self.model.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
-        numbers = self._graph.ancestors(self._graph.stop(layer))
-        tensors = [tensor for number in numbers for tensor in parameters_of(self._graph.node(number).step)]
-        return list(dict.fromkeys(owners[id(tensor)] for tensor in tensors if id(tensor) in owners))
+        graph = self._graph_for(layer, ())
+        named = dict(self._planner.model.named_modules())
+        used = dict.fromkeys(graph.node(number).module for number in graph.ancestors(graph.stop(layer)))
+        return [owner for name in used for owner in _owners(name, named[name])]
 
     @torch.no_grad()
     def project(
@@ -168,17 +236,49 @@ class Deconvnet:
 
         Returns:
             A `Projection`. Without norms it equals the backward pass from the unit, with its value as the gradient, in
-            which each ReLU's backward is replaced by a ReLU of the gradient. Batch norms run as in evaluation.
+            which each ReLU's backward is replaced by a ReLU of the gradient. Where a ReLU6 makes the layer's value, the
+            strongest place is that before its cap, and so is where the unit starts: most maps peak at the cap at many
+            places, where its derivative is 0. The projection's `notes` tell which functions, being no rectifiers and
+            not linear, kept their true derivatives; that no max-pooling lies below the layer, where a deconvnet
+            projection hardly depends on the image (`image_dependence`); and which projections are all 0.
 
         Raises:
             ValueError, TypeError: an argument that does not fit, named; an activation that is not finite.
-            RuntimeError: a batch norm in training mode.
-            NotImplementedError: a layer on the way that cannot be reversed for images of this size.
+            RuntimeError: a batch norm in training mode; a model that does something else at each call.
+            NotImplementedError: a layer that depends on the images through nothing that torch differentiates.
         """
-        shapes, rules = self._shapes(images, layer), self._rules(images, method, norm)
-        units, look = named_units(shapes[-1], layer, len(images), image_index, channel, position)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._projected(images, layer, shapes, units, look, rules, strength)
+        for again in (False, True):
+            plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
+            units, look = named_units(plan.shapes[-1], layer, len(images), image_index, channel, position)
+            try:
+                with torch.autocast(images.device.type, enabled=False):
+                    return self._projected(images, layer, plan, units, look, rules, strength)
+            except Changed:
+                continue
+        raise RuntimeError(CHANGES)
+
+    def image_dependence(
+        self,
+        images: Tensor,
+        layer: str,
+        channel: int | Sequence[int] | Tensor,
+        position: tuple[int, int] | Sequence[tuple[int, int]] | Tensor | None = None,
+        norm: str = "identity",
+        *,
+        image_index: int | Sequence[int] | Tensor | None = None,
+        method: str = "deconvnet",
+    ) -> Tensor:
+        """How much of each projection depends on the image, from 0 to 1: (N,).
+
+        The same units, at the same places and with the same strength, are projected in the images turned upside down;
+        the number is the sine of the angle between the two pictures: 0 where one is the other times a number, 1 where
+        they have nothing in common (or one is empty). Arguments as of `project`.
+        """
+        settings = {"image_index": image_index, "method": method, "strength": 1.0}
+        there = self.project(images, layer, channel, position, norm, **settings)
+        turned = self.project(images.flip(2), layer, channel, there.positions, norm, **settings)
+        cosine = torch.nn.functional.cosine_similarity(there.pixels.flatten(1), turned.pixels.flatten(1))
+        return (1 - cosine.square()).clamp(min=0).sqrt()
 
     @torch.no_grad()
     def joint(
@@ -209,11 +309,12 @@ class Deconvnet:
         if isinstance(images, Tensor) and len(images) != 1:
             raise ValueError(f"image must be one image, got {len(images)}")
         alone = self.project(images, layer, channel, position, norm, method=method)
-        shapes, rules = self._shapes(images, layer), self._rules(images, method, norm)
-        units, _ = named_units(shapes[-1], layer, 1, None, channel, alone.positions)
+        plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
+        units, _ = named_units(plan.shapes[-1], layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
-        engine = WholeMaps(self._graph, self._graph.stop(layer), shapes)
+        stop = plan.stops[layer]
+        engine = self._engine(plan, stop, rules) if plan.seen else WholeMaps(uncapped(plan), stop, plan.shapes)
         with torch.autocast(images.device.type, enabled=False):
             dense = engine.down_together(engine.up(images, rules), units, alone.values, rules)
         together = torch.zeros_like(dense)
@@ -225,49 +326,44 @@ class Deconvnet:
         return Joint(together, alone.pixels, alone.values, alone.positions, alone.boxes, difference)
 
     def _projected(
-        self,
-        images: Tensor,
-        layer: str,
-        shapes: Shapes,
-        units: Units,
-        look: bool,
-        rules: Rules,
-        strength: float | None,
+        self, images: Tensor, layer: str, plan: Plan, units: Units, look: bool, rules: Rules, strength: float | None
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
-        engine = self._engine(layer, shapes, rules.method)
+        engine, cap = self._engine(plan, plan.stops[layer], rules), plan.uncapped.get(plan.stops[layer])
         kind = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
         needed, index = np.unique(units.images, return_inverse=True)
-        for part in passes(np.arange(len(needed)), largest(shapes), PASS_ELEMENTS):
+        for part in passes(np.arange(len(needed)), largest(plan.shapes), PASS_ELEMENTS):
             run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
             here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
             for rows in passes(here, engine.unit_elements, PASS_ELEMENTS):
                 chosen = units.take(rows)._replace(images=index[rows] - part[0])
                 if look:
                     units.positions[rows] = chosen.positions[:] = strongest(run.value, chosen)
-                own = at(run.value, chosen)
+                own = at(run.value, chosen).detach()
+                own = own.clamp(max=cap) if cap else own
                 check_finite(own, layer, chosen)
                 values[on(device, rows)] = own
                 sent = own if strength is None else torch.full_like(own, strength)
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
-        boxes = self.boxes(layer, units.positions, tuple(images.shape[2:])).to(device)
-        return Projection(pixels, values, on(device, units.positions), boxes)
+        stop, size = plan.stops[layer], tuple(images.shape[2:])
+        boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
+        told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
+        projection = Projection(pixels, values, on(device, units.positions), boxes)
+        projection.notes = told
+        return projection
 
-    def _engine(self, layer: str, shapes: Shapes, method: str = "deconvnet") -> Cones | WholeMaps:
-        """The way up to the layer and down, for images whose values have these shapes."""
-        stop = self._graph.stop(layer)
-        chained = self._chain is not None and method == "deconvnet" and not averages(self._graph, shapes)
-        return Cones(self._chain, stop, shapes) if chained else WholeMaps(self._graph, stop, shapes)
-
-    def _shapes(self, images: Tensor, *layers: str) -> Shapes:
-        """The shapes of the graph's values up to these layers, for images that suit them."""
-        stops = [self._graph.stop(layer) for layer in layers]
-        checks.tensor("images", images, ("N", "C", "H", "W"))
-        checks.alike("images", images, "the model", next(self.model.parameters(), images))
-        return self._graph.shapes(images.shape, *stops)
+    def _engine(self, plan: Plan, stop: int, rules: Rules) -> Cones | WholeMaps | Own:
+        """The way up to the value numbered `stop` and down."""
+        if plan.seen is not None:
+            forward = self.forward or run_model
+            return Own(self._planner.model, forward, self.rules, plan.seen, stop, plan.uncapped)
+        graph, shapes = uncapped(plan), plan.shapes[: stop + 1]
+        chain = as_chain(graph) if rules.method in (None, "deconvnet") else None
+        chained = chain is not None and not averages(graph, shapes)
+        return Cones(chain, stop, shapes) if chained else WholeMaps(graph, stop, shapes)
 
     def _rules(self, images: Tensor, method: str, norm: str) -> Rules:
         if norm not in NORMS:
@@ -278,6 +374,18 @@ class Deconvnet:
 
     def _split(self, images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
         return images.split(max(1, PASS_ELEMENTS // largest(shapes)))
+
+
+def _owners(name: str, module: nn.Module) -> list[str]:
+    """The modules with weights of their own that a call in this module reads."""
+    inside = module.named_modules() if is_leaf(module) else [("", module), *_parametrizations(module)]
+    named = [(".".join(filter(None, (name, path))), part) for path, part in inside]
+    return [path for path, part in named if any(True for _ in part.parameters(recurse=False))]
+
+
+def _parametrizations(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    kept = getattr(module, "parametrizations", {})
+    return [(f"parametrizations.{key}", kept[key]) for key in kept]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """A traced model: its values, the nodes that make them, its layers; and the same as a chain where nothing branches."""
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Size
@@ -16,6 +18,8 @@ class Node:
     step: Step | Opaque
     inputs: tuple[int, ...]
     role: str  # "layer": it begins one; "part": it belongs to that of its input; "between": to none
+    module: str = ""  # the innermost module that runs it
+    doubt: str | None = None  # why it may not be what the model does
 
 
 @dataclass
@@ -34,8 +38,13 @@ class Graph:
         stops = self.layers | self.vector_layers
         name = self.aliases.get(layer, layer) if isinstance(layer, str) else None
         if name not in stops:
-            raise ValueError(f"layer must be one of {', '.join(stops)}, got {layer!r}")
+            close = difflib.get_close_matches(str(layer), [*stops, *self.aliases], 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"layer must be one of {', '.join(stops)}, got {layer!r}{hint}")
         return stops[name]
+
+    def has(self, layer: object) -> bool:
+        return isinstance(layer, str) and self.aliases.get(layer, layer) in self.layers | self.vector_layers
 
     def node(self, value: int) -> Node:
         """The node that makes a value."""
@@ -48,6 +57,10 @@ class Graph:
             if number in needed:
                 needed.update(self.node(number).inputs)
         return sorted(needed - {0})
+
+    def doubt(self, *values: int) -> str | None:
+        """Why what `values` are made of may not be what the model does, or None."""
+        return next((doubt for number in self.ancestors(*values) if (doubt := self.node(number).doubt)), None)
 
     def shapes(self, images: Size, *values: int) -> Shapes:
         """The shape of each value that `values` are made of, by number, up to the last of them.
@@ -101,10 +114,10 @@ def averages(graph: Graph, shapes: Shapes) -> bool:
     return any(isinstance(node.step, Average) and shapes[number] != shapes[node.inputs[0]] for number, node in nodes)
 
 
-def name_layers(graph: Graph, passed: dict[str, int]) -> None:
+def name_layers(graph: Graph, passed: dict[str, int]) -> set[int]:
     """Give each layer's name the number of its value, that after the batch norm and the ReLU that alone follow it.
 
-    `passed`: what changes nothing, by name -> the value that passes.
+    Gives the numbers of the values that are vectors. `passed`: what changes nothing, by name -> the value that passes.
     """
     readers = [0] * (len(graph.nodes) + 1)
     for node in graph.nodes:
@@ -129,3 +142,19 @@ def name_layers(graph: Graph, passed: dict[str, int]) -> None:
             owner[number] = node.name
             stops[node.name] = number
     graph.aliases |= {name: owner[number] for name, number in passed.items() if number in owner}
+    return vectors
+
+
+def name_modules(graph: Graph, results: dict[str, int], dimensions: Callable[[int], int]) -> None:
+    """Make every module's name that is none yet the name of the value that it gave, and put all names in order.
+
+    `results`: the value of each module, of a leaf the first; `dimensions` of a value: 4 for maps, 2 for vectors. What
+    has others is no layer.
+    """
+    stops = graph.layers | graph.vector_layers
+    for name, number in results.items():
+        if number and name not in graph.aliases and stops.get(name, 0) < number:
+            stops[name] = number
+    ordered = sorted(stops.items(), key=lambda item: item[1])
+    graph.layers = {name: number for name, number in ordered if dimensions(number) == 4}
+    graph.vector_layers = {name: number for name, number in ordered if dimensions(number) == 2}

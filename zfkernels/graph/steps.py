@@ -277,6 +277,10 @@ class Opaque:
     call: Callable[[list, Shapes], object]  # (inputs, shapes by number) -> what it gives
     pointwise: bool  # whether each element depends on its own place alone
 
+    @property
+    def windows(self) -> tuple | None:
+        return () if self.pointwise else None
+
 
 Step = (
     Conv | Pool | AveragePool | Average | Mean | Norm | ReLU | Affine | Scale | Copy | Add | Concat | Flatten | Linear

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Size, fx, nn
+from torch import Size, Tensor, fx, nn
 
 from . import translate
-from .graph import Chain, Graph, Node, as_chain, name_layers
+from .graph import Graph, Node, name_layers, name_modules
 from .rules import Irreversible, Read, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, NO_REVERSE, Part
@@ -32,25 +32,14 @@ SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
 JOINS_BRANCHES = "it joins branches of the model, and only their sum or concatenation has a reverse here"
 
 
-def trace(model: nn.Module) -> tuple[Graph, Chain | None]:
-    """The graph of `model`, and its chain if it is one of the steps that chains have.
-
-    NotImplementedError naming the first layer that cannot be reversed.
-    """
-    model = unwrapped(model)
-    graph = _Walk(model, *_traced(model), opaque=False).walked()
-    if not graph.layers and not graph.vector_layers:
-        raise ValueError(f"model must have at least one conv, pool, norm or Linear layer, got {type(model).__name__}")
-    return graph, as_chain(graph)
-
-
-def trace_whole(model: nn.Module) -> Graph:
+def trace(model: nn.Module, reshapes: bool = False) -> Graph:
     """The graph of `model`, all of it: what has no step of its own is run as it stands (`Opaque`).
 
-    NotImplementedError where torch.fx cannot trace it, or where a view is changed in place.
+    `reshapes`: so is what may make other shapes than vectors; otherwise it is taken for a flattening, which its shape
+    shows to be right or wrong. NotImplementedError where torch.fx cannot trace it, or where a view is changed in place.
     """
     model = unwrapped(model)
-    return _Walk(model, *_traced(model), opaque=True).walked()
+    return _Walk(model, *_traced(model), opaque_reshapes=reshapes).walked()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -86,42 +75,55 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that also keeps, in `results`, what each submodule gave last."""
+    """A tracer that also keeps what each submodule gave first and last, and that runs no hooks."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
-        self.results: dict[str, fx.Node] = {}
+        self.first: dict[str, fx.Node] = {}
+        self.last: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return translate.kind_of(module) is not None or super().is_leaf_module(module, name)
+        return translate.is_leaf(module)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        result = super().call_module(module, forward, args, kwargs)
+        result = super().call_module(module, module.forward, args, kwargs)
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, fx.Proxy):
-            self.results[self.path_of_module(module)] = first.node
+            path = self.path_of_module(module)
+            self.last[path] = first.node
+            if path not in self.first or not translate.is_leaf(module):
+                self.first[path] = first.node
         return result
 
 
-def _traced(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """torch.fx's graph of the model, and the node that each submodule gave last."""
+def _traced(model: nn.Module) -> tuple[fx.Graph, _Tracer, dict[str, Tensor]]:
+    """torch.fx's graph of the model, its tracer, and the constants that the graph names.
+
+    The constants would stay behind on the model, as attributes.
+    """
+    if "forward" in vars(model) or type(model).__call__ is not nn.Module.__call__:
+        raise NotImplementedError(f"the forward of {type(model).__name__} is not its class's own")
     package = sys.modules[__package__.partition(".")[0]]
     # torch.fx leaves whole what a forward calls of these, by name or as zfkernels.NAME; getattr puts them there.
     ops = [getattr(package, name) for name, module in package.MODULES.items() if module.startswith("ops.")]
+    before = set(vars(model))
     try:
         _, *others = inspect.signature(model.forward).parameters.values()
         defaults = {other.name: other.default for other in others if other.default is not other.empty}
         tracer = _Tracer(autowrap_modules=(math, package), autowrap_functions=tuple(ops))
-        return tracer.trace(model, defaults), tracer.results
+        graph = tracer.trace(model, defaults)
+        return graph, tracer, {name: vars(model)[name] for name in set(vars(model)) - before}
     except Exception as error:
         raise NotImplementedError(
             f"cannot trace {type(model).__name__}, for torch.fx says: {error} ({type(error).__name__}). The forward "
-            "must take images alone, and no `if`, `assert` or loop in it may look at their values or shape; pass the "
-            "part of the model that looks at neither, such as model.features, or rewrite its forward"
+            "must take images alone, and no `if`, `assert` or loop in it may look at their values or shape"
         ) from error
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
 
 
 # From torch.fx's graph to ours
@@ -133,8 +135,10 @@ class _Walk:
 
     model: nn.Module
     source: fx.Graph
-    results: dict[str, fx.Node]
-    opaque: bool
+    tracer: _Tracer
+    constants: dict[str, Tensor]
+    opaque_reshapes: bool
+    hooked: set[str] = field(default_factory=set)  # modules with hooks; "": the model itself, or all modules
     graph: Graph = field(default_factory=Graph)
     held: dict[fx.Node, int] = field(default_factory=dict)  # a node -> the number of the value that it holds now
     sizes: set[fx.Node] = field(default_factory=set)  # nodes computed from the sizes of values alone
@@ -143,7 +147,7 @@ class _Walk:
     passed: dict[str, int] = field(default_factory=dict)  # what changes nothing, by name -> the value that passes
 
     def walked(self) -> Graph:
-        live = self._live()
+        live, self.hooked = self._live(), hooked(self.model)
         for node in self.source.nodes:
             if node.op == "placeholder" and not self.held:
                 self.held[node] = 0
@@ -151,8 +155,12 @@ class _Walk:
                 self.graph.output = self.held.get(node.args[0])
             if node in live and node.op != "output":
                 self._visit(node)
-        self.graph.submodules = {name: self.held[node] for name, node in self.results.items() if node in self.held}
-        name_layers(self.graph, self.passed)
+        first, self.graph.submodules = (
+            {name: self.held[node] for name, node in results.items() if node in self.held}
+            for results in (self.tracer.first, self.tracer.last)
+        )
+        vectors = name_layers(self.graph, self.passed)
+        name_modules(self.graph, first, lambda number: 2 if number in vectors else 4)
         return self.graph
 
     def _live(self) -> set[fx.Node]:
@@ -176,17 +184,17 @@ class _Walk:
             raise irreversible(name, kind, why)
         try:
             part, inputs = self._part(name, node)
+            doubt = self._doubt(node)
         except Irreversible as why:
-            if not self.opaque:
-                raise irreversible(name, kind, why) from None
             part, inputs = Part("layer", (self._opaque(name, node, taken),)), tuple(self.held[o] for o in taken)
-        before = inputs[0]
+            doubt = f"{name!r} ({kind}): {why}"
+        before, module = inputs[0], self._modules(node)[-1]
         if not part.steps:
             self.held[node] = self.passed[name] = before
             return
         for step in part.steps:
             role = part.role if step is part.steps[-1] else "between"
-            self.graph.nodes.append(Node(name, step, inputs, role))
+            self.graph.nodes.append(Node(name, step, inputs, role, module, doubt))
             inputs = (len(self.graph.nodes),)
         self.held[node] = number = len(self.graph.nodes)
         if self._in_place(node):
@@ -197,11 +205,11 @@ class _Walk:
 
     def _part(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         """The steps of one node and the numbers of the values that they take."""
-        if self.opaque and self._hooked(node):
+        if node.op == "call_module" and node.target in self.hooked:
             raise Irreversible("hooks may change what it gives")
         reader = _Walk._module if node.op == "call_module" else READERS.get(node.target, _Walk._unknown)
         part, inputs = reader(self, name, node)
-        if self.opaque and any(isinstance(step, Flatten) for step in part.steps):
+        if self.opaque_reshapes and any(isinstance(step, Flatten) for step in part.steps):
             raise Irreversible("it may make other shapes than vectors")
         return part, inputs
 
@@ -264,18 +272,18 @@ class _Walk:
 
     def _function(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         first, arguments, keywords = self._first(node)
-        computed = [other for other in node.all_input_nodes if other not in self.held and other.op != "get_attr"]
+        computed = [other for other in node.all_input_nodes if other in self.sizes]
         if computed:
-            raise Irreversible(f"its argument {computed[0].name!r} is computed when the model runs")
+            raise Irreversible(f"its argument {computed[0].name!r} is computed from the images' size")
 
-        def reader(attribute: fx.Node) -> Read:
-            return lambda: operator.attrgetter(attribute.target)(self.model)
+        def reader(constant: fx.Node) -> Read:
+            return lambda: self._constant(constant)
 
         arguments, keywords = fx.map_arg((tuple(arguments), keywords), reader)
         return translate.function_part(node.target, name, arguments, keywords), (self.held[first],)
 
     def _opaque(self, name: str, node: fx.Node, taken: list[fx.Node]) -> Opaque:
-        model, held, index = self.model, dict(self.held), {other: i for i, other in enumerate(taken)}
+        model, held, index, sizes = self.model, dict(self.held), {o: i for i, o in enumerate(taken)}, set(self.sizes)
 
         def call(inputs: list, shapes: Shapes) -> object:
             known = _known(held, shapes)
@@ -283,9 +291,7 @@ class _Walk:
             def value(other: fx.Node) -> object:
                 if other in index:
                     return inputs[index[other]]
-                if other.op == "get_attr":
-                    return operator.attrgetter(other.target)(model)
-                return _evaluate(other, known)
+                return _evaluate(other, known) if other in sizes else self._constant(other)
 
             arguments, keywords = fx.map_arg((node.args, node.kwargs), value)
             if self._in_place(node):
@@ -297,7 +303,28 @@ class _Walk:
         kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
         return Opaque(name, call, kind in translate.POINTWISE and len(node.all_input_nodes) == 1)
 
+    def _constant(self, node: fx.Node) -> object:
+        """What does not depend on the images, as it is now: a parameter, a buffer, what is computed of those alone."""
+        if node.op == "get_attr":
+            constant = self.constants.get(node.target)
+            return operator.attrgetter(node.target)(self.model) if constant is None else constant
+        arguments, keywords = fx.map_arg((node.args, node.kwargs), self._constant)
+        if node.op == "call_module":
+            return self.model.get_submodule(node.target)(*arguments, **keywords)
+        return _called(node, arguments, keywords)
+
     # Facts about a node
+
+    def _modules(self, node: fx.Node) -> list[str]:
+        """The modules that run it, from the model itself on."""
+        inside = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+        return ["", *inside, *([node.target] if node.op == "call_module" else [])]
+
+    def _doubt(self, node: fx.Node) -> str | None:
+        names = self.hooked.intersection(self._modules(node))
+        return (
+            f"{min(names) or type(self.model).__name__!r} has hooks, which may change what it gives" if names else None
+        )
 
     def _describe(self, node: fx.Node) -> tuple[str, str]:
         """A node's name, qualified where it is a module's (first) use, and its type and place."""
@@ -308,12 +335,6 @@ class _Walk:
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
         return node.name, f"{kind} {called}" + (f" in {modules[-1]}" if modules else "")
-
-    def _hooked(self, node: fx.Node) -> bool:
-        if node.op != "call_module":
-            return False
-        module = self.model.get_submodule(node.target)
-        return bool(module._forward_hooks or module._forward_pre_hooks)
 
     def _returns_switches(self, node: fx.Node) -> bool:
         return node.op == "call_module" and getattr(self.model.get_submodule(node.target), "return_switches", False)
@@ -344,6 +365,17 @@ class _Walk:
                 sharing.add(number)
         return sharing - {value}
 
+
+def hooked(model: nn.Module) -> set[str]:
+    """The names of the modules with hooks; "" stands for the model, and for hooks that all modules have."""
+    everywhere = any(vars(torch.nn.modules.module)[name] for name in GLOBAL_HOOKS)
+    return {name for name, module in model.named_modules() if any(vars(module).get(hooks) for hooks in HOOKS)} | (
+        {""} if everywhere else set()
+    )
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 READERS: dict[Callable | str, Callable] = {
     **dict.fromkeys(translate.FUNCTIONS, _Walk._function),

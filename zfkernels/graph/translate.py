@@ -7,13 +7,12 @@ that reads it.
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn import ContrastNorm, ConvReLU, ConvReLUMaxPool, MaxPoolSwitches
 from ..nn import Linear as LargeLinear
@@ -31,6 +30,10 @@ NO_REVERSE = (
     "Dropout, Linear, flattening to vectors, sums, concatenations of maps and the modules and functions of zfkernels "
     "have"
 )
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 class Part(NamedTuple):
@@ -113,6 +116,24 @@ def _leaky_relu(name: str, negative_slope: float = 0.01, inplace: bool = False) 
     return Part("part", (ReLU(name, slope=float(negative_slope)),))
 
 
+def _hardtanh(name: str, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Part:
+    if min_val != 0 or not max_val > 0:
+        raise Irreversible(f"its limits must be 0 and more to be a rectifier's, not {min_val} and {max_val}")
+    return Part("part", (ReLU(name, cap=float(max_val)),))
+
+
+def _clamp(name: str, min: object = None, max: object = None) -> Part:
+    if not isinstance(min, (int, float)) or not isinstance(max, (int, float, type(None))):
+        raise Irreversible(NO_REVERSE)
+    return _hardtanh(name, min, math.inf if max is None else max)
+
+
+def _threshold(name: str, threshold: float, value: float, inplace: bool = False) -> Part:
+    if threshold != 0 or value != 0:
+        raise Irreversible(f"its threshold and value must be 0 to be a rectifier's, not {threshold} and {value}")
+    return _relu(name)
+
+
 def _adaptive_average(name: str, output_size: object) -> Part:
     return Part("between", (Average(name, _pair(output_size)),))
 
@@ -159,6 +180,32 @@ def _batch_norm(name: str, batch_norm: nn.Module) -> Part:
     return Part("layer", (Affine(name, batch_norm),))
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """What F.batch_norm is given, under the names that a batch norm module has."""
+
+    mean: Read
+    var: Read
+    scale: Read | None
+    shift: Read | None
+    eps: float
+    training: bool
+
+    running_mean = property(lambda self: self.mean())
+    running_var = property(lambda self: self.var())
+    weight = property(lambda self: None if self.scale is None else self.scale())
+    bias = property(lambda self: None if self.shift is None else self.shift())
+    num_features = property(lambda self: len(self.running_mean))
+
+
+def _batch_norm_function(
+    name: str, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Part:
+    if not callable(running_mean) or not callable(running_var):
+        raise Irreversible("it is given no running mean and variance")
+    return Part("layer", (Affine(name, _Statistics(running_mean, running_var, weight, bias, eps, training)),))
+
+
 def _nothing(name: str, *args: object, **keywords: object) -> Part:
     return Part("part")
 
@@ -179,9 +226,23 @@ FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
         _conv_relu: (conv2d_relu,),
         _conv_relu_max_pool: (conv2d_relu_max_pool2d,),
         _linear: (F.linear,),
+        _batch_norm_function: (F.batch_norm,),
         _relu: (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
         _relu6: (F.relu6,),
         _leaky_relu: (F.leaky_relu, F.leaky_relu_),
+        _hardtanh: (F.hardtanh, F.hardtanh_),
+        _clamp: (
+            torch.clamp,
+            torch.clip,
+            torch.clamp_min,
+            "clamp",
+            "clip",
+            "clamp_",
+            "clip_",
+            "clamp_min",
+            "clamp_min_",
+        ),
+        _threshold: (F.threshold, F.threshold_),
         _max_pool: (F.max_pool2d, torch.max_pool2d),
         _max_pool_with_switches: (max_pool2d_with_switches,),
         _average_pool: (F.avg_pool2d,),
@@ -215,6 +276,51 @@ POINTWISE = {
     *(nn.Hardsigmoid, nn.Hardtanh, F.silu, F.gelu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus),
     *(torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.clamp, "sigmoid", "tanh", "clamp", "clamp_", "abs"),
 }
+# The same by name, and what joins values place by place or leaves each pixel where it is
+POINTWISE_NAMES = words(
+    "silu gelu elu selu celu mish softplus softsign sigmoid logsigmoid tanh hardswish hardsigmoid hardtanh relu relu_ "
+    "relu6 leaky_relu prelu rrelu threshold clamp clip clamp_min exp log abs neg pow sqrt rsqrt square add iadd sub "
+    "isub mul imul truediv itruediv maximum minimum where float double half to type type_as chunk split contiguous "
+    "clone"
+)
+
+
+# The calls of torch.ops.zfkernels, which a function mode sees in the place of the public functions
+
+
+def _conv_op(name: str, weight, bias, stride, padding, relu: bool, backend: str) -> Part:
+    bias = None if bias is None else lambda: bias
+    return (_conv_relu if relu else _conv)(name, lambda: weight, bias, tuple(stride), tuple(padding))
+
+
+def _pool_op(name: str, kernel_size, stride, padding, output_size, backend: str) -> Part:
+    return _max_pool(name, tuple(kernel_size), tuple(stride), tuple(padding))
+
+
+def _layer_op(name: str, weight, bias, stride, padding, kernel_size, pool_stride, pool_padding, size, backend) -> Part:
+    conv = _conv_op(name, weight, bias, stride, padding, True, backend)
+    return Part("layer", conv.steps + _pool_op(name, kernel_size, pool_stride, pool_padding, size, backend).steps)
+
+
+OPS: dict[str, Callable[..., Part]] = {
+    "zfkernels::conv2d": _conv_op,
+    "zfkernels::max_pool2d": _pool_op,
+    "zfkernels::conv2d_relu_max_pool2d": _layer_op,
+    "zfkernels::contrast_norm": lambda name, size, alpha, beta, k, center, backend: _contrast_norm(
+        name, size, alpha, beta, k, center=center
+    ),
+    "zfkernels::linear": lambda name, weight, bias: _linear(
+        name, lambda: weight, None if bias is None else lambda: bias
+    ),
+}
+OP_NAMES = {"zfkernels::conv2d": "conv2d_relu", "zfkernels::max_pool2d": "max_pool2d_with_switches"}
+
+
+def op_part(op: str, name: str, arguments: Sequence[object], keywords: dict[str, object]) -> Part:
+    """The steps of a call of a library's op, its first tensor left out."""
+    if op not in OPS:
+        raise Irreversible(NO_REVERSE)
+    return OPS[op](name, *arguments, **keywords)
 
 
 # The modules
@@ -250,6 +356,8 @@ MODULES: dict[type[nn.Module], Callable[..., Part]] = {
     nn.Conv2d: _conv2d_module,
     nn.ReLU: _by_attributes(_relu),
     nn.ReLU6: _by_attributes(_relu6),
+    nn.Hardtanh: _by_attributes(_hardtanh, "min_val", "max_val"),
+    nn.Threshold: _by_attributes(_threshold, "threshold", "value"),
     nn.LeakyReLU: _by_attributes(_leaky_relu, "negative_slope"),
     nn.MaxPool2d: _by_attributes(_max_pool, *POOL, "dilation", "ceil_mode", "return_indices"),
     nn.AvgPool2d: _by_attributes(_average_pool, *POOL, "ceil_mode", "count_include_pad", "divisor_override"),
@@ -273,13 +381,19 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
     """Which of MODULES `module` is, or is a subclass of that runs its forward."""
     if isinstance(module, nn.Conv2d) and type(module)._conv_forward is not nn.Conv2d._conv_forward:
         return None
+    if "forward" in vars(module):
+        return None
     return next((kind for kind in MODULES if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one layer, whatever it calls: those that have a maker, and torch's own."""
+    own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return kind_of(module) is not None or (own and not isinstance(module, nn.Sequential))
 
 
 def module_part(name: str, module: nn.Module) -> Part:
     """The steps of a module."""
-    if any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in module._forward_pre_hooks.values()):
-        raise Irreversible("a hook makes its weight when it runs; use torch.nn.utils.parametrizations instead")
     kind = kind_of(module)
     if kind is None:
         raise Irreversible(NO_REVERSE)

@@ -42,7 +42,9 @@ def define(schema: str, op: type) -> Callable:
             refuse_tangents(name, arguments[:tensors])
         if torch._C._are_functorch_transforms_active():
             return transformed.apply(*arguments)
-        if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+            return library_op(*arguments)
+        if torch._C._get_tracing_state() is not None:
             return library_op(*arguments)
         needs_gradient = False
         for tensor in arguments[:tensors]:

@@ -35,6 +35,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and weight.nbytes >= LARGE
         and weight.is_contiguous()
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not weight.is_neg()
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
