@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
         batches = opened.stream(paths, args.batch, args.workers, (rank, world))
         shown = rank == 0 and progress.wanted()
-        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=shown)
+        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, shown, opened.network.preprocessing)
     if rank:
         return
 

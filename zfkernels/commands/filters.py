@@ -19,12 +19,12 @@ def run(args: argparse.Namespace) -> None:
     from ..models import load
 
     check_out(args)
-    if args.weights is None and args.model is not None:
-        warn_random(args)
     results, notes = {}, []
     for file in (args.weights, *args.against):
         network = load.network(file, args.model, args.size)
-        if file is not None and (note := noise_note(network.model)):
+        if file is None:
+            warn_random(args)
+        elif (note := noise_note(network.model)):
             notes.append(f"{note} ({file})" if args.against else note)
         results[str(file.parent / file.stem if file else args.model)] = filters(first_filters(network.model))
     if any(result.weight.shape[1] not in (1, 3) for result in results.values()):

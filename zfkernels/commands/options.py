@@ -166,14 +166,15 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
 
     if args.size < 1:
         raise ValueError(f"--size must be at least 1, got {args.size}")
-    if args.weights is None and (args.model is not None or or_random):
-        warn_random(args)
     if or_random and args.model is None and args.weights is None:
         network = checkpoint.untrained()
     else:
         network = load.network(args.weights, args.model, args.size)
     network = load.adjusted(network, **{name: getattr(args, name, None) for name in ("mean", "std", "classes")})
-    return Opened(network) if args.weights is None else opened(network)
+    if args.weights is not None:
+        return opened(network)
+    warn_random(args)
+    return Opened(network)
 
 
 def warn_random(args: argparse.Namespace) -> None:

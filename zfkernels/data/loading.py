@@ -19,15 +19,16 @@ def plainly(batches: Iterable) -> Iterator:
     """
     try:
         yield from batches
+        return
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        if lines and "in DataLoader worker process" in lines[0]:
-            raise ValueError(lines[-1].partition(": ")[2] or lines[-1]) from error
-        if isinstance(error, RuntimeError) and lines and "DataLoader worker" in lines[0]:
-            raise ValueError(
-                f"{lines[0]}: a process that reads pictures ended; fewer --workers take less memory"
-            ) from error
-        raise
+        lines = str(error).strip().splitlines() or [""]
+        if "in DataLoader worker process" in lines[0]:
+            said = lines[-1].partition(": ")[2] or lines[-1]
+        elif isinstance(error, RuntimeError) and "DataLoader worker" in lines[0]:
+            said = f"a process that reads pictures ended; fewer --workers take less memory ({lines[0]})"
+        else:
+            raise
+    raise ValueError(said)  # with nothing of `error`, which would keep the other processes alive
 
 
 class Stream(DataLoader):

@@ -29,6 +29,12 @@ class Network:
     image_size: tuple[int, int]  # height, width
     channels: int = 3  # 1: the model takes grey pictures, and `mean` and `scale` have one channel
 
+    @property
+    def preprocessing(self) -> bytes:
+        """What tells apart two ways in which pictures become inputs."""
+        numbers = b"".join(values.float().numpy().tobytes() for values in (self.mean, self.scale))
+        return numbers + f"{self.image_size} {self.channels}".encode()
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (..., 3, H, W) -> what the model takes, float32; of a grey network (..., 1, H, W)."""
         pixels = pixels.float()
@@ -76,12 +82,13 @@ def from_content(path: Path, content: object) -> Network:
         arguments, state, classes, mean, scale = _own(path, content)
     else:
         arguments, state, classes, mean, scale = _plain(path, content)
+    # Few numbers can be stored as a view of many, which would then ask for any amount of memory
+    if sum(value.numel() for value in state.values() if isinstance(value, Tensor)) > path.stat().st_size:
+        raise ValueError(f"{path} is a damaged checkpoint: it holds fewer numbers than its network")
+    classes = numbered(arguments["num_classes"]) if classes is None else classes
     problem = states.misfit(state, ZFNet(**arguments, device="meta"))
     if problem is not None:
         raise ValueError(f"{path} does not fit a ZFNet: {problem}")
-    # Few numbers can be stored as a view of many, which would then ask for any amount of memory
-    if sum(value.numel() for value in state.values()) > path.stat().st_size:
-        raise ValueError(f"{path} is a damaged checkpoint: it holds fewer numbers than its network")
     model = ZFNet(**arguments)
     model.load_state_dict(state)
     return Network(model.eval(), classes, mean, scale, model.image_size, model.in_channels)
@@ -142,7 +149,7 @@ def untrained(seed: int = 0) -> Network:
     return Network(model.eval(), numbered(model.num_classes), *imagenet(), model.image_size)
 
 
-def _plain(path: Path, content: dict) -> tuple[dict, dict, list[str], Tensor, Tensor]:
+def _plain(path: Path, content: dict) -> tuple[dict, dict, None, Tensor, Tensor]:
     """The same of a ZFNet's own state dict."""
     try:
         state = states.fitted(content, ZFNet(device="meta"))
@@ -151,7 +158,7 @@ def _plain(path: Path, content: dict) -> tuple[dict, dict, list[str], Tensor, Te
     last = state.get("fc8.weight")
     if not isinstance(last, Tensor) or last.dim() != 2:
         raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {', '.join(list(state)[:4]) or 'nothing'}")
-    return {"num_classes": len(last)}, state, numbered(len(last)), *imagenet()
+    return {"num_classes": len(last)}, state, None, *imagenet()
 
 
 def numbered(count: int) -> list[str]:
