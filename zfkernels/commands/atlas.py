@@ -3,7 +3,7 @@ from pathlib import Path
 
 from .. import progress
 from ..graph.methods import NORMS
-from .options import NETWORK, add_network, add_skip, check_out, find, open_network, write_found
+from .options import NETWORK, add_network, add_quiet, add_skip, at_least, check_out, find, open_network, write_found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
     add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
 
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> None:
     from ..training.processes import launched, processes
 
     check_out(args, folder=True)
+    at_least(args, 1, "maps", "top", "batch")
+    at_least(args, 0, "workers")
     opened = open_network(args)
     layers = opened.layers(args.layers)
     with launched("cpu"):
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         if len(paths) < world:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
         batches = opened.stream(paths, args.batch, args.workers, (rank, world))
-        shown = rank == 0 and progress.wanted()
+        shown = rank == 0 and progress.wanted(args.quiet)
         tops = search(opened.deconv, batches, layers, args.top, paths, args.out, shown, opened.network.preprocessing)
     if rank:
         return

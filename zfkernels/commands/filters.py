@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
         network = load.network(file, args.model, args.size)
         if file is None:
             warn_random(args)
-        elif (note := noise_note(network.model)):
+        elif note := noise_note(network.model):
             notes.append(f"{note} ({file})" if args.against else note)
         results[str(file.parent / file.stem if file else args.model)] = filters(first_filters(network.model))
     if any(result.weight.shape[1] not in (1, 3) for result in results.values()):

@@ -4,7 +4,7 @@ from pathlib import Path
 from .. import progress
 from ..demo.captions import CAPTIONS, HEAD
 from ..files import check_writable, write_text
-from .options import check_out
+from .options import add_quiet, check_out
 
 SECTIONS = tuple(CAPTIONS)
 EXAMPLES = """examples:
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add_quiet(parser)
     text = "folder of README.md and its pictures (%(default)s)"
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
     text = "folder of the networks, trained once and kept (%(default)s)"
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     check_out(args, folder=True)
     check_writable(args.work, "--work", folder=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, progress=progress.wanted())
+    stage = Stage(args.out, args.work, progress=progress.wanted(args.quiet))
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from .. import progress
 from ..files import check_writable, write_whole
+from ..progress import Shown
 from ..words import listed, nearest
-from .options import PICTURE, Opened, add_picture, add_skip, check_out, find, open_network, report
+from .options import PICTURE, Opened, add_picture, add_quiet, add_skip, check_out, find, open_network, report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channel", type=int, help="sum this map instead")
     text = "pictures whose strongest activations of the same map are projected beside"
     add("--images", type=Path, metavar="FOLDER", help=text)
+    add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
     add("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
@@ -69,9 +71,11 @@ def run(args: argparse.Namespace) -> None:
         fill=_fill(args.fill, network, pixels[0]),
         layer=args.layer or last_convolution(network.model),
         channel=args.channel,
-        progress=progress.wanted(),
+        progress=progress.wanted(args.quiet),
     )
-    others = _exciting(opened, images[0], result.layer, result.channel, paths) if paths else ()
+    others = (
+        _exciting(opened, images[0], result.layer, result.channel, paths, progress.wanted(args.quiet)) if paths else ()
+    )
     projected = project_map(opened.deconv, images[0], result.layer, result.channel, *others)
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
@@ -118,12 +122,12 @@ def _fill(levels: list[str] | None, network: Network, picture: Tensor) -> Tensor
 
 
 def _exciting(
-    opened: Opened, image: Tensor, layer: str, channel: int, paths: Sequence[Path], count: int = 3
+    opened: Opened, image: Tensor, layer: str, channel: int, paths: Sequence[Path], shown: Shown, count: int = 3
 ) -> tuple[Tensor, list[str]]:
     """The pictures that excite the map most, other than `image`: as the network takes them, and names."""
     from ..analyses.activations import top_activations
 
-    top = top_activations(opened.deconv, opened.stream(paths), layer, count + 1, numbered=True)
+    top = top_activations(opened.deconv, opened.stream(paths), layer, count + 1, numbered=True, progress=shown)
     strongest = [paths[i] for i in top.images[channel].tolist()]
     _, images = opened.read(strongest)
     others = [i for i, other in enumerate(images) if not other.equal(image)][:count]

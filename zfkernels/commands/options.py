@@ -147,6 +147,8 @@ class Opened:
 
         from ..data.pictures import read_picture
 
+        height, width = self.network.image_size
+        check_memory(len(paths) * 3 * height * width * 9, f"{len(paths)} pictures")  # a byte, and floats twice
         pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
         return pixels, self.network.normalise(pixels)
 
@@ -155,6 +157,17 @@ class Opened:
         from ..data.loading import Stream
 
         return Stream(paths, self.network, *more)
+
+
+def check_memory(need: int, what: str) -> None:
+    """ValueError, before the work, if `what` needs more memory than there is."""
+    try:
+        with open("/proc/meminfo") as file:
+            there = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return  # no Linux: nothing is known
+    if need > there:
+        raise ValueError(f"{what} need {need / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; take fewer")
 
 
 def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
@@ -190,6 +203,18 @@ def opened(network: Network) -> Opened:
 
     note = noise_note(network.model)
     return Opened(network, (note,) if note else ())
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, or lines where there is no terminal")
+
+
+def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
+    """ValueError for an option below `least`; those that are not given pass."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def check_out(args: argparse.Namespace, folder: bool = False) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from .. import progress
 from ..files import check_writable, write_json
 from ..graph.methods import METHODS, NORMS
-from .options import NETWORK, add_network, check_out, open_network, report
+from .options import NETWORK, add_network, add_quiet, at_least, check_out, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do (%(default)s)")
     add("--repeats", type=int, default=3, help="independent randomisations (%(default)s)")
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add_quiet(parser)
     add("--out", type=Path, default=Path("sanity.png"), help="picture to write (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the numbers")
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.sanity import figure, sanity_check, table
 
     check_out(args)
+    at_least(args, 1, "repeats")
     if args.json:
         check_writable(args.json, "--json")
     opened = open_network(args)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         method=args.method,
         repeats=args.repeats,
         seed=args.seed,
-        progress=progress.wanted(),
+        progress=progress.wanted(args.quiet),
     )
     print(table(result, args.repeats))
     print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import progress
 from ..progress import Shown
 from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
-from .options import add_skip, check_out, find, write_found
+from .options import add_skip, at_least, check_out, find, write_found
 
 if TYPE_CHECKING:
     import torch
@@ -126,10 +126,10 @@ def picture_sets(args: argparse.Namespace, say: bool = True) -> Sets:
 
 
 def batch_of(batch: int, pictures: int) -> int:
-    """`batch`, or where it exceeds the set a power of two that makes at least 8 steps of an epoch, if it can."""
+    """`batch`, or where it exceeds the set a power of two, 4 or more, that makes 8 steps or more of an epoch."""
     if batch <= pictures:
         return batch
-    return 2 ** max(0, (pictures // 8).bit_length() - 1)
+    return min(pictures, 2 ** max(2, (pictures // 8).bit_length() - 1))
 
 
 def batch_note(batch: int, given: int, pictures: int) -> str:
@@ -154,15 +154,30 @@ def chance_note(validation: PictureSet, error: float, classes: int) -> str | Non
     )
 
 
+def check_training(args: argparse.Namespace) -> None:
+    """ValueError for options that would fail only when the pictures have been read."""
+    from ..models.zfnet import ZFNet
+    from ..training.processes import chosen_device
+
+    check_out(args, folder=True)
+    if not args.scale > 0:
+        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    if args.validation is None and not 0 < args.held_out < 1:
+        raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
+    at_least(args, 0, "workers")
+    chosen_device(args.device)
+    ZFNet(**zfnet_arguments(args, 2), device="meta")
+    if getattr(args, "plot", False):
+        import matplotlib  # noqa: F401
+
+
 def run(args: argparse.Namespace) -> None:
     from ..models.zfnet import ZFNet
     from ..training import history
     from ..training.fit import fit
     from ..training.processes import launched, processes, seeded
 
-    check_out(args, folder=True)
-    if not args.scale > 0:
-        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    check_training(args)
     plan = Plan(
         epochs=args.epochs,
         batch_size=args.batch,
