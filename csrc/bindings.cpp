@@ -112,6 +112,8 @@ PYBIND11_MODULE(_C, m) {
     // zf::Mode's numbers; the names are from the time when there were only Winograd's kernels to choose.
     m.def("winograd", [] { return static_cast<int>(zf::mode()); });
     m.def("set_winograd", [](int mode) { zf::set_mode(static_cast<zf::Mode>(mode)); });
+    m.def("exact_in_thread", &zf::exact_in_this_thread);
+    m.def("set_exact_in_thread", &zf::set_exact_in_thread);
     // The kernels that compute a convolution, its transpose and its weight gradient with that instruction set.
     m.def("conv2d_kernels", [](const char* isa, int mode, bool f64, ConvSizes s, int64_t most, bool rectify) {
         const zf::Kernels& k = kernels_named(isa);

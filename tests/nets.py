@@ -401,6 +401,39 @@ class MobileNet(nn.Module):
         return self.stages(x)["logits"]
 
 
+class Pyramid(nn.Module):
+    """Branches that see the map in steps and reaches of their own, and values that several read at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(inplace=True))
+        self.near = nn.Conv2d(6, 6, 3, padding=2, dilation=2)
+        self.far = nn.Conv2d(6, 6, (3, 2), padding=(3, 1), dilation=(3, 2), groups=2)
+        self.mean = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        self.join = nn.Sequential(nn.Conv2d(18, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.even = nn.Conv2d(6, 6, 2, padding="same", groups=3)
+        self.rough = nn.AvgPool2d((2, 3), (2, 2), (0, 1), ceil_mode=True)
+        self.top = nn.Sequential(
+            nn.Conv2d(12, 5, 3), nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d((3, 2)), nn.Conv2d(5, 4, 1)
+        )
+
+    def stages(self, x):
+        values = {}
+        x = values["stem.0"] = self.stem(x)
+        near = self.near(x)
+        joined = torch.cat([F.relu(near), self.far(x), self.mean(x)], 1)
+        y = values["join.0"] = self.join(joined)
+        twice = y + near
+        twice = values["add_1"] = twice + twice
+        x = values["cat_1"] = torch.cat([self.pool(y), self.rough(self.even(twice))], 1)
+        values["top.3"] = self.top(x)
+        return values
+
+    def forward(self, x):
+        return self.stages(x)["top.3"]
+
+
 class Changed(nn.Module):
     """Values that in-place calls change for those who read them later, and copies that they do not."""
 

@@ -24,6 +24,7 @@ struct Usable {
 
 const Kernels* active = nullptr;
 Mode active_mode = Mode::kFastest;
+thread_local bool exact_in_thread = false;
 
 }  // namespace
 
@@ -45,7 +46,9 @@ const Kernels& active_kernels() {
 }
 
 void use_kernels(const Kernels& kernels) { active = &kernels; }
-Mode mode() { return active_mode; }
+Mode mode() { return exact_in_thread ? Mode::kExact : active_mode; }
 void set_mode(Mode mode) { active_mode = mode; }
+bool exact_in_this_thread() { return exact_in_thread; }
+void set_exact_in_thread(bool exact) { exact_in_thread = exact; }
 
 }  // namespace zf

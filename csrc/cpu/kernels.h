@@ -27,8 +27,11 @@ enum class Kernel : int {
 // others are for tests: Winograd's tiles, Winograd's rows, or transposed kNonzeros wherever these are possible, and
 // direct sums elsewhere. Python passes these numbers.
 enum class Mode : int { kExact, kFastest, kTiles, kRows, kNonzeros };
+// mode() is read by the thread that calls a kernel; for one that asked for it, it is kExact whatever was set.
 Mode mode();
 void set_mode(Mode);
+bool exact_in_this_thread();
+void set_exact_in_thread(bool);
 
 struct Choice {
     Kernel forward, transposed, weight_grad;

@@ -5,6 +5,7 @@ the exact mode; and no memory of old weights."""
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from conftest import error
 import zfkernels as zf
 from zfkernels import _C
 from zfkernels.backends import cpu
+from zfkernels.backends.exact import exact_in_thread
 from zfkernels.testing.compare import BOUNDS
 
 # n, c_in, c_out, (h, w), kernel, stride, padding: 2 to 5 taps a phase
@@ -227,3 +229,24 @@ def test_small_maps_stay_with_the_direct_kernel():
         y = zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")
         with zf.use_exact():
             assert torch.equal(y, zf.conv2d_relu(x, weight, bias, stride, padding, backend="cpu")) == expected
+
+
+def test_exact_sums_of_one_thread_alone():
+    """What another thread computes meanwhile is as it would be."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 64, 30, 30), torch.randn(64, 64, 3, 3)
+
+    def convolved():
+        return zf.conv2d_relu(x, weight, None, 1, 1, backend="cpu")
+
+    fast = convolved()
+    with zf.use_exact():
+        exact = convolved()
+    assert not torch.equal(fast, exact)
+    with ThreadPoolExecutor(1) as other, exact_in_thread("cpu"):
+        assert torch.equal(convolved(), exact)
+        assert torch.equal(other.submit(convolved).result(), fast)
+        with exact_in_thread("cpu"):
+            pass
+        assert torch.equal(convolved(), exact)
+    assert torch.equal(convolved(), fast)

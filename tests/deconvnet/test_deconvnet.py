@@ -12,15 +12,18 @@ from torch import nn
 
 import zfkernels as zf
 from zfkernels import backends
-from zfkernels.deconvnet import cones, deconvnet
+from zfkernels.deconvnet import deconvnet
+from zfkernels.deconvnet.boxes import Box
 from zfkernels.deconvnet.cones import Cones
+from zfkernels.deconvnet.single import Single
 from zfkernels.deconvnet.units import Units, at, strongest
+from zfkernels.graph import layer as graph_layer
 from zfkernels.graph import windowed
-from zfkernels.graph.graph import as_chain
 from zfkernels.graph.rules import Rules
 from zfkernels.graph.steps import norm_factors
 from zfkernels.graph.trace import trace
 
+METHODS = ("deconvnet", "gradient", "guided")
 NORMS = ("identity", "gradient", "rescale")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
 
@@ -177,6 +180,30 @@ def assert_outside_is_zero(p):
         assert pixels[outside].abs().sum() == 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_puts_nothing_outside_the_receptive_field(method):
+    """Units of one call whose boxes are of one size and moved into the map, by Winograd's kernels in float32."""
+    layers, before = [], 3
+    for maps in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512):
+        if maps == "pool":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(before, maps, 3, padding=1), nn.ReLU()]
+            before = maps
+    net = nn.Sequential(*layers)
+    torch.manual_seed(0)
+    for conv in net:
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight)
+    deconv, images = zf.Deconvnet(net), nets.images(1, 112, 112).float()
+    assert "13" in deconv.layers
+    for places in ([(1, 2), (7, 4)], [(0, 0), (13, 13), (6, 5)], [(5, 1), (5, 12)]):
+        channels = list(range(3, 3 + len(places)))
+        p = deconv.project(images, "13", channels, places, image_index=[0] * len(places), method=method, strength=1)
+        assert method != "deconvnet" or (p.pixels.flatten(1).norm(dim=1) > 0).all()
+        assert_outside_is_zero(p)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", CHAINS)
 def test_nothing_outside_the_receptive_field(built, name, norm):
@@ -241,9 +268,8 @@ class Averaging(torch.overrides.TorchFunctionMode):
 
 def cones_of(model, images, layer):
     graph = trace(model)
-    chain = as_chain(graph)
     stop = graph.stop(layer)
-    return Cones(chain, stop, graph.shapes(images.shape, stop))
+    return Cones(graph, stop, graph.shapes(images.shape, stop))
 
 
 def test_cone_equals_dense(built):
@@ -258,7 +284,7 @@ def test_cone_equals_dense(built):
                 for i, (row, column) in enumerate(p.positions.tolist()):
                     whole[i, 1, row, column] = p.values[i]
                 origins = p.positions.numpy() * 0
-                dense, _ = cones.reverse_boxes(run, whole, origins, origins[:, 0] + [0, 1], len(run.plan), rules)
+                dense = engine.reversed(run, Box(whole, origins), origins[:, 0] + [0, 1], rules).maps
             assert dense.shape == images.shape
             assert (p.pixels - dense).norm() <= 1e-12 * dense.norm(), (name, layer)
 
@@ -267,18 +293,18 @@ def test_work_stays_on_the_cone(zfnet, monkeypatch):
     """No op of the reverse pass gets or makes a map larger than the unit's cone."""
     sizes = []
 
-    def watch(name):
-        original = getattr(windowed, name)
+    def watch(module, name):
+        original = getattr(module, name)
 
         def watched(g, *args, **kwargs):
             x = original(g, *args, **kwargs)
             sizes.append((g.shape[2], x.shape[2]))
             return x
 
-        monkeypatch.setattr(windowed, name, watched)
+        monkeypatch.setattr(module, name, watched)
 
-    watch("conv_transpose2d")
-    watch("max_unpool2d_relu_conv_transpose2d")
+    watch(windowed, "conv_transpose2d")
+    watch(graph_layer, "max_unpool2d_relu_conv_transpose2d")
     zf.Deconvnet(zfnet).project(nets.images(3, 224, 224), "conv5", 0, [(6, 6), (0, 0), (12, 5)])
     assert sizes == [(3, 5), (5, 7), (7, 33), (33, 139)]
 
@@ -304,8 +330,9 @@ def test_proportional_to_the_activation(zfnet, norm):
         units = Units(np.zeros(1, int), np.array([2]), np.zeros((1, 2), int))
         units = units._replace(positions=strongest(run.value, units))
         value = at(run.value, units)
-        once, _ = cones.reverse(run, units, value, rules)
-        thrice, _ = cones.reverse(run, units, 3 * value, rules)
+        once, thrice = (
+            engine.reversed(run, Single(units, strength * value), units.images, rules).maps for strength in (1, 3)
+        )
     assert once.norm() > 0
     assert error(thrice, 3 * once) < 1e-14
 

@@ -1,6 +1,7 @@
 """Models that branch, all methods, and several activations at once, against autograd with other rules (nets.py)."""
 
 import nets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,18 +10,23 @@ from torch import nn
 
 import zfkernels as zf
 from zfkernels.deconvnet import deconvnet
+from zfkernels.deconvnet.boxes import Box
+from zfkernels.deconvnet.cones import Cones
+from zfkernels.deconvnet.units import Units, alone, at
+from zfkernels.graph import layer as graph_layer
 from zfkernels.graph import regions, run
 from zfkernels.graph import run as graphs
-from zfkernels.graph.graph import as_chain
 from zfkernels.graph.rules import Rules
 from zfkernels.graph.trace import trace
 
 METHODS = ("deconvnet", "gradient", "guided")
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of an even filter
 SIZES = {
     "ResNet": (nets.ResNet, (45, 38)),
     "Inception": (nets.Inception, (41, 50)),
     "DenseNet": (nets.DenseNet, (27, 34)),
     "MobileNet": (nets.MobileNet, (33, 26)),
+    "Pyramid": (nets.Pyramid, (49, 37)),
     "Changed": (nets.Changed, (9, 12)),
 }
 
@@ -91,7 +97,7 @@ def test_norms_in_branches(built, norm):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_of_chains(method):
-    """A chain that serves boxes to the deconvnet gives the others whole maps, norms and all."""
+    """Norms and all."""
     net, images = nets.alive(nets.Functional()), nets.images(2, 41, 35)
     deconv = zf.Deconvnet(net)
     for layer in ("pool_1", "pool_2"):
@@ -116,22 +122,61 @@ def test_gradient_is_autograds(built):
     assert error(found["deconvnet"], found["guided"]) > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if name != "Changed"])
-def test_a_chain_by_boxes_equals_whole_maps(name, monkeypatch):
-    """The two implementations of the same reverse, on nets that are chains."""
-    chains = {"ResNet": nets.vgg11(batch_norm=True), "Inception": nets.Functional(), "DenseNet": nets.odd()}
-    net = nets.alive(chains.get(name, nets.unrectified()))
-    images = nets.images(2, *{"Inception": (41, 35), "DenseNet": (23, 29)}.get(name, (64, 64)))
-    deconv = zf.Deconvnet(net)
-    assert as_chain(trace(net)) is not None
-    for layer in deconv.layers:
-        boxes = deconv.project(images, layer, 1, norm="rescale")
-        with monkeypatch.context() as patch:
-            patch.setattr(deconvnet, "as_chain", lambda graph: None)
-            whole = deconv.project(images, layer, 1, norm="rescale")
-        assert torch.equal(boxes.positions, whole.positions)
-        assert torch.equal(boxes.boxes, whole.boxes)
-        assert (boxes.pixels - whole.pixels).norm() <= 1e-11 * whole.pixels.norm(), layer
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SIZES)
+def test_cones_equal_whole_maps(built, name, method):
+    """The same reverse steps, on boxes around units of all corners and on whole maps."""
+    _, deconv, images = built[name]
+    graph, rules = trace(deconv.model), Rules("cpu", method, "gradient")
+    for layer in deconv.layers + deconv.vector_layers:
+        stop = graph.stop(layer)
+        engine = Cones(graph, stop, graph.shapes(images.shape, stop))
+        done = engine.up(images, rules)
+        units = units_of(done.value)
+        pixels = torch.zeros(len(units.images), *images.shape[1:], dtype=images.dtype)
+        engine.down(done, units, at(done.value, units), rules, pixels)
+        whole = Box(alone(done.value, units, at(done.value, units)), 0 * units.positions)
+        dense = engine.reversed(done, whole, units.images, rules)
+        assert dense.maps.shape == pixels.shape
+        assert (pixels - dense.maps).norm() <= 1e-12 * dense.maps.norm(), layer
+
+
+def units_of(value):
+    """Of each image those of two maps at the corners, on a side, and in the middle."""
+    rows, columns = value.shape[2:] or (1, 1)
+    places = [
+        (0, 0),
+        (0, columns - 1),
+        (rows - 1, 0),
+        (rows - 1, columns - 1),
+        (rows // 2, 0),
+        (rows // 2, columns // 2),
+    ]
+    named = [(i, c, *place) for i in range(len(value)) for c in (0, value.shape[1] - 1) for place in places]
+    images, channels, *positions = np.array(named).T
+    return Units(images, channels, np.stack(positions, 1))
+
+
+def test_work_stays_on_the_cones(monkeypatch):
+    """No convolution of the reverse pass makes a map larger than the unit's cone, whatever branches."""
+    net, images = nets.alive(nets.ResNet()), nets.images(2, 160, 160)
+    deconv, sizes = zf.Deconvnet(net), []
+    original = graph_layer.Layer.reverse
+
+    def watched(layer, g, size, *others):
+        sizes.append((layer.conv.name, tuple(g.shape[2:]), size))
+        return original(layer, g, size, *others)
+
+    monkeypatch.setattr(graph_layer.Layer, "reverse", watched)
+    for method in METHODS:
+        sizes.clear()
+        deconv.project(images, "iadd_1", 1, (20, 22), method=method)
+        assert sizes == [
+            ("layer1.1.conv1", (3, 3), (5, 5)),
+            ("layer1.0.conv2", (5, 5), (7, 7)),
+            ("layer1.0.conv1", (7, 7), (9, 9)),
+            ("conv1", (9, 9), (43, 43)),
+        ], method
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -226,6 +271,35 @@ def test_every_modules_name_is_a_layer(built):
     assert watched.engine("layer1").name == "own forward"
     assert watched.layers == deconv.layers
     assert watched.vector_layers == deconv.vector_layers
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_branches_that_begin_at_the_images(method):
+    """Their boxes leave the image by more or less, at every corner; some units are in one branch alone."""
+
+    class Stems(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 7, 2, 3), nn.Conv2d(3, 4, (1, 5), 2, (0, 2))
+            self.mean = nn.AvgPool2d(3, 2, 1)
+
+        def forward(self, x):
+            y = torch.cat([F.relu(self.a(x)), self.b(x), self.mean(x)], 1)
+            return F.avg_pool2d(torch.relu(y), 2, 1)
+
+    net, images = nets.alive(Stems()), nets.images(1, 21, 26)
+    deconv = zf.Deconvnet(net)
+    for layer, value_of in (("avg_pool2d", net), ("cat", None)):
+        rows, columns = deconv.activations(images, layer).shape[2:]
+        places = [(r, c) for r in (0, rows // 2, rows - 1) for c in (0, columns // 2, columns - 1)]
+        named = [(channel, place) for channel in (0, 5, 9) for place in places]
+        p = deconv.project(images, layer, [c for c, _ in named], [place for _, place in named], method=method)
+        for pixels, (channel, place) in zip(p.pixels, named, strict=True):
+            if value_of is None:
+                one = deconv.project(images, layer, channel, place, method=method).pixels
+            else:
+                one, *_ = nets.modified_gradient(net, images, channel, place, method=method)
+            assert error(pixels, one[0]) < 1e-12
 
 
 def test_a_relu_whose_input_others_read_is_a_layer():

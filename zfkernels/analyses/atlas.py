@@ -21,6 +21,7 @@ from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signe
 from ..files import write_text, write_whole
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
+from .choices import method_for
 
 SHEET_WIDTH, SHEET_GAP = 2400, 14  # pixels
 UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
@@ -103,12 +104,21 @@ def _version(path: Path) -> str:
 
 
 def atlas(
-    deconv: Deconvnet, tops: Mapping[str, TopActivations], read: Read, maps: int | None = None, norm: str = "identity"
+    deconv: Deconvnet,
+    tops: Mapping[str, TopActivations],
+    read: Read,
+    maps: int | None = None,
+    norm: str = "identity",
+    methods: Mapping[str, str] | None = None,
 ) -> Iterator[LayerCards]:
-    """The cards of each layer's first `maps` maps (all of them if None), made as they are asked for."""
+    """The cards of each layer's first `maps` maps (all of them if None), made as they are asked for.
+
+    `methods`: each layer's, as of `Deconvnet.project`; None for choices.method_for.
+    """
     for layer, top in tops.items():
         channels = range(min(len(top.values), maps or len(top.values)))
-        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm))
+        method = None if methods is None else methods[layer]
+        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm, method=method))
 
 
 def cards(
@@ -119,6 +129,7 @@ def cards(
     channels: Sequence[int] | None = None,
     norm: str = "identity",
     side: int | None = None,
+    method: str | None = None,
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
@@ -130,7 +141,7 @@ def cards(
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
-    k = top.values.shape[1]
+    k, method = top.values.shape[1], method_for(deconv, layer, method)
     step = max(1, UNITS_AT_ONCE // k)
     for chunk in (live[i : i + step] for i in range(0, len(live), step)):
         numbers, index = top.images[chunk].unique(return_inverse=True)
@@ -142,6 +153,7 @@ def cards(
             position=top.positions[chunk].reshape(-1, 2),
             norm=norm,
             image_index=index.flatten(),
+            method=method,
         )
         largest = tuple((projection.boxes[:, 2:] - projection.boxes[:, :2]).amax(0).tolist())
         for row, channel in enumerate(chunk):

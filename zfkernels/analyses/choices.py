@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..deconvnet.deconvnet import Deconvnet
 from ..models.checkpoint import Network
 from ..models.modes import evaluated
 from ..nn import ConvReLU
@@ -18,6 +19,11 @@ def last_convolution(model: nn.Module) -> str:
     if not names:
         raise ValueError(f"--layer must be given, for {type(model).__name__} has no convolution among its modules")
     return names[-1]
+
+
+def method_for(deconv: Deconvnet, layer: str, wanted: str | None = None) -> str:
+    """The method that is wanted; if None "deconvnet", or "guided" where no max-pooling lies below the layer."""
+    return wanted or ("guided" if deconv.switchless(layer) else "deconvnet")
 
 
 def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label: str | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from ..drawing.style import SOFT, Figure, new_figure
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
 from .activations import top_activations
+from .choices import method_for
 from .projection import Unit, unit
 
 
@@ -29,6 +30,7 @@ def evolution(
     channels: Sequence[int],
     *,
     norm: str = "identity",
+    method: str | None = None,
     batch: int = 64,
 ) -> Evolution:
     """For each checkpoint the strongest activation of each map over all images, projected to pixels.
@@ -39,6 +41,7 @@ def evolution(
         networks: (name, model, images (N, C, H, W) as that model takes them), in the order of training. One is used at
             a time, so an iterator that loads holds one in memory.
         channels: the maps of `layer`.
+        norm, method: as of `Deconvnet.project`; method None for the layer's (choices.method_for).
     """
     channels, moments = list(channels), {}
     for name, model, images in networks:
@@ -48,7 +51,8 @@ def evolution(
             raise ValueError(f"channels must be from 0 to {len(top.values) - 1}, got {channels}")
         numbers, positions = top.images[channels, 0], top.positions[channels, 0]
         strongest, index = numbers.unique(return_inverse=True)
-        result = deconv.project(images[strongest], layer, channels, positions, norm, image_index=index)
+        how = {"image_index": index, "method": method_for(deconv, layer, method)}
+        result = deconv.project(images[strongest], layer, channels, positions, norm, **how)
         pairs = enumerate(zip(channels, numbers.tolist(), strict=True))
         moments[name] = [unit(result, i, layer, channel, image) for i, (channel, image) in pairs]
     return Evolution(layer, channels, moments)

@@ -16,6 +16,7 @@ from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
 from ..progress import bar
 from ..window import Pair, pair
+from .choices import method_for
 from .covering import Copies, by_regions, check_layer
 
 
@@ -215,11 +216,12 @@ def project_map(
     channel: int,
     others: torch.Tensor | None = None,
     names: Sequence[str] = (),
+    method: str | None = None,
 ) -> list[Projected]:
     """The map's strongest activation projected in `image` (C, H, W), and in `others` (N, C, H, W) of these names."""
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     images = image[None] if others is None else torch.cat([image[None], others])
-    result = deconv.project(images, layer, channel)
+    result = deconv.project(images, layer, channel, method=method_for(deconv, layer, method))
     titles = ["(c) projection, this picture", *(f"(c) {name}" for name in names)]
     return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
 

@@ -14,7 +14,6 @@ import zfkernels
 from .. import ZFNet
 from ..deconvnet.cones import Cones
 from ..deconvnet.units import Units, at, strongest
-from ..graph.graph import as_chain
 from ..graph.rules import Rules
 from ..graph.trace import trace
 from ..models.zfnet import clamp_filters_
@@ -120,9 +119,8 @@ def reverse(n: int, setting: Setting) -> Case:
     flat, maps = [t for pair in parameters(model).values() for t in pair], empty_maps(n)
     channels = torch.full((n,), CHANNEL)
     graph = trace(model)
-    chain = as_chain(graph)
     stop = graph.stop("conv5")
-    engine, rules = Cones(chain, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
+    engine, rules = Cones(graph, stop, graph.shapes(x.shape, stop)), Rules(setting.backend, "deconvnet")
     with torch.no_grad():
         run = engine.up(x.contiguous(memory_format=LAST), rules)
     units = Units(np.arange(n), channels.cpu().numpy(), np.zeros((n, 2), np.int64))
@@ -135,7 +133,7 @@ def reverse(n: int, setting: Setting) -> Case:
         return (pixels,)
 
     # The same switches for all, so that there is one right answer.
-    switches = [record for record in run.recorded if record is not None and record.dtype == torch.uint8]
+    switches = [record.switches for record in run.recorded.values() if getattr(record, "switches", None) is not None]
     first, second = (indices_of(i, one) for i, one in zip((1, 2), switches, strict=True))
     kept = alone(run.value, channels)
 

@@ -3,7 +3,18 @@ from pathlib import Path
 
 from .. import progress
 from ..graph.methods import NORMS
-from .options import NETWORK, add_network, add_quiet, add_skip, at_least, check_out, find, open_network, write_found
+from .options import (
+    NETWORK,
+    add_method,
+    add_network,
+    add_quiet,
+    add_skip,
+    at_least,
+    check_out,
+    find,
+    open_network,
+    write_found,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--maps", type=int, metavar="COUNT", help="only the first COUNT maps of each layer")
     add("--top", type=int, default=9, metavar="K", help="activations a map (%(default)s)")
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
+    add_method(parser)
     add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
     add_quiet(parser)
@@ -47,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
 
     names, sheets = [path.name for path in paths], []
     read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
-    for layer in atlas(opened.deconv, tops, read, args.maps, args.norm):
+    methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
+    for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"

@@ -2,7 +2,7 @@ import argparse
 from pathlib import Path
 
 from ..graph.methods import NORMS
-from .options import add_skip, check_out, find, opened, report
+from .options import add_method, add_skip, check_out, find, opened, report
 
 EXAMPLES = """examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", help="(default: the last convolution)")
     add("--maps", type=int, nargs="+", metavar="MAP", help="(default: the 6 strongest of the last checkpoint)")
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
+    add_method(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
 
@@ -39,5 +40,6 @@ def run(args: argparse.Namespace) -> None:
         strongest = top_activations(last.deconv, images.split(64), layer, k=1).values[:, 0]
         maps = strongest.argsort(descending=True, stable=True)[:6].tolist()
     networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
-    result = evolution(networks, layer, maps, norm=args.norm)
+    method = last.method(layer, args.method, images)
+    result = evolution(networks, layer, maps, norm=args.norm, method=method)
     report(figure(result, pixels), args.out, table(result), *last.notes)

@@ -4,6 +4,7 @@ from pathlib import Path
 from .. import progress
 from ..demo.captions import CAPTIONS, HEAD
 from ..files import check_writable, write_text
+from ..graph.methods import METHODS
 from .options import add_quiet, check_out
 
 SECTIONS = tuple(CAPTIONS)
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
     text = "folder of the networks, trained once and kept (%(default)s)"
     add("--work", type=Path, default=Path("zfkernels-gallery-work"), help=text)
+    add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do in its projections (%(default)s)")
     text = "draw only these, and leave README.md as it is: " + ", ".join(SECTIONS)
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     check_out(args, folder=True)
     check_writable(args.work, "--work", folder=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    stage = Stage(args.out, args.work, progress=progress.wanted(args.quiet))
+    stage = Stage(args.out, args.work, args.method, progress=progress.wanted(args.quiet))
     parts = []
     for name, section in SECTIONS:
         if not args.only or name in args.only:

@@ -9,7 +9,18 @@ from .. import progress
 from ..files import check_writable, write_whole
 from ..progress import Shown
 from ..words import listed, nearest
-from .options import PICTURE, Opened, add_picture, add_quiet, add_skip, check_out, find, open_network, report
+from .options import (
+    PICTURE,
+    Opened,
+    add_method,
+    add_picture,
+    add_quiet,
+    add_skip,
+    check_out,
+    find,
+    open_network,
+    report,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fill", nargs="+", metavar="LEVEL", help=text)
     add("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     add("--channel", type=int, help="sum this map instead")
+    add_method(parser)
     text = "pictures whose strongest activations of the same map are projected beside"
     add("--images", type=Path, metavar="FOLDER", help=text)
     add_quiet(parser)
@@ -76,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     others = (
         _exciting(opened, images[0], result.layer, result.channel, paths, progress.wanted(args.quiet)) if paths else ()
     )
-    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *others)
+    method = opened.method(result.layer, args.method, images)
+    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *(others or ()), method=method)
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
     report(drawn, args.out, table(result, network.classes), *opened.notes, note=note)

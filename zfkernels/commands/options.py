@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..drawing.style import Figure, check_format, save
 from ..files import check_writable, write_text
+from ..graph.methods import METHODS
 from ..words import listed, nearest
 
 if TYPE_CHECKING:
@@ -107,6 +108,15 @@ def write_found(path: Path, *scans: Scan) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The option that `Opened.method` reads."""
+    text = (
+        "what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: deconvnet; guided "
+        "for layers without max-pooling below them)"
+    )
+    parser.add_argument("--method", choices=METHODS, help=text)
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network that a command looks into."""
@@ -140,6 +150,25 @@ class Opened:
             of = "must be of" if option == "--layers" else "must be one of"
             raise ValueError(f"{option} {of} {listed(known)}, got {name!r}{nearest(name, known)}")
         return name
+
+    def method(self, layer: str, wanted: str | None, images: Tensor) -> str:
+        """The method to project units of `layer` with; why, if it is another than the paper's, is printed."""
+        from ..analyses.choices import method_for
+
+        method = method_for(self.deconv, layer, wanted)
+        if self.deconv.switchless(layer):
+            part = self.deconv.image_dependence(images[:1], layer, self._strongest(images[:1], layer))
+            why = "as asked; but" if wanted else "because"
+            said = (
+                f"no max-pooling lies below {layer}: {float(part):.1%} of a deconvnet projection depends on the picture"
+            )
+            print(f"method      {method}, {why} {said}")
+        return method
+
+    def _strongest(self, images: Tensor, layer: str) -> int:
+        from ..analyses.activations import top_activations
+
+        return int(top_activations(self.deconv, [images], layer, k=1).values[:, 0].argmax())
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""

@@ -4,8 +4,8 @@ All activations of a layer but one are set to 0; then, layer for layer downwards
 to the places that the switches of the forward pass name, the maps are rectified and filtered with the layer's own
 filters, transposed. No biases, and no rectification at the pixels.
 
-Three engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
-and maps.py for models that torch.fx can trace, forward.py for all others; plan.py says which serves a layer.
+Two engines do it, with the same two methods, up(images, rules) and down(run, units, values, rules, pixels): cones.py
+for what torch.fx can trace, forward.py for all else; serving.py says which serves a layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import run as graph_run
-from ..graph.graph import Graph, as_chain, averages
+from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
 from ..graph.rules import Rules, Shapes
 from ..graph.translate import is_leaf
 from ..ops import checks
-from .cones import Cones
+from .cones import Cones, largest, passes
 from .forward import Changed, Forward, Own, values
-from .maps import WholeMaps, largest, passes
-from .notes import empty, notes
-from .plan import Engine, Plan, Planner, check_overrides, checked, run_model, uncapped
+from .notes import empty, notes, without_switches
+from .serving import Engine, Plan, Planner, check_overrides, checked, run_model, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
@@ -170,7 +169,7 @@ class Deconvnet:
         plan = plan if lift else plan._replace(uncapped={})
         if len(numbers) == 1:
             (number,) = numbers
-            return {number: self._engine(plan, number, rules).up(images, rules).value}
+            return {number: self._engine(plan, number).up(images, rules).value}
         return graph_run.run(uncapped(plan), max(numbers), images, rules, numbers).kept
 
     def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
@@ -189,6 +188,14 @@ class Deconvnet:
             return self._planner.graph
         sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
         return sizes.get(tuple(image_size)) or self._planner.names()
+
+    def switchless(self, layer: str) -> bool:
+        """Whether rectifiers, but no max-pooling, lie between `layer` and the pixels.
+
+        A deconvnet projection hardly depends on the image there: no switches, no picture.
+        """
+        graph = self._graph_for(layer, ())
+        return without_switches(graph, graph.stop(layer))
 
     def modules_below(self, layer: str) -> list[str]:
         """The names of the modules with weights that the value of `layer` is made with, the first used first."""
@@ -313,8 +320,7 @@ class Deconvnet:
         units, _ = named_units(plan.shapes[-1], layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
-        stop = plan.stops[layer]
-        engine = self._engine(plan, stop, rules) if plan.seen else WholeMaps(uncapped(plan), stop, plan.shapes)
+        engine = self._engine(plan, plan.stops[layer])
         with torch.autocast(images.device.type, enabled=False):
             dense = engine.down_together(engine.up(images, rules), units, alone.values, rules)
         together = torch.zeros_like(dense)
@@ -329,7 +335,7 @@ class Deconvnet:
         self, images: Tensor, layer: str, plan: Plan, units: Units, look: bool, rules: Rules, strength: float | None
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
-        engine, cap = self._engine(plan, plan.stops[layer], rules), plan.uncapped.get(plan.stops[layer])
+        engine, cap = self._engine(plan, plan.stops[layer]), plan.uncapped.get(plan.stops[layer])
         kind = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
@@ -355,15 +361,11 @@ class Deconvnet:
         projection.notes = told
         return projection
 
-    def _engine(self, plan: Plan, stop: int, rules: Rules) -> Cones | WholeMaps | Own:
+    def _engine(self, plan: Plan, stop: int) -> Cones | Own:
         """The way up to the value numbered `stop` and down."""
-        if plan.seen is not None:
-            forward = self.forward or run_model
-            return Own(self._planner.model, forward, self.rules, plan.seen, stop, plan.uncapped)
-        graph, shapes = uncapped(plan), plan.shapes[: stop + 1]
-        chain = as_chain(graph) if rules.method in (None, "deconvnet") else None
-        chained = chain is not None and not averages(graph, shapes)
-        return Cones(chain, stop, shapes) if chained else WholeMaps(graph, stop, shapes)
+        if plan.seen is None:
+            return Cones(uncapped(plan), stop, plan.shapes[: stop + 1])
+        return Own(self._planner.model, self.forward or run_model, self.rules, plan.seen, stop, plan.uncapped)
 
     def _rules(self, images: Tensor, method: str, norm: str) -> Rules:
         if norm not in NORMS:

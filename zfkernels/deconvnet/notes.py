@@ -9,8 +9,8 @@ from ..graph.graph import Graph
 from ..graph.rules import Rules
 from ..graph.steps import ReLU
 from ..graph.watch import Seen
-from ..graph.windowed import Layer, Pool
-from .plan import Plan
+from ..graph.windowed import Pool
+from .serving import Plan
 from .signals import is_nonlinear
 from .units import Units
 
@@ -48,7 +48,7 @@ def _one_value(seen: Seen, number: int) -> bool:
 def without_switches(graph: Graph, stop: int) -> bool:
     """Whether rectifiers, but no max-pooling, lie between a value and the pixels."""
     steps = [graph.node(number).step for number in graph.ancestors(stop) if number != stop]
-    pools = any(isinstance(step, (Pool, Layer)) or "max_pool" in step.name for step in steps)
+    pools = any(isinstance(step, Pool) or "max_pool" in step.name for step in steps)
     return not pools and not isinstance(graph.node(stop).step, Pool) and any(isinstance(step, ReLU) for step in steps)
 
 

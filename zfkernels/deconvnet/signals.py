@@ -277,9 +277,9 @@ OPS: dict[str, Callable] = {
 # Functions that are no rectifiers and not linear, by what calls are named: what the projection's notes tell of
 NONLINEAR = words(
     "silu gelu elu elu_ selu celu mish softplus softsign sigmoid sigmoid_ logsigmoid tanh hardswish hardsigmoid "
-    "softmax log_softmax exp log pow sqrt rsqrt square abs mul imul truediv itruediv maximum minimum layer_norm group_norm "
-    "instance_norm multi_head_attention_forward scaled_dot_product_attention matmul __matmul__ bmm einsum normalize "
-    "hardtanh clamp clip adaptive_max_pool2d amax max glu"
+    "softmax log_softmax exp log pow sqrt rsqrt square abs mul imul truediv itruediv maximum minimum layer_norm "
+    "group_norm instance_norm multi_head_attention_forward scaled_dot_product_attention matmul __matmul__ bmm einsum "
+    "normalize hardtanh clamp clip adaptive_max_pool2d amax max glu"
 )
 
 

@@ -1,13 +1,13 @@
-"""A traced model: its values, the nodes that make them, its layers; and the same as a chain where nothing branches."""
+"""A traced model: its values, the nodes that make them, its layers."""
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Size
 
 from .rules import Shapes, irreversible, told
-from .steps import Affine, Average, Conv, Copy, Flatten, Linear, Mean, Norm, Opaque, Pool, ReLU, Step
+from .steps import Affine, Conv, Flatten, Linear, Mean, Opaque, Step
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Graph:
     aliases: dict[str, str] = field(default_factory=dict)
     submodules: dict[str, int] = field(default_factory=dict)  # the value that each submodule gave last
     output: int | None = None  # the model's, if it is one value
+    known: dict[tuple, object] = field(default_factory=dict, repr=False, compare=False)  # what others worked out of it
 
     def stop(self, layer: object) -> int:
         """The number of the value of `layer`, a layer's name or an alias of it."""
@@ -76,42 +77,6 @@ class Graph:
                 raise irreversible(step.name, type(step).__name__, why)
             shapes[number] = step.shape(inputs, shapes)
         return shapes
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A graph whose nodes follow one upon another, batch norms folded into convolutions."""
-
-    steps: list[Step]  # without those that change nothing
-    inputs: list[int]  # the graph's number of the value that each step takes
-    ends: list[int]  # how many steps give each value of the graph, by number
-
-
-CHAINED = (Conv, Pool, Norm, Affine, Average, Copy, Flatten, Linear)
-
-
-def as_chain(graph: Graph) -> Chain | None:
-    """None where the graph branches or has other steps. It serves images that no `Average` changes."""
-    steps: list[Step] = []
-    inputs: list[int] = []
-    ends = [0]
-    for number, node in enumerate(graph.nodes, 1):
-        step = node.step
-        if node.inputs != (number - 1,) or not (isinstance(step, CHAINED) or step == ReLU(step.name)):
-            return None
-        if isinstance(step, Affine) and node.name in graph.aliases and isinstance(steps[-1], Conv):
-            steps[-1] = replace(steps[-1], batch_norms=(*steps[-1].batch_norms, step))
-        elif not isinstance(step, (Average, Copy)):
-            steps.append(step)
-            inputs.append(number - 1)
-        ends.append(len(steps))
-    return Chain(steps, inputs, ends)
-
-
-def averages(graph: Graph, shapes: Shapes) -> bool:
-    """Whether adaptive pooling changes maps of these shapes on the way to the last of them."""
-    nodes = [(number, graph.node(number)) for number in graph.ancestors(len(shapes) - 1)]
-    return any(isinstance(node.step, Average) and shapes[number] != shapes[node.inputs[0]] for number, node in nodes)
 
 
 def name_layers(graph: Graph, passed: dict[str, int]) -> set[int]:

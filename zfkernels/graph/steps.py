@@ -6,18 +6,18 @@
                                     same place; None: all of it
     shape(inputs, shapes)           the shape of its value; `shapes` are those of all values so far, by number
     run(inputs, rules)              its value, and what its reverse needs of it
-    reverse(g, below, record, rules, paddings)
-                                    the signal g of its value sent down to its inputs, whose shapes are `below`: one
-                                    tensor, or a tuple where it joins several. `paddings`, one a window, stand for the
-                                    step's own where g is a part of a map.
+    reverse(g, below, record, rules)
+                                    the signal g of its value, or of a part of it, sent down to its input, whose shape
+                                    `below` holds. Windows and joins have other means: deconvnet/cones.py. What works
+                                    place by place is told whether it may write into g (`own`).
 
 The weights stay in the model: a step reads them when it needs them. The ops are called without the checks of the public
 functions: `shape` has made them.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,9 @@ from torch import Size, Tensor
 
 from ..ops.contrast_norm import contrast_norm_backward, contrast_norm_op
 from ..window import Pair
+from .layer import passed_on, rectified
 from .rules import Read, Rules, Shapes, check_count, irreversible, told
-from .windowed import Affine, Average, AveragePool, Conv, Layer, Pool
+from .windowed import Affine, Average, AveragePool, Conv, Pool
 
 
 def _same_shape(step: object, inputs: list[Size], shapes: Shapes) -> Size:
@@ -73,9 +74,7 @@ class Norm:
         y = contrast_norm_op(x, *self.parameters, rules.backend)
         return y, None if rules.method is None or rules.norm == "identity" else x
 
-    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules) -> Tensor:
-        if rules.norm == "identity":
-            return g
+    def reverse(self, g: Tensor, below: list[Size], record: Tensor, rules: Rules) -> Tensor:
         if rules.norm == "gradient":
             return contrast_norm_backward(g, record, *self.parameters, rules.backend)
         return g * norm_factors(record, *self.parameters)
@@ -102,6 +101,7 @@ class ReLU:
     name: str
     slope: float = 0.0
     cap: float = math.inf
+    in_place: bool = False  # whether nothing else reads what it takes
 
     maps = False
     windows = ()
@@ -109,24 +109,25 @@ class ReLU:
     shape = _same_shape
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Tensor | None]:
-        (x,) = inputs
-        return self.rectified(x), None if rules.method in (None, "deconvnet") else self._derivative(x)
+        y = self._rectified(inputs[0])
+        return y, None if rules.method in (None, "deconvnet") else y
 
-    def rectified(self, x: Tensor) -> Tensor:
+    def _rectified(self, x: Tensor) -> Tensor:
         if self.slope:
-            return F.leaky_relu(x, self.slope)
-        return x.relu() if self.cap == math.inf else F.hardtanh(x, 0.0, self.cap)
+            return F.leaky_relu(x, self.slope, self.in_place)
+        if self.cap == math.inf:
+            return x.relu_() if self.in_place else x.relu()
+        return F.hardtanh(x, 0.0, self.cap, self.in_place)
 
-    def _derivative(self, x: Tensor) -> Tensor:
-        """As torch's backward has it: 0 (or the slope) at 0, 0 at the cap."""
-        if self.slope:
-            return torch.full_like(x, self.slope).masked_fill_(x > 0, 1)
-        return (x > 0) & (x < self.cap)
-
-    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules) -> Tensor:
+    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules, own: bool = False) -> Tensor:
+        """`record` is its value, which says where its derivative is 1: as torch's, not at 0 nor at the cap."""
         if rules.method != "gradient":
-            g = F.leaky_relu(g, self.slope) if self.slope else g.relu()
-        return g if rules.method == "deconvnet" else g * record
+            g, own = rectified(g, own, self.slope), True
+        if rules.method == "deconvnet":
+            return g
+        if self.slope:
+            return torch.where(record > 0, g, self.slope * g)
+        return passed_on(g, record, own, self.cap)
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class Scale:
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
         return inputs[0] * self.scale + self.shift, None
 
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
-        return g * self.scale
+    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules, own: bool = False) -> Tensor:
+        return g.mul_(self.scale) if own else g * self.scale
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,6 @@ class Copy:
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
         return inputs[0], None
-
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> Tensor:
-        return g
 
 
 # Joins
@@ -187,9 +185,6 @@ class Add:
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
         return inputs[0] + inputs[1], None
 
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> tuple[Tensor, ...]:
-        return g, g
-
 
 @dataclass(frozen=True)
 class Concat:
@@ -209,9 +204,6 @@ class Concat:
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
         return torch.cat(inputs, 1), None
-
-    def reverse(self, g: Tensor, below: list[Size], record: None, rules: Rules) -> tuple[Tensor, ...]:
-        return g.split([shape[1] for shape in below], 1)
 
 
 # Vectors
@@ -292,19 +284,3 @@ def parameters_of(step: Step) -> list[Tensor]:
     if isinstance(step, Affine):
         return list(step.batch_norm.parameters())
     return [step.weight(), *([] if step.bias is None else [step.bias()])] if isinstance(step, (Conv, Linear)) else []
-
-
-def fused(steps: Sequence[Step]) -> list[Step | Layer]:
-    """The same with each convolution, the ReLU on it and the pool on that as one step that holds today's filters."""
-    plan: list[Step | Layer] = []
-    for step in steps:
-        top = plan[-1] if plan and isinstance(plan[-1], Layer) and plan[-1].pool is None else None
-        if isinstance(step, Conv):
-            plan.append(Layer(step, False, None, *step.filters()))
-        elif top and isinstance(step, ReLU) and not top.rectify:
-            plan[-1] = replace(top, rectify=True)
-        elif top and isinstance(step, Pool):
-            plan[-1] = replace(top, pool=step)
-        else:
-            plan.append(step)
-    return plan

@@ -1,4 +1,4 @@
-"""A torch model as a graph of steps, each of which can be run and reversed on its own, and as a chain where it is one.
+"""A torch model as a graph of steps, each of which can be run and reversed on its own.
 
 The model is traced with torch.fx, so modules and functional calls, in-place or not, come out alike and in the order in
 which they run; what an in-place call changes, its later readers read. A layer that has no reverse here raises

@@ -209,8 +209,7 @@ class Watch(TorchFunctionMode):
     def _pointwise(self, called: str, taken: list[int], made: Tensor) -> bool:
         """Whether each place of a value depends on the same place of what it is made of."""
         sizes = {self.seen.shapes[i][2:] for i in taken if len(self.seen.shapes[i]) == 4}
-        alike = made.ndim == 4 and sizes - {Size((1, 1))} <= {made.shape[2:]}
-        return alike and called in POINTWISE_NAMES
+        return made.ndim == 4 and sizes <= {made.shape[2:]} and called in POINTWISE_NAMES
 
 
 METHODS = ("method_descriptor", "wrapper_descriptor")

@@ -1,0 +1,136 @@
+"""A convolution and what stands on it alone, as one step: batch norms, the ReLU, the max-pool.
+
+A batch norm is folded into the filters, or, where the filters are larger than the map, carried out on the map: what
+costs less, for the weights are read anew at each run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backends.exact import exact_in_thread
+from ..ops import checks
+from ..ops.fused import layer as conv2d_relu_max_pool2d
+from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
+from ..window import Pair, Window, conv_map
+from .rules import Rules
+from .windowed import Affine, Conv, Pool
+
+
+class Record(NamedTuple):
+    """What the reverse of a layer needs of its run."""
+
+    filters: Tensor  # with the batch norms, unless there is a scale
+    scale: Tensor | None  # (channels,) that batch norms multiply the convolution's maps by
+    passed: Tensor | None  # the layer's value, positive where the ReLU let its input pass; if the method asks for it
+    switches: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    conv: Conv
+    batch_norms: tuple[Affine, ...] = ()
+    rectify: bool = False
+    pool: Pool | None = None
+    exact: bool = False  # whether a max-pool's ties depend on it, so that a run with switches must sum exactly
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """As the kernels slide them, the convolution's with the zeros that its filters are given."""
+        conv = Window(self.conv.window, self.conv.stride, self.conv.padding)
+        return (conv,) if self.pool is None else (conv, *self.pool.windows)
+
+    def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
+        if self.exact and rules.method is not None:
+            with exact_in_thread(rules.backend):
+                return self._run(inputs, rules)
+        return self._run(inputs, rules)
+
+    def _run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
+        (x,), conv, pool = inputs, self.conv, self.pool
+        filters, bias, scale, shift = self._weights(x)
+        checks.alike("weight", filters, "x", x)
+        switches = None
+        if pool is not None and self.rectify and not conv.by_torch:
+            size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
+            pooling = pool.kernel, pool.stride, pool.padding, size
+            y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
+        else:
+            y = conv.by_filters(x, filters, bias, conv.padding, self.rectify and scale is None, rules)
+            if scale is not None:
+                y = torch.addcmul(shift, y, scale, out=y)
+                y = y.relu_() if self.rectify else y
+            if pool is not None:
+                y, switches = pool.run([y], rules)
+        if rules.method is None:
+            return y, None
+        passed = y if self.rectify and rules.method != "deconvnet" else None
+        return y, Record(filters, None if scale is None else scale.view(-1), passed, switches)
+
+    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Filters and bias, and the scale and shift (1, channels, 1, 1) of what is left to do on the map."""
+        conv = self.conv
+        weight, bias = conv.weight().detach(), None if conv.bias is None else conv.bias().detach()
+        if not self.batch_norms:
+            return conv.filters(weight), bias, None, None
+        scale, shift = self.batch_norms[0].scale_and_shift()
+        for batch_norm in self.batch_norms[1:]:
+            factor, term = batch_norm.scale_and_shift()
+            scale, shift = scale * factor, torch.addcmul(term, shift, factor)
+        if bias is not None:
+            shift = torch.addcmul(shift, bias, scale)
+        rows, columns = conv_map(x.shape[2:], conv.window, conv.stride, conv.padding)
+        if self.pool is not None or weight.numel() <= len(x) * conv.channels[1] * rows * columns:
+            return conv.filters(weight * scale[:, None, None, None]), shift, None, None
+        return conv.filters(weight), None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+
+    def reverse(
+        self, g: Tensor, size: Pair, record: Record, rules: Rules, paddings: Sequence[Pair], own: bool = False
+    ) -> Tensor:
+        """The signal g of the layer's value, or of a part of it, sent to a map of `size`; `record` is of that part, and
+        `paddings`, one a window, stand for the layer's own. With `own` it may write into g.
+        """
+        conv, pool, rectify = self.conv, self.pool, self.rectify and rules.method != "gradient"
+        filters, scale, passed, switches = record
+        if passed is not None:
+            g, own = passed_on(g, passed, own), True
+        if pool is not None and not conv.by_torch:
+            pooling = pool.kernel, pool.stride, paddings[1]
+            return max_unpool2d_relu_conv_transpose2d(
+                g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
+            )
+        if pool is not None:
+            middle = conv_map(size, conv.window, conv.stride, paddings[0])
+            g, own = pool.unpool(g, switches, paddings[1], middle, rules), True
+        if scale is not None and g.numel() > filters.numel():
+            filters = filters * scale.view(-1, 1, 1, 1)
+        elif scale is not None:
+            if rectify:
+                g, own, rectify = rectified(g, own), True, False
+            g = g.mul_(scale.view(-1, 1, 1)) if own else g * scale.view(-1, 1, 1)
+        if rectify and conv.by_torch:
+            g, rectify = rectified(g, own), False
+        return conv.transposed(g, filters, paddings[0], size, rectify, rules)
+
+
+def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
+    """max(0, g) + slope * min(0, g), in the place of g if that is one's own."""
+    if slope:
+        return F.leaky_relu(g, slope, own)
+    return g.relu_() if own else g.relu()
+
+
+def passed_on(g: Tensor, y: Tensor, own: bool = False, cap: float = math.inf) -> Tensor:
+    """g where y is more than 0 and less than `cap`, 0 elsewhere; in the place of g if that is one's own."""
+    into = {"grad_input": g} if own else {}
+    if cap < math.inf:
+        backward = torch.ops.aten.hardtanh_backward
+        return (backward.grad_input if own else backward)(g, y, 0, cap, **into)
+    backward = torch.ops.aten.threshold_backward
+    return (backward.grad_input if own else backward)(g, y, 0, **into)
