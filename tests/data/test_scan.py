@@ -1,13 +1,16 @@
 """The one search: what of a folder is a picture, what is left out and why, and that all is said."""
 
+import json
 import os
 
 import numpy as np
 import pytest
+import torch
 
-from zfkernels import cli
+from zfkernels import ZFNet, cli
 from zfkernels.data.folders import class_folders, find_pictures
 from zfkernels.data.scan import endings, scan
+from zfkernels.models import checkpoint
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -145,6 +148,33 @@ def test_skipped_pictures_are_listed_at_the_end_and_in_the_log(capsys, photos, t
     assert "left out 1: 1 unreadable" in text
     assert text.splitlines()[-1].startswith(f"skipped     {bad} is not a picture")
     assert f"{bad}: unreadable" in (tmp_path / "run" / "pictures.log").read_text()
+
+
+def test_pictures_that_are_named_are_checked_like_those_of_folders(capsys, photos, tmp_path):
+    """Each bad one is named at once, and may be skipped."""
+    arguments = {"num_classes": 2, "image_size": 48, "channels": (4,) * 5, "fc": (3, 3), "without": ("pool5",)}
+    saved = checkpoint.Network(ZFNet(**arguments), ["cat", "dog"], torch.zeros(3, 1, 1), torch.ones(1, 1, 1), (48, 48))
+    checkpoint.save(tmp_path / "w.pt", saved, arguments)
+    for name in ("bad1.png", "bad2.png"):
+        (tmp_path / name).write_text("no picture")
+    text = f"invariance {tmp_path}/bad1.png {photos}/cat/0.png {tmp_path}/bad2.png --weights {tmp_path}/w.pt"
+    text += f" --layers conv1 --out {tmp_path}/o.png"
+    assert cli.main(text.split()) == 2
+    errors = capsys.readouterr().err
+    assert "2 of 3 pictures cannot be read" in errors
+    assert "bad1.png" in errors
+    assert "bad2.png" in errors
+    assert cli.main([*text.split(), "--skip-unreadable"]) == 0
+    assert capsys.readouterr().out.count("skipped     ") == 2
+    assert cli.main(text.replace("bad1.png", "none.png").split()) == 2
+    assert "there is no picture or folder" in capsys.readouterr().err
+    parts = [{"image": f"bad{i}.png", "parts": {"eye": [0, 0, 9, 9]}} for i in (1, 2)]
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    assert cli.main(f"correspond {tmp_path}/parts.json --weights {tmp_path}/w.pt".split()) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "bad1.png" in errors
+    assert "bad2.png" in errors
 
 
 def test_a_picture_that_breaks_while_workers_read_is_one_line(capsys, photos, tmp_path, monkeypatch):

@@ -79,17 +79,10 @@ def find(args: argparse.Namespace, folder: Path, classes: Sequence[str] | bool =
         FileNotFoundError, ValueError: as `scan.scan`; pictures that cannot be read, without --skip-unreadable.
     """
     from ..data.folders import empty_classes
-    from ..data.pictures import unreadable
     from ..data.scan import scan
 
     found = scan(folder)
-    bad = unreadable(found.paths, say and progress.wanted(getattr(args, "quiet", False)))
-    if bad and not args.skip_unreadable:
-        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
-        raise ValueError(
-            f"{len(bad)} of {len(found.paths)} pictures cannot be read: {'; '.join(why for _, why in bad[:3])}{more}; "
-            "mend or remove them, or give --skip-unreadable"
-        )
+    bad = check_pictures(args, found.paths, say)
     found = found.without(bad)
     if not found.paths:
         raise ValueError(f"{folder} holds no picture that can be read; the first of {len(bad)}: {bad[0][1]}")
@@ -98,8 +91,28 @@ def find(args: argparse.Namespace, folder: Path, classes: Sequence[str] | bool =
     if say:
         names = {path.relative_to(folder).parts[0] for path in found.paths} if classes else ()
         print(f"found       {found.line(sorted(names))}", flush=True)
-        args.at_end = [*getattr(args, "at_end", ()), *(f"skipped     {why}" for _, why in bad)]
     return found
+
+
+def check_pictures(args: argparse.Namespace, paths: Sequence[Path], say: bool = True) -> list[tuple[Path, str]]:
+    """Those of the pictures that cannot be read, and why, which are listed when the command ends.
+
+    Raises:
+        ValueError: there are some, and no --skip-unreadable; all are counted, the first are named.
+    """
+    from ..data.pictures import unreadable
+
+    bad = unreadable(paths, say and progress.wanted(getattr(args, "quiet", False)))
+    skip = getattr(args, "skip_unreadable", None)
+    if bad and not skip:
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        raise ValueError(
+            f"{len(bad)} of {len(paths)} pictures cannot be read: {'; '.join(why for _, why in bad[:3])}{more}; mend or "
+            "remove them" + ("" if skip is None else ", or give --skip-unreadable")
+        )
+    if say:
+        args.at_end = [*getattr(args, "at_end", ()), *(f"skipped     {why}" for _, why in bad)]
+    return bad
 
 
 def write_found(path: Path, *scans: Scan) -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .pictures import decoded
+from .pictures import decoded, unreadable
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
 
@@ -37,6 +37,10 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
             f"parts for each image ({error!r})"
         ) from error
     parts: dict[str, list[Box]] = {name: [] for name in names}
+    if bad := unreadable(paths):
+        raise ValueError(
+            f"{len(bad)} of {len(paths)} pictures of {path} cannot be read: " + "; ".join(w for _, w in bad[:3])
+        )
     for file, row in zip(paths, boxes, strict=True):
         width, height = decoded(file).size
         for name, box in zip(names, row, strict=True):
