@@ -49,7 +49,9 @@ def backend(
     if not for_us(gm, example_inputs) or not graph.functional(gm.graph):
         return gm.forward
     program = Program(gm, (OPTIONS | settings)["watch_values"])
-    return program if program.watched else gm.forward
+    filters = [example_inputs[i] for i in program.watched if i < len(example_inputs)]
+    ours = program.watched and not any(t.is_inference() for t in filters)  # the changes of these nobody counts
+    return program if ours else gm.forward
 
 
 def for_us(gm: fx.GraphModule, example_inputs: Sequence[object]) -> bool:
@@ -60,11 +62,6 @@ def for_us(gm: fx.GraphModule, example_inputs: Sequence[object]) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or any(t.device.type != "cpu" or t.layout != torch.strided for t in tensors):
         return False
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors) or inference_parameters(example_inputs):
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return False
     return not any(free_unbacked_symbols(v) for n in gm.graph.nodes if (v := n.meta.get("example_value")) is not None)
-
-
-def inference_parameters(values: Sequence[object]) -> bool:
-    """Are there parameters whose changes torch does not count?"""
-    return any(isinstance(v, torch.nn.Parameter) and v.is_inference() for v in values)

@@ -35,13 +35,14 @@ class Places:
     norm: tuple[int, int, int, int]  # mean, variance, weight, bias
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def prepared(step: Conv, at: Places, r: Registers) -> PreparedFilters:
     """The step's filters with its batch norm folded into them."""
-    get = lambda place: None if place < 0 else r[place].detach().resolve_neg()  # noqa: E731
-    weight, bias = get(at.weight), get(at.bias)
+    weight, bias = plain(r, at.weight), plain(r, at.bias)
     if step.norm is None:
         return PreparedFilters(weight, bias, None)
-    mean, var, gamma, beta = (None if (t := get(place)) is None else t.double() for place in at.norm)
+    mean, var, gamma, beta = (None if (t := plain(r, place)) is None else t.double() for place in at.norm)
     scale = torch.rsqrt(var + step.norm.eps)
     scale = scale if gamma is None else scale * gamma
     shift = -mean * scale if bias is None else (bias.double() - mean) * scale
@@ -51,6 +52,14 @@ def prepared(step: Conv, at: Places, r: Registers) -> PreparedFilters:
     if weight is None:
         return PreparedFilters(scale.view(-1, 1, 1, 1), shift, None)
     return PreparedFilters(weight, shift, scale)
+
+
+def plain(r: Registers, place: int) -> Tensor | None:
+    """A register's tensor as memory that holds its values, whose changes torch counts."""
+    if place < 0:
+        return None
+    value = r[place].detach().resolve_neg()
+    return value.clone() if value.is_inference() else value
 
 
 def pays(step: Conv, at: Places, r: Registers) -> bool:

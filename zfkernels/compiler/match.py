@@ -109,7 +109,10 @@ def norm_of(node: fx.Node) -> Norm | None:
     weight, bias = argument(node, 3, "weight"), argument(node, 4, "bias")
     if not (is_source(mean) and is_source(var)) or not all(n is None or is_source(n) for n in (weight, bias)):
         return None
-    return Norm(mean, var, weight, bias, float(argument(node, 7, "eps", 1e-5)))
+    eps = argument(node, 7, "eps", 1e-5)
+    if isinstance(eps, fx.Node):  # with dynamic=True; asking for its value makes it a condition of the graph
+        eps = eps.meta.get("example_value")
+    return Norm(mean, var, weight, bias, float(eps)) if isinstance(eps, (int, float, torch.SymFloat)) else None
 
 
 def taken(conv: Conv, last: fx.Node, replaced: dict) -> Conv | None:

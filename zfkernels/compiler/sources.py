@@ -24,6 +24,7 @@ class Sources:
     def __init__(self, watch_values: bool) -> None:
         self.watch_values = watch_values
         self.held: list[Tensor] = []
+        self.counted = False  # not of tensors made under torch.inference_mode: with these nothing is ever the same
         self.addresses: list[int] = []
         self.versions: list[int] = []
         self.table = torch.empty(0, dtype=torch.int64)
@@ -31,14 +32,17 @@ class Sources:
 
     def same(self, tensors: Sequence[Tensor]) -> bool:
         return (
-            list(map(VERSION, tensors)) == self.versions
+            self.counted
+            and list(map(VERSION, tensors)) == self.versions
             and list(map(Tensor.data_ptr, tensors)) == self.addresses
             and (not self.watch_values or _C.sampled(self.table_at, len(tensors)) == self.values)
         )
 
     def note(self, tensors: Sequence[Tensor]) -> None:
         self.held = [t.detach() for t in tensors]
-        self.addresses, self.versions = list(map(Tensor.data_ptr, tensors)), list(map(VERSION, tensors))
+        self.counted = not any(t.is_inference() for t in tensors)
+        self.addresses = list(map(Tensor.data_ptr, tensors))
+        self.versions = list(map(VERSION, tensors)) if self.counted else []
         self.table = torch.tensor([(t.data_ptr(), extent(t)) for t in tensors], dtype=torch.int64).reshape(-1, 2)
         self.table_at = self.table.data_ptr()
         self.values = _C.sampled(self.table_at, len(tensors))

@@ -1,0 +1,205 @@
+"""Small networks as other people write them, and how a compiled one is compared with float64."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from conftest import error
+from torch import nn
+
+from zfkernels.compiler import backend
+from zfkernels.compiler.program import Program
+from zfkernels.testing.weights import randomised
+
+SIDE = 20
+
+
+class Through(nn.Module):
+    """A module of the layers given by name, whose forward is a function of it and its inputs."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.way = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.way(self, *inputs)
+
+
+def conv(channels, maps, kernel=3, stride=1, **options):
+    return nn.Conv2d(channels, maps, kernel, stride, kernel // 2, **options)
+
+
+def block(channels, maps, stride=1):
+    """A residual block as torchvision's, which writes in place."""
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.down(x)
+        return self.relu(out)
+
+    down = nn.Identity() if stride == 1 and channels == maps else nn.Sequential(conv(channels, maps, 1, stride))
+    return Through(
+        forward,
+        conv1=conv(channels, maps, stride=stride, bias=False),
+        conv2=conv(maps, maps, bias=False),
+        bn1=nn.BatchNorm2d(maps),
+        bn2=nn.BatchNorm2d(maps),
+        relu=nn.ReLU(inplace=True),
+        down=down,
+    )
+
+
+def residual():
+    stem = nn.Sequential(
+        nn.Conv2d(3, 16, 7, 2, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)
+    )
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+    return nn.Sequential(stem, block(16, 16), block(16, 24, 2), head)
+
+
+def mobile():
+    def layer(channels, maps, kernel, stride, groups, act):
+        return nn.Sequential(conv(channels, maps, kernel, stride, groups=groups, bias=False), nn.BatchNorm2d(maps), act)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + self.narrow(self.deep(self.wide(x)))
+        return self.second(x).mean([2, 3])
+
+    return Through(
+        forward,
+        first=layer(3, 16, 3, 2, 1, nn.ReLU6(True)),
+        wide=layer(16, 32, 1, 1, 1, nn.ReLU6(True)),
+        deep=layer(32, 32, 5, 1, 32, nn.Hardtanh(0, 4)),
+        narrow=layer(32, 16, 1, 1, 1, nn.Identity()),
+        second=layer(16, 48, 3, 2, 16, nn.SiLU(True)),
+    )
+
+
+def dense():
+    def forward(self, x):
+        features = [self.first(x)]
+        for norm, layer in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            features.append(layer(F.relu(norm(torch.cat(features, 1)), inplace=True)))
+        return self.head(torch.cat(features, 1).view(len(x), -1))
+
+    return Through(
+        forward,
+        first=conv(3, 16),
+        norm1=nn.BatchNorm2d(16),
+        conv1=conv(16, 8),
+        norm2=nn.BatchNorm2d(24, affine=False),
+        conv2=conv(24, 8),
+        head=nn.Linear(32 * SIDE * SIDE, 4),
+    )
+
+
+def excited():
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return (x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))).clamp(0, 1.5).flatten(1)
+
+    return Through(forward, first=conv(3, 16), gate=conv(16, 16, 1))
+
+
+def shared():
+    """One convolution twice, a map with two readers, one of them in place, and a sum of a map with itself."""
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.twice(x) + self.twice(F.relu(x))
+        x = F.relu_(x)
+        y = y + y
+        return (x + y).relu().chunk(2, 1)
+
+    return Through(forward, first=conv(3, 16), twice=conv(16, 16))
+
+
+def spaced():
+    layers = [conv(3, 24, groups=3), nn.ReLU(), nn.Conv2d(24, 16, 3, padding=2, dilation=2), nn.BatchNorm2d(16)]
+    layers += [nn.Conv2d(16, 16, 3, padding="same"), nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(16, 8, (1, 3), padding="valid"))
+
+
+def named():
+    """Two inputs, and outputs by name, one of them a map."""
+
+    def forward(self, x, y):
+        maps = F.relu(self.first(torch.cat([x, y], 1)))
+        return {"maps": maps, "each": (self.second(maps).amax((2, 3)), y)}
+
+    return Through(forward, first=conv(6, 16), second=conv(16, 8))
+
+
+def broken():
+    """What dynamo cannot put into one graph."""
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        torch._dynamo.graph_break()
+        return self.second(x * 2).relu_()
+
+    return Through(forward, first=conv(3, 16), second=conv(16, 16))
+
+
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, named, broken)}
+
+
+def images(n=2, side=SIDE, dtype=torch.float32):
+    return torch.randn(n, 3, side, side, dtype=dtype)
+
+
+def inputs_of(name, n=2, dtype=torch.float32):
+    return tuple(images(n, dtype=dtype) for _ in range(2 if name == "named" else 1))
+
+
+def made(name, dtype=torch.float32):
+    inputs = inputs_of(name, dtype=dtype)
+    return randomised(NETWORKS[name](), inputs[0], forward=lambda model, _: model(*inputs))
+
+
+def flat(value):
+    return torch.utils._pytree.tree_leaves(value)
+
+
+class Watched:
+    """The backend, which counts its programs: what was compiled and did not fall to torch."""
+
+    def __init__(self):
+        self.programs, self.graphs = [], 0
+
+    def __call__(self, gm, inputs, **options):
+        made = backend(gm, inputs, **options)
+        self.graphs += 1
+        self.programs += [made] if isinstance(made, Program) else []
+        return made
+
+
+def compiled(model, **options):
+    torch._dynamo.reset()
+    watched = Watched()
+    return torch.compile(model, backend=watched, **options), watched
+
+
+def formats(value):
+    """The memory formats that a tensor is dense in."""
+    formats = (torch.contiguous_format, *[torch.channels_last] * (value.ndim == 4))
+    return {form for form in formats if value.is_contiguous(memory_format=form)}
+
+
+def check(model, call, *inputs, bound=1e-5):
+    """Values within the bound of the model's in float64, in the memory format that the model gives."""
+    wide = copy.deepcopy(model).double()
+    with torch.no_grad():
+        outs, likes = flat(call(*inputs)), flat(model(*inputs))
+        expected = flat(wide(*(x.double() for x in inputs)))
+    assert len(outs) == len(expected)
+    for out, like, right in zip(outs, likes, expected, strict=True):
+        assert out.dtype == like.dtype
+        assert out.shape == right.shape
+        assert formats(out) >= formats(like)
+        assert error(out, right) <= bound
+    return outs

@@ -1,0 +1,239 @@
+"""torch.compile(model, backend="zfkernels"): what networks give, in which memory, by which graph."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled import NETWORKS, Through, check, compiled, conv, flat, images, inputs_of, made, residual
+from torch import nn
+
+from zfkernels.compiler import backend, match
+from zfkernels.compiler.program import Program
+from zfkernels.testing.weights import randomised
+
+
+def test_found_by_the_name():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    module, name = re.search(r'torch_dynamo_backends\]\nzfkernels = "([\w.]+):(\w+)"', text).groups()
+    assert getattr(importlib.import_module(module), name) is backend
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_for_any_batch_size_and_layout(name):
+    model = made(name)
+    call, watched = compiled(model)
+    for n in (2, 1, 5, 2):
+        check(model, call, *inputs_of(name, n))
+    if name != "dense":  # whose view of a map only one layout allows
+        inputs = inputs_of(name)
+        check(model, call, *(x.contiguous(memory_format=torch.channels_last) for x in inputs))
+        check(model, call, *(x.transpose(2, 3) for x in inputs))
+    assert len(watched.programs) == watched.graphs > 0
+
+
+def test_images_of_another_size():
+    model = made("spaced")
+    call, _ = compiled(model, dynamic=True)
+    for side in (20, 33, 20, 7):
+        check(model, call, images(3, side))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_other_dtypes(dtype, bound):
+    for name in ("residual", "mobile", "dense"):
+        model = made(name, torch.float32).to(dtype)
+        call, _ = compiled(model)
+        check(model, call, *inputs_of(name, dtype=dtype), bound=bound)
+
+
+def test_what_becomes_one_kernel():
+    _, watched = run("residual")
+    convs = [step for step in watched.programs[0].steps if isinstance(step, match.Conv)]
+    assert len(convs) == 6  # the stem, two blocks' two, the second one's shortcut
+    assert [c.pool for c in convs if c.pool] == [((3, 3), (2, 2), (1, 1), False)]
+    assert sum(c.add is not None for c in convs) == 2
+    assert sum(c.norm is not None for c in convs) == 5
+    assert [step.target for step in watched.programs[0].steps if not isinstance(step, match.Conv)] == [
+        F.adaptive_avg_pool2d,
+        "flatten",
+        torch._C._nn.linear,
+    ]
+    _, watched = run("mobile")
+    convs = [step for step in watched.programs[0].steps if isinstance(step, match.Conv)]
+    assert sorted(c.cap for c in convs if c.relu) == [4, 6, 6]
+    assert sorted(c.groups for c in convs) == [1, 1, 1, 16, 32]
+
+
+def run(name):
+    call, watched = compiled(made(name))
+    with torch.no_grad():
+        call(*inputs_of(name))
+    return call, watched
+
+
+def test_kernels_are_called_and_filters_packed_once(monkeypatch):
+    from zfkernels.backends.prepared import PreparedFilters
+
+    packed = []
+    pack = PreparedFilters._pack
+    monkeypatch.setattr(PreparedFilters, "_pack", lambda self, *a: packed.append(self) or pack(self, *a))
+    call, watched = run("residual")
+    assert len(packed) == len(set(packed)) == 6
+    with torch.no_grad():
+        for _ in range(3):
+            call(images())
+    assert len(packed) == 6
+    assert len(watched.programs[0].plans) == 1
+
+
+def test_gradients_and_training_are_torchs():
+    model = residual().train()
+    call, watched = compiled(model)
+    twin = residual().train()
+    twin.load_state_dict(model.state_dict())
+    x = images(4)
+    for _ in range(2):
+        out, expected = call(x), twin(x)
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward(), expected.square().sum().backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+    for (name, a), b in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert not watched.programs
+    model.eval()  # and then it is measured
+    check(model, call, x)
+    assert watched.programs
+    call(x).sum().backward()  # and asked for gradients in evaluation mode
+    with torch.no_grad():  # and without, but with statistics of the batch
+        model.train()
+        torch.testing.assert_close(call(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_of_the_images():
+    model = made("residual")
+    call, _ = compiled(model)
+    x = images().requires_grad_()
+    (got,) = torch.autograd.grad(call(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(got, expected)
+
+
+def test_autocast_is_torchs():
+    model = made("residual")
+    call, watched = compiled(model)
+    x = images()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x))
+    assert not watched.programs
+    inside = Through(lambda self, x: within(self.net, x), net=model)
+    call, watched = compiled(inside)
+    with torch.no_grad():
+        torch.testing.assert_close(call(x), inside(x))
+
+
+def within(model, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(x)
+
+
+def test_inference_mode():
+    model = made("residual")
+    call, watched = compiled(model)
+    x = images()
+    with torch.inference_mode():
+        torch.testing.assert_close(call(x), model(x), rtol=1e-4, atol=1e-5)
+        made_here = residual().eval()
+        other, _ = compiled(made_here)
+        for _ in range(2):
+            torch.testing.assert_close(other(x), made_here(x), rtol=1e-4, atol=1e-5)
+            made_here[0][0].weight.mul_(2)
+    assert len(watched.programs) == 1
+
+
+def test_writes_that_somebody_sees():
+    """Into the input, into a part of a map, into a map of which a view is read."""
+
+    def into_input(self, x):
+        return self.first(F.relu_(x))
+
+    def into_part(self, x):
+        y = self.first(x)
+        y[:, 0] = 7
+        return y.relu()
+
+    def under_view(self, x):
+        y = self.first(x)
+        part = y[:, 1:3]
+        z = self.second(part)
+        y.relu_()
+        return part, z
+
+    def earlier_reader(self, x):
+        y = self.first(x)
+        z = self.third(y)
+        y.relu_()
+        return z.relu(), y
+
+    for forward in (into_input, into_part, under_view, earlier_reader):
+        layers = {"first": conv(3, 16), "second": conv(2, 16), "third": conv(16, 16)}
+        model = randomised(Through(forward, **layers), images())
+        call, _ = compiled(model)
+        for _ in range(2):
+            one, two = images(), None
+            two = one.clone()
+            outs, expected = flat(call(one)), flat(model(two))
+            for a, b in zip(outs, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            assert torch.equal(one, two)
+
+
+def test_non_finite_values_pass():
+    model = nn.Sequential(conv(3, 16), nn.BatchNorm2d(16), nn.ReLU6()).eval()
+    call, _ = compiled(model)
+    x = images()
+    x[0, 1, 5, 5] = float("nan")
+    with torch.no_grad():
+        assert torch.equal(call(x).isnan(), model(x).isnan())
+
+
+def test_wrong_calls_raise_as_torchs():
+    model = made("spaced")
+    call, _ = compiled(model)
+    with torch.no_grad(), pytest.raises(Exception, match="channels"):
+        call(torch.randn(2, 5, 20, 20))
+
+
+def test_modes_and_options():
+    model, x = made("residual"), images()
+    for options in ({"mode": "max-autotune"}, {"mode": "reduce-overhead"}, {"options": {"watch_values": False}}):
+        call, watched = compiled(model, **options)
+        check(model, call, x)
+        assert isinstance(watched.programs[0], Program)
+    for options, message in (
+        ({"options": {"watch": True}}, "options may hold watch_values"),
+        ({"options": {"watch_values": 1}}, "watch_values"),
+    ):
+        call, _ = compiled(model, **options)
+        with torch.no_grad(), pytest.raises(Exception, match=message):
+            call(x)
+    with pytest.raises(ValueError, match=r"mode must be one of .*'max-autotune'.*, got 'fast'"):
+        backend(None, (), mode="fast")
+
+
+def test_exact_sums_when_asked():
+    import zfkernels as zf
+
+    model = randomised(nn.Sequential(conv(64, 64), nn.ReLU()), torch.randn(1, 64, 28, 28))
+    x = torch.randn(1, 64, 28, 28)
+    call, _ = compiled(model)
+    with torch.no_grad():
+        fast = call(x)
+        with zf.use_exact(True):
+            exact = call(x)
+            assert torch.equal(exact, zf.conv2d_relu(x, model[0].weight, model[0].bias, 1, 1))
+        assert not torch.equal(fast, exact)
+        assert torch.equal(fast, call(x))
