@@ -1,4 +1,4 @@
-"""What one kernel computes: convolution, batch norm, residual sum, rectifier and pooling as one step; the rest is torch's."""
+"""What one kernel computes: a convolution with the batch norm, residual sum, rectifier and pooling after it."""
 
 import math
 import operator
