@@ -18,6 +18,7 @@ from torch import Tensor
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.page import data_uri, render
 from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signed_picture, tile, zoom_to
+from ..files import write_text, write_whole
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
@@ -78,18 +79,28 @@ def search(
     paths: Sequence[Path],
     folder: Path,
     progress: bool = False,
+    also: bytes = b"",
 ) -> dict[str, TopActivations]:
     """The `k` strongest activations of every map over the pictures `paths`, the same on each process.
 
-    A search that was stopped continues from folder/search-*.pt, one file for these paths and each process.
+    A search that was stopped continues from folder/search-*.pt, one file for these pictures and each process.
 
     Args:
         batches: (inputs, numbers) of this process's share of the pictures.
+        also: what else makes it another search: how pictures become inputs.
     """
     rank, world = processes()
-    digest = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(map(_version, paths)).encode("utf-8", "surrogateescape") + also).hexdigest()[:12]
     state = folder / f"search-{digest}-{rank}-of-{world}.pt"
     return gather(top_activations(deconv, batches, layers, k, numbered=True, state=state, progress=progress), k)
+
+
+def _version(path: Path) -> str:
+    """The path, and of a file that is there what changes with its content."""
+    if not path.exists():
+        return str(path)
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def atlas(
@@ -188,7 +199,8 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
     path = folder / f"{layer.name.replace('/', '_')}.png"
     if panels:
         columns = max(1, min(len(panels), (SHEET_WIDTH + SHEET_GAP) // (panels[0].shape[1] + SHEET_GAP)))
-        Image.fromarray(tile(panels, columns, 1, SHEET_GAP)).save(path, optimize=True)
+        sheet = Image.fromarray(tile(panels, columns, 1, SHEET_GAP))
+        write_whole(path, lambda half: sheet.save(half, optimize=True))
     return LayerSheet(layer.name, layer.maps, path, shown)
 
 
@@ -228,4 +240,4 @@ def write_page(path: Path, title: str, searched: int, layers: Sequence[LayerShee
     """One HTML file with every picture inside; a map's card opens its projections at full size."""
     data = [{"name": layer.name, "cards": layer.cards} for layer in layers]
     page = render("atlas.html", title=title, searched=searched, layers=layers, data=data)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

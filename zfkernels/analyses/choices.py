@@ -10,6 +10,7 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..models.checkpoint import Network
 from ..models.modes import evaluated
 from ..nn import ConvReLU
+from ..words import listed, nearest
 
 
 def last_convolution(model: nn.Module) -> str:
@@ -33,7 +34,10 @@ def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label:
     """
     if label is not None:
         if label not in network.classes and not (label.isdecimal() and int(label) < len(network.classes)):
-            raise ValueError(f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}")
+            raise ValueError(
+                f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}"
+                f"{nearest(label, network.classes)}; classes: {listed(network.classes)}"
+            )
         number = network.classes.index(label) if label in network.classes else int(label)
         return torch.full((len(paths),), number)
     result = evaluated(network.model, images).argmax(1)

@@ -18,6 +18,7 @@ from ..graph.trace import hooked, trace, unwrapped
 from ..graph.watch import watched
 from ..ops import checks
 from ..window import Pair
+from ..words import nearest
 
 MOST = 0.6  # of a forward pass's work, beyond which regions cost more than whole images
 
@@ -118,7 +119,8 @@ def _by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions |
 def check_layer(model: nn.Module, layer: str | None) -> None:
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is no submodule of the model; choose one of: {', '.join(names)}")
+        near = nearest(layer, names)
+        raise ValueError(f"layer {layer!r} is no submodule of the model{near}; choose one of: {', '.join(names)}")
 
 
 def _check_maps(output: object, layer: str) -> Tensor:

@@ -99,17 +99,36 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by name: "epoch 12" for epoch_012.pt, otherwise the file's stem."""
+    """Files by name: "epoch 12" for epoch_012.pt, otherwise the file's stem.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: files of two training runs, or two of one name.
+    """
 
     def name(path: Path) -> str:
         number = re.fullmatch(r"epoch_0*(\d+)", path.stem)
         return f"epoch {number[1]}" if number else path.stem
 
-    files = {name(path): path for path in paths}
-    missing = [path for path in files.values() if not path.is_file()]
-    if missing:
+    paths = list(paths)
+    if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"there is no weights file {missing[0]}")
+    files = {name(path): path for path in paths}
+    for path in paths:
+        if files[name(path)] != path:
+            raise ValueError(f"{files[name(path)]} and {path} would both be {name(path)!r}; give files of one run")
+    runs = {checkpoint.run_of(path)[0]: path for path in reversed(paths)}
+    if len(runs) > 1:
+        (one, first), (other, second), *_ = reversed(runs.items())
+        raise ValueError(
+            f"{first} is of {_run(one)} and {second} of {_run(other)}: networks of two runs have nothing to do with "
+            "each other, so give files of one"
+        )
     return files
+
+
+def _run(identity: str | None) -> str:
+    return f"run {identity}" if identity else "an unnamed run"
 
 
 def load_each(files: dict[str, Path], pixels: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from ..files import check_writable, write_json
+
 PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")  # those of bench.peers
 EXAMPLES = """examples:
   zfkernels bench --quick
@@ -39,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0, or 1 when a result of ours was wrong."""
+    if args.json:
+        check_writable(args.json, "--json")
+    if args.plots:
+        check_writable(args.plots, "--plots", folder=True)
     from ..bench import plots, tables
     from ..bench.jobs import JOBS
     from ..bench.measure import OURS
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<19} {job.group:<8} {job.text}" for name, job in JOBS.items()))
         return 0
     if args.show:
-        result = json.loads(args.show.read_text())
+        result = shown(args.show)
         print(tables.table(result))
     else:
         result = measured(args)
@@ -55,6 +61,24 @@ def run(args: argparse.Namespace) -> int:
         for path in plots.write(result, args.plots):
             print(f"plot: {path}")
     return 0 if all(OURS in row["ms"] for row in result["rows"]) else 1
+
+
+def shown(path: Path) -> dict:
+    """The record in a file that --json wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(row["ms"], dict) for row in result["rows"]):
+            raise ValueError("a row without times")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({error!r})") from error
+    return result
 
 
 def measured(args: argparse.Namespace) -> dict:
@@ -86,12 +110,10 @@ def measured(args: argparse.Namespace) -> dict:
     if args.keep_malloc and os.environ.get(bench.MALLOC) != bench.KEEP:  # malloc reads it only when a process starts
         command = [sys.executable, "-m", "zfkernels", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {bench.MALLOC: bench.KEEP})
-    for path in filter(None, (args.json, args.plots)):
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict) -> None:
         if args.json:
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.json, result)
 
     show = partial(print, flush=True)
     return bench.run(names, sizes, setting, args.quick, extras=not args.jobs, save=save, report=show)

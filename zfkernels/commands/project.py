@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from ..graph.methods import NORMS
-from .options import PICTURE, add_method, add_picture, open_network, report
+from .options import PICTURE, add_method, add_picture, check_out, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import last_convolution
     from ..analyses.projection import figure, projection, table
 
+    check_out(args)
     opened = open_network(args, or_random=True)
     pixels, images = opened.read([args.picture])
-    layer = args.layer or last_convolution(opened.network.model)
+    layer = opened.layer(args.layer) if args.layer else last_convolution(opened.network.model)
     unit = projection(
         opened.deconv,
         images[0],
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         norm=args.norm,
         method=opened.method(layer, args.method, images),
     )
-    report(figure(unit, pixels[0]), args.out, table(unit))
+    report(figure(unit, pixels[0]), args.out, table(unit), *opened.notes)
     if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
     elif not unit.pixels.any():

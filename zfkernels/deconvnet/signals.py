@@ -25,7 +25,6 @@ from ..graph.steps import norm_factors
 from ..graph.translate import DROPOUTS, words
 from ..graph.watch import METHODS, name_of
 from ..ops.checks import LARGEST_WINDOW
-from ..ops.conv import conv2d
 from ..ops.max_pool import max_pool2d
 from ..window import pool_map
 
@@ -258,13 +257,20 @@ ATEN: dict[str, Callable | str] = {
 # The calls of torch.ops.zfkernels
 
 
-def _conv_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, relu: bool, backend: str) -> Tensor:
-    y = conv2d(x, weight, bias, tuple(stride), tuple(padding), False, backend)
+def _conv_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, relu: bool, *others) -> Tensor:
+    y = op(x, weight, bias, stride, padding, False, *others)
     return signals._rectify(Rectifier(y, 0.0, torch.relu), None) if relu else y
 
 
+def _conv_add_op(signals: Signals, op: Callable, x, weight, bias, add, stride, padding, relu, cap, *others) -> Tensor:
+    y = op(x, weight, bias, add, stride, padding, False, None, *others)
+    value = torch.relu if cap is None else lambda y: F.hardtanh(y, 0.0, cap)
+    return signals._rectify(Rectifier(y, 0.0, value), None) if relu else y
+
+
 def _layer_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, *pool) -> tuple[Tensor, Tensor]:
-    y = _conv_op(signals, op, x, weight, bias, stride, padding, True, pool[-1])
+    conv = torch.ops.zfkernels.conv2d.default
+    y = _conv_op(signals, conv, x, weight, bias, stride, padding, True, (1, 1), 1, pool[-1])
     return max_pool2d(y, *map(tuple, pool[:-1]), pool[-1])
 
 
@@ -281,6 +287,7 @@ def _pooled_norm_op(signals: Signals, op: Callable, x: Tensor, *parameters) -> t
 
 OPS: dict[str, Callable] = {
     "zfkernels::conv2d": _conv_op,
+    "zfkernels::conv2d_add": _conv_add_op,
     "zfkernels::conv2d_relu_max_pool2d": _layer_op,
     "zfkernels::contrast_norm": _norm_op,
     "zfkernels::max_pool2d_contrast_norm": _pooled_norm_op,

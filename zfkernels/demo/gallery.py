@@ -18,6 +18,7 @@ from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, Figure, font
 from ..drawing.tiles import zoom_to
+from ..files import write_whole
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
 from ..training.history import plot_history, read_log
@@ -70,9 +71,10 @@ def _save(image: Image.Image, path: Path) -> None:
     """A chart as a PNG with 256 colours of its own, a third of the bytes; anything else as a JPEG."""
     image = image.convert("RGB")
     if path.suffix == ".png":
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        drawn, options = image.quantize(256, dither=Image.Dither.NONE), {"optimize": True}
     else:
-        image.save(path, quality=86, subsampling=0, optimize=True)
+        drawn, options = image, {"quality": 86, "subsampling": 0, "optimize": True}
+    write_whole(path, lambda half: drawn.save(half, **options))
 
 
 def _save_figure(figure: Figure, path: Path) -> None:
