@@ -17,6 +17,9 @@ class Box(NamedTuple):
     origins: np.ndarray  # (N, 2) int64
     own: bool = True  # whether nothing else holds the memory of `maps`
 
+    def take(self, rows: slice) -> "Box":
+        return Box(self.maps[rows], self.origins[rows], self.own)
+
 
 def widen(
     windows: tuple[Window, ...], size: Pair, origins: np.ndarray, above: Pair, below: Pair

@@ -9,6 +9,7 @@ grown to the whole map is the dense computation.
 Down to the first filters a unit stays a single activation (single.py).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,7 +18,6 @@ from torch import Size, Tensor
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.layer import Layer, Record
-from ..graph.plan import plan
 from ..graph.rules import Rules, Shapes
 from ..graph.run import Run
 from ..graph.steps import Add, Affine, Average, AveragePool, Concat, Flatten, Linear, Mean, Norm, Pool, ReLU, Scale
@@ -25,6 +25,10 @@ from ..window import Pair
 from .boxes import Box, clipped, cut, paste, summed, whole, widen
 from .single import Passage, Signal, Single, as_box, lower
 from .units import Units, together
+
+# How many elements of one value the boxes of several units may have together; of larger ones a unit follows upon the
+# other from there on. Maps beyond the nearer caches halve the speed of a convolution.
+BOX_ELEMENTS = 2**20
 
 
 class Cones:
@@ -42,12 +46,19 @@ class Cones:
 
         Only what lies in a unit's receptive field: its box may be larger, and rounding may put values there.
         """
-        box = self.reversed(run, Single(units, values), units.images, rules)
-        if box is None or not len(pixels):
-            return
-        fields = graph_run.fields(self.graph, self.stop, units.positions, tuple(pixels[0].shape[1:]))
-        for out, maps, (top, left), field in zip(pixels, box.maps, box.origins.tolist(), fields.tolist(), strict=True):
-            paste(out, maps, top, left, field)
+        fields = graph_run.fields(self.graph, self.stop, units.positions, tuple(self.shapes[0][2:])).tolist()
+        waiting = [(np.arange(len(pixels)), {run.last: Single(units, values)}, len(run.steps))]
+        while waiting:
+            rows, signals, remaining = waiting.pop()
+            remaining = self._lower(run, signals, units.images[rows], rules, remaining, BOX_ELEMENTS)
+            if remaining:
+                for part in passes(np.arange(len(rows)), largest_of(signals), BOX_ELEMENTS)[::-1]:
+                    taken = {i: signal.take(slice(part[0], part[-1] + 1)) for i, signal in signals.items()}
+                    waiting.append((rows[part], taken, remaining))
+            elif 0 in signals:
+                maps, origins, _ = as_box(signals[0], self.shapes[0])
+                for row, box, (top, left) in zip(rows, maps, origins.tolist(), strict=True):
+                    paste(pixels[row], box, top, left, fields[row])
 
     def down_together(self, run: Run, units: Units, values: Tensor, rules: Rules) -> Tensor:
         """One projection (C, H, W) of all the units, which are of one image."""
@@ -62,39 +73,52 @@ class Cones:
         """A signal of the last value, each row of image images[i], sent down to the pixels: boxes that may be partly
         outside, or None if nothing arrives.
         """
-        signals: dict[int, Signal] = {plan(self.graph, (self.stop,)).same[self.stop]: signal}
-        for planned in reversed(run.steps):
-            signal = signals.pop(planned.number, None)
+        signals = {run.last: signal}
+        self._lower(run, signals, images, rules, len(run.steps), math.inf)
+        return as_box(signals[0], self.shapes[0]) if 0 in signals else None
+
+    def _lower(
+        self, run: Run, signals: dict[int, Signal], images: np.ndarray, rules: Rules, remaining: int, most: float
+    ) -> int:
+        """Send signals, by the numbers of their values, through the remaining steps from the last of these on, until
+        several units make more than `most` elements of one value; how many steps are left then.
+        """
+        while remaining:
+            if len(images) > 1 and len(images) * largest_of(signals) > most:
+                return remaining
+            remaining -= 1
+            number, step, inputs, _ = run.steps[remaining]
+            signal = signals.pop(number, None)
             if signal is None:
                 continue
-            below = [self.shapes[i] for i in planned.inputs]
-            above = self.shapes[planned.number]
-            by = Passage(planned.step, run.recorded[planned.number], below, above, rules)
-            for i, part in zip(planned.inputs, _lower(signal, by, images), strict=True):
+            by = Passage(step, run.recorded[number], [self.shapes[i] for i in inputs], self.shapes[number], rules)
+            for i, part in zip(inputs, lowered(signal, by, images), strict=True):
                 if part is not None:
                     part = part if i == 0 or not isinstance(part, Box) else _inside(part, self.shapes[i])
                     signals[i] = self._joined(i, signals[i], part) if i in signals else part
-        arrived = signals.get(0)
-        return as_box(arrived, self.shapes[0]) if isinstance(arrived, Single) else arrived
+        return 0
 
     def _joined(self, number: int, a: Signal, b: Signal) -> Box:
         shape = self.shapes[number]
-        a, b = (as_box(part, shape) if isinstance(part, Single) else part for part in (a, b))
-        return summed(a, b, shape[2:] if number else None)
+        return summed(as_box(a, shape), as_box(b, shape), shape[2:] if number else None)
 
 
 def _inside(box: Box, shape: Size) -> Box:
     return clipped(box, shape[2:]) if box.maps.ndim == 4 else box
 
 
-def _lower(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | None]:
+def largest_of(signals: dict[int, Signal]) -> int:
+    """The elements of a unit's largest box among them."""
+    return max((box.maps[0].numel() for box in signals.values() if isinstance(box, Box)), default=1)
+
+
+def lowered(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | None]:
     """A signal one step lower, one for each value that the step takes."""
     if isinstance(signal, Single):
-        lowered = lower(signal, by)
-        if lowered is not None:
-            return lowered
-        signal = as_box(signal, by.above)
-    return LOWER[type(by.step)](signal, by, images)
+        parts = lower(signal, by)
+        if parts is not None:
+            return parts
+    return LOWER[type(by.step)](as_box(signal, by.above), by, images)
 
 
 def _layer(box: Box, by: Passage, images: np.ndarray) -> list[Box]:

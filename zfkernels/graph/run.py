@@ -19,6 +19,7 @@ class Run(NamedTuple):
     """A forward pass and what its reverse needs of it, by a value's number."""
 
     value: Tensor
+    last: int  # its number in the steps
     steps: list[Planned]
     recorded: dict[int, Tensor | Record | None]  # a pool's switches, a norm's input, a ReLU's value, all of a layer's
     kept: dict[int, Tensor]
@@ -28,11 +29,11 @@ def run(graph: Graph, stop: int, images: Tensor, rules: Rules, keep: Collection[
     """The value numbered `stop`, those to keep, and what is needed to reverse."""
     way = plan(graph, (stop, *keep))
     values, recorded = {0: images}, {}
-    for number, step, inputs, last in ((p.number, p.step, p.inputs, p.last) for p in way.steps):
+    for number, step, inputs, last in way.steps:
         values[number], recorded[number] = step.run([values[i] for i in inputs], rules)
         for i in last:
             del values[i]
-    return Run(values[way.same[stop]], way.steps, recorded, {i: values[way.same[i]] for i in keep})
+    return Run(values[way.same[stop]], way.same[stop], way.steps, recorded, {i: values[way.same[i]] for i in keep})
 
 
 def last_uses(graph: Graph, needed: list[int]) -> dict[int, int]:
