@@ -7,6 +7,7 @@ run(): the module and its options import no torch, so that help, completion and 
 import argparse
 import difflib
 import importlib
+import os
 import sys
 
 from . import __version__
@@ -31,6 +32,14 @@ COMMANDS = {  # name -> what it does
     "info": "versions, backends and why each can or cannot run, threads",
     "completion": "print a script that completes commands and options in your shell",
 }
+CODES = "0 done; 1 a check failed (verify, bench); 2 a mistake in the call or its files; 130 stopped (Ctrl-C)"
+TRACEBACK = "ZFKERNELS_TRACEBACK"
+AGAIN = {  # what is said when a command is stopped
+    "train": "; --resume continues the run after its last whole epoch",
+    "ablate": "; the same command continues after the last whole epoch",
+    "atlas": "; the same command continues its search",
+    "gallery": "; the same command continues the training",
+}
 NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
 # Package -> its name for pip, and the extra that brings it.
 OPTIONAL = {
@@ -50,7 +59,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
         prog="zfkernels",
         description="The network of Zeiler & Fergus and its activations projected back to pixels.",
         epilog="examples:\n  zfkernels demo\n  zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt\n\n"
-        "zfkernels COMMAND --help shows the options of a command, with examples.",
+        "zfkernels COMMAND --help shows the options of a command, with examples.\n\n"
+        f"exit codes: {CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"zfkernels {__version__}")
@@ -67,7 +77,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 for a failed verification, 2 for a mistake in the call."""
+    """Runs one command; returns the exit code, one of CODES. Every error is one line, or with TRACEBACK a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     near = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -77,20 +87,36 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in NEED_NO_BACKEND:
             require_backend()
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        for line in getattr(args, "at_end", ()):
+            print(line)
+        return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
-            raise
+            return mistake(f"zfkernels {command}", in_one_line(error))
         name, extra = OPTIONAL[package]
         extra = "bench" if command == "bench" else extra
         text = f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'"
         return mistake(f"zfkernels {command}", text)
-    except (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError) as error:
-        return mistake(f"zfkernels {command}", str(error))
+    except BrokenPipeError:  # `zfkernels ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
-        print(f"zfkernels {command}: stopped", file=sys.stderr)
+        print(f"zfkernels {command}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return mistake(f"zfkernels {command}", in_one_line(error))
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says; of one that no check foresaw its kind too, and how to see where it was."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError)):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text[:500]} ({TRACEBACK}=1 shows where)"
 
 
 def mistake(program: str, text: str) -> int:

@@ -1,12 +1,177 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and errors that name the file. What torch writes is read without running code."""
 
+import contextlib
+import json
 import os
+import pickle
+import re
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a file beside `path`, then move it to `path`: no reader and no crash meets half a file."""
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    os.replace(beside, path)
+    """`write` a file beside `path`, then move it to `path`: no reader, no crash and no full disk leaves half a file.
+
+    The file beside is hidden and keeps the ending. What is no regular file (/dev/null, a pipe) is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; one line that names `path`.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, not a file to write")
+        write(path)
+        return
+    beside = half_of(path)
+    try:
+        write(beside)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the error that led here says more
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise type(error)(f"{path} cannot be written: {error.strerror}; it is as it was before") from error
+        raise
+
+
+def half_of(path: Path) -> Path:
+    """Where `write_whole` writes before it moves the file to `path`."""
+    return path.with_name(f".{path.stem[:100]}.part{path.suffix}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not there."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: object, indent: int | None = 1) -> None:
+    """A JSON file, whole or not there; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def check_writable(path: Path, option: str = "--out", folder: bool = False) -> None:
+    """ValueError, before any work, if `path` cannot become a file, or a folder of files. Leaves nothing behind."""
+    if folder and path.exists() and not path.is_dir():
+        raise ValueError(f"{option} must be a folder, and {path} is a file")
+    if not folder and path.is_dir():
+        raise ValueError(f"{option} must be a file, and {path} is a folder")
+    if not folder and path.exists() and not path.is_file():
+        return  # /dev/null, a pipe
+    place = path if folder else path.parent
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {place}: {error.strerror}") from error
+
+
+class _Sink:
+    """A file for torch.save, which does not say what a full disk said: the first error is kept, the rest dropped."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """A file of torch.save, whole or not there."""
+    import torch
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            sink = _Sink(file)
+            torch.save(content, sink)
+            if sink.error is not None:
+                raise sink.error
+
+    write_whole(path, write)
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote, on the CPU. Only tensors and plain containers are read: no file can run code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: anything else that is wrong with it; one line that names the file and says what it is.
+    """
+    import torch
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    zipped = head.startswith(b"PK")
+    if zipped:
+        _check_zip(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that was made to do harm may raise anything
+        raise ValueError(f"{path} {_what_is_wrong(head, zipped, error)}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Every part there and as its checksum says: torch does not look, and a flipped bit would be a wrong weight."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if any("/code/" in name for name in parts.namelist()):
+                return  # TorchScript, which torch names
+            compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
+            damaged = None if compressed else parts.testzip()
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint: it is damaged or cut short; copy or download it again"
+        ) from error
+    if compressed:
+        raise ValueError(f"{path} is not a checkpoint: it is a compressed archive, which torch.save never writes")
+    if damaged is not None:
+        raise ValueError(
+            f"{path} is not a readable checkpoint: {damaged!r} in it is not what was written (its checksum is another);"
+            " copy or download it again"
+        )
+
+
+def _what_is_wrong(head: bytes, zipped: bool, error: Exception) -> str:
+    """The rest of a sentence that begins with the file's name."""
+    text = str(error)
+    if "TorchScript" in text:
+        return "is a TorchScript archive, which holds code and is not loaded: save model.state_dict() with torch.save"
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"holds Python objects ({found[1]}), which could run code and are not loaded: save model.state_dict(), not "
+            "the model"
+        )
+    if head[8:9] == b"{" and not zipped:
+        return (
+            "is a safetensors file, which is not read here: torch.save(safetensors.torch.load_file(FILE), 'weights.pt')"
+            " makes one that is"
+        )
+    if isinstance(error, pickle.UnpicklingError) and not zipped:
+        return "is not a checkpoint: torch.save did not write it"
+    if isinstance(error, MemoryError):
+        return "asks for more memory than there is"
+    return "is not a readable checkpoint: it is empty, damaged or cut short; copy or download it again"

@@ -163,7 +163,7 @@ def test_a_misspelt_command_is_told_its_neighbour_in_one_line(capsys, word, mean
 LINES = [  # what is typed, the last word unfinished; what completes it, None: a file
     ("", [*cli.COMMANDS, "--help", "--version"]),
     ("pro", ["project", "probe"]),
-    ("project --me", ["--method"]),
+    ("project --met", ["--method"]),
     ("project --norm ", ["identity", "gradient", "rescale"]),
     ("project --norm identity ", None),
     ("project cat.jpg --weights ", None),

@@ -9,8 +9,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import torchvision_ops  # noqa: F401  before those that import torchvision
 from torch import nn
+
+from zfkernels.testing.torchvision import torchvision
 
 
 class Network(NamedTuple):
@@ -29,6 +30,7 @@ class Network(NamedTuple):
         return next((package for package in needed if find_spec(package) is None), "")
 
     def make(self) -> nn.Module:
+        torchvision()  # before those that import it
         return MAKERS[self.package](self.name)
 
 
@@ -102,7 +104,6 @@ TABLE = {
         skresnet18                      64 layer1.1 layer3.0 layer4.1
         res2net50_26w_4s                64 layer1.2 layer3.0 layer4.2
         resnest14d                      64 layer1.0 layer2 layer4.0
-        lambda_resnet26t                64 stages.0.0 stages.1.1 stages.3.1
         dla34                           64 level2.tree1 level3.tree2 level5
         hrnet_w18_small                 64 layer1 stage4.0 incre_modules.2
         ese_vovnet19b_dw                64 stages.0 stages.1.blocks.0 stages.3

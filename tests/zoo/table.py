@@ -9,15 +9,13 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from judged import Verdict, verdicts
 from networks import NETWORKS, Network
-from randomised import pictures, randomised
 from spellings import CASES
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from zfkernels.testing.weights import pictures, randomised
 
 
 def fared(name: str, found: list[Verdict]) -> str:

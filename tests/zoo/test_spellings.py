@@ -4,9 +4,10 @@ import pytest
 import torch
 from judged import verdicts
 from oracle import METHODS, Oracle
-from randomised import pictures, randomised
 from spellings import BLOCKS, CASES, Around
 from torch import nn
+
+from zfkernels.testing.weights import pictures, randomised
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,7 +7,8 @@ statistics that are nothing special; `table.py` prints the same comparison as a 
 import pytest
 from judged import verdicts
 from networks import NETWORKS, QUICK
-from randomised import pictures, randomised
+
+from zfkernels.testing.weights import pictures, randomised
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the packages
 

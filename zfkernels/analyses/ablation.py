@@ -82,7 +82,8 @@ def ablation(
             model = ZFNet(**arguments | variant.changes).to(device)
         state, callbacks = None, []
         if out is not None:
-            state, callbacks = history.begin(out / f"{number}", run.plan), history.files(out / f"{number}")
+            state = history.begin(out / f"{number}", run.plan, overwrite=False, model=model, run=run)
+            callbacks = history.files(out / f"{number}")
         last = fit(model, run, callbacks, state)[-1]
         train_error, _ = evaluate(model, run, run.training, mean)
         parameters = sum(p.numel() for p in model.parameters())

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..files import write_whole
+from ..files import load_tensors, save_tensors
 from ..progress import bar
 
 FORMAT = "zfkernels.top_activations.1"
@@ -181,17 +181,26 @@ def _digest(model: nn.Module) -> str:
 def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str, TopActivations]]:
     if file is None or not file.exists():
         return 0, 0, {}
-    kept = torch.load(file, weights_only=True)
+    try:
+        kept = load_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. It keeps a search: delete it to search anew") from error
     if not isinstance(kept, dict) or kept.get("format") != FORMAT:
         raise ValueError(f"state {file} is no state of top_activations")
     for name in ("layers", "k", "weights"):
-        if kept[name] != search[name]:
-            shown = "" if name == "weights" else f": {kept[name]}, not {search[name]}"
-            raise ValueError(f"state {file} is of another search, with other {name}{shown}")
-    return kept["batches"], kept["images"], {name: TopActivations(*best) for name, best in kept["best"].items()}
+        if kept.get(name) != search[name]:
+            shown = "" if name == "weights" else f": {kept.get(name)}, not {search[name]}"
+            raise ValueError(
+                f"state {file} is of another search, with other {name}{shown}; delete it to search anew, or "
+                "choose another file (of an atlas: another --out)"
+            )
+    try:
+        return kept["batches"], kept["images"], {name: TopActivations(*best) for name, best in kept["best"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"state {file} is damaged ({error!r}); delete it to search anew") from error
 
 
 def _save(file: Path, search: dict, batches: int, images: int, best: dict[str, TopActivations]) -> None:
     kept = {name: tuple(top) for name, top in best.items()}
     state = search | {"batches": batches, "images": images, "best": kept}
-    write_whole(file, lambda beside: torch.save(state, beside))
+    save_tensors(file, state)

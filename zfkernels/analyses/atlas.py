@@ -18,8 +18,10 @@ from torch import Tensor
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.page import data_uri, render
 from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signed_picture, tile, zoom_to
+from ..files import write_text, write_whole
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
+from .choices import method_for
 
 SHEET_WIDTH, SHEET_GAP = 2400, 14  # pixels
 UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
@@ -77,27 +79,46 @@ def search(
     paths: Sequence[Path],
     folder: Path,
     progress: bool = False,
+    also: bytes = b"",
 ) -> dict[str, TopActivations]:
     """The `k` strongest activations of every map over the pictures `paths`, the same on each process.
 
-    A search that was stopped continues from folder/search-*.pt, one file for these paths and each process.
+    A search that was stopped continues from folder/search-*.pt, one file for these pictures and each process.
 
     Args:
         batches: (inputs, numbers) of this process's share of the pictures.
+        also: what else makes it another search: how pictures become inputs.
     """
     rank, world = processes()
-    digest = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(map(_version, paths)).encode("utf-8", "surrogateescape") + also).hexdigest()[:12]
     state = folder / f"search-{digest}-{rank}-of-{world}.pt"
     return gather(top_activations(deconv, batches, layers, k, numbered=True, state=state, progress=progress), k)
 
 
+def _version(path: Path) -> str:
+    """The path, and of a file that is there what changes with its content."""
+    if not path.exists():
+        return str(path)
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
 def atlas(
-    deconv: Deconvnet, tops: Mapping[str, TopActivations], read: Read, maps: int | None = None, norm: str = "identity"
+    deconv: Deconvnet,
+    tops: Mapping[str, TopActivations],
+    read: Read,
+    maps: int | None = None,
+    norm: str = "identity",
+    methods: Mapping[str, str] | None = None,
 ) -> Iterator[LayerCards]:
-    """The cards of each layer's first `maps` maps (all of them if None), made as they are asked for."""
+    """The cards of each layer's first `maps` maps (all of them if None), made as they are asked for.
+
+    `methods`: each layer's, as of `Deconvnet.project`; None for choices.method_for.
+    """
     for layer, top in tops.items():
         channels = range(min(len(top.values), maps or len(top.values)))
-        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm))
+        method = None if methods is None else methods[layer]
+        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm, method=method))
 
 
 def cards(
@@ -108,6 +129,7 @@ def cards(
     channels: Sequence[int] | None = None,
     norm: str = "identity",
     side: int | None = None,
+    method: str | None = None,
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
@@ -119,7 +141,7 @@ def cards(
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
-    k = top.values.shape[1]
+    k, method = top.values.shape[1], method_for(deconv, layer, method)
     step = max(1, UNITS_AT_ONCE // k)
     for chunk in (live[i : i + step] for i in range(0, len(live), step)):
         numbers, index = top.images[chunk].unique(return_inverse=True)
@@ -131,6 +153,7 @@ def cards(
             position=top.positions[chunk].reshape(-1, 2),
             norm=norm,
             image_index=index.flatten(),
+            method=method,
         )
         largest = tuple((projection.boxes[:, 2:] - projection.boxes[:, :2]).amax(0).tolist())
         for row, channel in enumerate(chunk):
@@ -176,7 +199,8 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
     path = folder / f"{layer.name.replace('/', '_')}.png"
     if panels:
         columns = max(1, min(len(panels), (SHEET_WIDTH + SHEET_GAP) // (panels[0].shape[1] + SHEET_GAP)))
-        Image.fromarray(tile(panels, columns, 1, SHEET_GAP)).save(path, optimize=True)
+        sheet = Image.fromarray(tile(panels, columns, 1, SHEET_GAP))
+        write_whole(path, lambda half: sheet.save(half, optimize=True))
     return LayerSheet(layer.name, layer.maps, path, shown)
 
 
@@ -216,4 +240,4 @@ def write_page(path: Path, title: str, searched: int, layers: Sequence[LayerShee
     """One HTML file with every picture inside; a map's card opens its projections at full size."""
     data = [{"name": layer.name, "cards": layer.cards} for layer in layers]
     page = render("atlas.html", title=title, searched=searched, layers=layers, data=data)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

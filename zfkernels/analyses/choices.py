@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..deconvnet.deconvnet import Deconvnet
 from ..models.checkpoint import Network
 from ..models.modes import evaluated
 from ..nn import ConvReLU
+from ..words import listed, nearest
 
 
 def last_convolution(model: nn.Module) -> str:
@@ -19,6 +21,11 @@ def last_convolution(model: nn.Module) -> str:
     return names[-1]
 
 
+def method_for(deconv: Deconvnet, layer: str, wanted: str | None = None) -> str:
+    """The method that is wanted; if None "deconvnet", or "guided" where no max-pooling lies below the layer."""
+    return wanted or ("guided" if deconv.switchless(layer) else "deconvnet")
+
+
 def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label: str | None = None) -> Tensor:
     """The class of each picture, (N,) int64.
 
@@ -27,7 +34,10 @@ def true_classes(network: Network, paths: Sequence[Path], images: Tensor, label:
     """
     if label is not None:
         if label not in network.classes and not (label.isdecimal() and int(label) < len(network.classes)):
-            raise ValueError(f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}")
+            raise ValueError(
+                f"--class must be a class or a number in 0..{len(network.classes) - 1}, got {label!r}"
+                f"{nearest(label, network.classes)}; classes: {listed(network.classes)}"
+            )
         number = network.classes.index(label) if label in network.classes else int(label)
         return torch.full((len(paths),), number)
     result = evaluated(network.model, images).argmax(1)

@@ -13,6 +13,7 @@ from ..drawing.style import SOFT, Figure, new_figure
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
 from .activations import top_activations
+from .choices import method_for
 from .projection import Unit, unit
 
 
@@ -29,6 +30,7 @@ def evolution(
     channels: Sequence[int],
     *,
     norm: str = "identity",
+    method: str | None = None,
     batch: int = 64,
 ) -> Evolution:
     """For each checkpoint the strongest activation of each map over all images, projected to pixels.
@@ -39,6 +41,7 @@ def evolution(
         networks: (name, model, images (N, C, H, W) as that model takes them), in the order of training. One is used at
             a time, so an iterator that loads holds one in memory.
         channels: the maps of `layer`.
+        norm, method: as of `Deconvnet.project`; method None for the layer's (choices.method_for).
     """
     channels, moments = list(channels), {}
     for name, model, images in networks:
@@ -48,7 +51,8 @@ def evolution(
             raise ValueError(f"channels must be from 0 to {len(top.values) - 1}, got {channels}")
         numbers, positions = top.images[channels, 0], top.positions[channels, 0]
         strongest, index = numbers.unique(return_inverse=True)
-        result = deconv.project(images[strongest], layer, channels, positions, norm, image_index=index)
+        how = {"image_index": index, "method": method_for(deconv, layer, method)}
+        result = deconv.project(images[strongest], layer, channels, positions, norm, **how)
         pairs = enumerate(zip(channels, numbers.tolist(), strict=True))
         moments[name] = [unit(result, i, layer, channel, image) for i, (channel, image) in pairs]
     return Evolution(layer, channels, moments)
@@ -95,17 +99,36 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by name: "epoch 12" for epoch_012.pt, otherwise the file's stem."""
+    """Files by name: "epoch 12" for epoch_012.pt, otherwise the file's stem.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: files of two training runs, or two of one name.
+    """
 
     def name(path: Path) -> str:
         number = re.fullmatch(r"epoch_0*(\d+)", path.stem)
         return f"epoch {number[1]}" if number else path.stem
 
-    files = {name(path): path for path in paths}
-    missing = [path for path in files.values() if not path.is_file()]
-    if missing:
+    paths = list(paths)
+    if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"there is no weights file {missing[0]}")
+    files = {name(path): path for path in paths}
+    for path in paths:
+        if files[name(path)] != path:
+            raise ValueError(f"{files[name(path)]} and {path} would both be {name(path)!r}; give files of one run")
+    runs = {checkpoint.run_of(path)[0]: path for path in reversed(paths)}
+    if len(runs) > 1:
+        (one, first), (other, second), *_ = reversed(runs.items())
+        raise ValueError(
+            f"{first} is of {_run(one)} and {second} of {_run(other)}: networks of two runs have nothing to do with "
+            "each other, so give files of one"
+        )
     return files
+
+
+def _run(identity: str | None) -> str:
+    return f"run {identity}" if identity else "an unnamed run"
 
 
 def load_each(files: dict[str, Path], pixels: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:

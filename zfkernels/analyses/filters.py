@@ -11,6 +11,7 @@ from ..drawing.style import ACCENT, SOFT, Figure, new_figure, plain_axes
 from ..drawing.tiles import signed_picture, tile
 
 DEAD = 0.1  # of the median filter's root mean square
+NOISE = 0.1  # of `likeness`: below it filters cannot be told from random numbers
 LOW, HIGH = 0.25, 0.5  # of the Nyquist frequency: fractions of half a cycle a pixel
 
 
@@ -56,6 +57,33 @@ def filters(weight: Tensor) -> Filters:
         all_low=int((live & (low > 0.75)).sum()),
         all_high=int((live & (high > 0.75)).sum()),
         largest=float(rms.max()) / median if median > 0 else float("nan"),
+    )
+
+
+def likeness(weight: Tensor) -> float:
+    """How alike neighbouring weights are: the largest of the mean correlations along rows, columns and colours, 0..1.
+
+    Of filters of independent random numbers it is about 1 / sqrt(their number); learned filters have edges and blobs.
+    """
+    values = torch.nn.functional.normalize(weight.detach().double().flatten(1)).view(weight.shape)
+    pairs = [(values[..., 1:], values[..., :-1]), (values[..., 1:, :], values[..., :-1, :])]
+    pairs += [(values, values.roll(1, 1))] if weight.shape[1] == 3 else []
+    found = [(a * b).sum() / (a.square().sum() * b.square().sum()).sqrt() for a, b in pairs if a.numel()]
+    return max((abs(float(value)) for value in found), default=float("nan"))
+
+
+def noise_note(model: nn.Module) -> str | None:
+    """A line that says that the first layer's filters are still noise, if they are."""
+    try:
+        weight = first_filters(model)
+    except ValueError:
+        return None
+    found = likeness(weight)
+    if not found < NOISE:
+        return None
+    return (
+        f"note        the first {len(weight)} filters are still noise: neighbouring weights agree by {found:.2f}, "
+        "of learned ones by 0.3 and more. This network has learned little, and its pictures show no more"
     )
 
 

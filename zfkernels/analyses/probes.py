@@ -72,13 +72,7 @@ def probes(
     """
     if unknown := set(classifiers) - set(CLASSIFIERS):
         raise ValueError(f"classifiers must be of {', '.join(CLASSIFIERS)}, got {', '.join(sorted(unknown))}")
-    smallest = int(labels.unique(return_counts=True)[1].min())
-    for count in per_class:
-        if count < 1 or smallest <= count:
-            raise ValueError(
-                f"per_class must be at least 1 and leave a picture of each class to test on, got {count}; the smallest "
-                f"class has {smallest}"
-            )
+    check_counts(labels, per_class)
     cells = []
     for count in per_class:
         random = np.random.default_rng(seed)
@@ -89,6 +83,17 @@ def probes(
                 mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
                 cells.append(Probe(layer, name, count, mean, deviation, values.shape[1]))
     return cells
+
+
+def check_counts(labels: Tensor, per_class: Sequence[int]) -> None:
+    """ValueError if a class has too few images to train on so many and leave one to test on."""
+    smallest = int(labels.unique(return_counts=True)[1].min())
+    for count in per_class:
+        if count < 1 or smallest <= count:
+            raise ValueError(
+                f"per_class must be at least 1 and leave a picture of each class to test on, got {count}; the smallest "
+                f"class has {smallest}"
+            )
 
 
 def _split(labels: Tensor, train: int, test: int, random: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -21,12 +21,14 @@ class Unit:
     box: tuple[int, int, int, int]  # the part of the input that the unit sees: top, left, bottom, right
     pixels: Tensor  # (C, H, W)
     image: int = 0  # number of the image that caused it
+    notes: tuple[str, ...] = ()  # what to know of it
 
 
 def unit(result: Projection, index: int, layer: str, channel: int, image: int = 0) -> Unit:
     """One of the projections that `Deconvnet.project` gives."""
     position, box = (tuple(of_all[index].tolist()) for of_all in (result.positions, result.boxes))
-    return Unit(layer, channel, position, float(result.values[index]), box, result.pixels[index], image)
+    value, pixels = float(result.values[index]), result.pixels[index]
+    return Unit(layer, channel, position, value, box, pixels, image, result.notes)
 
 
 def projection(
@@ -58,11 +60,13 @@ def table(unit: Unit) -> str:
     """Which unit, its activation, and what it sees."""
     (row, column), (top, left, bottom, right) = unit.position, unit.box
     height, width = unit.pixels.shape[1:]
-    return (
-        f"unit        {unit.layer}, map {unit.channel}, row {row}, column {column}\n"
-        f"activation  {unit.value:.6g}\n"
-        f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input"
-    )
+    lines = [
+        f"unit        {unit.layer}, map {unit.channel}, row {row}, column {column}",
+        f"activation  {unit.value:.6g}",
+        f"sees        rows {top} to {bottom - 1}, columns {left} to {right - 1} of the {height} x {width} input",
+        *(f"note        {note}" for note in unit.notes),
+    ]
+    return "\n".join(lines)
 
 
 def figure(unit: Unit, picture: Tensor) -> Figure:

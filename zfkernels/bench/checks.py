@@ -90,6 +90,13 @@ def projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     return float(kept.norm() / right.norm())
 
 
+def small_projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    """As `projections`, where most pixels are 0: the share that is not compared is of the others."""
+    out, right = outs[0].cpu().double(), right[0].cpu()
+    reached = (out != 0) | (right != 0)
+    return projections((out[reached],), (right[reached],)) if out.shape == right.shape else math.inf
+
+
 def training_step(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     """The error of the loss; infinity if a gradient's is above FORKED_BOUND."""
     if len(outs) != len(right) or not values(outs[1:], right[1:]) <= FORKED_BOUND:

@@ -1,4 +1,4 @@
-"""What is measured: every op on the real layers, whole networks, other people's layers, growth. JOBS names them all.
+"""What is measured: ops on the real layers, whole networks, other people's layers and networks, growth. All in JOBS.
 
 `make(name, n, setting)` builds one `Case`. zfkernels' ops are called at the level of the backend's functions, its
 networks through the public API.
@@ -13,7 +13,7 @@ import torch
 
 import zfkernels
 
-from . import networks, ops, stacks
+from . import nets, networks, ops, stacks
 from .peers import Case, Setting
 from .shapes import CONVS, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, square
 
@@ -22,12 +22,14 @@ WITHOUT_COMPILER = ("others", "growth")
 
 
 class Job(NamedTuple):
-    """A line of the table: its words, what builds its case at a batch size, its group, its batch sizes if not all."""
+    """A line of the table: its words, what builds its case at a batch size, its group, its batch sizes if not all; why
+    it cannot be run here, if so."""
 
     text: str
     build: Callable[[int, Setting], Case]
-    group: str  # "op", "network", "others" or "growth"
+    group: str  # "op", "network", "others", "growth" or "nets"
     sizes: tuple[int, ...] | None = None
+    missing: Callable[[], str] = str
 
 
 def make(name: str, n: int, setting: Setting) -> Case:
@@ -86,4 +88,5 @@ JOBS: dict[str, Job] = {
     "step": Job("training step, ZFNet", networks.step, "network"),
     **{name: Job(name, partial(ops.conv, c), "others") for name, c in OTHERS.items()},
     **{f"grow-{axis}-{value}": grown(axis, value) for axis, values in GROWTH.items() for value in values},
+    **{name: Job(text, build, "nets", (n,), net.missing) for name, net, text, build, n in nets.jobs()},
 }

@@ -34,6 +34,7 @@ class Pace(NamedTuple):
 
 
 FULL, QUICK = Pace(0.06, 10, 3, 9), Pace(0.02, 1.5, 3, 5)
+LONG = Pace(0.02, 1.5, 3, 7)  # of jobs whose calls are long, which there are many of
 
 
 def errors(case: Case) -> dict[str, float]:

@@ -1,5 +1,5 @@
 """Who computes a case: zfkernels, torch eager in both memory formats, torch.compile, torch's fused oneDNN call, ONNX
-Runtime and OpenVINO.
+Runtime and OpenVINO; autograd with other rules and Captum, where projections are compared.
 
 All get the same numbers and as many threads, and all allocate their results in each call. What a peer can prepare once
 (compiled code, packed weights) is ready before the clock starts.
@@ -28,7 +28,7 @@ from .shapes import Conv, Norm, Pool
 
 LAST = torch.channels_last
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": LAST}
-PEERS = ("eager", "compile", "onednn", "ort", "openvino")
+PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")
 PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
 
 

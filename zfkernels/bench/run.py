@@ -25,10 +25,16 @@ def parts(text: str) -> list[str]:
 
 
 def select(wanted: str, quick: bool = False) -> list[str]:
-    """The jobs that a list by commas asks for: names, ops (a name without its layer), groups. All where it is empty."""
+    """The jobs that a list by commas asks for: names, ops (a name without its layer), networks (resnet50), groups.
+
+    Where it is empty all but those of group "nets".
+    """
     if not wanted:
-        return list(QUICK if quick else JOBS)
-    named = {name: (name, name.rstrip("0123456789"), job.group) for name, job in JOBS.items()}
+        return list(QUICK) if quick else [name for name, job in JOBS.items() if job.group != "nets"]
+    named = {
+        name: (name, name.partition("-")[0] if job.group == "nets" else name.rstrip("0123456789"), job.group)
+        for name, job in JOBS.items()
+    }
     for part in parts(wanted):
         if not any(part in names for names in named.values()):
             raise ValueError(f"--jobs: no job {part!r}; the jobs are {', '.join(JOBS)}")
@@ -61,10 +67,14 @@ def run(
         top = ceilings.measured(setting.device, setting.synchronize, quick)
         result |= {"ceilings": asdict(top), "rows": []}
         report(tables.heading())
-        for name in names:
+        missing = {name: JOBS[name].missing() for name in names}
+        for text in dict.fromkeys(filter(None, missing.values())):
+            report(f"left out: {text}")
+        for name in (name for name in names if not missing[name]):
             for n in JOBS[name].sizes or sizes:
                 case = make(name, n, setting)
-                result["rows"].append(measure.measure(case, pace, top))
+                own = measure.LONG if JOBS[name].group == "nets" else pace
+                result["rows"].append(measure.measure(case, own, top))
                 report(tables.line(result["rows"][-1]))
                 save(result)
         if extras:

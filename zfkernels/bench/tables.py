@@ -8,31 +8,37 @@ from .jobs import JOBS
 from .measure import OURS
 from .peers import PEERS
 
-SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT", "openvino": "OpenVINO"}
+SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT", "openvino": "OpenVINO"} | {
+    "autograd": "autograd",
+    "captum": "Captum",
+}
+GROUPS = {"op": "ops", "network": "networks", "others": "other networks' layers"}
 NAMES = SHORT | {"compile": "torch.compile", "ort": "ONNX Runtime"}
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
 def heading() -> str:
     peers = "".join(f"{SHORT[peer]:>10}" for peer in PEERS)
-    return f"{'job':<19}{'N':>4}{'ours ms':>10}{'spread':>8}{'rate':>16}{'floor':>7}   {'fastest peer':<30}{peers}"
+    return f"{'job':<24}{'N':>4}{'ours ms':>10}{'spread':>8}{'rate':>16}{'floor':>7}   {'fastest peer':<30}{peers}"
 
 
 def line(row: dict) -> str:
     """Our time, spread between quartiles, rate, the floor's share; the fastest peer; each peer's best ratio."""
     if OURS not in row["ms"]:
-        return f"{row['job']:<19}{row['n']:>4}{'WRONG':>10}  error {row['errors'][OURS]}"
+        return f"{row['job']:<24}{row['n']:>4}{'WRONG':>10}  error {row['errors'][OURS]}"
     ms = row["ms"][OURS]
     if row["items"] != row["n"]:
         rate = f"{row['items'] / ms * 1e3:.1f} /s"
     elif row["flops"]:
         rate = f"{row['flops'] / ms / 1e6:.1f} GFLOP/s"
+    elif not row["bytes"]:
+        rate = f"{1e3 / ms:.1f} /s"
     else:
         rate = f"{row['bytes'] / ms / 1e6:.1f} GB/s"
     floor = f"{row['floor_ms'] / ms:.0%}" if "floor_ms" in row else "-"
     fastest = row["fastest"]
     first = f"{row['ratio'][fastest]:.2f}x {fastest}" if fastest else "none"
-    cells = [f"{row['job']:<19}{row['n']:>4}{ms:>10.3f}{row['spread'][OURS]:>8.0%}{rate:>16}{floor:>7}   {first:<30}"]
+    cells = [f"{row['job']:<24}{row['n']:>4}{ms:>10.3f}{row['spread'][OURS]:>8.0%}{rate:>16}{floor:>7}   {first:<30}"]
     cells += [f"{cell(row, peer):>10}" for peer in PEERS]
     if row["again"] or row["noisy"]:
         cells.append(f"  ({row['again']} noisy rounds measured again, {row['noisy']} left)")
@@ -86,16 +92,24 @@ def summaries(record: dict) -> list[str]:
 
 
 def group_lines(rows: list[dict]) -> Iterator[str]:
-    for group, words in (("op", "ops"), ("network", "networks"), ("others", "other networks' layers")):
-        timed = [row for row in rows if JOBS[row["job"]].group == group and row.get("fastest")]
-        if timed:
-            ratios = {(row["job"], row["n"]): row["ratio"][row["fastest"]] for row in timed}
-            job, n = min(ratios, key=ratios.get)
-            ahead = sum(r > 1 for r in ratios.values())
-            yield (
-                f"{words}: {geometric_mean(ratios.values()):.2f}x the fastest peer on the geometric mean, ahead in "
-                f"{ahead} of {len(ratios)}, at worst {ratios[job, n]:.2f}x ({job}, N = {n})"
-            )
+    groups: dict[str, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        words = words_of(row["job"])
+        if words and row.get("fastest"):
+            groups.setdefault(words, {})[row["job"], row["n"]] = row["ratio"][row["fastest"]]
+    for words, ratios in groups.items():
+        job, n = min(ratios, key=ratios.get)
+        ahead = sum(r > 1 for r in ratios.values())
+        yield (
+            f"{words}: {geometric_mean(ratios.values()):.2f}x the fastest peer on the geometric mean, ahead in "
+            f"{ahead} of {len(ratios)}, at worst {ratios[job, n]:.2f}x ({job}, N = {n})"
+        )
+
+
+def words_of(job: str) -> str | None:
+    """What a line of the summary calls the jobs that it is of; other packages' networks by what is done with them."""
+    group = JOBS[job].group
+    return f"nets, {job.partition('-')[2]}" if group == "nets" else GROUPS.get(group)
 
 
 def growth_lines(rows: list[dict]) -> Iterator[str]:

@@ -1,9 +1,11 @@
 import argparse
-import sys
+from dataclasses import replace
 from pathlib import Path
 
+from .. import progress
 from ..training.recipe import Plan
 from . import train
+from .options import add_quiet, add_skip
 
 EXAMPLES = """examples:
   zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=train.PRECISIONS, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", help="(default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add_quiet(parser)
+    add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
 
 
@@ -39,13 +43,17 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--rows must be from 0 to {len(rows) - 1}, got {args.rows}")
         rows = [rows[row] for row in args.rows]
     plan = Plan(epochs=args.epochs, batch_size=args.batch, learning_rate=args.rate, seed=args.seed)
-    *sets, classes = train.picture_sets(args)
+    train.check_training(args)
     with launched(args.device) as device:
         first = processes()[0] == 0
+        sets = train.picture_sets(args, first)
+        plan = replace(plan, batch_size=train.batch_of(args.batch, len(sets.training)))
+        if first and plan.batch_size != args.batch:
+            print(train.batch_note(plan.batch_size, args.batch, len(sets.training)))
         if first:
             print(HEAD, flush=True)
-        run = train.chosen_run(args, plan, sets, device, sys.stderr.isatty())
+        run = train.chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))
         report = (lambda result: print(line(result), flush=True)) if first else None
-        ablation(rows, run, train.zfnet_arguments(args, len(classes)), device, args.out, report)
+        ablation(rows, run, train.zfnet_arguments(args, len(sets.classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")

@@ -1,9 +1,20 @@
 import argparse
-import sys
 from pathlib import Path
 
+from .. import progress
 from ..graph.methods import NORMS
-from .options import NETWORK, add_network, open_network
+from .options import (
+    NETWORK,
+    add_method,
+    add_network,
+    add_quiet,
+    add_skip,
+    at_least,
+    check_out,
+    find,
+    open_network,
+    write_found,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,38 +25,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--maps", type=int, metavar="COUNT", help="only the first COUNT maps of each layer")
     add("--top", type=int, default=9, metavar="K", help="activations a map (%(default)s)")
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
+    add_method(parser)
     add("--batch", type=int, default=32, help="pictures a forward pass (%(default)s)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add_quiet(parser)
+    add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.atlas import atlas, search, write_layer, write_page
-    from ..data.folders import find_pictures
     from ..training.processes import launched, processes
 
+    check_out(args, folder=True)
+    at_least(args, 1, "maps", "top", "batch")
+    at_least(args, 0, "workers")
     opened = open_network(args)
     layers = opened.layers(args.layers)
-    paths = find_pictures(args.folder)
-    args.out.mkdir(parents=True, exist_ok=True)
     with launched("cpu"):
         rank, world = processes()
+        found = find(args, args.folder, say=rank == 0)
+        paths = found.paths
+        args.out.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            write_found(args.out / "pictures.log", found)
         if len(paths) < world:
             raise ValueError(f"{args.folder} must hold at least {world} pictures, one a process, got {len(paths)}")
         batches = opened.stream(paths, args.batch, args.workers, (rank, world))
-        progress = rank == 0 and sys.stderr.isatty()
-        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, progress=progress)
+        shown = rank == 0 and progress.wanted(args.quiet)
+        tops = search(opened.deconv, batches, layers, args.top, paths, args.out, shown, opened.network.preprocessing)
     if rank:
         return
 
     names, sheets = [path.name for path in paths], []
     read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
-    for layer in atlas(opened.deconv, tops, read, args.maps, args.norm):
+    methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
+    for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
-    print(f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)")
+    print(
+        *opened.notes,
+        f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)",
+        sep="\n",
+    )
 
 
 EXAMPLES = f"""examples:

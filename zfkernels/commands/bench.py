@@ -7,10 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-PEERS = ("eager", "compile", "onednn", "ort", "openvino")  # those of bench.peers
+from ..files import check_writable, write_json
+
+PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")  # those of bench.peers
 EXAMPLES = """examples:
   zfkernels bench --quick
   zfkernels bench --jobs conv,project --n 1,8 --threads 2
+  zfkernels bench --jobs nets        # or resnet50,densenet121
   zfkernels bench --json run.json --plots plots
   zfkernels bench --show run.json
 """
@@ -20,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels bench`."""
     add = parser.add_argument
     add("--quick", action="store_true", help="some jobs at N = 1, few rounds, no torch.compile: under 2 minutes")
-    add("--jobs", default="", help="by commas: names (conv3), ops (conv), groups (op, network, others, growth)")
+    text = "by commas: names (conv3), ops (conv), networks (resnet50), groups (op, network, others, growth, nets); "
+    add("--jobs", default="", help=text + "default: all but nets, other packages' networks, which takes minutes")
     add("--n", default="", help="batch sizes, by commas (default: 1,8,32; on a GPU 1,16,128)")
     add("--threads", type=int, help="threads of every contender (default: torch's)")
     add("--backend", default="cpu", help="the zfkernels backend that is compared (%(default)s)")
@@ -37,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0, or 1 when a result of ours was wrong."""
+    if args.json:
+        check_writable(args.json, "--json")
+    if args.plots:
+        check_writable(args.plots, "--plots", folder=True)
     from ..bench import plots, tables
     from ..bench.jobs import JOBS
     from ..bench.measure import OURS
@@ -45,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<19} {job.group:<8} {job.text}" for name, job in JOBS.items()))
         return 0
     if args.show:
-        result = json.loads(args.show.read_text())
+        result = shown(args.show)
         print(tables.table(result))
     else:
         result = measured(args)
@@ -53,6 +61,24 @@ def run(args: argparse.Namespace) -> int:
         for path in plots.write(result, args.plots):
             print(f"plot: {path}")
     return 0 if all(OURS in row["ms"] for row in result["rows"]) else 1
+
+
+def shown(path: Path) -> dict:
+    """The record in a file that --json wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(row["ms"], dict) for row in result["rows"]):
+            raise ValueError("a row without times")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({error!r})") from error
+    return result
 
 
 def measured(args: argparse.Namespace) -> dict:
@@ -84,12 +110,10 @@ def measured(args: argparse.Namespace) -> dict:
     if args.keep_malloc and os.environ.get(bench.MALLOC) != bench.KEEP:  # malloc reads it only when a process starts
         command = [sys.executable, "-m", "zfkernels", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {bench.MALLOC: bench.KEEP})
-    for path in filter(None, (args.json, args.plots)):
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict) -> None:
         if args.json:
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.json, result)
 
     show = partial(print, flush=True)
     return bench.run(names, sizes, setting, args.quick, extras=not args.jobs, save=save, report=show)

@@ -29,4 +29,8 @@ def run(args: argparse.Namespace) -> None:
     _, images = opened.read(paths)
     parts["random"] = random_boxes(parts, opened.network.image_size, args.seed)
     print(table(correspondence(opened.deconv, images, parts, layers)))
-    print(f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related")
+    print(
+        f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related",
+        *opened.notes,
+        sep="\n",
+    )

@@ -2,6 +2,9 @@ import argparse
 import time
 from pathlib import Path
 
+from .. import progress
+from ..files import check_writable
+
 EXAMPLES = """examples:
   zfkernels demo
   zfkernels demo --out page --seed 3
@@ -23,15 +26,16 @@ def run(args: argparse.Namespace) -> None:
     for name in ("epochs", "crops"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out must be a folder, and {args.out} is a file")
+    check_writable(args.out, folder=True)
+    if (args.out / "state.pt").exists() or (args.out / "log.jsonl").exists():
+        raise ValueError(f"--out {args.out} holds a training run, which the demo would replace; choose another folder")
     began = time.perf_counter()
     page, findings = demo.run(
         args.out,
         seed=args.seed,
         epochs=args.epochs,
         crops=args.crops,
-        progress=not args.quiet,
+        progress=progress.wanted(args.quiet),
         report=(lambda text: None) if args.quiet else print,
     )
     for name, value in findings.facts.items():

@@ -2,7 +2,7 @@ import argparse
 from pathlib import Path
 
 from ..graph.methods import NORMS
-from .options import Opened, report
+from .options import add_method, add_skip, check_out, find, opened, report
 
 EXAMPLES = """examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", help="(default: the last convolution)")
     add("--maps", type=int, nargs="+", metavar="MAP", help="(default: the 6 strongest of the last checkpoint)")
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")
+    add_method(parser)
+    add_skip(parser)
     add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
 
 
@@ -25,18 +27,19 @@ def run(args: argparse.Namespace) -> None:
 
     from ..analyses.activations import top_activations
     from ..analyses.evolution import checkpoints, evolution, figure, load_each, table
-    from ..data.folders import find_pictures
     from ..models import checkpoint
 
+    check_out(args)
     files = checkpoints(args.weights)
     name, file = files.popitem()
-    last = Opened(checkpoint.load(file))
+    last = opened(checkpoint.load(file))
     layer = last.layers([args.layer] if args.layer else None)[-1]
-    pixels, images = last.read(find_pictures(args.folder))
+    pixels, images = last.read(find(args, args.folder).paths)
     maps = args.maps
     if maps is None:
         strongest = top_activations(last.deconv, images.split(64), layer, k=1).values[:, 0]
         maps = strongest.argsort(descending=True, stable=True)[:6].tolist()
     networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
-    result = evolution(networks, layer, maps, norm=args.norm)
-    report(figure(result, pixels), args.out, table(result))
+    method = last.method(layer, args.method, images)
+    result = evolution(networks, layer, maps, norm=args.norm, method=method)
+    report(figure(result, pixels), args.out, table(result), *last.notes)

@@ -1,7 +1,7 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, report
+from .options import NETWORK, add_network, check_out, report, warn_random
 
 EXAMPLES = f"""examples:
   zfkernels filters --weights run/zfnet.pt --against free/zfnet.pt      # free: trained with --no-clamp
@@ -15,17 +15,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..analyses.filters import DEAD, HIGH, LOW, figure, filters, first_filters, table
+    from ..analyses.filters import DEAD, HIGH, LOW, figure, filters, first_filters, noise_note, table
     from ..models import load
 
-    results = {}
+    check_out(args)
+    results, notes = {}, []
     for file in (args.weights, *args.against):
         network = load.network(file, args.model, args.size)
+        if file is None:
+            warn_random(args)
+        elif note := noise_note(network.model):
+            notes.append(f"{note} ({file})" if args.against else note)
         results[str(file.parent / file.stem if file else args.model)] = filters(first_filters(network.model))
-    if any(result.weight.shape[1] != 3 for result in results.values()):
-        raise ValueError("the first layer must have 3 channels to be drawn")
+    if any(result.weight.shape[1] not in (1, 3) for result in results.values()):
+        raise ValueError("the first layer must have 3 channels, or 1 if pictures are grey, to be drawn")
     legend = (
         f"dead: below {DEAD} of the median's size; all low: 3/4 of the energy below {LOW} of the Nyquist frequency; "
         f"all high: above {HIGH}"
     )
-    report(figure(results), args.out, table(results), legend)
+    report(figure(results), args.out, table(results), legend, *notes)

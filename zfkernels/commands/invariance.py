@@ -1,7 +1,7 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, open_network, report
+from .options import NETWORK, add_network, add_skip, check_out, check_pictures, find, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
@@ -19,19 +19,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the clear picture is taken for)"
     )
     add("--class", dest="label", help=text)
+    add_skip(parser)
     add("--out", type=Path, default=Path("invariance.png"), help="picture to write (%(default)s)")
+
+
+def pictures(args: argparse.Namespace) -> list[Path]:
+    """The pictures that are named, and those in the folders that are."""
+    for path in args.pictures:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no picture or folder {path}")
+    files = [path for path in args.pictures if not path.is_dir()]
+    bad = {path for path, _ in check_pictures(args, files)}
+    paths = [file for path in args.pictures for file in (find(args, path).paths if path.is_dir() else [path])]
+    kept = [path for path in paths if path not in bad]
+    if not kept:
+        raise ValueError("none of the pictures can be read")
+    return kept
 
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import true_classes
     from ..analyses.invariance import figure, invariance, table
-    from ..data.folders import find_pictures
 
+    check_out(args)
     opened = open_network(args)
     deconv = opened.deconv
     layers = opened.layers(args.layers or [deconv.layers[0], (*deconv.layers, *opened.hidden)[-1]])
-    paths = [file for path in args.pictures for file in ([path] if path.is_file() else find_pictures(path))]
+    paths = pictures(args)
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels)
-    report(figure(result, [path.stem for path in paths]), args.out, table(result))
+    report(figure(result, [path.stem for path in paths]), args.out, table(result), *opened.notes)

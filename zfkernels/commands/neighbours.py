@@ -1,7 +1,8 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, open_network, report
+from .. import progress
+from .options import NETWORK, add_network, add_quiet, add_skip, at_least, check_out, find, open_network, report
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
 EXAMPLES = f"""examples:
@@ -17,23 +18,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", nargs="+", metavar="LAYER", help="(default: the first and last convolution, the last hidden layer)")
     add("--top", type=int, default=8, metavar="K", help="neighbours (%(default)s)")
     add("--metric", choices=METRICS, default="euclidean", help="(%(default)s)")
+    add_quiet(parser)
+    add_skip(parser)
     add("--out", type=Path, default=Path("neighbours.png"), help="picture to write (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.neighbours import figure, neighbours, table
-    from ..data.folders import find_pictures
 
+    check_out(args)
+    at_least(args, 1, "top")
     opened = open_network(args)
     maps = opened.layers()
     layers = opened.layers(args.layers or [maps[0], maps[-1], *opened.hidden[-1:]])
-    paths = find_pictures(args.folder)
     query, inputs = opened.read([args.picture])
+    paths = find(args, args.folder).paths
+    shown = progress.wanted(args.quiet)
+    stream = lambda layer: progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)  # noqa: E731
     results = [
-        neighbours(opened.deconv, inputs, opened.stream(paths), layer, args.top, metric=args.metric)
+        neighbours(opened.deconv, inputs, stream(layer), layer, args.top, metric=args.metric)
         for layer in dict.fromkeys(layers)
     ]
     numbers = sorted({image for result in results for image in result.images[0].tolist()})
     pictures, _ = opened.read([paths[image] for image in numbers])
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)))
-    report(drawn, args.out, table(results, paths))
+    report(drawn, args.out, table(results, paths), *opened.notes)

@@ -1,13 +1,29 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import PICTURE, Opened, add_picture, open_network, report
+from .. import progress
+from ..files import check_writable, write_whole
+from ..progress import Shown
+from ..words import listed, nearest
+from .options import (
+    PICTURE,
+    Opened,
+    add_method,
+    add_picture,
+    add_quiet,
+    add_skip,
+    check_out,
+    find,
+    open_network,
+    report,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ..models.checkpoint import Network
@@ -35,8 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fill", nargs="+", metavar="LEVEL", help=text)
     add("--layer", help="layer whose strongest map is summed (default: the last convolution)")
     add("--channel", type=int, help="sum this map instead")
+    add_method(parser)
     text = "pictures whose strongest activations of the same map are projected beside"
     add("--images", type=Path, metavar="FOLDER", help=text)
+    add_quiet(parser)
+    add_skip(parser)
     add("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
     add("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
 
@@ -47,9 +66,13 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import last_convolution
     from ..analyses.occlusion import Occluded, figure, occlusion_map, project_map, table
 
+    check_out(args)
+    if args.raw:
+        check_writable(args.raw, "--raw")
     opened = open_network(args, or_random=True)
     network = opened.network
     pixels, images = opened.read([args.picture])
+    paths = find(args, args.images).paths if args.images else ()
     patch, stride = _sides("patch", args.patch), _sides("stride", args.stride)
     result = occlusion_map(
         network.model,
@@ -60,19 +83,29 @@ def run(args: argparse.Namespace) -> None:
         fill=_fill(args.fill, network, pixels[0]),
         layer=args.layer or last_convolution(network.model),
         channel=args.channel,
-        progress=sys.stderr.isatty(),
+        progress=progress.wanted(args.quiet),
     )
-    others = _exciting(opened, images[0], result.layer, result.channel, args.images) if args.images else ()
-    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *others)
+    others = (
+        _exciting(opened, images[0], result.layer, result.channel, paths, progress.wanted(args.quiet)) if paths else ()
+    )
+    method = opened.method(result.layer, args.method, images)
+    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *(others or ()), method=method)
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
-    report(drawn, args.out, table(result, network.classes), note=note)
+    report(drawn, args.out, table(result, network.classes), *opened.notes, note=note)
     if args.raw:
         args.raw.parent.mkdir(parents=True, exist_ok=True)
-        with args.raw.open("wb") as file:
-            cells = {name: getattr(result, name).numpy() for name in RAW}
-            np.savez(file, **cells, classes=np.array(network.classes))
+        cells = {name: getattr(result, name).numpy() for name in RAW}
+        write_whole(args.raw, lambda beside: _savez(beside, cells | {"classes": np.array(network.classes)}))
         print(f"raw cells   {args.raw}")
+
+
+def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Arrays as NumPy's archive, under the very name."""
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _sides(option: str, values: list[int] | None) -> int | tuple[int, ...] | None:
@@ -97,19 +130,19 @@ def _fill(levels: list[str] | None, network: Network, picture: Tensor) -> Tensor
         numbers = [float(level) for level in levels]
     except ValueError:
         raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(levels)}") from None
+    if not all(0 <= number <= 255 for number in numbers):
+        raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(levels)}")
     level = torch.tensor(numbers).view(-1, 1, 1).expand(picture.shape)
-    return (level - network.mean) / network.scale
+    return network.normalise(level)
 
 
 def _exciting(
-    opened: Opened, image: Tensor, layer: str, channel: int, folder: Path, count: int = 3
+    opened: Opened, image: Tensor, layer: str, channel: int, paths: Sequence[Path], shown: Shown, count: int = 3
 ) -> tuple[Tensor, list[str]]:
-    """The pictures of the folder that excite the map most, other than `image`: as the network takes them, and names."""
+    """The pictures that excite the map most, other than `image`: as the network takes them, and names."""
     from ..analyses.activations import top_activations
-    from ..data.folders import find_pictures
 
-    paths = find_pictures(folder)
-    top = top_activations(opened.deconv, opened.stream(paths), layer, count + 1, numbered=True)
+    top = top_activations(opened.deconv, opened.stream(paths), layer, count + 1, numbered=True, progress=shown)
     strongest = [paths[i] for i in top.images[channel].tolist()]
     _, images = opened.read(strongest)
     others = [i for i, other in enumerate(images) if not other.equal(image)][:count]
@@ -121,5 +154,8 @@ def _target(wanted: str | None, classes: list[str]) -> int | None:
         return None if wanted is None else classes.index(wanted)
     if wanted.isdecimal() and int(wanted) < len(classes):
         return int(wanted)
-    first = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise ValueError(f"--target must be a class or a number in 0..{len(classes) - 1}, got {wanted!r}; classes: {first}")
+    near = nearest(wanted, classes)
+    raise ValueError(
+        f"--target must be a class or a number in 0..{len(classes) - 1}, got {wanted!r}{near}; "
+        f"classes: {listed(classes)}"
+    )

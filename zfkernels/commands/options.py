@@ -5,36 +5,42 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing.style import Figure, save
+from .. import progress
+from ..drawing.style import Figure, check_format, save
+from ..files import check_writable, write_text
+from ..graph.methods import METHODS
+from ..words import listed, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.loading import Stream
+    from ..data.scan import Scan
     from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
-16-bit greys brought to 8 bits. It is resized, proportions kept, until it covers the network's
-input; what sticks out on either side is cut off.
+16-bit, 32-bit and floating-point greys brought to 8 bits. It is resized, proportions kept, until
+it covers the network's input; what sticks out on either side is cut off.
 
 FILE is the zfnet.pt that `zfkernels demo` writes, or torch.save(model.state_dict()) of a full
 ZFNet, whose pictures are normalised as torchvision's (ImageNet's mean and standard deviation).
 Without --weights the network is a full ZFNet with random weights, which shows the machinery and
 means nothing. MODULE:CALLABLE builds a network of yours instead, say torchvision.models:resnet18;
-FILE is then its state dict.
+FILE is then its state dict, and --mean and --std say how its pictures are normalised, if not as
+torchvision's. A network of one channel gets grey pictures.
 """
-NETWORK = """
-FILE is a zfnet.pt of `zfkernels demo` or `zfkernels train`, or torch.save(model.state_dict()) of a full
+NETWORK = """FILE is a zfnet.pt of `zfkernels demo` or `zfkernels train`, or torch.save(model.state_dict()) of a full
 ZFNet. MODULE:CALLABLE builds a network of yours instead, say torchvision.models:alexnet; FILE is then its
-state dict. Its pictures are normalised as torchvision's (ImageNet's mean and standard deviation).
+state dict. Its pictures are normalised as torchvision's (ImageNet's mean and standard deviation), unless
+--mean and --std say otherwise. A network of one channel gets grey pictures.
 """
 
 
@@ -46,9 +52,82 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """The options that `open_network` reads."""
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
-    parser.add_argument("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
+    add("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
+    add("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
+    text = "of pixels in 0..1, one number or one a channel (default: the network's own)"
+    add("--mean", type=float, nargs="+", metavar="LEVEL", help=text)
+    add("--std", type=float, nargs="+", metavar="LEVEL", help="likewise, what pixels less their mean are divided by")
+    add("--classes", type=Path, metavar="FILE", help="the classes' names, one a line or a JSON list")
+
+
+def add_skip(parser: argparse.ArgumentParser) -> None:
+    """The option that `find` reads."""
+    text = "leave out pictures that cannot be read, and list them at the end (default: stop before any work)"
+    parser.add_argument("--skip-unreadable", action="store_true", help=text)
+
+
+def find(args: argparse.Namespace, folder: Path, classes: Sequence[str] | bool = False, say: bool = True) -> Scan:
+    """The pictures of a folder, all of which can be read; prints how many there are and what was left out.
+
+    Args:
+        classes: whether it is a folder of class folders.
+        say: print it; of several processes, the first does.
+
+    Raises:
+        FileNotFoundError, ValueError: as `scan.scan`; pictures that cannot be read, without --skip-unreadable.
+    """
+    from ..data.folders import empty_classes
+    from ..data.scan import scan
+
+    found = scan(folder)
+    bad = check_pictures(args, found.paths, say)
+    found = found.without(bad)
+    if not found.paths:
+        raise ValueError(f"{folder} holds no picture that can be read; the first of {len(bad)}: {bad[0][1]}")
+    if classes:
+        found = replace(found, left_out=(*found.left_out, *empty_classes(found)))
+    if say:
+        names = {path.relative_to(folder).parts[0] for path in found.paths} if classes else ()
+        print(f"found       {found.line(sorted(names))}", flush=True)
+    return found
+
+
+def check_pictures(args: argparse.Namespace, paths: Sequence[Path], say: bool = True) -> list[tuple[Path, str]]:
+    """Those of the pictures that cannot be read, and why, which are listed when the command ends.
+
+    Raises:
+        ValueError: there are some, and no --skip-unreadable; all are counted, the first are named.
+    """
+    from ..data.pictures import unreadable
+
+    bad = unreadable(paths, say and progress.wanted(getattr(args, "quiet", False)))
+    skip = getattr(args, "skip_unreadable", None)
+    if bad and not skip:
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        raise ValueError(
+            f"{len(bad)} of {len(paths)} pictures cannot be read: {'; '.join(why for _, why in bad[:3])}{more}; mend "
+            "or remove them" + ("" if skip is None else ", or give --skip-unreadable")
+        )
+    if say:
+        args.at_end = [*getattr(args, "at_end", ()), *(f"skipped     {why}" for _, why in bad)]
+    return bad
+
+
+def write_found(path: Path, *scans: Scan) -> None:
+    """The log of what was found: the line of each folder, and each file that was left out, with the reason."""
+    lines = [line for scan in scans for line in (scan.line(), *(f"  {file}: {why}" for file, why in scan.left_out))]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The option that `Opened.method` reads."""
+    text = (
+        "what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: deconvnet; guided "
+        "for layers without max-pooling below them)"
+    )
+    parser.add_argument("--method", choices=METHODS, help=text)
 
 
 @dataclass(frozen=True)
@@ -56,6 +135,7 @@ class Opened:
     """A network that a command looks into."""
 
     network: Network
+    notes: tuple[str, ...] = ()  # what is to be said beside anything that is drawn of it
 
     @cached_property
     def deconv(self) -> Deconvnet:
@@ -70,13 +150,38 @@ class Opened:
 
     def layers(self, names: Sequence[str] | None = None) -> list[str]:
         """The layers named, which must exist; otherwise every layer with maps that is no pool and no norm."""
-        known = (*self.deconv.layers, *self.deconv.vector_layers)
         for name in names or ():
-            if name not in known:
-                raise ValueError(f"--layers must be of {', '.join(known)}, got {name!r}")
+            self.layer(name, "--layers")
         kinds = {name: type(module).__name__ for name, module in self.network.model.named_modules()}
         maps = [name for name in self.deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
         return list(names or maps)
+
+    def layer(self, name: str, option: str = "--layer") -> str:
+        """The layer of this name; ValueError, with what there is, if there is none."""
+        known = (*self.deconv.layers, *self.deconv.vector_layers)
+        if name not in known:
+            of = "must be of" if option == "--layers" else "must be one of"
+            raise ValueError(f"{option} {of} {listed(known)}, got {name!r}{nearest(name, known)}")
+        return name
+
+    def method(self, layer: str, wanted: str | None, images: Tensor) -> str:
+        """The method to project units of `layer` with; why, if it is another than the paper's, is printed."""
+        from ..analyses.choices import method_for
+
+        method = method_for(self.deconv, layer, wanted)
+        if self.deconv.switchless(layer):
+            part = self.deconv.image_dependence(images[:1], layer, self._strongest(images[:1], layer))
+            why = "as asked; but" if wanted else "because"
+            said = (
+                f"no max-pooling lies below {layer}: {float(part):.1%} of a deconvnet projection depends on the picture"
+            )
+            print(f"method      {method}, {why} {said}")
+        return method
+
+    def _strongest(self, images: Tensor, layer: str) -> int:
+        from ..analyses.activations import top_activations
+
+        return int(top_activations(self.deconv, [images], layer, k=1).values[:, 0].argmax())
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
@@ -84,6 +189,8 @@ class Opened:
 
         from ..data.pictures import read_picture
 
+        height, width = self.network.image_size
+        check_memory(len(paths) * 3 * height * width * 9, f"{len(paths)} pictures")  # a byte, and floats twice
         pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
         return pixels, self.network.normalise(pixels)
 
@@ -94,6 +201,17 @@ class Opened:
         return Stream(paths, self.network, *more)
 
 
+def check_memory(need: int, what: str) -> None:
+    """ValueError, before the work, if `what` needs more memory than there is."""
+    try:
+        with open("/proc/meminfo") as file:
+            there = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return  # no Linux: nothing is known
+    if need > there:
+        raise ValueError(f"{what} need {need / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; take fewer")
+
+
 def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     """The network that the options of `add_network` name.
 
@@ -101,14 +219,61 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     """
     from ..models import checkpoint, load
 
-    if not or_random or args.model is not None or args.weights is not None:
-        return Opened(load.network(args.weights, args.model, args.size))
-    print(
-        "zfkernels: warning: random weights, because no --weights were given; what follows means nothing. "
-        "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt",
-        file=sys.stderr,
-    )
-    return Opened(checkpoint.untrained())
+    if args.size < 1:
+        raise ValueError(f"--size must be at least 1, got {args.size}")
+    if or_random and args.model is None and args.weights is None:
+        network = checkpoint.untrained()
+    else:
+        network = load.network(args.weights, args.model, args.size)
+    network = load.adjusted(network, **{name: getattr(args, name, None) for name in ("mean", "std", "classes")})
+    if args.weights is not None:
+        return opened(network)
+    warn_random(args)
+    return Opened(network)
+
+
+def warn_random(args: argparse.Namespace) -> None:
+    """Says on stderr that the network's weights are random."""
+    hint = "" if args.model else ". `zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt"
+    text = f"random weights, because no --weights were given; what follows means nothing{hint}"
+    print(f"zfkernels: warning: {text}", file=sys.stderr)
+
+
+def opened(network: Network) -> Opened:
+    """A network of a file, with a note if its first filters are still noise."""
+    from ..analyses.filters import noise_note
+
+    note = noise_note(network.model)
+    return Opened(network, (note,) if note else ())
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, or lines where there is no terminal")
+
+
+def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
+    """ValueError for an option below `least`; those that are not given pass."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def check_out(args: argparse.Namespace, folder: bool = False) -> None:
+    """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read."""
+    check_writable(args.out, folder=folder)
+    if not folder:
+        check_format(args.out)
+    for path in _paths(args):
+        if args.out.exists() and path.is_file() and path.samefile(args.out):
+            raise ValueError(f"--out {args.out} would overwrite a file that is read")
+
+
+def _paths(args: argparse.Namespace) -> Iterator[Path]:
+    """The files that the options name to be read."""
+    for name in ("picture", "pictures", "parts", "weights", "against", "classes"):
+        value = getattr(args, name, None)
+        yield from value if isinstance(value, (list, tuple)) else [value] if isinstance(value, Path) else []
 
 
 def report(figure: Figure, path: Path, *lines: str, note: str = "") -> None:

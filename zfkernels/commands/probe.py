@@ -1,7 +1,8 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, open_network
+from .. import progress
+from .options import NETWORK, add_network, add_quiet, add_skip, at_least, find, open_network
 
 CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
 EXAMPLES = f"""examples:
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=5, help="random choices of them (%(default)s)")
     add("--grid", type=int, default=6, help="pool larger maps to this side; 0: do not (%(default)s)")
     add("--classifiers", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS, help="(both)")
+    add_quiet(parser)
+    add_skip(parser)
     add("--seed", type=int, default=0, help="of the choices (%(default)s)")
 
 
@@ -27,14 +30,22 @@ def run(args: argparse.Namespace) -> None:
     import sklearn  # noqa: F401, before the long part
     import torch
 
-    from ..analyses.probes import features, probes, table
+    from ..analyses.probes import check_counts, features, probes, table
     from ..data.folders import class_folders
 
+    at_least(args, 1, "draws")
+    at_least(args, 0, "grid")
     opened = open_network(args)
     layers = opened.layers(args.layers or [*opened.layers(), *opened.hidden])
-    pictures = class_folders(args.folder)
-    known = features(opened.deconv, opened.stream(pictures.paths), layers, args.grid)
+    pictures = class_folders(find(args, args.folder, classes=True))
     labels = torch.tensor(pictures.labels)
+    check_counts(labels, args.per_class)
+    stream = progress.bar(opened.stream(pictures.paths), "features", "batch", progress.wanted(args.quiet))
+    known = features(opened.deconv, stream, layers, args.grid)
     result = probes(known, labels, args.per_class, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
     print(table(result))
-    print(f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation")
+    print(
+        f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation",
+        *opened.notes,
+        sep="\n",
+    )

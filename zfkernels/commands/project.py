@@ -2,8 +2,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..graph.methods import METHODS, NORMS
-from .options import PICTURE, add_picture, open_network, report
+from ..graph.methods import NORMS
+from .options import PICTURE, add_method, add_picture, check_out, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--position", type=int, nargs=2, metavar=("ROW", "COLUMN"), help=text)
     text = "how the contrast norms are undone (default: identity, i.e. skipped)"
     add("--norm", choices=NORMS, default="identity", help=text)
-    text = "what rectifiers do: deconvnet (the paper's), the plain gradient, or both at once (default: %(default)s)"
-    add("--method", choices=METHODS, default="deconvnet", help=text)
+    add_method(parser)
     add("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
 
 
@@ -31,17 +30,21 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.choices import last_convolution
     from ..analyses.projection import figure, projection, table
 
+    check_out(args)
     opened = open_network(args, or_random=True)
     pixels, images = opened.read([args.picture])
+    layer = opened.layer(args.layer) if args.layer else last_convolution(opened.network.model)
     unit = projection(
-        opened.network.model,
+        opened.deconv,
         images[0],
-        args.layer or last_convolution(opened.network.model),
+        layer,
         args.channel,
         tuple(args.position) if args.position else None,
         norm=args.norm,
-        method=args.method,
+        method=opened.method(layer, args.method, images),
     )
-    report(figure(unit, pixels[0]), args.out, table(unit))
+    report(figure(unit, pixels[0]), args.out, table(unit), *opened.notes)
     if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
+    elif not unit.pixels.any():
+        print("zfkernels project: warning: the projection is all 0; choose another unit or method", file=sys.stderr)

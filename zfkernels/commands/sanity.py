@@ -1,11 +1,11 @@
 import argparse
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .. import progress
+from ..files import check_writable, write_json
 from ..graph.methods import METHODS, NORMS
-from .options import NETWORK, add_network, open_network, report
+from .options import NETWORK, add_network, add_quiet, at_least, check_out, open_network, report
 
 EXAMPLES = f"""examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do (%(default)s)")
     add("--repeats", type=int, default=3, help="independent randomisations (%(default)s)")
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add_quiet(parser)
     add("--out", type=Path, default=Path("sanity.png"), help="picture to write (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the numbers")
 
@@ -34,28 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..analyses.sanity import figure, sanity_check, table
 
+    check_out(args)
+    at_least(args, 1, "repeats")
+    if args.json:
+        check_writable(args.json, "--json")
     opened = open_network(args)
-    if args.weights is None:
-        print("zfkernels sanity: warning: random weights, because no --weights were given", file=sys.stderr)
     pixels, images = opened.read([args.picture])
     result = sanity_check(
         opened.network.model,
         images[0],
-        args.layer,
+        opened.layer(args.layer) if args.layer else None,
         args.channel,
         tuple(args.position) if args.position else None,
         norm=args.norm,
         method=args.method,
         repeats=args.repeats,
         seed=args.seed,
-        progress=sys.stderr.isatty(),
+        progress=progress.wanted(args.quiet),
     )
     print(table(result, args.repeats))
     print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")
-    report(figure(result, pixels[0]), args.out)
+    report(figure(result, pixels[0]), args.out, *opened.notes)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
         stages = [{name: None if x != x else x for name, x in asdict(s).items()} for s in result.stages]  # NaN: null
-        args.json.write_text(json.dumps(unit | {"stages": stages}, indent=1))
+        write_json(args.json, unit | {"stages": stages})
         print(f"numbers     {args.json}")

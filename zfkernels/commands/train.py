@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import progress
+from ..progress import Shown
 from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+from .options import add_skip, at_least, check_out, find, write_found
 
 if TYPE_CHECKING:
     import torch
 
     from ..data.folders import PictureSet
+    from ..data.scan import Scan
     from ..training.run import Run, Trained
 
 EXAMPLES = """examples:
@@ -23,7 +30,8 @@ EXAMPLES = """examples:
 FOLDER holds a folder of pictures for each class. The recipe is that of section 3 of the paper: shortest
 side 256, centre 256 x 256, less the mean of each pixel; 10 sub-crops of 224; 128 pictures a step, rate
 1e-2, momentum 0.9; every filter held to a root mean square of 0.1. --out gets zfnet.pt (for the other
-commands), epoch_NNN.pt, state.pt (for --resume) and log.jsonl.
+commands), best.pt (of the lowest validation error), epoch_NNN.pt, state.pt (for --resume), log.jsonl and
+pictures.log (what was found and left out). A run that is there is never replaced unasked.
 """
 
 PRECISIONS = ("float32", "bfloat16")
@@ -37,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "without --validation, the fraction of each class that is validated on (%(default)s)"
     add("--held-out", type=float, default=0.1, metavar="FRACTION", help=text)
     add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
-    add("--resume", action="store_true", help="continue the run in --out after its last whole epoch, to the same bits")
+    again = parser.add_mutually_exclusive_group()
+    text = "continue the run in --out after its last whole epoch, to the same bits"
+    again.add_argument("--resume", action="store_true", help=text)
+    again.add_argument("--overwrite", action="store_true", help="remove the run in --out and train anew")
     add("--epochs", type=int, default=plan.epochs, help="passes over the pictures (%(default)s)")
     add("--batch", type=int, default=plan.batch_size, help="pictures a step, of all processes together (%(default)s)")
     add("--rate", type=float, default=plan.learning_rate, help="learning rate at the start (%(default)s)")
@@ -53,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, help="default: bfloat16 (mixed) on a GPU, float32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s: in the training process)")
+    add_skip(parser)
     add("--plot", action="store_true", help="also draw training.png after each epoch (needs matplotlib)")
     add("--quiet", action="store_true", help="no progress bars")
 
@@ -76,7 +88,7 @@ def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
 
 
 def chosen_run(
-    args: argparse.Namespace, plan: Plan, sets: Sequence[PictureSet], device: torch.device, progress: bool
+    args: argparse.Namespace, plan: Plan, sets: Sequence[PictureSet], device: torch.device, shown: Shown
 ) -> Run:
     """The plan, on the training and the validation set, with --side, --scale, --precision and --workers."""
     import torch
@@ -85,20 +97,78 @@ def chosen_run(
 
     precision = getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
     side = (args.side, args.side)
-    return Run(plan, *sets, side, args.scale, precision=precision, workers=args.workers, progress=progress)
+    return Run(plan, *sets, side, args.scale, precision=precision, workers=args.workers, progress=shown)
 
 
-def picture_sets(args: argparse.Namespace) -> tuple[PictureSet, PictureSet, tuple[str, ...]]:
-    """(training, validation, classes) of FOLDER, --validation, --held-out, --seed and --side."""
+@dataclass(frozen=True)
+class Sets:
+    """What is trained and validated on."""
+
+    training: PictureSet
+    validation: PictureSet
+    classes: tuple[str, ...]
+    found: tuple[Scan, ...]  # in each folder
+
+
+def picture_sets(args: argparse.Namespace, say: bool = True) -> Sets:
+    """The pictures of FOLDER, --validation, --held-out, --seed and --side, all of which can be read."""
     from ..data.folders import PictureSet, class_folders, hold_out
 
-    training = class_folders(args.folder)
+    found = [find(args, args.folder, classes=True, say=say)]
+    training = class_folders(found[0])
     if args.validation is None:
         training, validation = hold_out(training, args.held_out, args.seed)
     else:
-        validation = class_folders(args.validation, training.classes)
+        found.append(find(args, args.validation, classes=True, say=say))
+        validation = class_folders(found[1], training.classes)
     size = (resized_side(args.side),) * 2
-    return PictureSet(training, size), PictureSet(validation, size), training.classes
+    return Sets(PictureSet(training, size), PictureSet(validation, size), training.classes, tuple(found))
+
+
+def batch_of(batch: int, pictures: int) -> int:
+    """`batch`, or where it exceeds the set a power of two, 4 or more, that makes 8 steps or more of an epoch."""
+    if batch <= pictures:
+        return batch
+    return min(pictures, 2 ** max(2, (pictures // 8).bit_length() - 1))
+
+
+def batch_note(batch: int, given: int, pictures: int) -> str:
+    """The line that says why it is not the batch that was given."""
+    return (
+        f"batch       {batch} pictures a step, because --batch {given} exceeds the set of {pictures}: "
+        "an epoch would be one step"
+    )
+
+
+def chance_note(validation: PictureSet, error: float, classes: int) -> str | None:
+    """A line that says that the validation error is no lower than that of guessing, if that is so."""
+    count = len(validation)
+    share = max(Counter(validation.labels).values()) / count
+    guessing = 1 - max(share, 1 / classes)
+    if error < guessing - 2 * (guessing * (1 - guessing) / count) ** 0.5:
+        return None
+    return (
+        f"{error:.1%} of the validation pictures are wrong, of guesses {guessing:.1%} would be: "
+        "the network has learned nothing yet. More pictures or epochs, a smaller --batch, or --he --scale 16 "
+        "(from the paper's weights small networks hardly move) may help"
+    )
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """ValueError for options that would fail only when the pictures have been read."""
+    from ..models.zfnet import ZFNet
+    from ..training.processes import chosen_device
+
+    check_out(args, folder=True)
+    if not args.scale > 0:
+        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    if args.validation is None and not 0 < args.held_out < 1:
+        raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
+    at_least(args, 0, "workers")
+    chosen_device(args.device)
+    ZFNet(**zfnet_arguments(args, 2), device="meta")
+    if getattr(args, "plot", False):
+        import matplotlib  # noqa: F401
 
 
 def run(args: argparse.Namespace) -> None:
@@ -107,10 +177,7 @@ def run(args: argparse.Namespace) -> None:
     from ..training.fit import fit
     from ..training.processes import launched, processes, seeded
 
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out must be a folder, and {args.out} is a file")
-    if not args.scale > 0:
-        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    check_training(args)
     plan = Plan(
         epochs=args.epochs,
         batch_size=args.batch,
@@ -121,28 +188,58 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,
     )
-    training, validation, classes = picture_sets(args)
-    arguments = zfnet_arguments(args, len(classes))
+    if not (args.resume or args.overwrite):
+        history.refuse_existing(args.out)
+    if args.resume and not (args.out / "state.pt").exists():
+        raise FileNotFoundError(f"there is nothing to resume: no {args.out / 'state.pt'}")
     with launched(args.device) as device, seeded(args.seed, device):
-        model = ZFNet(**arguments).to(device)
-        run = chosen_run(args, plan, (training, validation), device, not args.quiet and sys.stderr.isatty())
         rank, world = processes()
-        if rank == 0:
-            print(f"pictures    {len(training)} to train on, {len(validation)} to validate on, {len(classes)} classes")
+        say = rank == 0
+        sets = picture_sets(args, say)
+        count, classes = len(sets.training), sets.classes
+        plan = replace(plan, batch_size=batch_of(args.batch, count))
+        arguments = zfnet_arguments(args, len(classes))
+        model = ZFNet(**arguments).to(device)
+        run = chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))
+        if say:
+            print(f"pictures    {count} to train on, {len(sets.validation)} to validate on, {len(classes)} classes")
+            if plan.batch_size != args.batch:
+                print(batch_note(plan.batch_size, args.batch, count))
             print(f"network     {sum(p.numel() for p in model.parameters()):,} parameters, {args.side} x {args.side}")
             print(f"device      {device}, {world} process(es), {str(run.precision).removeprefix('torch.')}", flush=True)
-        state = history.begin(args.out, plan, args.resume)
+        state = history.begin(args.out, plan, args.resume, model=model, run=run, classes=classes)
+        if say:
+            write_found(args.out / "pictures.log", *sets.found)
+        if say and state is not None:
+            say_resumed(state, run)
+        done = 0 if state is None else len(state["history"])
         files = history.files(args.out, arguments, classes, args.keep, args.plot)
-        epochs = fit(model, run, [print_line, *files], state)
-    if rank == 0:
+        epochs = fit(model, run, [partial(print_line, after=done), *files], state)
+    if say:
         best = min(epochs, key=lambda epoch: epoch.error)
         print(f"lowest      {best.error:.2%} wrong, {best.error5:.2%} not in the top 5, epoch {best.epoch}")
+        print(f"best        {args.out / 'best.pt'} (of epoch {best.epoch})")
         print(f"network     {args.out / 'zfnet.pt'} (of the last epoch)")
+        if note := chance_note(sets.validation, epochs[-1].error, len(classes)):
+            print(f"zfkernels train: warning: {note}", file=sys.stderr)
 
 
-def print_line(trained: Trained) -> None:
-    """The line of the epoch that has ended."""
+def say_resumed(state: dict, run: Run) -> None:
+    """Where a run is continued, and whether it is with the same pictures."""
+    from ..training.history import pictures_digest
+
+    done = len(state["history"])
+    print(f"resumed     after epoch {done}" + ("" if done < run.plan.epochs else ", and --epochs asks for no more"))
+    if state.get("pictures") not in (None, pictures_digest(run)):
+        text = "the training pictures are not those of the epochs before; the run goes on, but not to the same bits"
+        print(f"zfkernels train: warning: {text}", file=sys.stderr)
+
+
+def print_line(trained: Trained, after: int = 0) -> None:
+    """The line of the epoch that has ended, if it is one after epoch `after`."""
     epoch = trained.history[-1]
+    if epoch.epoch <= after:
+        return
     print(
         f"epoch {epoch.epoch:4d}  loss {epoch.loss:7.4f}  wrong {epoch.error:7.2%}  "
         f"top 5 {epoch.error5:7.2%}  rate {epoch.learning_rate:.0e}  {epoch.images_per_second:8.1f} images/s",

@@ -1,11 +1,12 @@
 """`zfkernels verify`."""
 
 import argparse
-import json
 import math
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+
+from ..files import check_writable, write_json
 
 # Those of testing.cases.
 OPS = ("conv2d", "conv_transpose2d", "conv2d_weight_grad", "max_pool2d", "max_unpool2d", "max_unpool2d_backward")
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from ..environment import environment
     from ..testing import verify
 
+    if args.json:
+        check_writable(args.json, "--json")
     if args.compile_only:
         return compile_only(args)
     ops = args.ops.split(",") if args.ops else None
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": args.seed}
         results = [asdict(row) | {"error": row.error if math.isfinite(row.error) else str(row.error)} for row in rows]
-        args.json.write_text(json.dumps(head | environment() | {"results": results}, indent=1) + "\n")
+        write_json(args.json, head | environment() | {"results": results})
     return 1 if failures else 0
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .pictures import read_picture
-
-ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"))
+from .scan import Scan, scan
 
 
 @dataclass(frozen=True)
@@ -33,31 +32,28 @@ class Pictures:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Every picture file under `folder`, subfolders included, sorted by path.
+    """Every picture file under `folder`, as `scan.scan` finds them, sorted by path.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a folder without pictures.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
-    return paths
+    return list(scan(folder).paths)
 
 
-def class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Pictures:
+def class_folders(folder: Path | Scan, classes: tuple[str, ...] | None = None) -> Pictures:
     """The pictures of a folder of class folders; a picture's class is the first folder below `folder`.
 
     Args:
+        folder: or what `scan.scan` found in it.
         classes: the classes, if another folder has fixed them; otherwise every subfolder that holds pictures.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: pictures outside class folders, fewer than two classes, or a class that `classes` lacks.
     """
-    paths = find_pictures(folder)
+    found = folder if isinstance(folder, Scan) else scan(folder)
+    folder, paths = found.folder, found.paths
     names = [path.relative_to(folder).parts for path in paths]
     loose = [path for path, parts in zip(paths, names, strict=True) if len(parts) == 1]
     if loose:
@@ -70,6 +66,13 @@ def class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Pictu
     elif unknown := set(subfolders) - set(classes):
         raise ValueError(f"{folder} has a class {min(unknown)!r} that the training folder lacks")
     return Pictures(tuple(paths), tuple(classes.index(parts[0]) for parts in names), tuple(classes))
+
+
+def empty_classes(found: Scan) -> list[tuple[Path, str]]:
+    """The class folders that hold no picture that can be read, and so would be missed: (folder, why)."""
+    used = {path.relative_to(found.folder).parts[0] for path in found.paths}
+    folders = sorted(path for path in found.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [(folder, "class folders without pictures") for folder in folders if folder.name not in used]
 
 
 def hold_out(pictures: Pictures, fraction: float, seed: int = 0) -> tuple[Pictures, Pictures]:

@@ -1,6 +1,6 @@
 """Picture files in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,26 @@ from torch.utils.data import DataLoader
 
 from ..models.checkpoint import Network
 from .folders import PictureSet
+
+
+def plainly(batches: Iterable) -> Iterator:
+    """`batches`; an error in a process that reads pictures is the one line that it was there, without its traceback.
+
+    Raises:
+        ValueError: what that process raised, or that it ended.
+    """
+    try:
+        yield from batches
+        return
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        if "in DataLoader worker process" in lines[0]:
+            said = lines[-1].partition(": ")[2] or lines[-1]
+        elif isinstance(error, RuntimeError) and "DataLoader worker" in lines[0]:
+            said = f"a process that reads pictures ended; fewer --workers take less memory ({lines[0]})"
+        else:
+            raise
+    raise ValueError(said)  # with nothing of `error`, which would keep the other processes alive
 
 
 class Stream(DataLoader):
@@ -27,5 +47,5 @@ class Stream(DataLoader):
         self.network = network
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, _, numbers in super().__iter__():
+        for pixels, _, numbers in plainly(super().__iter__()):
             yield self.network.normalise(pixels), numbers

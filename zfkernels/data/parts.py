@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from .pictures import decoded, unreadable
+
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
 
 
@@ -20,24 +22,27 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
 
     Files are relative to the JSON's folder. Boxes are in the picture's own pixels and are returned in the input's.
     """
-    from PIL import Image, ImageOps
-
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         paths = [path.parent / entry["image"] for entry in entries]
         names = list(entries[0]["parts"])
         boxes = [[tuple(map(int, entry["parts"][name])) for name in names] for entry in entries]
         if any(len(box) != 4 for row in boxes for box in row):
             raise ValueError("a box must be [top, left, bottom, right]")
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '
             f"parts for each image ({error!r})"
         ) from error
     parts: dict[str, list[Box]] = {name: [] for name in names}
+    if bad := unreadable(paths):
+        raise ValueError(
+            f"{len(bad)} of {len(paths)} pictures of {path} cannot be read: " + "; ".join(w for _, w in bad[:3])
+        )
     for file, row in zip(paths, boxes, strict=True):
-        with Image.open(file) as image:
-            width, height = ImageOps.exif_transpose(image).size
+        width, height = decoded(file).size
         for name, box in zip(names, row, strict=True):
             parts[name].append(to_input(box, (height, width), size))
     return paths, parts

@@ -23,7 +23,7 @@ from ..graph.translate import is_leaf
 from ..ops import checks
 from .cones import Cones, largest, passes
 from .forward import Changed, Forward, Own, values
-from .notes import empty, notes
+from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, check_overrides, checked, run_model, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
@@ -188,6 +188,14 @@ class Deconvnet:
             return self._planner.graph
         sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
         return sizes.get(tuple(image_size)) or self._planner.names()
+
+    def switchless(self, layer: str) -> bool:
+        """Whether rectifiers, but no max-pooling, lie between `layer` and the pixels.
+
+        A deconvnet projection hardly depends on the image there: no switches, no picture.
+        """
+        graph = self._graph_for(layer, ())
+        return without_switches(graph, graph.stop(layer))
 
     def modules_below(self, layer: str) -> list[str]:
         """The names of the modules with weights that the value of `layer` is made with, the first used first."""

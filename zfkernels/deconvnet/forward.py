@@ -28,12 +28,12 @@ class Run(NamedTuple):
 
 
 def see(model: nn.Module, forward: Forward, images: Tensor, rules: Rules, overrides: Mapping[object, str]) -> Seen:
-    """A whole pass of the first of `images`, watched as `Own` runs it: the layers' names, shapes and receptive fields.
+    """A whole pass of `images`, watched as `Own` runs it: the layers' names, shapes and receptive fields.
 
     ValueError where the model cannot run them.
     """
     with torch.enable_grad():
-        seen, _ = _pass(model, forward, images[:1].detach().clone().requires_grad_(), rules, overrides)
+        seen, _ = _pass(model, forward, images.detach().clone().requires_grad_(), rules, overrides)
     return seen
 
 

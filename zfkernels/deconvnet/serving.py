@@ -19,7 +19,7 @@ from .forward import Forward, see, sizes
 
 SIZES = (224, 64, 32, 28, 299, 384, 512)  # of the images tried where the model does not say what it takes
 # What a seen pass depends on besides the model
-Kind = tuple[Size, torch.dtype, torch.device]
+Kind = tuple[Size, torch.dtype, torch.device, int]
 
 
 class Engine(NamedTuple):
@@ -85,7 +85,7 @@ class Planner:
         known = getattr(self.model, "image_size", None) or getattr(self.model, "default_cfg", {}).get("input_size")
         tried = [*([tuple(known)[-2:]] if isinstance(known, (tuple, list)) else []), *((side, side) for side in SIZES)]
         for size in tried:
-            images = like.new_zeros(1, 3 if first is None else first.in_channels, *size).detach()
+            images = like.new_zeros(2, 3 if first is None else first.in_channels, *size).detach()
             try:
                 with evaluation(self.model):
                     return self.watch(images).graph
@@ -94,10 +94,13 @@ class Planner:
         return None
 
     def watch(self, images: Tensor, keep: bool = True) -> Seen:
-        """What the model's own forward does with the first of these images (of all of them unless it is to be kept)."""
-        kind = images.shape[1:], images.dtype, images.device
+        """What the model's own forward does with the first of these images (with all unless it is to be kept).
+
+        The first two, for models that squeeze what they make of one.
+        """
+        kind = images.shape[1:], images.dtype, images.device, min(len(images), 2)
         if not keep or kind not in self.seen:
-            sample = images[:1] if keep and len(images) else images
+            sample = images[:2] if keep and len(images) else images
             sample = sample if len(sample) else images.new_zeros(1, *images.shape[1:])
             rules = Rules(checks.backend(None, images), "gradient")
             seen = see(self.model, self.forward or run_model, sample, rules, self.overrides)

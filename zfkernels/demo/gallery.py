@@ -18,6 +18,7 @@ from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, Figure, font
 from ..drawing.tiles import zoom_to
+from ..files import write_whole
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
 from ..training.history import plot_history, read_log
@@ -45,8 +46,8 @@ TABLE3_PLAN = Plan(epochs=10, batch_size=16, learning_rate=0.01, weight_decay=0.
 class Stage:
     """What the sections share: folders, the networks, the pictures to search."""
 
-    def __init__(self, out: Path, work: Path, progress: bool = False) -> None:
-        self.out, self.work, self.progress = out, work, progress
+    def __init__(self, out: Path, work: Path, method: str = "deconvnet", progress: bool = False) -> None:
+        self.out, self.work, self.method, self.progress = out, work, method, progress
         self.network = checkpoint.load(train_network(work / "clamped", PLAN, progress=progress))
         self.photographs = Photographs(SIDE)
         self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
@@ -70,9 +71,10 @@ def _save(image: Image.Image, path: Path) -> None:
     """A chart as a PNG with 256 colours of its own, a third of the bytes; anything else as a JPEG."""
     image = image.convert("RGB")
     if path.suffix == ".png":
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        drawn, options = image.quantize(256, dither=Image.Dither.NONE), {"optimize": True}
     else:
-        image.save(path, quality=86, subsampling=0, optimize=True)
+        drawn, options = image, {"quality": 86, "subsampling": 0, "optimize": True}
+    write_whole(path, lambda half: drawn.save(half, **options))
 
 
 def _save_figure(figure: Figure, path: Path) -> None:
@@ -116,7 +118,7 @@ def atlas_section(stage: Stage) -> str:
         top = stage.tops[layer]
         order = diverse(top, stage.tile_labels)[:4]
         panels = []
-        for card in atlas.cards(stage.deconv, top, layer, read, order):
+        for card in atlas.cards(stage.deconv, top, layer, read, order, method=stage.method):
             zoom = zoom_to(card.projections[0].shape[0], 50)
             panel = Image.fromarray(atlas.panel(card, zoom))
             kind = Image.Resampling.NEAREST if panel.width < 330 else Image.Resampling.LANCZOS
@@ -146,7 +148,7 @@ def evolution_section(stage: Stage) -> str:
     files = evolution.checkpoints(stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS)
     for layer in ("conv2", "conv4"):
         maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
-        result = evolution.evolution(evolution.load_each(files, stage.tiles), layer, maps)
+        result = evolution.evolution(evolution.load_each(files, stage.tiles), layer, maps, method=stage.method)
         _save_figure(evolution.figure(result, stage.tiles), stage.out / f"evolution_{layer}.jpg")
     return _section("evolution")
 
@@ -166,7 +168,8 @@ def occlusion_section(stage: Stage) -> str:
     exciting = stage.tops["conv5"].images[channel, :3]
     names = [classes[int(stage.tile_labels[i])] for i in exciting.tolist()]
     image = stage.network.normalise(occluded.image)
-    projected = occlusion.project_map(stage.deconv, image, "conv5", channel, stage.tile_inputs[exciting], names)
+    others = stage.tile_inputs[exciting], names
+    projected = occlusion.project_map(stage.deconv, image, "conv5", channel, *others, method=stage.method)
     _save_figure(occlusion.figure(replace(occluded, projected=projected), classes), stage.out / "occlusion.jpg")
     return _section("occlusion")
 

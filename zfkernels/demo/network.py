@@ -67,5 +67,5 @@ def fit_in(
     out: Path, model: ZFNet, run: Run, arguments: dict[str, Any], classes: Sequence[str], keep: Iterable[int] = ()
 ) -> list[history.Epoch]:
     """Train the ZFNet that `arguments` build in a folder of the run's own, and continue there if it was stopped."""
-    state = history.begin(out, run.plan)
+    state = history.begin(out, run.plan, overwrite=False, model=model, run=run, classes=classes)
     return fit(model, run, history.files(out, arguments, classes, keep), state)

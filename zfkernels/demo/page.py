@@ -14,6 +14,7 @@ from ..analyses.occlusion import Occluded
 from ..drawing.page import render
 from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
+from ..files import write_text, write_whole
 from ..training.run import Epoch
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
@@ -62,10 +63,10 @@ def write_page(out: Path, findings: Findings) -> Path:
     limit = float(findings.filters.abs().amax())
     filters = [signed_picture(weight, limit) for weight in findings.filters]
     columns = -(-len(filters) // 2) if len(filters) <= 32 else 16
-    Image.fromarray(tile(filters, columns, zoom=9, gap=4)).save(out / "filters.png")
+    write_whole(out / "filters.png", Image.fromarray(tile(filters, columns, zoom=9, gap=4)).save)
     for layer in findings.layers:
         for card in layer.tops:
-            Image.fromarray(beside(*_grids(card, TILE), 10)).save(out / _panel_name(layer, card))
+            write_whole(out / _panel_name(layer, card), Image.fromarray(beside(*_grids(card, TILE), 10)).save)
     for occluded in findings.occluded:
         save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
@@ -83,7 +84,7 @@ def write_page(out: Path, findings: Findings) -> Path:
         counted=lambda names: ", ".join(f"{name} {count}" for name, count in Counter(names).most_common()),
     )
     page = out / "index.html"
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     return page
 
 
@@ -164,4 +165,4 @@ def _gallery(findings: Findings, path: Path) -> None:
             draw.text((x, y + line - 2), f"map {card.channel}, activations {_range(card)}", SOFT, small)
             halves = [Image.fromarray(grid).resize((panel_height,) * 2, kind) for grid in _grids(card, side)]
             drawn.paste(Image.fromarray(beside(*map(np.asarray, halves), 4)), (x, y + 2 * line - 4))
-    drawn.save(path)
+    write_whole(path, drawn.save)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
@@ -39,9 +41,25 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure to a file, whose folder is made where it is missing."""
+    """Write the figure to a file, whole or not at all, whose folder is made where it is missing.
+
+    The ending says in which format; without one it is PNG, under the very name.
+
+    Raises:
+        ValueError: an ending that is no format; the formats are named.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    kind = path.suffix[1:].lower() or "png"
+    write_whole(path, lambda beside: figure.savefig(beside, format=kind))
+
+
+def check_format(path: Path) -> None:
+    """ValueError if the ending of `path` is no format of figures. None at all is PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise ValueError(f"Format {path.suffix[1:]!r} is not supported (supported formats: {', '.join(known)}): {path}")
 
 
 def font(size: int) -> FreeTypeFont:

@@ -11,7 +11,8 @@ Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 
 def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
-    """(3, H, W) values to uint8 (H, W, 3): 0 is mid-grey, +limit full and -limit none of a colour."""
+    """(3, H, W), or grey (1, H, W), values to uint8 (H, W, 3): 0 is mid-grey, +limit full, -limit none of a colour."""
+    values = values.expand(3, -1, -1) if len(values) == 1 else values
     scaled = values.detach().float().cpu() * (127 / limit if limit > 0 else 0.0) + GREY
     return scaled.round().clamp(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 

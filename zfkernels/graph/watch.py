@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
                 self.held[x] = inputs[0]
             self.passed[name] = inputs[0]
             return
-        role = "part" if leaf is not None and self.begun and part.role == "layer" else part.role
+        role = "part" if leaf is not None and self.begun else part.role
         seen, self.begun = self.seen, True
         for step in part.steps:
             last = step is part.steps[-1]
@@ -209,8 +209,7 @@ class Watch(TorchFunctionMode):
     def _pointwise(self, called: str, taken: list[int], made: Tensor) -> bool:
         """Whether each place of a value depends on the same place of what it is made of."""
         sizes = {self.seen.shapes[i][2:] for i in taken if len(self.seen.shapes[i]) == 4}
-        alike = made.ndim == 4 and sizes - {Size((1, 1))} <= {made.shape[2:]}
-        return alike and called in POINTWISE_NAMES
+        return made.ndim == 4 and sizes <= {made.shape[2:]} and called in POINTWISE_NAMES
 
 
 METHODS = ("method_descriptor", "wrapper_descriptor")

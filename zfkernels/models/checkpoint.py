@@ -1,17 +1,21 @@
 """Networks on disk: what `zfkernels demo` saves, and plain state dicts of a ZFNet."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..files import load_tensors, save_tensors
+from . import states
 from .zfnet import ZFNet
 
 FORMAT = "zfkernels.zfnet.1"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in 0..1, as torchvision's
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
+# The arguments of ZFNet that a file may give
+ARGUMENTS = {"num_classes", "in_channels", "image_size", "channels", "fc", "without", "dropout", "center", "weight_std"}
 
 
 @dataclass(frozen=True)
@@ -23,64 +27,118 @@ class Network:
     mean: Tensor  # (3, 1, 1) or (3, H, W), in 0..255
     scale: Tensor  # (1, 1, 1) or (3, 1, 1)
     image_size: tuple[int, int]  # height, width
+    channels: int = 3  # 1: the model takes grey pictures, and `mean` and `scale` have one channel
+
+    @property
+    def preprocessing(self) -> bytes:
+        """What tells apart two ways in which pictures become inputs."""
+        numbers = b"".join(values.float().numpy().tobytes() for values in (self.mean, self.scale))
+        return numbers + f"{self.image_size} {self.channels}".encode()
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> what the model takes, float32."""
-        return (pixels.float() - self.mean) / self.scale
+        """uint8 (..., 3, H, W) -> what the model takes, float32; of a grey network (..., 1, H, W)."""
+        pixels = pixels.float()
+        if self.channels == 1:
+            pixels = (pixels * torch.tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)
+        return (pixels - self.mean) / self.scale
 
 
-def save(path: Path, network: Network, arguments: dict) -> None:
-    """Write the network; `arguments` are the keyword arguments that build its ZFNet."""
-    torch.save(
-        {
-            "format": FORMAT,
-            "arguments": arguments,
-            "classes": network.classes,
-            "mean": network.mean,
-            "scale": network.scale,
-            "state_dict": network.model.state_dict(),
-        },
-        path,
-    )
+def save(path: Path, network: Network, arguments: dict, run: dict[str, Any] | None = None) -> None:
+    """Write the network, whole or not at all.
+
+    Args:
+        arguments: the keyword arguments that build its ZFNet.
+        run: {"id": ..., "epoch": ...}: the training run that it is of.
+    """
+    content = {
+        "format": FORMAT,
+        "arguments": arguments,
+        "classes": network.classes,
+        "mean": network.mean,
+        "scale": network.scale,
+        "state_dict": network.model.state_dict(),
+    }
+    save_tensors(path, content if run is None else content | {"run": run})
 
 
 def load(path: Path) -> Network:
     """The network in a file that `save` wrote, or in a ZFNet's own `torch.save(model.state_dict(), path)`.
 
     A plain state dict carries no preprocessing: its pictures are scaled to 0..1 and normalised by ImageNet's mean and
-    standard deviation, as torchvision's weights are. Only tensors and plain containers are unpickled.
+    standard deviation, as torchvision's weights are. It may be wrapped, and its names prefixed, as `states.fitted`
+    knows. Only tensors and plain containers are unpickled.
 
     Raises:
         ValueError: the file is neither; the message says what it is instead.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} holds Python objects, which could run code and are not loaded: save model.state_dict(), not "
-                "the model"
-            ) from error
-        raise ValueError(f"{path} is not a checkpoint: torch.save did not write it") from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: it is empty, damaged or cut short") from error
+    return from_content(path, load_tensors(path))
+
+
+def from_content(path: Path, content: object) -> Network:
+    """The network in what `load_tensors` read from the file `path`."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict or a zfkernels checkpoint")
     if content.get("format") == FORMAT:
-        try:
-            model = ZFNet(**content["arguments"])
-            state, classes, mean, scale = (content[key] for key in ("state_dict", "classes", "mean", "scale"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged zfkernels checkpoint ({error!r})") from error
+        arguments, state, classes, mean, scale = _own(path, content)
     else:
-        state = content.get("state_dict", content)
-        model, classes, mean, scale = _plain(path, state)
+        arguments, state, classes, mean, scale = _plain(path, content)
+    # Few numbers can be stored as a view of many, which would then ask for any amount of memory
+    if sum(value.numel() for value in state.values() if isinstance(value, Tensor)) > path.stat().st_size:
+        raise ValueError(f"{path} is a damaged checkpoint: it holds fewer numbers than its network")
+    classes = numbered(arguments["num_classes"]) if classes is None else classes
+    problem = states.misfit(state, ZFNet(**arguments, device="meta"))
+    if problem is not None:
+        raise ValueError(f"{path} does not fit a ZFNet: {problem}")
+    model = ZFNet(**arguments)
+    model.load_state_dict(state)
+    return Network(model.eval(), classes, mean, scale, model.image_size, model.in_channels)
+
+
+def preprocessing(content: object, channels: int) -> tuple[list[str], Tensor, Tensor] | None:
+    """(classes, mean, scale) of a zfkernels checkpoint's content, if it is one of a network of so many channels."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    classes, mean, scale = content.get("classes"), content.get("mean"), content.get("scale")
+    if (
+        not isinstance(mean, Tensor)
+        or not isinstance(scale, Tensor)
+        or mean.ndim != 3
+        or len(mean) not in (1, channels)
+    ):
+        return None
+    return classes, mean, scale
+
+
+def run_of(path: Path) -> tuple[str | None, int | None]:
+    """(the id of the training run, the epoch) that a file says it is of; (None, None) where it says nothing."""
+    content = load_tensors(path)
+    run = content.get("run") if isinstance(content, dict) else None
+    return (str(run.get("id")), run.get("epoch")) if isinstance(run, dict) else (None, None)
+
+
+def _own(path: Path, content: dict) -> tuple[dict, dict, list[str], Tensor, Tensor]:
+    """Arguments, state, classes, mean and scale of a file that `save` wrote, all looked at before anything is built."""
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]  # below torch's heading
-        raise ValueError(f"{path} does not fit a ZFNet: {' '.join(lines)[:300]}") from error
-    return Network(model.eval(), list(classes), mean, scale, model.image_size)
+        arguments, state, classes, mean, scale = (
+            content[key] for key in ("arguments", "state_dict", "classes", "mean", "scale")
+        )
+        if unknown := set(arguments) - ARGUMENTS:
+            raise ValueError(f"no argument of ZFNet: {min(map(str, unknown))}")
+        model = ZFNet(**arguments, device="meta")
+        if len(classes) != model.num_classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"classes must be {model.num_classes} names, got {len(classes)}")
+        images = torch.Size((model.in_channels, *model.image_size))
+        if torch.broadcast_shapes(mean.shape, scale.shape, images) != images or mean.ndim != 3 or not scale.all():
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and scale {tuple(scale.shape)} fit no pictures of {tuple(images)}"
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is a damaged zfkernels checkpoint ({error!r})") from error
+    if model.in_channels not in (1, 3):
+        raise ValueError(
+            f"{path} is of a network of {model.in_channels} channels; pictures have 3, or 1 if they are grey"
+        )
+    return arguments, state, list(classes), mean, scale
 
 
 def untrained(seed: int = 0) -> Network:
@@ -91,13 +149,16 @@ def untrained(seed: int = 0) -> Network:
     return Network(model.eval(), numbered(model.num_classes), *imagenet(), model.image_size)
 
 
-def _plain(path: Path, state: object) -> tuple[ZFNet, list[str], Tensor, Tensor]:
-    """Model, classes, mean and scale for a ZFNet's own state dict."""
-    last = state.get("fc8.weight") if isinstance(state, dict) else None
+def _plain(path: Path, content: dict) -> tuple[dict, dict, None, Tensor, Tensor]:
+    """The same of a ZFNet's own state dict."""
+    try:
+        state = states.fitted(content, ZFNet(device="meta"))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    last = state.get("fc8.weight")
     if not isinstance(last, Tensor) or last.dim() != 2:
-        content = ", ".join(list(map(str, state))[:4]) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {content or 'nothing'}")
-    return ZFNet(num_classes=len(last)), numbered(len(last)), *imagenet()
+        raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {', '.join(list(state)[:4]) or 'nothing'}")
+    return {"num_classes": len(last)}, state, None, *imagenet()
 
 
 def numbered(count: int) -> list[str]:
@@ -105,6 +166,10 @@ def numbered(count: int) -> list[str]:
     return [f"class {index}" for index in range(count)]
 
 
-def imagenet() -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation that torchvision's networks expect, (3, 1, 1) each, for pixels in 0..255."""
-    return tuple(255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+def imagenet(channels: int = 3) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation that torchvision's networks expect, (3, 1, 1) each, for pixels in 0..255.
+
+    Of a grey network the mean of the three, (1, 1, 1) each.
+    """
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean, std) if channels == 3 else (mean.mean(0, keepdim=True), std.mean(0, keepdim=True))

@@ -16,6 +16,7 @@ whole run (dropout's is torch's global one), which then takes one process and ca
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.loading import plainly
+from ..models.states import misfit
 from ..models.zfnet import clamp_filters_
-from ..progress import bar
+from ..progress import Shown, bar
 from .crops import Cropped, draw_steps, stack_crops
 from .processes import drawn_anew, processes, summed
 from .recipe import CROPS, EVALUATED
@@ -43,11 +46,12 @@ def fit(
     nn.Dropout modules drop are the same on any number of processes, and so, except for rounding, is the loss.
 
     Args:
-        callbacks: called in turn after each epoch; those of `history.files` write the run's folder.
+        callbacks: called in turn after each epoch; those of `history.files` write the run's folder. Where a run is
+            continued they are called once before, so that what a stopped process left undone is done.
         state: what `history.begin` gave, to continue from.
 
     Raises:
-        ValueError: a plan that draws "run" in several processes, or continued.
+        ValueError: a plan that draws "run" in several processes, or continued; a state of another model.
         FloatingPointError: the loss is not finite.
     """
     plan, (rank, world) = run.plan, processes()
@@ -58,6 +62,8 @@ def fit(
     parallel = model
     if world > 1:
         parallel = nn.parallel.DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+    for callback in callbacks if rank == 0 and state is not None else ():
+        callback(trained)
     stream = torch.Generator().manual_seed(plan.seed), lambda pictures, mine: None  # one process has all
     for epoch in range(len(history) + 1, plan.epochs + 1):
         began = time.perf_counter()
@@ -83,13 +89,23 @@ def _started(model: nn.Module, run: Run, state: dict[str, Any] | None) -> Traine
         model.parameters(), lr=plan.learning_rate, momentum=plan.momentum, weight_decay=plan.weight_decay
     )
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        return Trained(run, model, optimiser, state["mean"], [Epoch(**line) for line in state["history"]])
+        if problem := misfit(state["model"], model):
+            raise ValueError(f"the state to continue from is of another network: {problem}")
+        try:
+            model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the state to continue from is damaged ({error!r})") from error
+        history = [Epoch(**line) for line in state["history"]]
+        return Trained(run, model, optimiser, state["mean"], history, state.get("id") or new_id())
     mean = run.mean
     if mean is None:
         mean = mean_picture(run.training, run.workers, run.progress, next(model.parameters()).device)
-    return Trained(run, model, optimiser, mean, [])
+    return Trained(run, model, optimiser, mean, [], new_id())
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _pass(
@@ -105,10 +121,10 @@ def _pass(
     mine = [step[rank::world] or step[:1] for step in steps]
     loader = _loader(Cropped(run.training, run.side), mine, run.workers, device)
     what, sizes = f"epoch {len(trained.history) + 1}/{plan.epochs}", [len(step) for step in steps]
-    batches = bar(loader, what, " images", run.progress and rank == 0, leave=False, sizes=sizes)
+    batches = bar(loader, what, " images", rank == 0 and run.progress, leave=False, sizes=sizes)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     model.train()
-    for size, (images, labels, crops) in zip(sizes, batches, strict=True):
+    for size, (images, labels, crops) in zip(sizes, plainly(batches), strict=True):
         labels, crops = labels.to(device), crops.to(device)
         counts = float(size > rank)
         share(size, slice(rank, None, world) if counts else slice(1))
@@ -146,7 +162,7 @@ def evaluate(model: nn.Module, run: Run, pictures: Dataset, mean: Tensor) -> tup
     mean = mean.to(device)
     counts = torch.zeros(3, dtype=torch.int64)
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), batch_size), run.workers, device)
-    for images, labels, _ in bar(loader, "evaluation", "batch", run.progress and rank == 0, leave=False):
+    for images, labels, _ in plainly(bar(loader, "evaluation", "batch", rank == 0 and run.progress, leave=False)):
         crops = stack_crops((images.to(device).float() - mean) / run.scale, which, run.side)
         with _autocast(device, run.precision):
             logits = model(crops.flatten(0, 1))
@@ -161,13 +177,13 @@ def evaluate(model: nn.Module, run: Run, pictures: Dataset, mean: Tensor) -> tup
 
 @torch.no_grad()
 def mean_picture(
-    pictures: Dataset, workers: int = 0, progress: bool = False, device: str | torch.device = "cpu"
+    pictures: Dataset, workers: int = 0, progress: Shown = False, device: str | torch.device = "cpu"
 ) -> Tensor:
     """The mean of each pixel over the set: float32 (3, H, W) in 0..255, the same on any number of processes."""
     rank, world = processes()
     total = torch.zeros(3, *pictures.size, dtype=torch.int64)
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), 64), workers, torch.device("cpu"))
-    for images, _, _ in bar(loader, "mean picture", "batch", progress and rank == 0, leave=False):
+    for images, _, _ in plainly(bar(loader, "mean picture", "batch", rank == 0 and progress, leave=False)):
         total += images.sum(0, dtype=torch.int64)
     return (summed(total, torch.device(device)).double() / len(pictures)).float()
 

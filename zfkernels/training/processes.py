@@ -20,6 +20,28 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
+def chosen_device(device: str | None = None) -> torch.device:
+    """The device of this name; without one the GPU if there is one, or the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {device!r}")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            there = f"there are {count}" if count else "torch sees no CUDA device"
+            raise ValueError(f"--device {device}: {there}; `zfkernels info` says why; --device cpu always works")
+    return chosen
+
+
 @contextmanager
 def launched(device: str | None = None) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; gives this process's device.
@@ -27,7 +49,7 @@ def launched(device: str | None = None) -> Iterator[torch.device]:
     NCCL and a GPU each (LOCAL_RANK) where there are GPUs, otherwise gloo on the CPU. Without torchrun: `device`, or the
     GPU if there is one, or the CPU.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = chosen_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield chosen
         return

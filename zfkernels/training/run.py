@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..progress import Shown
 from .crops import crop_places
 from .recipe import Plan
 
@@ -46,7 +47,7 @@ class Run:
     mean: Tensor | None = None  # float (3, H, W) of the pictures; measured if None
     precision: torch.dtype = torch.float32  # torch.bfloat16: mixed precision (autocast; weights stay in float32)
     workers: int = 0  # processes that read pictures, for each training process
-    progress: bool = False  # show progress bars (needs tqdm)
+    progress: Shown = False  # show progress bars (needs tqdm), or "lines": one every half minute
 
     def __post_init__(self) -> None:
         for name in ("training", "validation"):
@@ -65,3 +66,9 @@ class Trained:
     optimiser: torch.optim.Optimizer
     mean: Tensor
     history: list[Epoch]
+    id: str  # of this run, the same in all its files and after it was continued
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch of the lowest validation error, the first of several."""
+        return min(self.history, key=lambda epoch: epoch.error)

@@ -7,13 +7,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def randomised(model: nn.Module, images: Tensor, seed: int = 0, forward=None) -> nn.Module:
-    """`model` in float64 and evaluation mode, without gradients of its weights, which are drawn anew.
+    """`model` in the images' dtype and evaluation mode, without gradients of its weights, which are drawn anew.
 
     Running means and variances are those of the values that arrive, moved at random, so that values neither die nor
     explode however deep the network.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = model.double().eval().requires_grad_(False)
+    model = model.to(images.dtype).eval().requires_grad_(False)
     slopes = {id(module.weight) for module in model.modules() if isinstance(module, nn.PReLU)}
     for name, parameter in model.named_parameters():
         if id(parameter) in slopes:
@@ -32,8 +32,9 @@ def randomised(model: nn.Module, images: Tensor, seed: int = 0, forward=None) ->
     def statistics(module: _BatchNorm, inputs: tuple) -> None:
         x = inputs[0]
         spread, mean = torch.std_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0)
+        spread = spread.clamp(min=float(x.std()) / 2)  # a map of few values may vary by next to nothing
         module.running_mean.normal_(0, 0.3, generator=generator).mul_(spread).add_(mean)
-        module.running_var.uniform_(0.5, 2, generator=generator).mul_(spread.square()).add_(1e-3)
+        module.running_var.uniform_(0.5, 2, generator=generator).mul_(spread.square())
 
     handles = [norm.register_forward_pre_hook(statistics) for norm in norms]
     forward(model, images) if forward else model(images)

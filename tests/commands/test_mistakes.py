@@ -1,0 +1,362 @@
+"""What is found before any work, what is written where, what is said of what cannot be: one line, and how to go on."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL, network
+
+from zfkernels import cli, progress
+from zfkernels.analyses.filters import likeness, noise_note
+from zfkernels.commands import options, train
+from zfkernels.models import checkpoint
+from zfkernels.models.checkpoint import Network
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """photos/a, b, c of six pictures each; zfnet.pt and learned.pt, whose first filters are smooth."""
+    path = tmp_path_factory.mktemp("world")
+    random = np.random.default_rng(0)
+    for label, name in enumerate("abc"):
+        (path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 100, (60, 60, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(path / "photos" / name / f"{i}.png")
+    mean, scale = torch.full((3, 48, 48), 120.0), torch.full((1, 1, 1), 60.0)
+    model = network()
+    checkpoint.save(path / "zfnet.pt", Network(model, ["ant", "bee", "cow"], mean, scale, (48, 48)), SMALL)
+    smooth = torch.nn.functional.interpolate(torch.randn(6, 3, 2, 2), size=(7, 7), mode="bilinear")
+    with torch.no_grad():
+        model.conv1.weight.copy_(smooth / 10)
+    checkpoint.save(path / "learned.pt", Network(model, ["ant", "bee", "cow"], mean, scale, (48, 48)), SMALL)
+    return path
+
+
+def call(capsys, text):
+    try:
+        code = cli.main(text.split())
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, text, *words):
+    """It ends with 2 and one line on stderr, before anything was said on stdout."""
+    code, out, errors = call(capsys, text)
+    assert (code, out) == (2, "")
+    assert errors.count("\n") == 1, errors
+    for word in words:
+        assert word in errors
+    return errors
+
+
+# What is written where
+
+PROJECT = "project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer conv2"
+
+
+def test_a_figure_is_written_under_the_very_name(capsys, world, tmp_path):
+    (tmp_path / "victim.png").write_bytes(b"precious")
+    code, out, _ = call(capsys, PROJECT.format(w=world) + f" --out {tmp_path}/victim")
+    assert code == 0
+    assert out.splitlines()[-1] == f"picture     {tmp_path}/victim"
+    assert (tmp_path / "victim.png").read_bytes() == b"precious"
+    with Image.open(tmp_path / "victim") as picture:
+        assert picture.format == "PNG"
+    assert call(capsys, PROJECT.format(w=world) + f" --out {tmp_path}/p.jpg")[0] == 0
+    with Image.open(tmp_path / "p.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        PROJECT,
+        "occlude {w}/photos/a/0.png --weights {w}/zfnet.pt",
+        "filters --weights {w}/zfnet.pt",
+        "invariance {w}/photos/a --weights {w}/zfnet.pt",
+        "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt",
+        "evolution {w}/photos --weights {w}/zfnet.pt",
+        "sanity {w}/photos/a/0.png --weights {w}/zfnet.pt",
+    ],
+)
+def test_outputs_are_looked_at_before_any_work(capsys, world, tmp_path, command, monkeypatch):
+    """A folder, a file in place of a folder, an unknown format, a file that is read."""
+    monkeypatch.setattr(checkpoint, "load", lambda path: pytest.fail("it worked before it looked"))
+    command = command.format(w=world)
+    (tmp_path / "file").write_text("mine")
+    refused(capsys, f"{command} --out {tmp_path}", "--out must be a file, and", "is a folder")
+    refused(capsys, f"{command} --out {tmp_path}/file/p.png", "cannot be written")
+    refused(capsys, f"{command} --out {tmp_path}/p.xyz", "Format 'xyz' is not supported", "png")
+    before = (world / "zfnet.pt").read_bytes()
+    (tmp_path / "link.png").symlink_to(world / "zfnet.pt")
+    refused(capsys, f"{command} --out {tmp_path}/link.png", "would overwrite a file that is read")
+    assert (world / "zfnet.pt").read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"file", "link.png"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train {w}/photos --out {o}",
+        "ablate {w}/photos --out {o}",
+        "atlas {w}/photos --weights {w}/zfnet.pt --out {o}",
+        "gallery --out {o}",
+        "gallery --work {o} --out {t}/g",
+        "demo --out {o}",
+        "verify --json {o}/a.json",
+        "bench --quick --json {o}/a.json",
+        "sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --json {o}/a.json --out {t}/s.png",
+        "occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --raw {o}/a.npz --out {t}/s.png",
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "/deeper"])
+def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world, tmp_path, command, inside):
+    (tmp_path / "file").write_text("mine")
+    refused(capsys, command.format(w=world, t=tmp_path, o=f"{tmp_path}/file{inside}"), f"{tmp_path}/file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+# What cannot be, found before any work
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train {w}/photos --device cuda:99", "--device cuda:99: "),
+        ("train {w}/photos --device gpu", "--device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        ("train {w}/photos --device meta", "--device must be cpu, cuda or cuda:NUMBER, got 'meta'"),
+        ("ablate {w}/photos --device cuda:99", "--device cuda:99: "),
+        ("train {w}/photos --held-out 1", "--held-out must lie between 0 and 1"),
+        ("train {w}/photos --workers -1", "--workers must be at least 0, got -1"),
+        ("train {w}/photos --side 20", "image_size must leave"),
+        ("train {w}/photos --fc 0 3", "fc must be at least 1, got 0"),
+        ("train {w}/none", "there is no folder"),
+        ("bench --show {t}/nope.json", "--show: there is no file"),
+        ("bench --show {w}/zfnet.pt", "holds no record that `zfkernels bench --json` wrote"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1, got 0"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --batch 0", "--batch must be at least 1, got 0"),
+        ("neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1"),
+        ("correspond {t}/none.json --weights {w}/zfnet.pt", "there is no file"),
+        # Near names
+        ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
+        ("sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --layer cnov4", "did you mean 'conv4'?"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --target Cow", "did you mean 'cow'?"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --target dog", "classes: ant, bee, cow"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --layers conv1 fc77", "did you mean 'fc7'?"),
+    ],
+)
+def test_what_cannot_be_is_found_before_any_work(capsys, world, tmp_path, command, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, command.format(w=world, t=tmp_path), words)
+    assert not list(tmp_path.glob("**/*.pt"))
+
+
+def test_a_class_has_a_near_name(capsys, world, tmp_path):
+    text = f"invariance {world}/photos/a --weights {world}/zfnet.pt --out {tmp_path}/o.png --class"
+    code, _, errors = call(capsys, f"{text} Bee")
+    assert code == 2
+    assert "did you mean 'bee'?" in errors
+    assert "classes: ant, bee, cow" in errors
+
+
+def test_an_impossible_per_class_is_found_before_the_features(capsys, world, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("zfkernels.analyses.probes.features", lambda *rest: pytest.fail("it worked before it looked"))
+    code, _, errors = call(capsys, f"probe {world}/photos --weights {world}/zfnet.pt --per-class 3 6")
+    assert code == 2
+    assert "leave a picture of each class to test on, got 6; the smallest class has 6" in errors
+
+
+def test_pictures_that_memory_cannot_hold_are_refused():
+    options.check_memory(10**6, "3 pictures")
+    with pytest.raises(ValueError, match=r"3 pictures need 1000000000.0 GB of memory, and there are"):
+        options.check_memory(10**18, "3 pictures")
+
+
+def test_every_error_is_one_line(capsys, world, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("a bug\nof two lines")
+
+    monkeypatch.setattr(checkpoint, "load", fail)
+    refused(capsys, PROJECT.format(w=world), "RuntimeError: a bug of two lines (ZFKERNELS_TRACEBACK=1 shows where)")
+    monkeypatch.setenv("ZFKERNELS_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(PROJECT.format(w=world).split())
+
+
+def test_the_exit_codes_are_told(capsys):
+    assert (
+        "0 done; 1 a check failed (verify, bench); 2 a mistake in the call or its files; 130" in call(capsys, "-h")[1]
+    )
+
+
+def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tmp_path):
+    options = "--side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 32 --batch 4 --epochs 10000 --device cpu"
+    command = [
+        sys.executable,
+        "-m",
+        "zfkernels",
+        "train",
+        world / "photos",
+        "--out",
+        tmp_path / "run",
+        *options.split(),
+    ]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=paths) as process:
+        while not (tmp_path / "run" / "epoch_002.pt").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "zfkernels train: stopped; --resume continues the run after its last whole epoch\n"
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
+# A search of another kind
+
+
+def test_another_atlas_in_the_folder_says_how_to_go_on(capsys, world, tmp_path):
+    text = f"atlas {world}/photos --weights {world}/zfnet.pt --layers conv1 --maps 2 --out {tmp_path}/a"
+    assert call(capsys, f"{text} --top 3")[0] == 0
+    code, _, errors = call(capsys, f"{text} --top 4")
+    assert code == 2
+    assert errors.count("\n") == 1
+    (file,) = (tmp_path / "a").glob("search-*.pt")
+    assert str(file) in errors
+    assert (
+        "with other k: 3, not 4; delete it to search anew, or choose another file (of an atlas: another --out)"
+        in errors
+    )
+    for data in (b"", file.read_bytes()[:900]):
+        file.write_bytes(data)
+        code, _, errors = call(capsys, f"{text} --top 3")
+        assert (code, errors.count("\n")) == (2, 1)
+        assert f"{file} is not a readable checkpoint" in errors
+        assert "delete it to search anew" in errors
+    file.unlink()
+    assert call(capsys, f"{text} --top 4")[0] == 0
+    assert "18 pictures" in (tmp_path / "a" / "pictures.log").read_text()
+
+
+def test_pictures_seen_otherwise_are_searched_anew(capsys, world, tmp_path):
+    """Another --mean, or another picture of the same name: what an earlier search kept is of no use."""
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    for i in range(3):
+        (pictures / f"{i}.png").write_bytes((world / "photos" / "a" / f"{i}.png").read_bytes())
+    text = f"atlas {pictures} --weights {world}/zfnet.pt --layers conv1 --maps 2 --top 2 --out {tmp_path}/a"
+    assert call(capsys, text)[0] == 0
+    assert call(capsys, f"{text} --mean 0.1")[0] == 0
+    (pictures / "0.png").write_bytes((world / "photos" / "b" / "0.png").read_bytes())
+    assert call(capsys, text)[0] == 0
+    assert len(list((tmp_path / "a").glob("search-*.pt"))) == 3
+
+
+# Networks that have learned nothing
+
+
+def test_filters_of_noise_are_told_from_learned_ones():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert likeness(torch.randn(24, 3, 7, 7)) < 0.1
+        assert likeness(torch.randn(24, 3, 11, 11) * 10 ** torch.randn(24, 1, 1, 1)) < 0.1
+    edges = torch.tensor([[-1.0, 0, 1]] * 3).expand(8, 3, 3, 3)
+    blobs = torch.ones(4, 1, 5, 5)
+    colours = torch.randn(8, 1, 7, 7).expand(-1, 3, -1, -1)  # noise in space, but grey
+    for learned in (edges, blobs, colours):
+        assert likeness(learned) > 0.3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        PROJECT,
+        "occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --patch 24 --stride 12",
+        "atlas {w}/photos --weights {w}/zfnet.pt --layers conv1 --maps 1 --top 2",
+        "filters --weights {w}/zfnet.pt",
+        "evolution {w}/photos --weights {w}/zfnet.pt --layer conv2 --maps 1",
+        "invariance {w}/photos/a/0.png --weights {w}/zfnet.pt --layers conv1",
+        "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --layers conv1",
+        "sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --layer conv1 --repeats 1",
+    ],
+)
+def test_every_command_that_draws_a_network_of_noise_says_so(capsys, world, tmp_path, command):
+    command = command.format(w=world) + f" --out {tmp_path}/o.png"
+    code, out, errors = call(capsys, command)
+    assert (code, errors) == (0, "")
+    assert "filters are still noise" in out
+    code, out, _ = call(capsys, command.replace("zfnet.pt", "learned.pt").replace("o.png", "learned.png"))
+    assert code == 0
+    assert "noise" not in out
+
+
+def test_a_network_without_filters_has_no_note():
+    assert noise_note(torch.nn.Linear(2, 2)) is None
+    assert noise_note(torch.nn.Conv2d(1, 4, 1)) is None
+
+
+OPTIONS = "--side 64 --channels 4 4 4 4 4 --fc 8 8 --epochs 1 --device cpu --quiet"
+
+
+def test_a_batch_that_exceeds_the_set_is_made_smaller_and_said(capsys, world, tmp_path):
+    code, out, errors = call(capsys, f"train {world}/photos --out {tmp_path}/a {OPTIONS}")
+    assert code == 0
+    assert "batch       4 pictures a step, because --batch 128 exceeds the set of 15" in out
+    assert "validation pictures are wrong, of guesses 66.7% would be: the network has learned nothing yet" in errors
+    assert "batch   " not in call(capsys, f"train {world}/photos --out {tmp_path}/b {OPTIONS} --batch 4")[1]
+    assert [train.batch_of(128, n) for n in (88, 40, 15, 1, 128, 127, 1000)] == [8, 4, 4, 1, 128, 8, 128]
+    code, out, _ = call(capsys, f"train {world}/photos --out {tmp_path}/a {OPTIONS} --epochs 2 --resume")
+    assert code == 0
+    assert "resumed     after epoch 1" in out
+
+
+def test_a_network_that_learned_is_not_said_to_be_at_chance():
+    class Set(list):
+        labels = (0,) * 30 + (1,) * 30
+
+    pictures = Set(range(60))
+    assert train.chance_note(pictures, 0.3, 2) is None
+    assert "of guesses 50.0% would be" in train.chance_note(pictures, 0.45, 2)
+    Set.labels = (0,) * 54 + (1,) * 6  # always the larger class: 10% wrong
+    assert train.chance_note(pictures, 0.0, 2) is None
+    assert train.chance_note(pictures, 0.1, 2) is not None
+
+
+# Progress where there is no terminal
+
+
+def test_a_line_every_half_minute(capsys, monkeypatch):
+    now = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(progress.bar(range(8), "epoch 1", " images", "lines", sizes=[10] * 8)) == list(range(8))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "epoch 1: 30 of 80, 55 s left (images, after 33 s)",
+        "epoch 1: 60 of 80, 22 s left (images, after 66 s)",
+    ]
+    assert list(progress.bar(iter("abcd"), "letters", "letter", "lines")) == list("abcd")
+    assert capsys.readouterr().err == "letters: 3 (letter, after 33 s)\n"
+
+
+def test_commands_show_bars_on_a_terminal_and_lines_elsewhere(monkeypatch):
+    assert progress.wanted() == "lines"
+    assert progress.wanted(quiet=True) is False
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert progress.wanted() is True
+    assert progress.wanted(quiet=True) is False
