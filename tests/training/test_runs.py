@@ -120,6 +120,16 @@ def test_the_demo_does_not_replace_a_run(capsys, trained):
     assert contents(trained) == before
 
 
+def test_no_run_is_begun_over_networks_without_a_state(trained, tmp_path):
+    """As the gallery and ablate begin theirs: to be continued where there is a state, and else in an empty folder."""
+    (tmp_path / "zfnet.pt").write_bytes((trained / "zfnet.pt").read_bytes())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        history.begin(tmp_path, Plan(), overwrite=False)
+    assert (tmp_path / "zfnet.pt").exists()
+    (tmp_path / "zfnet.pt").unlink()
+    assert history.begin(tmp_path, Plan(), overwrite=False) is None
+
+
 HOLDS = """
 import sys
 from pathlib import Path
