@@ -31,7 +31,15 @@ auto with_table(bool f64, const Kernel& kernel) {
 }
 
 // zf::Kernel's.
-constexpr const char* kKernelNames[] = {"direct", "scatter", "tiles", "rows", "nonzeros", "nonzeros_plain"};
+constexpr const char* kKernelNames[] = {"direct",   "scatter",        "tiles",    "rows",
+                                        "nonzeros", "nonzeros_plain", "depthwise"};
+
+template <typename T>
+void conv2d_of(const zf::KernelsOf<T>& k, const zf::Conv& s, Address x, Address w, Address packed, Address bias,
+               Address add, Address y, bool relu, double cap, int threads) {
+    const zf::Epilogue<T> end{Pointer{bias}, Pointer{add}, relu, static_cast<T>(cap)};
+    k.conv2d(s, Pointer{x}, Pointer{w}, Pointer{packed}, end, Pointer{y}, threads);
+}
 
 const zf::Kernels& kernels_named(const char* name) {
     if (const zf::Kernels* k = zf::find_kernels(name)) return *k;
@@ -43,9 +51,14 @@ const zf::Kernels& kernels_named(const char* name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address bias, Address y, bool relu, int threads) {
-        with_table(
-            f64, [&](auto& k) { k.conv2d(conv(s), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y}, relu, threads); });
+    // `add` and `packed` may be null; without a cap it is infinity.
+    m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address packed, Address bias, Address add,
+                       Address y, bool relu, double cap, int threads) {
+        with_table(f64, [&](auto& k) { conv2d_of(k, conv(s), x, w, packed, bias, add, y, relu, cap, threads); });
+    });
+    // Filters packed for the kernel that computes this convolution: how many elements, and at `to` unless it is 0.
+    m.def("pack_filters", [](bool f64, ConvSizes s, Address w, Address to, int threads) {
+        return with_table(f64, [&](auto& k) { return k.pack_filters(conv(s), Pointer{w}, Pointer{to}, threads); });
     });
     m.def("conv_transpose2d", [](bool f64, ConvSizes s, Address y, Address w, Address x, bool rectify, int threads) {
         with_table(f64,
@@ -80,11 +93,11 @@ PYBIND11_MODULE(_C, m) {
         with_table(f64,
                    [&](auto& table) { table.contrast_norm_backward(s, Pointer{g}, Pointer{x}, Pointer{gx}, threads); });
     });
-    m.def("conv2d_relu_max_pool2d", [](bool f64, ConvSizes s, PoolSizes p, Address x, Address w, Address bias,
-                                       Address y, Address switches, int rounding, int threads) {
+    m.def("conv2d_relu_max_pool2d", [](bool f64, ConvSizes s, PoolSizes p, Address x, Address w, Address packed,
+                                       Address bias, Address y, Address switches, int rounding, int threads) {
         with_table(f64, [&](auto& k) {
-            k.conv2d_relu_max_pool2d(conv(s), pool(p), Pointer{x}, Pointer{w}, Pointer{bias}, Pointer{y},
-                                     Pointer{switches}, static_cast<zf::Rounding>(rounding), threads);
+            k.conv2d_relu_max_pool2d(conv(s), pool(p), Pointer{x}, Pointer{w}, Pointer{packed}, Pointer{bias},
+                                     Pointer{y}, Pointer{switches}, static_cast<zf::Rounding>(rounding), threads);
         });
     });
     m.def("max_unpool2d_relu_conv_transpose2d", [](bool f64, ConvSizes s, PoolSizes p, Address y, Address switches,

@@ -51,30 +51,32 @@ def expected_gradients(call: Call, tensors: dict, outputs: tuple, g: torch.Tenso
     g, y = g.double(), outputs[0].double()
     if "weight" in t:
         stride, padding = call.conv_window
-        kernel = t["weight"].shape[2:]
+        kernel, grouped = t["weight"].shape[2:], call.grouped
     if "pool_kernel" in call.settings or "kernel_size" in call.settings:
         pool, size = call.pool_window, call.pooled_map
     rectify = call.settings.get("rectify", True)
 
     def conv(x):
-        return reference.conv2d(x, t["weight"], None, stride, padding, False)
+        return reference.conv2d(x, t["weight"], None, stride, padding, False, *grouped)
 
     def masked(g, y):
         return torch.where(y <= 0, 0.0, g)
 
     def of_conv(g):
-        gx = reference.conv_transpose2d(g, t["weight"], stride, padding, t["x"].shape[2:], False)
-        gw, gb = reference.conv2d_weight_grad(t["x"], g, kernel, stride, padding, True)
+        gx = reference.conv_transpose2d(g, t["weight"], stride, padding, t["x"].shape[2:], False, *grouped)
+        gw, gb = reference.conv2d_weight_grad(t["x"], g, kernel, stride, padding, True, *grouped)
         return {"x": gx, "weight": gw} | ({"bias": gb} if "bias" in t else {})
 
     if call.op == "conv2d_relu":
-        return of_conv(masked(g, y))
+        cap = call.settings.get("cap")
+        g = masked(g, y) if cap is None else torch.where(y >= cap, 0.0, masked(g, y))
+        return of_conv(g) | ({"add": g} if "add" in t else {})
     if call.op == "conv2d_relu_max_pool2d":
         return of_conv(reference.max_unpool2d(masked(g, y), outputs[1], *pool, size))
     if call.op == "relu_conv_transpose2d":
         gy = masked(conv(g), t["y"]) if rectify else conv(g)
         y = t["y"].relu() if rectify else t["y"]
-        return {"y": gy, "weight": reference.conv2d_weight_grad(g, y, kernel, stride, padding, False)[0]}
+        return {"y": gy, "weight": reference.conv2d_weight_grad(g, y, kernel, stride, padding, False, *grouped)[0]}
     if call.op == "max_unpool2d_relu_conv_transpose2d":
         unpooled = reference.max_unpool2d(t["y"], t["switches"], *pool, size)
         gu = masked(conv(g), unpooled) if rectify else conv(g)

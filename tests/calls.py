@@ -15,7 +15,7 @@ from zfkernels.testing.cases import narrow, values
 from zfkernels.window import Pair, conv_map, pool_map
 
 # Fills (cases.values): "normal" values; "ties", small integers, which are exact in every dtype and often equal;
-# "nonfinite", normal values with some NaN and infinities; "zeros".
+# "nonfinite", normal values with some NaN and infinities; "zeros"; "broken", the first normal and the others nonfinite.
 # name, x (N, C, H, W), filters, kernel, stride, padding, bias, fill
 CONVOLUTIONS = [
     ("primes", (2, 3, 11, 7), 5, (3, 3), 1, 1, True, "normal"),
@@ -35,6 +35,50 @@ CONVOLUTIONS = [
     ("ties", (2, 3, 7, 8), 6, (3, 2), (1, 2), 1, True, "ties"),
     ("zeros", (1, 2, 5, 5), 3, (3, 3), 1, 1, False, "zeros"),
     ("special", (2, 3, 9, 8), 5, (3, 3), 2, 1, True, "nonfinite"),
+    ("special_weight", (2, 3, 9, 8), 40, (3, 3), 2, 1, True, "broken"),
+    ("special_weight_deep", (1, 40, 9, 8), 37, (3, 3), 1, 1, True, "broken"),
+    ("special_weight_wide", (2, 33, 9, 11), 36, (3, 2), (2, 3), (2, 0), True, "broken"),
+]
+
+# name, x (N, C, H, W), filters, kernel, stride, padding, dilation, groups, fill
+GROUPED_CONVOLUTIONS = [
+    ("depthwise", (2, 41, 9, 13), 41, (3, 3), 1, 1, 1, 41, "normal"),
+    ("depthwise_stride", (1, 64, 12, 11), 64, (3, 3), 2, 1, 1, 64, "normal"),
+    ("depthwise_5x5", (2, 33, 10, 7), 33, (5, 5), (1, 2), (2, 3), 1, 33, "normal"),
+    ("depthwise_dilated", (1, 20, 15, 14), 20, (3, 2), (2, 3), 2, (2, 3), 20, "normal"),
+    ("depthwise_gaps", (1, 32, 11, 13), 32, (1, 2), (3, 4), 0, 1, 32, "normal"),
+    ("depthwise_few", (2, 3, 7, 8), 3, (3, 3), 1, 1, 1, 3, "normal"),
+    ("depthwise_multiplied", (1, 20, 7, 8), 60, (3, 3), 1, 1, 1, 20, "normal"),
+    ("depthwise_no_images", (0, 32, 7, 8), 32, (3, 3), 1, 1, 1, 32, "normal"),
+    ("depthwise_special", (2, 36, 9, 8), 36, (3, 3), 2, 1, 1, 36, "nonfinite"),
+    ("depthwise_special_weight", (2, 36, 9, 8), 36, (3, 3), 2, 1, 1, 36, "broken"),
+    ("depthwise_special_weight_dilated", (1, 20, 9, 8), 20, (3, 3), (1, 3), 3, (2, 1), 20, "broken"),
+    ("depthwise_padding_beyond", (1, 17, 3, 4), 17, (2, 3), (2, 1), (4, 5), (1, 2), 17, "normal"),
+    ("groups", (2, 24, 9, 8), 36, (3, 3), 1, 1, 1, 3, "normal"),
+    ("groups_pointwise", (1, 34, 6, 5), 66, (1, 1), 1, 0, 1, 2, "normal"),
+    ("groups_stride", (2, 12, 11, 10), 64, (5, 3), 2, (2, 1), 1, 2, "normal"),
+    ("groups_special", (1, 40, 8, 9), 40, (3, 3), (1, 2), 1, 1, 2, "nonfinite"),
+    ("groups_special_weight", (1, 40, 8, 9), 40, (3, 3), (1, 2), 1, 1, 2, "broken"),
+    ("groups_dilated", (1, 66, 13, 12), 8, (3, 3), 1, 2, 2, 2, "normal"),
+    ("dilated", (2, 19, 13, 12), 21, (3, 3), 1, 2, 2, 1, "normal"),
+    ("dilated_stride", (1, 37, 14, 15), 18, (3, 4), (4, 3), (3, 1), (2, 3), 1, "normal"),
+    ("dilated_rows", (1, 3, 14, 15), 18, (3, 3), 1, 0, (3, 1), 1, "normal"),
+    ("dilated_special", (1, 20, 9, 8), 18, (3, 3), 2, 2, 2, 1, "nonfinite"),
+    ("dilated_special_weight", (1, 20, 9, 8), 18, (3, 3), (2, 1), 2, (2, 3), 1, "broken"),
+]
+
+# name, x (N, C, H, W), filters, kernel, padding, groups, bias, add, cap, fill: conv2d_relu with what follows it.
+FINISHED_CONVOLUTIONS = [
+    ("residual", (2, 19, 7, 9), 40, (3, 3), 1, 1, True, True, None, "normal"),
+    ("residual_pointwise", (1, 33, 5, 7), 64, (1, 1), 0, 1, False, True, None, "normal"),
+    ("residual_capped", (1, 9, 6, 5), 32, (3, 3), 1, 1, True, True, 1.5, "normal"),
+    ("residual_groups", (1, 8, 6, 5), 32, (3, 3), 1, 2, True, True, None, "normal"),
+    ("residual_special", (2, 20, 7, 9), 33, (3, 3), 1, 1, True, True, 1.0, "nonfinite"),
+    ("residual_special_add", (1, 20, 7, 9), 33, (3, 3), 1, 1, True, True, 1.0, "broken"),
+    ("capped", (2, 3, 8, 9), 33, (5, 5), 2, 1, True, False, 6.0, "normal"),
+    ("capped_depthwise", (1, 37, 8, 9), 37, (3, 3), 1, 37, True, False, 1.0, "normal"),
+    ("residual_depthwise", (1, 64, 8, 9), 64, (3, 3), 1, 64, True, True, 1.0, "normal"),
+    ("residual_no_images", (0, 3, 5, 5), 2, (3, 3), 1, 1, True, True, None, "normal"),
 ]
 
 # name, x (N, C, H, W), kernel, stride, padding, ceil_mode, fill
@@ -108,6 +152,7 @@ LAYERS = [
     ("ties", (2, 3, 9, 8), 6, (3, 3), 1, 1, True, 3, 2, 0, True, "ties"),
     ("zeros", (1, 2, 7, 7), 3, (3, 3), 1, 1, False, 3, 2, 0, True, "zeros"),
     ("special", (2, 3, 12, 11), 5, (3, 3), 1, 1, True, 3, 2, 1, True, "nonfinite"),
+    ("special_weight", (2, 20, 12, 11), 33, (3, 3), 1, 1, True, 3, 2, 1, True, "broken"),
 ]
 
 NORM = ("size", "alpha", "beta", "k", "center")
@@ -136,6 +181,11 @@ class Call(NamedTuple):
     def conv_window(self) -> tuple[Pair, Pair]:
         """The stride and padding of the convolution."""
         return pair(self.settings["stride"]), pair(self.settings["padding"])
+
+    @property
+    def grouped(self) -> tuple[Pair, int]:
+        """The dilation and the groups of the convolution."""
+        return pair(self.settings.get("dilation", 1)), self.settings.get("groups", 1)
 
     @property
     def pool_window(self) -> tuple[Pair, Pair, Pair]:
@@ -174,6 +224,19 @@ def convolutions() -> Iterator[Call]:
         yield Call("conv2d_relu", name, shapes, window, fill)
         y = (x[0], filters, *conv_map(x[2:], kernel, pair(stride), pair(padding)))
         yield from transposed("relu_conv_transpose2d", name, {"y": y, "weight": weight}, window, x[2:], fill)
+
+
+def grouped_convolutions() -> Iterator[Call]:
+    for name, x, filters, kernel, stride, padding, dilation, groups, fill in GROUPED_CONVOLUTIONS:
+        weight, window = (filters, x[1] // groups, *kernel), {"stride": stride, "padding": padding}
+        window |= {"dilation": dilation, "groups": groups}
+        yield Call("conv2d_relu", name, {"x": x, "weight": weight, "bias": (filters,)}, window, fill)
+        y = (x[0], filters, *conv_map(x[2:], kernel, pair(stride), pair(padding), pair(dilation)))
+        yield from transposed("relu_conv_transpose2d", name, {"y": y, "weight": weight}, window, x[2:], fill)
+    for name, x, filters, kernel, padding, groups, bias, add, cap, fill in FINISHED_CONVOLUTIONS:
+        shapes = {"x": x, "weight": (filters, x[1] // groups, *kernel)} | ({"bias": (filters,)} if bias else {})
+        shapes |= {"add": (x[0], filters, *conv_map(x[2:], kernel, (1, 1), pair(padding)))} if add else {}
+        yield Call("conv2d_relu", name, shapes, {"stride": 1, "padding": padding, "groups": groups, "cap": cap}, fill)
 
 
 def transposed(op: str, name: str, shapes: dict, settings: dict, size: Pair, fill: str) -> Iterator[Call]:
@@ -215,4 +278,4 @@ def layers() -> Iterator[Call]:
         yield from transposed("max_unpool2d_relu_conv_transpose2d", name, shapes, settings, x[2:], fill)
 
 
-CALLS = [*convolutions(), *poolings(), *norms(), *layers()]
+CALLS = [*convolutions(), *grouped_convolutions(), *poolings(), *norms(), *layers()]

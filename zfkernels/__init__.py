@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
     from .ops.conv import conv2d_relu, relu_conv_transpose2d
     from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
     from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
+    from .ops.prepared import prepare
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ MODULES = {  # public name -> the module that defines it
     "max_unpool2d_relu_conv_transpose2d": "ops.fused",
     "max_unpool2d_with_switches": "ops.max_pool",
     "occlusion_map": "analyses.occlusion",
+    "prepare": "ops.prepared",
     "relu_conv_transpose2d": "ops.conv",
     "sanity_check": "analyses.sanity",
     "top_activations": "analyses.activations",

@@ -36,6 +36,8 @@ def pair(name: str, value: object, least: int) -> Pair:
         vertical, horizontal = value
     else:
         vertical = horizontal = value
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace hands sizes out as tensors
+        vertical, horizontal = (int(v) if isinstance(v, torch.Tensor) else v for v in (vertical, horizontal))
     if not (whole(vertical) and whole(horizontal)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if vertical < least or horizontal < least:
@@ -45,9 +47,10 @@ def pair(name: str, value: object, least: int) -> Pair:
     return vertical, horizontal
 
 
-def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """How many windows fit into `size` pixels padded on both sides: floor((size + 2 padding - kernel) / stride) + 1."""
-    return (size + 2 * padding - kernel) // stride + 1
+def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """How many windows of `kernel` taps, `dilation` pixels apart, fit into `size` pixels padded on both sides:
+    floor((size + 2 padding - ((kernel - 1) dilation + 1)) / stride) + 1."""
+    return (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
 
 
 def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
@@ -61,9 +64,12 @@ def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool
     return windows - 1 if (windows - 1) * stride >= size + padding else windows
 
 
-def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
     """The (height, width) of a convolution's map over an input of (height, width) `size`."""
-    return (conv_size(size[0], kernel[0], stride[0], padding[0]), conv_size(size[1], kernel[1], stride[1], padding[1]))
+    return (
+        conv_size(size[0], kernel[0], stride[0], padding[0], dilation[0]),
+        conv_size(size[1], kernel[1], stride[1], padding[1], dilation[1]),
+    )
 
 
 def pool_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:

@@ -5,6 +5,7 @@
 // of threads nor any value, so these change no bit of an image. The constants are fits to times measured with AVX2;
 // vectors of another width scale them.
 #pragma once
+#include "depthwise.h"
 #include "nonzeros.h"
 #include "winograd_rows.h"
 
@@ -100,7 +101,7 @@ inline bool winograd_pays(double cycles, double direct, Mode mode) {
 // other axis.
 template <typename T>
 bool tiles_pay(const Grid& g, int64_t other_taps, double direct, Mode mode) {
-    if (!kWinograd<T> || g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
+    if (!kWinograd<T> || g.dilated || g.taps != other_taps || g.taps < 2 || g.taps > 5) return false;
     return mode == Mode::kTiles || winograd_pays(tiles_cycles<T>(g), direct, mode);
 }
 
@@ -110,7 +111,7 @@ Kernel forward_kernel(const Conv& s, Mode mode) {
     const int64_t taps = ceil_div(s.KW, s.SW);
     const double direct = direct_cycles<T>(s);
     const bool tiles = tiles_pay<T>(grid, taps, direct, mode);
-    if (kWinograd<T> && taps >= 2 && taps <= 5) {
+    if (kWinograd<T> && !s.dilated() && taps >= 2 && taps <= 5) {
         if (mode == Mode::kRows) return Kernel::kRows;
         const double rows = rows_cycles<T>(s);
         if (winograd_pays(rows, direct, mode) && !(tiles && tiles_cycles<T>(grid) < rows)) return Kernel::kRows;
@@ -128,7 +129,8 @@ Kernel weight_grad_kernel(const Conv& s, Mode mode) {
 template <typename T>
 Kernel dense_transposed_kernel(const Conv& s, Mode mode) {
     const Grid grid = transposed_grid(s);
-    if (tiles_pay<T>(grid, ceil_div(s.KW, s.SW), transposed_cycles<T>(s, grid), mode)) return Kernel::kTiles;
+    const bool alone = s.XP == s.C;  // a position of y makes whole pixels of x
+    if (alone && tiles_pay<T>(grid, ceil_div(s.KW, s.SW), transposed_cycles<T>(s, grid), mode)) return Kernel::kTiles;
     return few_channels<T>(s.C) ? Kernel::kScatter : Kernel::kDirect;
 }
 
@@ -137,6 +139,7 @@ template <typename T>
 Kernel transposed_kernel(const Conv& s, int64_t most, bool rectify, Mode mode) {
     const Kernel dense = dense_transposed_kernel<T>(s, mode);
     if (mode == Mode::kTiles || mode == Mode::kRows || !Panels<T>::possible(s)) return dense;
+    if (s.dilated() || s.XP != s.C) return dense;
     const double values = product(most) * (rectify ? kRectified : 1);
     const bool plain = plain_filters_possible<T>(s) && values >= kPlainValues * product(s.OH, s.OW);
     const Kernel sparse = plain ? Kernel::kNonzerosPlain : Kernel::kNonzeros;
@@ -146,8 +149,11 @@ Kernel transposed_kernel(const Conv& s, int64_t most, bool rectify, Mode mode) {
     return mode == Mode::kNonzeros || kMargin * nonzeros_cycles<T>(sparse, s, values) < cycles ? sparse : dense;
 }
 
+// Of one of the groups.
 template <typename T>
-Choice choose(const Conv& s, int64_t most, bool rectify, Mode mode) {
+Choice choose(const Conv& all, int64_t most, bool rectify, Mode mode) {
+    if (depthwise<T>(all)) return {Kernel::kDepthwise, Kernel::kDepthwise, Kernel::kDepthwise};
+    const Conv s = all.group();
     return {forward_kernel<T>(s, mode), transposed_kernel<T>(s, most, rectify, mode), weight_grad_kernel<T>(s, mode)};
 }
 

@@ -6,8 +6,14 @@
 //   K::packer(s, w)                     packs a block of filters; its `size` is a block's elements
 //   K(s, lines, memory), K::elements(s, lines)                 one thread's state, for up to `lines` lines at a time
 //   take(x, lines)                      takes the input under these lines
-//   make(filters, bias, relu, target)   computes them for one block of output channels; false if a result is not finite
+//   make(filters, bias, finish, target) computes them for one block of output channels; false if they must be made
+//   again
+//                                       by direct sums
+// A convolution in groups is one of these for each group (for_groups), or depthwise.h's.
+#include <limits>
+
 #include "choose.h"
+#include "depthwise.h"
 #include "max_pool_row.h"
 #include "rounding.h"
 #include "table.h"
@@ -24,7 +30,7 @@ class DirectRows {
     static Bands bands(const Conv& s) { return row_bands(s, kBlockPixels); }
     static Steps steps(const Conv& s, const Pool& pool) { return row_steps(s, pool, kBlockPixels); }
     static int64_t elements(const Conv& s, int64_t rows) {
-        return round_up(rows * s.OW * kWidth<T> + ((rows - 1) * s.SH + s.KH) * band_cols(s) * s.C, 16);
+        return round_up(rows * s.OW * kWidth<T> + ((rows - 1) * s.SH + s.span_h()) * band_cols(s) * s.C, 16);
     }
     static FilterPacker<T> packer(const Conv& s, const T* w) {
         const auto row = [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; };
@@ -35,31 +41,36 @@ class DirectRows {
     void take(const T* x, Range lines) {
         const Conv& s = s_;
         n_ = lines.begin / s.OH, from_ = lines.begin % s.OH;
-        const int64_t rows = lines.size(), run = s.KW * s.C, pitch = s.W * s.C;
+        const int64_t rows = lines.size(), pitch = s.W * s.XP;
         if (s.PH == 0 && s.PW == 0) {
-            const T* const origin = x + (n_ * s.H + from_ * s.SH) * pitch;
-            block_ = {origin, s.SH * pitch, s.SW * s.C, rows, s.OW, pitch, s.KH, run};
+            block_ = block(x + (n_ * s.H + from_ * s.SH) * pitch, pitch, s.XP, rows);
             return;
         }
-        const MapRows<T> map{x, s.H, s.W, s.C, false};
-        band_.require(n_, from_ * s.SH - s.PH, (from_ + rows - 1) * s.SH - s.PH + s.KH,
+        const MapRows<T> map = input_rows(s, x);
+        band_.require(n_, from_ * s.SH - s.PH, (from_ + rows - 1) * s.SH - s.PH + s.span_h(),
                       [&](int64_t n, int64_t h, T* row) { map(n, h, -s.PW, band_.cols, row); });
-        block_ = {band_.data, s.SH * band_.pitch(), s.SW * s.C, rows, s.OW, band_.pitch(), s.KH, run};
+        block_ = block(band_.data, band_.pitch(), s.C, rows);
     }
 
-    bool make(const T* filters, const T* bias, bool relu, const Target<T>& target) {
+    bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
         T* const out = target.row(n_, from_);
-        T* const acc = target.step == kWidth<T> ? out : acc_;
-        convolve_block(block_, filters, bias, acc, [=](int64_t begin, int64_t end) {
-            T* const values = acc + begin * kWidth<T>;
-            if (relu) rectify_all(values, (end - begin) * kWidth<T>);
-            if (acc != out) copy_pixels(out + begin * target.step, target.step, values, end - begin, target.outputs);
+        T* const acc = target.step == kWidth<T> && target.outputs == kWidth<T> ? out : acc_;
+        convolve_block(block_, filters, bias, acc, [&](int64_t begin, int64_t end) {
+            for (int64_t p = begin; p < end; ++p)
+                finish.pixel(out + p * target.step, acc + p * kWidth<T>, target.outputs);
         });
         return true;
     }
 
    private:
-    static int64_t band_cols(const Conv& s) { return (s.OW - 1) * s.SW + s.KW; }
+    static int64_t band_cols(const Conv& s) { return (s.OW - 1) * s.SW + s.span_w(); }
+    // The windows of `rows` output rows, in a map whose rows and pixels are so many elements apart.
+    Block<T> block(const T* origin, int64_t pitch, int64_t pixel, int64_t rows) const {
+        const Conv& s = s_;
+        Block<T> block{origin, s.SH * pitch, s.SW * pixel, rows, s.OW, s.DH * pitch, s.KH, s.KW * s.C};
+        if (s.DW != 1 || pixel != s.C) block.run = s.C, block.taps_w = s.KW, block.tap_step = s.DW * pixel;
+        return block;
+    }
 
     const Conv& s_;
     T* const acc_;
@@ -87,10 +98,10 @@ class WinogradTiles {
         return {winograd_table<T>(s), grid.taps * grid.taps * grid.depth() * kWidth<T>, w, s.K, s.wk};
     }
 
-    void take(const T* x, Range lines) { winograd_.take(lines, MapRows<T>{x, s_.H, s_.W, s_.C, false}); }
-    bool make(const T* filters, const T* bias, bool relu, const Target<T>& target) {
-        return winograd_.products(filters, bias, relu, [&](int64_t n, int64_t row, int64_t col, const T* values) {
-            copy_pixels(target.row(n, row) + col * target.step, 0, values, 1, target.outputs);
+    void take(const T* x, Range lines) { winograd_.take(lines, input_rows(s_, x)); }
+    bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
+        return winograd_.products(filters, bias, [&](int64_t n, int64_t row, int64_t col, const T* values) {
+            finish.pixel(target.row(n, row) + col * target.step, values, target.outputs);
         });
     }
 
@@ -108,25 +119,26 @@ struct BlockBias {
     }
 };
 
-// y[n][oh][ow][k] = bias[k] + sum_{i,j,c} x[n][oh*SH - PH + i][ow*SW - PW + j][c] * w[k][c][i][j], rectified if asked.
-// False where a result is not finite; y is then undefined. A unit of work is (set of images, band of lines, group of
-// channel blocks): its thread takes the band's input once and passes every block of the group over it.
+// y[n][oh][ow][k] = sum_{i,j,c} x[n][oh*SH - PH + i*DH][ow*SW - PW + j*DW][c] * w[k][c][i][j], finished by `end`. False
+// where a kernel's make is; y is then undefined. A unit of work is (set of images, band of lines, group of channel
+// blocks): its thread takes the band's input once and passes every block of the group over it.
 template <typename K, typename T>
-bool conv2d_by(K*, const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
+bool conv2d_by(K*, const Conv& s, const T* x, const T* w, const T* packed, const Epilogue<T>& end, T* y, int threads) {
     const Bands cut = K::bands(s);
     const auto packer = K::packer(s, w);
     const PerThread<T> memory{threads, K::elements(s, cut.band)};
+    const Finish<T> finish{y, end.add, end.relu, end.cap};
     return for_blocks<T>(
-        cut, ceil_div(s.K, kWidth<T>), packer.size, packer, threads,
+        cut, ceil_div(s.K, kWidth<T>), packer.size, packer, packed, threads,
         [&](int thread) { return K(s, cut.band, memory.of(thread)); },
         [&](K& kernel, int64_t set, Range lines) {
             kernel.take(x, {set * cut.lines + lines.begin, set * cut.lines + lines.end});
         },
         [&](K& kernel, int64_t k, const T* filters) {
-            const BlockBias<T> block_bias(s, bias, k);
+            const BlockBias<T> block_bias(s, end.bias, k);
             const int64_t first = k * kWidth<T>, outputs = smaller(kWidth<T>, s.K - first);
-            const Target<T> target{y + first, s.OH * s.OW * s.K, s.OW * s.K, s.K, outputs, 0, 0};
-            return kernel.make(filters, block_bias.values, relu, target);
+            const Target<T> target{y + first, s.OH * s.OW * s.YP, s.OW * s.YP, s.YP, outputs, 0, 0};
+            return kernel.make(filters, block_bias.values, finish, target);
         });
 }
 
@@ -135,13 +147,14 @@ bool conv2d_by(K*, const Conv& s, const T* x, const T* w, const T* bias, T* y, b
 // buffer for each block that keeps the overlap, and pools the rows that are complete. Only a span's first step makes
 // rows that another unit makes too. False where a result is not finite; the results are then undefined.
 template <typename K, typename T>
-bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
-                               uint8_t* switches, Rounding rounding, int threads) {
+bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, const T* w, const T* ready,
+                               const T* bias, T* y, uint8_t* switches, Rounding rounding, int threads) {
     const Steps steps = K::steps(s, pool);
     const int64_t sets = ceil_div(s.N, steps.images), image_lines = ceil_div(s.OH, steps.side);
     const auto packer = K::packer(s, w);
     const int64_t all_blocks = ceil_div(s.K, kWidth<T>);
-    const Packed<T, decltype(packer)> packed(all_blocks, packer.size, packer, steps.whole && sets == 1, threads);
+    const Packed<T, decltype(packer)> packed(all_blocks, packer.size, packer, ready, steps.whole && sets == 1, threads);
+    const Finish<T> finish{nullptr, nullptr, true, std::numeric_limits<T>::infinity()};
     const int64_t groups = groups_for(all_blocks, sets, threads);
     const int64_t spans = steps.whole ? 1 : smaller(pool.OH, ceil_div(threads, larger(1, sets * groups)));
     const int64_t pitch = s.OW * kWidth<T>, buffer = round_up(steps.rows * pitch, 16);
@@ -165,7 +178,7 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
                                       static_cast<std::size_t>(kept) * sizeof(T));
                 const BlockBias<T> block_bias(s, bias, k);
                 const Target<T> target{rows, buffer, pitch, kWidth<T>, kWidth<T>, images.begin, step.base};
-                finite &= kernel.make(packed.block(k, thread), block_bias.values, true, target);
+                finite &= kernel.make(packed.block(k, thread), block_bias.values, finish, target);
                 const int64_t outputs = smaller(kWidth<T>, s.K - k * kWidth<T>);
                 for (int64_t n = images.begin; n < images.end; ++n) {
                     const Window<T> map{target.row(n, step.base), pitch, kWidth<T>};
@@ -183,33 +196,82 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
         sets, spans, groups, threads, [&](int thread) { return K(s, steps.lines, memory.of(thread)); }, unit);
 }
 
-// run(K*) with the kernel K that choose.h names, and again with direct sums where that returns false.
+// run(K*, packed) with the kernel K that choose.h names, and again with direct sums, of filters that are not packed
+// yet, where that returns false.
 template <typename T, typename Run>
-void with_kernel(const Conv& s, const Run& run) {
+void with_kernel(const Conv& s, const T* w, const T* packed, const Run& run) {
+    const Kernel kernel = forward_kernel<T>(s, mode());
     if constexpr (kWinograd<T>) {
-        const Kernel kernel = forward_kernel<T>(s, mode());
-        if (kernel == Kernel::kTiles && run(static_cast<WinogradTiles<T>*>(nullptr))) return;
-        if (kernel == Kernel::kRows && run(static_cast<WinogradRows<T>*>(nullptr))) return;
+        const bool tiny = kernel != Kernel::kDirect && filters_are_tiny(s, w);
+        if (kernel == Kernel::kTiles && !tiny && run(static_cast<WinogradTiles<T>*>(nullptr), packed)) return;
+        if (kernel == Kernel::kRows && !tiny && run(static_cast<WinogradRows<T>*>(nullptr), packed)) return;
     }
-    run(static_cast<DirectRows<T>*>(nullptr));
+    run(static_cast<DirectRows<T>*>(nullptr), kernel == Kernel::kDirect ? packed : nullptr);
+}
+
+// Of a convolution in one group.
+template <typename T>
+int64_t group_elements(const Conv& s, Kernel kernel) {
+    const int64_t blocks = ceil_div(s.K, kWidth<T>);
+    const T* const none = nullptr;
+    if constexpr (kWinograd<T>) {
+        if (kernel == Kernel::kTiles) return blocks * WinogradTiles<T>::packer(s, none).size;
+        if (kernel == Kernel::kRows) return blocks * WinogradRows<T>::packer(s, none).size;
+    }
+    return blocks * DirectRows<T>::packer(s, none).size;
 }
 
 template <typename T>
-void conv2d(const Conv& s, const T* x, const T* w, const T* bias, T* y, bool relu, int threads) {
-    with_kernel<T>(s, [&](auto* kernel) { return conv2d_by(kernel, s, x, w, bias, y, relu, threads); });
+int64_t pack_filters(const Conv& s, const T* w, T* to, int threads) {
+    if (depthwise<T>(s)) {
+        if (to) pack_depthwise(s, w, to);
+        return s.KH * s.KW * s.C;
+    }
+    const Conv one = s.group();
+    const Kernel kernel = forward_kernel<T>(one, mode());
+    const int64_t elements = group_elements<T>(one, kernel);
+    const auto pack_all = [&](const auto& packer, T* group) {
+        parallel_for(ceil_div(one.K, kWidth<T>), threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t b = begin; b < end; ++b) packer(b, group + b * packer.size);
+        });
+    };
+    for (int64_t g = 0; to && g < s.G; ++g) {
+        const T* const filters = w + g * one.K * s.wk;
+        T* const group = to + g * elements;
+        if constexpr (kWinograd<T>) {
+            if (kernel == Kernel::kTiles) pack_all(WinogradTiles<T>::packer(one, filters), group);
+            if (kernel == Kernel::kRows) pack_all(WinogradRows<T>::packer(one, filters), group);
+        }
+        if (kernel == Kernel::kDirect) pack_all(DirectRows<T>::packer(one, filters), group);
+    }
+    return s.G * elements;
 }
 
 template <typename T>
-void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* bias, T* y,
-                            uint8_t* switches, Rounding rounding, int threads) {
-    with_kernel<T>(s, [&](auto* kernel) {
-        return conv2d_relu_max_pool2d_by(kernel, s, pool, x, w, bias, y, switches, rounding, threads);
+void conv2d(const Conv& s, const T* x, const T* w, const T* packed, const Epilogue<T>& end, T* y, int threads) {
+    if (depthwise<T>(s)) return depthwise_forward(s, x, w, packed, end, y, threads);
+    for_groups(s, threads, [&](const Conv& one, int64_t g, int own_threads) {
+        const T* const ready = packed ? packed + g * group_elements<T>(one, forward_kernel<T>(one, mode())) : nullptr;
+        const T* const filters = w + g * one.K * s.wk;
+        const Epilogue<T> own{end.bias ? end.bias + g * one.K : nullptr, end.add ? end.add + g * one.K : nullptr,
+                              end.relu, end.cap};
+        with_kernel(one, filters, ready, [&](auto* kernel, const T* blocks) {
+            return conv2d_by(kernel, one, x + g * one.C, filters, blocks, own, y + g * one.K, own_threads);
+        });
+    });
+}
+
+template <typename T>
+void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* packed, const T* bias,
+                            T* y, uint8_t* switches, Rounding rounding, int threads) {
+    with_kernel(s, w, packed, [&](auto* kernel, const T* blocks) {
+        return conv2d_relu_max_pool2d_by(kernel, s, pool, x, w, blocks, bias, y, switches, rounding, threads);
     });
 }
 
 }  // namespace
 
-ZF_ADD(conv, table.conv2d = conv2d<T>; table.conv2d_relu_max_pool2d = conv2d_relu_max_pool2d<T>;
-       table.choose = choose<T>)
+ZF_ADD(conv, table.conv2d = conv2d<T>; table.pack_filters = pack_filters<T>;
+       table.conv2d_relu_max_pool2d = conv2d_relu_max_pool2d<T>; table.choose = choose<T>)
 
 }  // namespace zf::ZF_ISA

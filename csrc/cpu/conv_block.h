@@ -1,7 +1,8 @@
 // What the convolutions share: blocks of output pixels, padded bands of input rows, and how output rows are cut.
 //
 // In a channels-last map the taps of one kernel row are one contiguous run of taps_w * C elements, so a block of output
-// pixels needs no im2col: pixel (r, c) reads `taps_h` runs, `pitch` apart, from origin + r*row_step + c*col_step.
+// pixels needs no im2col: pixel (r, c) reads `taps_h` runs, `pitch` apart, from origin + r*row_step + c*col_step. Where
+// taps lie apart (dilation, a group of the channels) each is a run of its own: taps_w of them, tap_step apart.
 // Weights are packed [block of 2*lanes outputs][taps_h][run][2*lanes], as tile.h streams them.
 #pragma once
 #include "kernels.h"
@@ -19,7 +20,8 @@ struct Block {
     const T* origin;             // the input element under tap (0, 0) of output pixel (0, 0)
     int64_t row_step, col_step;  // elements of input from one output row, column to the next
     int64_t rows, cols;          // output pixels
-    int64_t pitch, taps_h, run;  // elements from one tap row to the next; tap rows; elements of a tap row
+    int64_t pitch, taps_h, run;  // elements from one tap row to the next; tap rows; elements of a run
+    int64_t taps_w = 1, tap_step = 0;
 };
 
 // acc[pixel][kWidth] = bias + correlation; `bias` has kWidth elements, `w` is one packed block of weights. done(begin,
@@ -29,16 +31,19 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const 
     const int64_t pixels = b.rows * b.cols;
     // Tiles of equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
     const int64_t tiles = ceil_div(pixels, kPixels);
-    const int64_t whole_rows = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk);
-    T first[kPixels * kWidth<T>];  // what the sums of a tile start from
+    const int64_t most = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk), runs = b.taps_h * b.taps_w;
+    const int64_t step = b.taps_w == 1 ? b.pitch : b.tap_step;  // from one of a walk's runs to the next
+    T first[kPixels * kWidth<T>];                               // what the sums of a tile start from
     for (int64_t i = 0; i < kPixels; ++i) copy(first + i * kWidth<T>, bias, kWidth<T>);
-    for (int64_t row = 0; row < b.taps_h; row += whole_rows)
+    for (int64_t first_run = 0, next; first_run < runs; first_run = next) {
+        const int64_t row = first_run / b.taps_w, tap = first_run % b.taps_w;
+        next = first_run + smaller(most, b.taps_w == 1 ? runs - first_run : b.taps_w - tap);
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t begin = b.run * piece / pieces, end = b.run * (piece + 1) / pieces;
-            const Walk walk{smaller(whole_rows, b.taps_h - row), end - begin, b.pitch, 1};
-            const T* const weights = w + (row * b.run + begin) * kWidth<T>;
-            const T* const origin = b.origin + row * b.pitch + begin;
-            const bool starts = row == 0 && piece == 0, ends = row + whole_rows >= b.taps_h && piece + 1 == pieces;
+            const Walk walk{next - first_run, end - begin, step, 1};
+            const T* const weights = w + (first_run * b.run + begin) * kWidth<T>;
+            const T* const origin = b.origin + row * b.pitch + tap * b.tap_step + begin;
+            const bool starts = first_run == 0 && piece == 0, ends = next == runs && piece + 1 == pieces;
             int64_t r = 0, c = 0;  // of the next tile's first pixel
             for (int64_t tile_at = 0, from = 0; tile_at < tiles; ++tile_at) {
                 const int64_t to = pixels * (tile_at + 1) / tiles;
@@ -53,6 +58,7 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const 
                 from = to;
             }
         }
+    }
 }
 
 // Rows of `cols` pixels that make about `pixels`, at most `most`.
@@ -65,14 +71,14 @@ struct Bands {
     int64_t sets, lines, band;
 };
 
-// Packs `blocks` blocks of filters, `size` elements each, and passes them over the bands. A unit of work is (set, band,
-// group of blocks): take(state, set, lines of the band), then make_block(state, k, filters) for each block k of the
-// group, which returns whether its results are finite. Returns whether all were.
+// Packs `blocks` blocks of filters, `size` elements each, unless they are `ready`, and passes them over the bands. A
+// unit of work is (set, band, group of blocks): take(state, set, lines of the band), then make_block(state, k, filters)
+// for each block k of the group, which returns whether its results are finite. Returns whether all were.
 template <typename T, typename PackBlock, typename Start, typename Take, typename MakeBlock>
-bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock& pack_block, int threads,
-                const Start& start, const Take& take, const MakeBlock& make_block) {
+bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock& pack_block, const T* ready,
+                int threads, const Start& start, const Take& take, const MakeBlock& make_block) {
     const int64_t bands = ceil_div(cut.lines, larger(1, cut.band)), others = cut.sets * bands;
-    const Packed<T, PackBlock> packed(blocks, size, pack_block, others == 1, threads);
+    const Packed<T, PackBlock> packed(blocks, size, pack_block, ready, others == 1, threads);
     const int64_t groups = groups_for(blocks, others, threads);
     return for_units(cut.sets, bands, groups, threads, start,
                      [&](auto& state, int64_t set, int64_t band, int64_t group, int thread) {
@@ -144,6 +150,38 @@ ZF_INLINE void rectify_all(T* values, int64_t count) {
     for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? 0 : values[i];
 }
 
+// What a vector of sums becomes, after bias and addend.
+template <typename T>
+ZF_INLINE Vec<T> finished(Vec<T> v, bool relu, T cap) {
+    if (!relu) return v;
+    v = v < 0 ? Vec<T>{} : v;
+    return v > cap ? broadcast(cap) : v;
+}
+
+// What a block of a convolution's sums becomes: Epilogue's, the bias apart. `add` lies as the results do.
+template <typename T>
+struct Finish {
+    const T *results, *add;  // null: nothing is added
+    bool relu;
+    T cap;
+
+    ZF_INLINE Vec<T> vector(Vec<T> v, const T* to) const {
+        if (add) v += load<Vec<T>>(add + (to - results));
+        return finished(v, relu, cap);
+    }
+    ZF_INLINE T value(T v, const T* to) const {
+        if (add) v += add[to - results];
+        return !relu ? v : v < 0 ? 0 : v > cap ? cap : v;
+    }
+    // The `outputs` sums of a pixel, with their bias, to `to`, which may be `sums`.
+    ZF_INLINE void pixel(T* to, const T* sums, int64_t outputs) const {
+        constexpr int64_t kLanes = Lanes<T>::count;
+        int64_t o = 0;
+        for (; o + kLanes <= outputs; o += kLanes) store(to + o, vector(load<Vec<T>>(sums + o), to + o));
+        for (; o < outputs; ++o) to[o] = value(sums[o], to + o);
+    }
+};
+
 // A band of rows [begin, end) x columns [left, left + cols) of one image, zeros outside the map, that one thread fills
 // row by row and keeps: the rows that two successive bands share are moved, not filled again.
 template <typename T>
@@ -166,22 +204,50 @@ struct Band {
     }
 };
 
-// Rows of a map (N, H, W, C), rectified if asked: (n, h, left, cols, to) writes columns [left, left + cols) of row h of
-// image n, zeros outside the map.
+// Rows of a map (N, H, W, C) whose pixels are `step` elements apart, rectified if asked: (n, h, left, cols, to) writes
+// columns [left, left + cols) of row h of image n, zeros outside the map.
 template <typename T>
 struct MapRows {
     const T* map;
-    int64_t H, W, C;
+    int64_t H, W, C, step;
     bool rectify;
     void operator()(int64_t n, int64_t h, int64_t left, int64_t cols, T* to) const {
         const int64_t first = larger(0, -left), last = smaller(cols, W - left);
         if (h < 0 || h >= H || first >= last) return zero(to, cols * C);
         zero(to, first * C);
         zero(to + last * C, (cols - last) * C);
-        copy(to + first * C, map + ((n * H + h) * W + left + first) * C, (last - first) * C);
+        const T* const from = map + ((n * H + h) * W + left + first) * step;
+        if (step == C)
+            copy(to + first * C, from, (last - first) * C);
+        else
+            for (int64_t p = 0; p < last - first; ++p) copy(to + (first + p) * C, from + p * step, C);
         if (rectify) rectify_all(to + first * C, (last - first) * C);
     }
 };
+
+// The map that a convolution reads, and the one that it makes.
+template <typename T>
+MapRows<T> input_rows(const Conv& s, const T* x) {
+    return {x, s.H, s.W, s.C, s.XP, false};
+}
+template <typename T>
+MapRows<T> output_rows(const Conv& s, const T* y, bool rectify) {
+    return {y, s.OH, s.OW, s.K, s.YP, rectify};
+}
+
+// run(group's convolution, group, threads) for each group: all threads to each, or a group to a thread where there are
+// as many as threads.
+template <typename Run>
+void for_groups(const Conv& s, int threads, const Run& run) {
+    const Conv one = s.group();
+    if (s.G < threads || s.G == 1) {
+        for (int64_t g = 0; g < s.G; ++g) run(one, g, threads);
+        return;
+    }
+    parallel_for(s.G, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t g = begin; g < end; ++g) run(one, g, 1);
+    });
+}
 
 }  // namespace
 }  // namespace zf

@@ -1,12 +1,13 @@
 // The transposed convolution (filtering with every filter flipped; the convolution's input gradient), and the same fed
 // by unpooling:
 //
-//   x[n][h][w][c] = sum over taps (i, j) with h + PH - i = oh*SH, w + PW - j = ow*SW, and over maps k, of
+//   x[n][h][w][c] = sum over taps (i, j) with h + PH - i*DH = oh*SH, w + PW - j*DW = ow*SW, and over maps k, of
 //                   y[n][oh][ow][k] * w[k][c][i][j]
 //
 // All kernels take y through `fill_row(n, oh, left, cols, row)`, which writes columns [left, left + cols) of row oh of
 // y, zeros where y has none: a copy, or a row of the unpooled map, which is never written elsewhere.
 #include "choose.h"
+#include "depthwise.h"
 #include "rounding.h"
 #include "switches.h"
 #include "table.h"
@@ -15,98 +16,127 @@
 namespace zf::ZF_ISA {
 namespace {
 
-// The positions h = q*S + r - P of one axis that residue class r makes: q in [begin, end).
-struct Residue {
-    int64_t taps, begin, end;
-    Residue(int64_t r, int64_t size, int64_t kernel, int64_t stride, int64_t padding)
-        : taps(taps_of_residue(kernel, stride, r)),
+// The positions h = q*S + r - P of one axis that share their taps: first, first + step, ... below the kernel's size.
+// Tap first + t*step reads y at q - shift - t*pace. Residues that no tap reaches are no class.
+struct Class {
+    int64_t r, taps, shift, pace, begin, end;  // q in [begin, end)
+
+    // The classes of an axis, numbered by their first tap; without dilation S of them, if the kernel is that large.
+    static int64_t step(int64_t stride, int64_t dilation) {
+        int64_t a = stride, b = dilation;  // their greatest common divisor ends in a
+        while (b) {
+            const int64_t rest = a % b;
+            a = b, b = rest;
+        }
+        return stride / a;
+    }
+    static int64_t taps_of(int64_t first, int64_t kernel, int64_t step) { return ceil_div(kernel - first, step); }
+
+    Class(int64_t first, int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation)
+        : r(first * dilation % stride),
+          taps(taps_of(first, kernel, step(stride, dilation))),
+          shift(first * dilation / stride),
+          pace(step(stride, dilation) * dilation / stride),
           begin(ceil_div(padding - r, stride)),
           end(floor_div(size - 1 + padding - r, stride) + 1) {}
+    int64_t reach() const { return shift + (taps - 1) * pace; }
 };
 
-// Gather. Each pair of residues of (h + PH, w + PW) by the strides is a stride-1 correlation of y with its own share of
-// the taps, flipped (window.h): SH*SW small convolutions that read one padded band of y and write interleaved pixels of
-// x. A unit of work is (image, band of q rows, group of channel blocks).
+// Zeros in the C channels of rows [begin, end) of x, numbered through all images.
+template <typename T>
+void clear_rows(const Conv& s, T* x, int64_t begin, int64_t end) {
+    if (s.XP == s.C) return zero(x + begin * s.W * s.C, (end - begin) * s.W * s.C);
+    for (int64_t p = begin * s.W; p < end * s.W; ++p) zero(x + p * s.XP, s.C);
+}
+
+// Gather. The positions of each class of rows and of columns are a stride-1 correlation of y with the classes' taps,
+// flipped (window.h): small convolutions that read one padded band of y and write interleaved pixels of x. A unit of
+// work is (image, band of q rows, group of channel blocks). False where a result is not finite.
 template <typename T, typename FillRow>
-void gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    const int64_t most_taps = ceil_div(s.KH, s.SH);
+bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+    const int64_t step_h = Class::step(s.SH, s.DH), step_w = Class::step(s.SW, s.DW);
+    const int64_t down = smaller(step_h, s.KH), across = smaller(step_w, s.KW);  // classes
+    const bool gaps = down < s.SH || across < s.SW;                              // pixels of x in none
+    const int64_t above = (s.KH - 1) * s.DH / s.SH, before = (s.KW - 1) * s.DW / s.SW;
     const int64_t q_begin = floor_div(s.PH, s.SH), q_rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_begin;
     const int64_t q_left = floor_div(s.PW, s.SW), q_cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
-    const int64_t left = q_left - (ceil_div(s.KW, s.SW) - 1), cols = q_left + q_cols - left;  // of y
+    const int64_t left = q_left - before, cols = q_cols + before;  // of y
     const int64_t rows = rows_of_block(q_cols, q_rows);
 
-    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order of residues, taps in descending order.
+    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order, taps in descending order.
     const auto element = [&](int64_t k, int64_t i, int64_t j) {
-        const int64_t th = taps_of_residue(s.KH, s.SH, i % s.SH), tw = taps_of_residue(s.KW, s.SW, j % s.SW);
+        const int64_t a = i % step_h, b = j % step_w;
+        const int64_t th = Class::taps_of(a, s.KH, step_h), tw = Class::taps_of(b, s.KW, step_w);
         int64_t taps = 0;  // of the classes before this one
-        for (int64_t ri = 0; ri < i % s.SH; ++ri) taps += taps_of_residue(s.KH, s.SH, ri) * s.KW;
-        for (int64_t rj = 0; rj < j % s.SW; ++rj) taps += taps_of_residue(s.KW, s.SW, rj) * th;
-        return ((taps + (th - 1 - i / s.SH) * tw + tw - 1 - j / s.SW) * s.K + k) * kWidth<T>;
+        for (int64_t e = 0; e < a; ++e) taps += Class::taps_of(e, s.KH, step_h) * s.KW;
+        for (int64_t e = 0; e < b; ++e) taps += Class::taps_of(e, s.KW, step_w) * th;
+        return ((taps + (th - 1 - i / step_h) * tw + tw - 1 - j / step_w) * s.K + k) * kWidth<T>;
     };
     const FilterPacker<T> packer{
         {s.K, s.wk, s.KH, s.wi, s.KW, s.wj, element}, s.KH * s.KW * s.K * kWidth<T>, w, s.C, s.wc};
-    const T no_bias[kWidth<T>] = {};
+    const T no_bias[kWidth<T>] = {}, *const packed = nullptr;
     const int64_t acc_size = round_up(rows * q_cols * kWidth<T>, 16);
-    const int64_t band_size = round_up((rows + most_taps - 1) * cols * s.K, 16);
+    const int64_t band_size = round_up((rows + above) * cols * s.K, 16);
     const PerThread<T> memory{threads, acc_size + band_size};
-    // Block k of the pixels of class (ri, rj) in the band's q rows; `weights` are the class's.
-    const auto make_class = [&](const Band<T>& band, int64_t k, int64_t ri, int64_t rj, const T* weights) {
+    if (gaps) parallel_for(s.N * s.H, threads, [&](int64_t begin, int64_t end, int) { clear_rows(s, x, begin, end); });
+    // Block k of the pixels of a class of rows and one of columns in the band's q rows; `weights` are theirs. Returns
+    // the sum of the results times 0.
+    const auto make_class = [&](const Band<T>& band, int64_t k, const Class& rh, const Class& rw, const T* weights) {
         T* const acc = band.data - acc_size;
-        const Residue rh(ri, s.H, s.KH, s.SH, s.PH), rw(rj, s.W, s.KW, s.SW, s.PW);
-        const int64_t row = larger(band.begin + most_taps - 1, rh.begin), row_end = smaller(band.end, rh.end);
+        const int64_t row = larger(band.begin + above, rh.begin), row_end = smaller(band.end, rh.end);
         const int64_t pixels = rw.end - rw.begin;
-        if (row >= row_end || pixels <= 0) return;
-        if (rh.taps * rw.taps > 0) {
-            const int64_t first = (row - rh.taps + 1 - band.begin) * cols + rw.begin - rw.taps + 1 - left;
-            const Block<T> block{band.data + first * s.K,
-                                 band.pitch(),
-                                 s.K,
-                                 row_end - row,
-                                 pixels,
-                                 band.pitch(),
-                                 rh.taps,
-                                 rw.taps * s.K};
-            convolve_block(block, weights, no_bias, acc, [](int64_t, int64_t) {});
-        } else {
-            zero(acc, (row_end - row) * pixels * kWidth<T>);
-        }
+        Vec<T> seen{};
+        if (row >= row_end || pixels <= 0) return seen;
+        const int64_t first = (row - rh.reach() - band.begin) * cols + rw.begin - rw.reach() - left;
+        Block<T> block{band.data + first * s.K, band.pitch(), s.K,          row_end - row, pixels,
+                       rh.pace * band.pitch(),  rh.taps,      rw.taps * s.K};
+        if (rw.pace != 1) block.run = s.K, block.taps_w = rw.taps, block.tap_step = rw.pace * s.K;
+        convolve_block(block, weights, no_bias, acc, [&](int64_t begin, int64_t end) {
+            for (int64_t e = begin * kWidth<T>; e < end * kWidth<T>; e += Lanes<T>::count)
+                seen += load<Vec<T>>(acc + e) * 0;
+        });
         for (int64_t q = row; q < row_end; ++q) {
-            const int64_t h = q * s.SH + ri - s.PH, w0 = rw.begin * s.SW + rj - s.PW;
-            copy_pixels(x + ((band.image * s.H + h) * s.W + w0) * s.C + k * kWidth<T>, s.SW * s.C,
+            const int64_t h = q * s.SH + rh.r - s.PH, w0 = rw.begin * s.SW + rw.r - s.PW;
+            copy_pixels(x + ((band.image * s.H + h) * s.W + w0) * s.XP + k * kWidth<T>, s.SW * s.XP,
                         acc + (q - row) * pixels * kWidth<T>, pixels, smaller(kWidth<T>, s.C - k * kWidth<T>));
         }
+        return seen;
     };
-    for_blocks<T>(
-        {s.N, q_rows, rows}, ceil_div(s.C, kWidth<T>), packer.size, packer, threads,
+    return for_blocks<T>(
+        {s.N, q_rows, rows}, ceil_div(s.C, kWidth<T>), packer.size, packer, packed, threads,
         [&](int thread) { return Band<T>{memory.of(thread) + acc_size, cols, s.K}; },
         [&](Band<T>& band, int64_t n, Range q) {
-            band.require(n, q_begin + q.begin - (most_taps - 1), q_begin + q.end,
+            band.require(n, q_begin + q.begin - above, q_begin + q.end,
                          [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
         },
         [&](const Band<T>& band, int64_t k, const T* weights) {
-            for (int64_t ri = 0; ri < s.SH; ++ri)
-                for (int64_t rj = 0; rj < s.SW; ++rj) {
-                    make_class(band, k, ri, rj, weights);
-                    weights += taps_of_residue(s.KH, s.SH, ri) * taps_of_residue(s.KW, s.SW, rj) * s.K * kWidth<T>;
+            Vec<T> seen{};
+            for (int64_t a = 0; a < down; ++a)
+                for (int64_t b = 0; b < across; ++b) {
+                    const Class rh(a, s.H, s.KH, s.SH, s.PH, s.DH), rw(b, s.W, s.KW, s.SW, s.PW, s.DW);
+                    seen += make_class(band, k, rh, rw, weights);
+                    weights += rh.taps * rw.taps * s.K * kWidth<T>;
                 }
-            return true;
+            return is_zero<T>(seen);
         });
 }
 
 // Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
 // (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
-// each pixel the KH runs of KW*C elements that it adds to x. A unit of work is (image, band of rows of x); it takes the
-// rows of y that touch its band, rows and pixels in ascending order, so that how x was cut changes no sum.
+// each pixel runs of elements that it adds to x: KW*C where these are neighbours in x, C where they are not. A unit of
+// work is (image, band of rows of x); it takes the rows of y that touch its band, rows and pixels in ascending order,
+// so that how x was cut changes no sum. What is not finite reaches only what a tap reaches.
 template <typename T, typename FillRow>
 void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    const int64_t run = s.KW * s.C, elements = s.KH * run, blocks = ceil_div(elements, kWidth<T>);
+    const int64_t row_elements = s.KW * s.C, run = s.DW == 1 && s.XP == s.C ? row_elements : s.C;
+    const int64_t elements = s.KH * row_elements, blocks = ceil_div(elements, kWidth<T>);
     const Scratch packed(static_cast<std::size_t>(blocks * s.K * kWidth<T>) * sizeof(T));
     parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
         T* to = packed.as<T>() + begin * s.K * kWidth<T>;
         for (int64_t b = begin; b < end; ++b)
             for (int64_t k = 0; k < s.K; ++k, to += kWidth<T>)
                 for (int64_t o = 0; o < kWidth<T>; ++o) {
-                    const int64_t e = b * kWidth<T> + o, i = e / run, j = e % run / s.C, c = e % s.C;
+                    const int64_t e = b * kWidth<T> + o, i = e / row_elements, j = e % row_elements / s.C, c = e % s.C;
                     to[o] = e < elements ? w[k * s.wk + c * s.wc + i * s.wi + j * s.wj] : 0;
                 }
     });
@@ -115,14 +145,12 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, s.N)));
     const int64_t acc_size = round_up(s.OW * kWidth<T>, 16);
     const PerThread<T> memory{threads, acc_size + round_up(s.OW * s.K, 16)};
-    // Adds elements [e, e_end) of a tap row, whose values begin at acc, to the row of x `to`, for each pixel of row oh.
-    // Element e of pixel ow goes to element `at` of the row; what lies beside the row is dropped.
-    const auto add_run = [&](int64_t e, int64_t e_end, const T* acc, T* to) {
-        for (int64_t ow = 0; ow < s.OW; ++ow, acc += kWidth<T>) {
-            const int64_t at = (ow * s.SW - s.PW) * s.C + e;
-            const int64_t first = larger(0, -at), last = smaller(e_end - e, s.W * s.C - at);
-            for (int64_t q = first; q < last; ++q) to[at + q] += acc[q];
-        }
+    // Adds `count` values of each pixel of row oh, from acc on, to the row of x `to`: those of pixel ow go to elements
+    // from at + ow * step on. What lies beside the row is dropped.
+    const auto add_run = [&](int64_t at, int64_t count, const T* acc, T* to) {
+        const int64_t step = s.SW * s.XP, size = s.W * s.XP;
+        for (int64_t ow = 0; ow < s.OW; ++ow, acc += kWidth<T>, at += step)
+            for (int64_t q = larger(0, -at); q < smaller(count, size - at); ++q) to[at + q] += acc[q];
     };
     for_units(
         1, s.N, bands, threads, [&](int thread) { return memory.of(thread); },
@@ -130,18 +158,19 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             T* const row = acc + acc_size;
             const Block<T> pixels{row, s.OW * s.K, s.K, 1, s.OW, s.OW * s.K, 1, s.K};
             const Range band = share(s.H, b, bands);
-            zero(x + (n * s.H + band.begin) * s.W * s.C, band.size() * s.W * s.C);
+            clear_rows(s, x, n * s.H + band.begin, n * s.H + band.end);
             const int64_t last = last_window(band.end - 1, s.SH, s.PH, s.OH);
-            for (int64_t oh = first_window(band.begin, s.KH, s.SH, s.PH); oh <= last; ++oh) {
+            for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
                     convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {
-                        const int64_t i = e / run, h = oh * s.SH - s.PH + i;
-                        next = smaller((i + 1) * run, end);
+                        next = smaller((e / run + 1) * run, end);
+                        const int64_t i = e / row_elements, h = oh * s.SH - s.PH + i * s.DH;
+                        const int64_t column = e % row_elements / run * s.DW - s.PW;  // 0 - PW for a run of KW * C
                         if (h >= band.begin && h < band.end)
-                            add_run(e - i * run, next - i * run, acc + e - begin, x + (n * s.H + h) * s.W * s.C);
+                            add_run(column * s.XP + e % run, next - e, acc + e - begin, x + (n * s.H + h) * s.W * s.XP);
                     }
                 }
             }
@@ -170,46 +199,76 @@ bool transpose_tiles(const Conv& s, const T* w, T* x, int threads, const FillRow
         }
     };
     const PerThread<T> memory{threads, Winograd<T>::elements(grid, cut.band)};
-    const T no_bias[kWidth<T>] = {};
+    const T no_bias[kWidth<T>] = {}, *const packed = nullptr;
     return for_blocks<T>(
-        cut, ceil_div(grid.outputs, kWidth<T>), size, pack_block, threads,
+        cut, ceil_div(grid.outputs, kWidth<T>), size, pack_block, packed, threads,
         [&](int thread) { return Winograd<T>(grid, cut.band, memory.of(thread)); },
         [&](Winograd<T>& winograd, int64_t, Range lines) { winograd.take(lines, fill_row); },
         [&](Winograd<T>& winograd, int64_t k, const T* filters) {
             const int64_t first = k * kWidth<T>, last = smaller(grid.outputs, first + kWidth<T>);
-            return winograd.products(
-                filters, no_bias, false, [&](int64_t n, int64_t row, int64_t col, const T* values) {
-                    for (int64_t o = first, next; o < last; o = next) {  // outputs [o, next) are of one row of x
-                        next = smaller(last, (o / run + 1) * run);
-                        const int64_t h = (q_top + row) * s.SH + o / run - s.PH;
-                        const int64_t at = ((q_left + col) * s.SW - s.PW) * s.C + o % run;
-                        const int64_t from = larger(0, -at), to = smaller(next - o, s.W * s.C - at);
-                        if (h < 0 || h >= s.H || from >= to) continue;
-                        T* const out = x + (n * s.H + h) * s.W * s.C + at;
-                        copy_pixels(out + from, 0, values + o - first + from, 1, to - from);
-                    }
-                });
+            return winograd.products(filters, no_bias, [&](int64_t n, int64_t row, int64_t col, const T* values) {
+                for (int64_t o = first, next; o < last; o = next) {  // outputs [o, next) are of one row of x
+                    next = smaller(last, (o / run + 1) * run);
+                    const int64_t h = (q_top + row) * s.SH + o / run - s.PH;
+                    const int64_t at = ((q_left + col) * s.SW - s.PW) * s.C + o % run;
+                    const int64_t from = larger(0, -at), to = smaller(next - o, s.W * s.C - at);
+                    if (h < 0 || h >= s.H || from >= to) continue;
+                    T* const out = x + (n * s.H + h) * s.W * s.C + at;
+                    copy_pixels(out + from, 0, values + o - first + from, 1, to - from);
+                }
+            });
         });
 }
 
-// y has at most `most` values an image that are not 0.
+// Whether all filters are finite, wherever they lie.
+template <typename T>
+bool filters_are_finite(const Conv& s, const T* w, int threads) {
+    return all_finite(s.K, threads, [&](int64_t begin, int64_t end, int) {
+        T sum = 0;
+        for (int64_t k = begin; k < end; ++k)
+            for (int64_t c = 0; c < s.C; ++c)
+                for (int64_t i = 0; i < s.KH; ++i)
+                    for (int64_t j = 0; j < s.KW; ++j) sum += w[k * s.wk + c * s.wc + i * s.wi + j * s.wj] * 0;
+        return sum == 0;
+    });
+}
+
+// y has at most `most` values an image that are not 0. The padding of y that gather and Winograd's tiles read makes NaN
+// of a filter that is not finite, where no tap may reach: then all is done by scatter.
 template <typename T, typename FillRow>
 void transpose(const Conv& s, const T* w, T* x, int64_t most, bool rectify, int threads, const FillRow& fill_row) {
     const Kernel kernel = transposed_kernel<T>(s, most, rectify, mode());
     if (kernel == Kernel::kNonzeros && scatter_nonzeros(s, w, x, threads, fill_row)) return;
     if (kernel == Kernel::kNonzerosPlain && scatter_nonzeros_plain(s, w, x, threads, fill_row)) return;
+    const Kernel dense = dense_transposed_kernel<T>(s, mode());
     if constexpr (kWinograd<T>)
-        if (dense_transposed_kernel<T>(s, mode()) == Kernel::kTiles && transpose_tiles(s, w, x, threads, fill_row))
-            return;
-    if (few_channels<T>(s.C))
-        scatter(s, w, x, threads, fill_row);
-    else
-        gather(s, w, x, threads, fill_row);
+        if (dense == Kernel::kTiles && !filters_are_tiny(s, w) && transpose_tiles(s, w, x, threads, fill_row)) return;
+    if (few_channels<T>(s.C)) return scatter(s, w, x, threads, fill_row);
+    if (gather(s, w, x, threads, fill_row) || filters_are_finite(s, w, threads)) return;
+    scatter(s, w, x, threads, fill_row);
+}
+
+// y in dense memory, rectified.
+template <typename T>
+const T* rectified(const Conv& s, const T* y, T* to, int threads) {
+    parallel_for(s.N * s.OH * s.OW, threads, [&](int64_t begin, int64_t end, int) {
+        copy(to + begin * s.K, y + begin * s.K, (end - begin) * s.K);
+        rectify_all(to + begin * s.K, (end - begin) * s.K);
+    });
+    return to;
 }
 
 template <typename T>
 void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
-    transpose(s, w, x, s.OH * s.OW * s.K, rectify, threads, MapRows<T>{y, s.OH, s.OW, s.K, rectify});
+    if (depthwise<T>(s)) {
+        const PerThread<T> memory{1, rectify ? s.N * s.OH * s.OW * s.K : 0};
+        const T* const values = rectify ? rectified(s, y, memory.of(0), threads) : y;
+        if (depthwise_transposed(s, values, w, x, threads)) return;
+    }
+    for_groups(s, threads, [&](const Conv& one, int64_t g, int own_threads) {
+        transpose(one, w + g * one.K * s.wk, x + g * one.C, one.OH * one.OW * one.K, rectify, own_threads,
+                  output_rows(one, y + g * one.K, rectify));
+    });
 }
 
 template <typename T>

@@ -1,5 +1,6 @@
 // The weight gradient of a convolution, and its bias's.
 #include "choose.h"
+#include "depthwise.h"
 #include "table.h"
 
 namespace zf::ZF_ISA {
@@ -17,7 +18,7 @@ struct WeightGrad {
 
     const Conv& s;
     const int64_t blocks = ceil_div(s.K, kWidth<T>), slices = ceil_div(s.C, kSlice);
-    const int64_t Hp = (s.OH - 1) * s.SH + s.KH, Wp = (s.OW - 1) * s.SW + s.KW;
+    const int64_t Hp = (s.OH - 1) * s.SH + s.span_h(), Wp = (s.OW - 1) * s.SW + s.span_w();
     const int64_t g_image = blocks * s.OH * s.OW * kWidth<T>, x_image = round_up(Hp * Wp * s.C, 16);
     const int64_t image_bytes = (g_image + x_image) * static_cast<int64_t>(sizeof(T));
     const int64_t group = larger(1, smaller(s.N, kGroupBytes / image_bytes));
@@ -38,10 +39,10 @@ struct WeightGrad {
         for (int64_t slice = 0; slice < slices; ++slice) {
             const int64_t from = slice * kSlice, width = slice_width(slice);
             T* to = x_packed + i * x_image + Hp * Wp * from + row * Wp * width;
-            const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.C + from;
+            const T* at = x + ((n * s.H + h) * s.W - s.PW) * s.XP + from;
             for (int64_t c = 0; c < Wp; ++c, to += width) {
                 const bool inside = h >= 0 && h < s.H && c >= s.PW && c - s.PW < s.W;
-                for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.C + k] : 0;
+                for (int64_t k = 0; k < width; ++k) to[k] = inside ? at[c * s.XP + k] : 0;
             }
         }
     }
@@ -51,8 +52,8 @@ struct WeightGrad {
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t maps = smaller(kWidth<T>, s.K - b * kWidth<T>);
             T* to = g_packed + i * g_image + (b * s.OH + oh) * s.OW * kWidth<T>;
-            const T* from = g + (n * s.OH + oh) * s.OW * s.K + b * kWidth<T>;
-            for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.K) {
+            const T* from = g + (n * s.OH + oh) * s.OW * s.YP + b * kWidth<T>;
+            for (int64_t c = 0; c < s.OW; ++c, to += kWidth<T>, from += s.YP) {
                 copy(to, from, maps);
                 zero(to + maps, kWidth<T> - maps);
             }
@@ -64,13 +65,14 @@ struct WeightGrad {
         alignas(64) T partial[kPixels * kWidth<T>];
         const int64_t width = slice_width(slice), run = s.KW * width, tiles = ceil_div(run, kPixels);
         const T* gradients = g_packed + i * g_image + (b * s.OH + rows.begin) * s.OW * kWidth<T>;
-        const T* row = x_packed + i * x_image + Hp * Wp * slice * kSlice + (rows.begin * s.SH + tap) * Wp * width;
+        const T* row =
+            x_packed + i * x_image + Hp * Wp * slice * kSlice + (rows.begin * s.SH + tap * s.DH) * Wp * width;
         T* const total = sums + (slice * blocks + b) * block_sums + tap * row_sums;
         const Walk walk{rows.size(), s.OW, s.SH * Wp * width, s.SW * width};
         for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
             const int64_t e = run * tile_at / tiles, count = run * (tile_at + 1) / tiles - e;
             const T* at[kPixels];
-            for (int64_t q = 0; q < count; ++q) at[q] = row + e + q;
+            for (int64_t q = 0; q < count; ++q) at[q] = row + (e + q) / width * s.DW * width + (e + q) % width;
             // Summed apart, then added: sums of blocks lose less to rounding than one long sum.
             tile(count, at, walk, gradients, kZeros<T>, partial);
             for (int64_t q = 0; q < count * kWidth<T>; ++q) total[e * kWidth<T> + q] += partial[q];
@@ -100,7 +102,7 @@ void unpack_blocks(const Conv& s, const Table& table, T* sums, int64_t block_siz
     });
 }
 
-// gw[k][c][i][j] = sum over n, oh, ow of g[n][oh][ow][k] * x[n][oh*SH - PH + i][ow*SW - PW + j][c]; gb[k], where it is
+// gw[k][c][i][j] = sum over n, oh, ow of g[n][oh][ow][k] * x[n][oh*SH - PH + i*DH][ow*SW - PW + j*DW][c]; gb[k], if
 // not null, = sum of g. A unit of work is (slice, block, range of tap rows): it passes over the group's images in bands
 // of rows whose gradients stay in L1. No other unit adds to its sums, so threads change no bit.
 template <typename T>
@@ -156,7 +158,7 @@ struct WinogradGrad {
 
     bool run(const T* x, const T* g, T* gw, T* gb) {
         zero(bias_sums_, blocks_ * kWidth<T>);
-        const MapRows<T> map{x, s_.H, s_.W, s_.C, false};
+        const MapRows<T> map = input_rows(s_, x);
         bool finite = true;
         for (int64_t from = 0; from < all_rows_; from += rows_) {
             const int64_t to = smaller(from + rows_, all_rows_);
@@ -213,7 +215,7 @@ struct WinogradGrad {
                 for (int64_t i = 0; i < smaller(kSide, s_.OH - top); ++i)
                     for (int64_t j = 0; j < smaller(kSide, s_.OW - left); ++j)
                         copy_pixels(values + (i * kSide + j) * kWidth<T>, 0,
-                                    g + ((n * s_.OH + top + i) * s_.OW + left + j) * s_.K + b * kWidth<T>, 1, maps);
+                                    g + ((n * s_.OH + top + i) * s_.OW + left + j) * s_.YP + b * kWidth<T>, 1, maps);
                 if (with_bias)
                     for (int64_t p = 0; p < kSide * kSide; ++p)
                         for (int64_t o = 0; o < kWidth<T>; ++o) bias[o] += values[p * kWidth<T> + o];
@@ -258,7 +260,7 @@ struct WinogradGrad {
 
     template <int kTapsOf>
     bool transform_back(const T* sums, int64_t c_begin, int64_t c_end, T* packed) const {
-        V not_finite{};  // 0, or NaN
+        Seen<T> seen;
         for (int64_t o = c_begin * kWidth<T>; o < c_end * kWidth<T>; o += kLanes) {
             V rows[6 * kTapsOf], g[kTapsOf];
             repeat<6>([&](auto i) {
@@ -269,12 +271,12 @@ struct WinogradGrad {
             repeat<kTapsOf>([&](auto j) {
                 gather_taps<kTapsOf>(rows + j.at, kTapsOf, g, 1);
                 repeat<kTapsOf>([&](auto i) {
-                    not_finite += g[i.at] * 0;
+                    seen.add(g[i.at]);
                     store(packed + (i.at * kTapsOf + j.at) * depth_ * kWidth<T> + o, g[i.at]);
                 });
             });
         }
-        return is_zero<T>(not_finite);
+        return seen.sound();
     }
 
     const Conv& s_;
@@ -302,9 +304,15 @@ struct WinogradGrad {
 
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
-    if constexpr (kWinograd<T>)
-        if (weight_grad_kernel<T>(s, mode()) == Kernel::kTiles && WinogradGrad<T>(s, threads).run(x, g, gw, gb)) return;
-    weight_grad_direct(s, x, g, gw, gb, threads);
+    if (depthwise<T>(s)) return depthwise_weight_grad(s, x, g, gw, gb, threads);
+    for_groups(s, threads, [&](const Conv& one, int64_t group, int own) {
+        const T *const xs = x + group * one.C, *const gs = g + group * one.K;
+        T *const gws = gw + group * one.K * s.wk, *const gbs = gb ? gb + group * one.K : nullptr;
+        if constexpr (kWinograd<T>)
+            if (weight_grad_kernel<T>(one, mode()) == Kernel::kTiles && WinogradGrad<T>(one, own).run(xs, gs, gws, gbs))
+                return;
+        weight_grad_direct(one, xs, gs, gws, gbs, own);
+    });
 }
 
 }  // namespace

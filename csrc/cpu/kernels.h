@@ -21,6 +21,7 @@ enum class Kernel : int {
     kRows,           // and along one, winograd_rows.h
     kNonzeros,       // transposed: only the values that are not 0, with packed filters, nonzeros.h
     kNonzerosPlain,  // the same with filters as they lie
+    kDepthwise,      // a channel each, depthwise.h
 };
 
 // Which kernels float32 convolutions may use. kExact: no Winograd. kFastest: whatever costs least by choose.h. The
@@ -37,11 +38,25 @@ struct Choice {
     Kernel forward, transposed, weight_grad;
 };
 
+// What becomes of a convolution's sums v: v + bias[k] + add (an array as the result's; both may be null), and then, if
+// relu, max(0, .) and min(., cap).
+template <typename T>
+struct Epilogue {
+    const T* bias;
+    const T* add;
+    bool relu;
+    T cap;
+};
+
 // The functions that return int64_t check the switches: -1 when each points into its own window and into the map;
 // otherwise the flat index of the first that does not, and the result is then undefined.
 template <typename T>
 struct KernelsOf {
-    void (*conv2d)(const Conv&, const T* x, const T* w, const T* bias, T* y, bool relu, int threads);
+    // `packed`: null, or what pack_filters made of w, which is then not packed again.
+    void (*conv2d)(const Conv&, const T* x, const T* w, const T* packed, const Epilogue<T>&, T* y, int threads);
+    // The elements of w packed for this convolution's kernel, choose's, in the present mode; written unless `to` is
+    // null.
+    int64_t (*pack_filters)(const Conv&, const T* w, T* to, int threads);
     void (*conv_transpose2d)(const Conv&, const T* y, const T* w, T* x, bool rectify, int threads);
     void (*conv2d_weight_grad)(const Conv&, const T* x, const T* g, T* gw, T* gb, int threads);
     void (*max_pool2d)(const Pool&, const T* x, T* y, uint8_t* switches, int threads);
@@ -49,8 +64,8 @@ struct KernelsOf {
     int64_t (*max_unpool2d_backward)(const Pool&, const T* g, const uint8_t* switches, T* gy, int threads);
     void (*contrast_norm)(const Norm&, const T* x, T* y, int threads);
     void (*contrast_norm_backward)(const Norm&, const T* g, const T* x, T* gx, int threads);
-    void (*conv2d_relu_max_pool2d)(const Conv&, const Pool&, const T* x, const T* w, const T* bias, T* y,
-                                   uint8_t* switches, Rounding, int threads);
+    void (*conv2d_relu_max_pool2d)(const Conv&, const Pool&, const T* x, const T* w, const T* packed, const T* bias,
+                                   T* y, uint8_t* switches, Rounding, int threads);
     int64_t (*max_unpool2d_relu_conv_transpose2d)(const Conv&, const Pool&, const T* y, const uint8_t* switches,
                                                   const T* w, T* x, bool rectify, Rounding, int threads);
     void (*linear)(const Linear&, const T* x, const T* w, const T* bias, T* y, int threads);

@@ -102,21 +102,30 @@ void pack(const Table& table, T* block, const T* filters, int64_t outputs, int64
 }
 
 // All blocks of a convolution's weights: pack_block(b, to) writes the `size` elements of block b. A block that is used
-// just once is packed then by its thread, in the nearest cache; otherwise all threads pack all of them at the start.
+// just once is packed then by its thread, in the nearest cache; otherwise all threads pack all of them at the start,
+// unless all are `ready` there.
 template <typename T, typename PackBlock>
 struct Packed {
     const PackBlock& pack_block;
+    const T* const ready;
     const bool used_once;
     const PerThread<T> memory;
 
-    Packed(int64_t count, int64_t size, const PackBlock& pack, bool once, int threads)
-        : pack_block(pack), used_once(once), memory{once ? threads : count, size} {
-        if (used_once) return;
+    Packed(int64_t count, int64_t size, const PackBlock& pack, const T* all, bool once, int threads)
+        : pack_block(pack),
+          ready(all),
+          used_once(once),
+          memory{all    ? 0
+                 : once ? threads
+                        : count,
+                 size} {
+        if (ready || used_once) return;
         parallel_for(count, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t b = begin; b < end; ++b) pack_block(b, memory.of(b));
         });
     }
     const T* block(int64_t b, int thread) const {
+        if (ready) return ready + b * memory.each;
         if (!used_once) return memory.of(b);
         pack_block(b, memory.of(thread));
         return memory.of(thread);

@@ -11,9 +11,11 @@
 //   and for each block and kDepth channels G g G^T          [36][kDepth][kWidth]    288 KiB at AVX2, L2
 //   and 36 products of matrices, by tile.h                  [36][tiles][kWidth]
 //   and the transform back, which hands each output pixel to the caller.
-// A NaN or an infinity spreads over its tile: products() says when a result is not finite, and the caller starts over
-// with the direct kernel.
+// A NaN or an infinity spreads over its tile, and products below the smallest normal number lose digits that the sums
+// need: products() says when its results are not sound, and the caller starts over with the direct kernel.
 #pragma once
+#include <limits>
+
 #include "conv_block.h"
 
 namespace zf {
@@ -32,6 +34,7 @@ struct Grid {
     int64_t top, left;   // the map's pixel at which position (0, 0)'s window begins
     int64_t rows, cols;  // output positions of an image
     int64_t outputs;
+    bool dilated;  // then there is no such correlation
 
     int64_t side() const { return 7 - taps; }
     int64_t depth() const { return SH * SW * C; }
@@ -41,14 +44,14 @@ struct Grid {
 
 // A convolution as Winograd's kernel sees it.
 inline Grid forward_grid(const Conv& s) {
-    return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K};
+    return {ceil_div(s.KH, s.SH), s.SH, s.SW, s.C, -s.PH, -s.PW, s.OH, s.OW, s.K, s.dilated()};
 }
 
 // A transposed one: a position of y makes SH x SW pixels of x, C channels each.
 inline Grid transposed_grid(const Conv& s) {
     const int64_t top = floor_div(s.PH, s.SH), left = floor_div(s.PW, s.SW), before = ceil_div(s.KH, s.SH) - 1;
     const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - top, cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - left;
-    return {before + 1, 1, 1, s.K, top - before, left - before, rows, cols, s.SH * s.SW * s.C};
+    return {before + 1, 1, 1, s.K, top - before, left - before, rows, cols, s.SH * s.SW * s.C, s.dilated()};
 }
 
 // B^T of six values.
@@ -86,6 +89,40 @@ ZF_INLINE void from_points(const V* z, int step, V* y, int y_step) {
     if constexpr (kTapsOf < 4) y[2 * y_step] = p + 4 * r;
     if constexpr (kTapsOf == 3) y[3 * y_step] = q + 8 * s + last;
     if constexpr (kTapsOf < 3) y[3 * y_step] = q + 8 * s, y[4 * y_step] = p + 16 * r + last;
+}
+
+// What results must be: finite, and not all below kLeast yet not 0. What is a million times the smallest number that a
+// product of a tile could be rounded to loses nothing.
+template <typename T>
+struct Seen {
+    static constexpr decltype(Mask<T>{}[0] + 0) kSign = std::numeric_limits<decltype(Mask<T>{}[0] + 0)>::max();
+    static constexpr decltype(Mask<T>{}[0] + 0) kLeast = sizeof(T) == 4 ? 16 << 23 : 0;  // 2^-111, whose bits these are
+    Vec<T> not_finite{};                                                                 // 0, or NaN
+    Mask<T> bits{};  // of all values: below kLeast only if each of them is
+
+    ZF_INLINE void add(Vec<T> v) { not_finite += v * 0, bits |= (Mask<T>)v; }
+    bool sound() const {
+        auto all = bits[0];
+        for (int i = 1; i < Lanes<T>::count; ++i) all |= bits[i];
+        all &= kSign;
+        return is_zero<T>(not_finite) && (all == 0 || all >= kLeast);
+    }
+};
+
+// Whether no filter is as large as kLeast and one is not 0: transformed, they would lose digits. Ends at the first.
+template <typename T>
+bool filters_are_tiny(const Conv& s, const T* w) {
+    const T least = static_cast<T>(3.9e-34);
+    bool zeros = true;
+    for (int64_t k = 0; k < s.K; ++k)
+        for (int64_t c = 0; c < s.C; ++c)
+            for (int64_t i = 0; i < s.KH; ++i)
+                for (int64_t j = 0; j < s.KW; ++j) {
+                    const T v = w[k * s.wk + c * s.wc + i * s.wi + j * s.wj];
+                    if (!(v < least && v > -least)) return false;
+                    zeros &= v == 0;
+                }
+    return !zeros;
 }
 
 // call(Index<taps>{}) for 2 <= taps <= 5.
@@ -214,11 +251,11 @@ struct Winograd {
     }
 
     // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
-    // position, its kWidth values plus bias, rectified if asked. False if one of them is not finite.
+    // position, its kWidth values plus bias. False if they are not sound.
     template <typename Pixel>
-    bool products(const T* filters, const T* bias, bool relu, const Pixel& pixel) {
+    bool products(const T* filters, const T* bias, const Pixel& pixel) {
         const int64_t tiles = rows_.size() * tile_cols_, depth = g_.depth();
-        bool finite = true;
+        bool sound = true;
         with_taps(g_.taps, [&](auto taps) {
             for (int64_t begin = 0; begin < depth; begin += inputs_.chunk) {
                 const int64_t end = smaller(begin + inputs_.chunk, depth);
@@ -226,11 +263,11 @@ struct Winograd {
                 for (int64_t t = 0; t < tiles; t += batch_) {
                     const int64_t t_end = smaller(t + batch_, tiles);
                     multiply(t, t_end, begin, end);
-                    if (end == depth) finite &= transform_outputs<taps.at>(t, t_end, bias, relu, pixel);
+                    if (end == depth) sound &= transform_outputs<taps.at>(t, t_end, bias, pixel);
                 }
             }
         });
-        return finite;
+        return sound;
     }
 
    private:
@@ -279,10 +316,10 @@ struct Winograd {
     }
 
     template <int kTapsOf, typename Pixel>
-    bool transform_outputs(int64_t first, int64_t last, const T* bias, bool relu, const Pixel& pixel) {
+    bool transform_outputs(int64_t first, int64_t last, const T* bias, const Pixel& pixel) {
         constexpr int kSide = 7 - kTapsOf;
         alignas(64) T values[kSide * kSide * kWidth<T>];
-        V not_finite{};  // 0, or NaN
+        Seen<T> seen;
         for (int64_t t = first; t < last; ++t) {
             for (int64_t o = 0; o < kWidth<T>; o += kLanes) {
                 const T* const from = sums_ + (t - first) * kWidth<T> + o;
@@ -297,9 +334,8 @@ struct Winograd {
                     V y[kSide];
                     from_points<kTapsOf>(rows + j.at, kSide, y, 1);
                     repeat<kSide>([&](auto i) {
-                        V v = y[i.at] + b;
-                        not_finite += v * 0;
-                        if (relu) v = v < 0 ? V{} : v;
+                        const V v = y[i.at] + b;
+                        seen.add(v);
                         store(values + (i.at * kSide + j.at) * kWidth<T> + o, v);
                     });
                 });
@@ -310,7 +346,7 @@ struct Winograd {
             for (int64_t i = 0; i < height; ++i)
                 for (int64_t j = 0; j < width; ++j) pixel(n, top + i, left + j, values + (i * kSide + j) * kWidth<T>);
         }
-        return is_zero<T>(not_finite);
+        return seen.sound();
     }
 
     const Grid g_;

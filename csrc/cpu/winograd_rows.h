@@ -60,7 +60,7 @@ struct WinogradRows {
         n_ = lines.begin / s_.OH, from_ = lines.begin % s_.OH, rows_ = lines.size();
         const int64_t in_rows = (rows_ - 1) * s_.SH + s_.KH, run = s_.SW * s_.C, step = (7 - taps(s_)) * run;
         const int64_t pitch = position_pitch(s_, in_rows), cols = row_columns(s_);
-        const MapRows<T> map{x, s_.H, s_.W, s_.C, false};
+        const MapRows<T> map = input_rows(s_, x);
         for (int64_t r = 0; r < in_rows; ++r) {
             map(n_, from_ * s_.SH - s_.PH + r, -s_.PW, cols, row_);
             // A run may end inside a vector, whose rest is overwritten with the next row.
@@ -76,12 +76,12 @@ struct WinogradRows {
         pitch_ = pitch;
     }
 
-    bool make(const T* filters, const T* bias, bool relu, const Target<T>& target) {
-        bool finite = true;
+    bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
+        bool sound = true;
         with_taps(taps(s_), [&](auto taps) {
-            finite = make_taps<taps.at>(filters, bias, relu, target.row(n_, from_), target.step, target.outputs);
+            sound = make_taps<taps.at>(filters, bias, finish, target.row(n_, from_), target.step, target.outputs);
         });
-        return finite;
+        return sound;
     }
 
    private:
@@ -95,15 +95,15 @@ struct WinogradRows {
         return odd_lines<T>(positions(s) * position_pitch(s, (rows - 1) * s.SH + s.KH));
     }
 
-    // out[row * OW + col][step] = bias + correlation, rectified if asked: the first `outputs` of a block of output
-    // channels. False if one of them is not finite.
+    // out[row * OW + col][step] = bias + correlation, finished: the first `outputs` of a block of output channels.
+    // False if they are not sound.
     template <int kTapsOf>
-    bool make_taps(const T* filters, const T* bias, bool relu, T* out, int64_t step, int64_t outputs) {
+    bool make_taps(const T* filters, const T* bias, const Finish<T>& finish, T* out, int64_t step, int64_t outputs) {
         constexpr int kSide = 7 - kTapsOf;
         const Walk walk{1, depth(s_), 0, 1};
         const int64_t across = positions(s_), tiles = rows_ * across, parts = ceil_div(tiles, kPixels);
         const int64_t down = s_.SH * s_.SW * s_.C, filter_plane = depth(s_) * kWidth<T>;
-        V not_finite{};        // 0, or NaN
+        Seen<T> seen;
         int64_t r = 0, t = 0;  // of the next tile
         for (int64_t part = 0, first = 0; part < parts; ++part) {
             const int64_t last = tiles * (part + 1) / parts, count = last - first;
@@ -130,20 +130,20 @@ struct WinogradRows {
                     repeat<kPoints>([&](auto j) { z[j.at] = load<V>(from + j.at * kPixels * kWidth<T>); });
                     from_points<kTapsOf>(z, 1, y, 1);
                     repeat<kSide>([&](auto j) {
-                        V v = y[j.at] + b;
-                        not_finite += v * 0;
-                        if (relu) v = v < 0 ? V{} : v;
+                        const V v = y[j.at] + b;
+                        seen.add(v);
+                        T* const to = pixels + j.at * step + o;
                         if (j.at >= width) return;
                         if (outputs - o >= kLanes)
-                            store(pixels + j.at * step + o, v);
+                            store(to, finish.vector(v, to));
                         else
-                            for (int64_t k = 0; k < outputs - o; ++k) pixels[j.at * step + o + k] = v[k];
+                            for (int64_t k = 0; k < outputs - o; ++k) to[k] = finish.value(v[k], to + k);
                     });
                 }
             }
             first = last;
         }
-        return is_zero<T>(not_finite);
+        return seen.sound();
     }
 
     const Conv& s_;

@@ -1,6 +1,7 @@
 """Occlusion maps against a naive loop, closed forms and hand-worked grids."""
 
 import nets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from conftest import error
 from torch import nn
 
 import zfkernels as zf
-from zfkernels.analyses import occlusion
+from zfkernels.analyses import covering, occlusion
 from zfkernels.analyses.occlusion import occlusion_map
 from zfkernels.graph import windowed
 
@@ -195,8 +196,9 @@ def test_equals_whole_images(name, patch, monkeypatch):
         monkeypatch.setattr(
             occlusion, "_windows", lambda *_: torch.tensor([[[r, c, r + 1, c + 1]] for r, c in CORNERS])
         )
+    monkeypatch.setattr(covering, "MOST", float("inf"))
     found = occlusion_map(model, image, 1, **keep, batch_size=13)
-    monkeypatch.setattr(occlusion, "by_regions", lambda *_: None)
+    monkeypatch.setattr(covering, "MOST", 0)
     expected = occlusion_map(model, image, 1, **keep)
     assert expected.logit.std() > 0
     assert found.channel == expected.channel
@@ -375,3 +377,112 @@ def test_the_table_and_the_figure_show_the_worst_window():
     projected = occlusion.project_map(model, image, "1", result.channel)
     drawn = occlusion.figure(occlusion.Occluded("scene", picture, result, projected), classes)
     assert {axes.get_title()[:3] for axes in drawn.axes} == {"", "(a)", "(b)", "(c)", "(d)", "(e)"}
+
+
+def covered_by_hand(forward, image, result, fill):
+    """What `forward` gives for each window's whole covered image."""
+    found = []
+    for top, left, bottom, right in result.boxes.reshape(-1, 4).tolist():
+        covered = image.clone()
+        covered[:, top:bottom, left:right] = fill
+        found.append(forward(covered[None])[0])
+    return torch.stack(found).reshape(*result.boxes.shape[:2], -1)
+
+
+class Gated(nn.Module):
+    """A gate that sees the whole map, as squeeze and excitation has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.gate, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.convs[0](x)
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        return self.fc(self.convs[2](x).relu().mean((2, 3)))
+
+
+def test_whole_images_where_regions_would_be_whole(monkeypatch):
+    net, image = nets.alive(Gated()), nets.images(1, 24, 24)[0]
+    kinds = []
+    monkeypatch.setattr(occlusion, "covering", lambda *a, made=covering.covering: kinds.append(made(*a)) or kinds[-1])
+    result = occlusion_map(net, image, 1, patch=6, stride=6, fill=0.0)
+    small = nets.alive(nn.Sequential(*Gated().convs, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
+    occlusion_map(small, image, 1, patch=6, stride=6)
+    assert [type(kind).__name__ for kind in kinds] == ["Copies", "Regions"]
+    assert error(result.logit, covered_by_hand(net, image, result, 0.0)[..., 1].detach()) < 1e-12
+
+
+def test_hooks_are_followed():
+    net, image = nets.alive(Gated()), nets.images(1, 24, 24)[0]
+    plain = nets.alive(nn.Sequential(*Gated().convs, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
+    for model, module in ((net, net), (plain, plain), (plain, plain[0]), (net, net.convs[2])):
+        with module.register_forward_hook(lambda module, args, output: output.flip(1) * 2):
+            with pytest.warns(UserWarning, match="hooks"):
+                result = occlusion_map(model, image, 1, patch=9, fill=0.5)
+            expected = covered_by_hand(model, image, result, 0.5)[..., 1].detach()
+        assert error(result.logit, expected) < 1e-12
+
+
+def test_expressions_of_parameters_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+            self.t, self.gate = nn.Parameter(torch.rand(())), nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x):
+            x = self.conv(x).relu() * torch.sigmoid(self.gate) + torch.tensor(0.1)
+            return self.fc(x.mean((2, 3))) * self.t.exp()
+
+    net, image = nets.alive(Net()), nets.images(1, 20, 20)[0]
+    before = set(vars(net)) | set(dict(net.named_buffers()))
+    result = occlusion_map(net, image, 1, patch=5, fill=0.0)
+    assert error(result.logit, covered_by_hand(net, image, result, 0.0)[..., 1].detach()) < 1e-12
+    assert set(vars(net)) | set(dict(net.named_buffers())) == before
+
+
+def test_a_forward_of_ones_own():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Gated()
+
+        def forward(self, x, scale):
+            return {"out": self.net(x) * scale, "aux": x}
+
+    net, image = nets.alive(Two()), nets.images(1, 24, 24)[0]
+    own = lambda model, images: model(images, 3.0)["out"]  # noqa: E731
+    result = occlusion_map(net, image, 1, forward=own, patch=8, fill=0.0, layer="net.convs.2")
+    assert error(result.logit, covered_by_hand(lambda x: own(net, x), image, result, 0.0)[..., 1].detach()) < 1e-12
+    assert result.activity is not None
+    with pytest.raises(ValueError, match="forward="):
+        occlusion_map(net.net, image, 1, forward=lambda model, images: {"out": model(images)})
+
+
+@pytest.mark.parametrize("head", [[], [nn.Sigmoid()], [nn.Softmax(1)], [nn.LogSoftmax(1)]])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_probabilities_are_the_models(head, classes):
+    """The sigmoid of one logit, the softmax of several, and what a model's own head gives."""
+    body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)]
+    net, image = nets.alive(nn.Sequential(*body, *head)), nets.images(1, 16, 16)[0]
+    for target in (np.int64(classes - 1), torch.tensor(classes - 1)):
+        result = occlusion_map(net, image, target, patch=4, fill=0.0)
+    outputs = covered_by_hand(net, image, result, 0.0).detach()
+    final = head[0] if head else None
+    if isinstance(final, (nn.Sigmoid, nn.Softmax)):
+        expected = outputs
+    else:
+        expected = outputs.sigmoid() if classes == 1 and final is None else outputs.softmax(-1)
+    assert result.target == classes - 1
+    assert error(result.probability, expected[..., classes - 1]) < 1e-12
+    if classes == 1 and not head:
+        assert torch.equal(result.label, (outputs[..., 0] > 0).long())
+
+
+def test_a_fill_that_is_no_number():
+    net, image = nets.alive(Gated()), nets.images(1, 24, 24)[0]
+    for fill in (float("nan"), [0.0, float("inf"), 0.0]):
+        with pytest.raises(ValueError, match="fill must be finite"):
+            occlusion_map(net, image, 1, fill=fill)

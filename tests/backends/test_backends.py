@@ -37,6 +37,8 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="no backend but the referen
 def skip_unless_served(backend: str, dtype: torch.dtype, call: Call, layout: str | None = None) -> None:
     if dtype not in backends.module(backend).DTYPES:
         pytest.skip(f"{backend} does not serve {dtype}")
+    if call.grouped != ((1, 1), 1) and not getattr(backends.module(backend), "GROUPS", True):
+        pytest.skip(f"{backend} has neither groups nor dilation")
     if backend in INTERPRETED:
         wanted = INTERPRETED_COMBINATIONS.get(dtype)
         small = not call.name.startswith(LARGE) or call.op == "conv2d_relu"
@@ -67,6 +69,15 @@ def large_calls() -> list[Call]:
     layer_back = {"y": layer_pooled, "switches": layer_pooled, "weight": weight}
     return [
         Call("conv2d_relu", "large", forward, conv),
+        Call(
+            "conv2d_relu",
+            "large_depthwise",
+            {"x": stack, "weight": (37, 1, 3, 3), "bias": (37,)},
+            conv | {"groups": 37},
+        ),
+        Call(
+            "conv2d_relu", "large_groups", {"x": stack, "weight": (74, 1, 3, 3), "bias": (74,)}, conv | {"groups": 37}
+        ),
         Call("relu_conv_transpose2d", "large", {"y": (2, 37, 30, 33), "weight": weight}, conv | size),
         Call("max_pool2d_with_switches", "large", {"x": stack}, pool | ceil),
         Call("max_unpool2d_with_switches", "large", unpool, pool | {"output_size": (29, 31)}),
@@ -129,6 +140,16 @@ def test_fused_reverse_equals_its_parts(backend, call, dtype):
     parts = zf.relu_conv_transpose2d(unpooled, t["weight"], stride, padding, **rest, backend=backend)
     assert x.shape == parts.shape
     assert error(x, parts) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not getattr(backends.module(b), "GROUPS", True)])
+def test_a_backend_without_groups_says_so(backend):
+    x, weight = torch.zeros(1, 4, 5, 5, device=device[backend]), torch.zeros(4, 2, 3, 3, device=device[backend])
+    for settings in ({"groups": 2}, {"groups": 2, "dilation": 2, "cap": 6.0}):
+        with pytest.raises(RuntimeError, match=r"has no kernel for dilation .* and groups 2.*backend='cpu'"):
+            zf.conv2d_relu(x, weight, **settings, backend=backend)
+    with pytest.raises(RuntimeError, match="has no kernel for dilation"):
+        zf.relu_conv_transpose2d(x, weight, groups=2, output_size=7, backend=backend)
 
 
 @pytest.mark.parametrize("op", ["unpool", "layer"])

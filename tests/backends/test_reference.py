@@ -10,6 +10,7 @@ from zfkernels.backends.reference import (
     contrast_norm,
     contrast_norm_backward,
     conv2d,
+    conv2d_add,
     conv2d_relu_max_pool2d,
     conv2d_weight_grad,
     conv_transpose2d,
@@ -25,7 +26,7 @@ BOUND = BOUNDS[torch.float64]
 
 
 def calls_of(op: str, nonfinite: bool = True):
-    selected = [call for call in CALLS if call.op == op and (nonfinite or call.fill != "nonfinite")]
+    selected = [call for call in CALLS if call.op == op and (nonfinite or call.fill not in ("nonfinite", "broken"))]
     return pytest.mark.parametrize("call", selected, ids=lambda call: call.name)
 
 
@@ -49,8 +50,8 @@ def image(rows) -> torch.Tensor:
 @pytest.mark.parametrize("relu", [False, True])
 def test_conv2d(call, relu):
     t, (stride, padding) = double(call), call.conv_window
-    y = conv2d(t["x"], t["weight"], t.get("bias"), stride, padding, relu)
-    expected = F.conv2d(t["x"], t["weight"], t.get("bias"), stride, padding)
+    y = conv2d(t["x"], t["weight"], t.get("bias"), stride, padding, relu, *call.grouped)
+    expected = F.conv2d(t["x"], t["weight"], t.get("bias"), stride, padding, *call.grouped)
     assert_close("result", y, expected.relu() if relu else expected, torch.float64)
 
 
@@ -59,23 +60,40 @@ def test_conv2d_gradients(call):
     t, (stride, padding) = double(call), call.conv_window
     x, weight = t["x"].requires_grad_(), t["weight"].requires_grad_()
     bias = t.get("bias", torch.zeros(weight.shape[0], dtype=torch.float64)).requires_grad_()
-    y = F.conv2d(x, weight, bias, stride, padding)
+    y = F.conv2d(x, weight, bias, stride, padding, *call.grouped)
     g = torch.randn_like(y)
     gx, gw, gb = torch.autograd.grad(y, (x, weight, bias), g)
-    assert_close("x", conv_transpose2d(g, weight, stride, padding, x.shape[2:], False), gx, torch.float64)
-    mine, mine_bias = conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, True)
+    mine = conv_transpose2d(g, weight, stride, padding, x.shape[2:], False, *call.grouped)
+    assert_close("x", mine, gx, torch.float64)
+    mine, mine_bias = conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, True, *call.grouped)
     assert_close("weight", mine, gw, torch.float64)
     assert_close("bias", mine_bias, gb, torch.float64)
-    assert conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, False)[1] is None
+    assert conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, False, *call.grouped)[1] is None
+
+
+@calls_of("conv2d_relu")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("cap", [None, 0.7])
+def test_conv2d_add(call, relu, cap):
+    t, window = double(call), call.conv_window
+    add = torch.randn_like(F.conv2d(t["x"], t["weight"], None, *window, *call.grouped))
+    for z in (add, None):
+        y = conv2d_add(t["x"], t["weight"], t.get("bias"), z, *window, relu, cap, *call.grouped)
+        expected = F.conv2d(t["x"], t["weight"], t.get("bias"), *window, *call.grouped)
+        expected = expected + z if z is not None else expected
+        expected = expected.relu() if relu else expected
+        assert_close("result", y, expected if cap is None else expected.clamp(max=cap), torch.float64)
 
 
 @calls_of("relu_conv_transpose2d")
 def test_conv_transpose2d(call):
     t, (stride, padding) = double(call), call.conv_window
     size, rectify = call.settings["output_size"], call.settings.get("rectify", True)
-    x = conv_transpose2d(t["y"], t["weight"], stride, padding, size, rectify)
+    x = conv_transpose2d(t["y"], t["weight"], stride, padding, size, rectify, *call.grouped)
     # torch wants the pixels beyond the last window as output_padding, and only fewer of them than the stride.
-    whole = F.conv_transpose2d(t["y"].relu() if rectify else t["y"], t["weight"], None, stride)
+    dilation, groups = call.grouped
+    y = t["y"].relu() if rectify else t["y"]
+    whole = F.conv_transpose2d(y, t["weight"], None, stride, 0, 0, groups, dilation)
     whole = F.pad(whole, (0, max(size)) * 2)
     expected = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
     assert_close("result", x, expected, torch.float64)
@@ -99,7 +117,7 @@ def test_max_pool2d(call):
     expected, indices = torch_pool(x, call)
     y, switches = max_pool2d(x, *call.pool_window, expected.shape[2:])
     assert_close("result", y, expected, torch.float64, exact=True)
-    if call.fill != "nonfinite":  # torch takes the last NaN of a window, we the first
+    if call.fill not in ("nonfinite", "broken"):  # torch takes the last NaN of a window, we the first
         assert torch.equal(flat_positions(switches, *call.pool_window, x.shape[3]), indices)
 
 
@@ -162,7 +180,7 @@ def test_layer(call):
     pool = call.pool_window
     y, switches = conv2d_relu_max_pool2d(t["x"], t["weight"], t.get("bias"), stride, padding, *pool, expected.shape[2:])
     assert_close("result", y, expected, torch.float64)
-    if call.fill != "nonfinite":
+    if call.fill not in ("nonfinite", "broken"):
         assert torch.equal(flat_positions(switches, *pool, call.pooled_map[1]), indices)
 
 
@@ -212,10 +230,10 @@ def test_conv_gradients_by_differences():
 def test_transposed_convolution_is_the_adjoint(call):
     t, (stride, padding) = double(call), call.conv_window
     size = call.settings["output_size"]
-    x = torch.randn(t["y"].shape[0], t["weight"].shape[1], *size, dtype=torch.float64)
-    forward = (conv2d(x, t["weight"], None, stride, padding, False) * t["y"]).sum()
-    backward = (x * conv_transpose2d(t["y"], t["weight"], stride, padding, size, False)).sum()
-    gw, _ = conv2d_weight_grad(x, t["y"], t["weight"].shape[2:], stride, padding, False)
+    x = torch.randn(t["y"].shape[0], t["weight"].shape[1] * call.grouped[1], *size, dtype=torch.float64)
+    forward = (conv2d(x, t["weight"], None, stride, padding, False, *call.grouped) * t["y"]).sum()
+    backward = (x * conv_transpose2d(t["y"], t["weight"], stride, padding, size, False, *call.grouped)).sum()
+    gw, _ = conv2d_weight_grad(x, t["y"], t["weight"].shape[2:], stride, padding, False, *call.grouped)
     scale = x.norm() * t["y"].norm() * t["weight"].norm() + 1e-300
     assert abs(forward - backward) / scale < BOUND
     assert abs(forward - (gw * t["weight"]).sum()) / scale < BOUND

@@ -67,7 +67,7 @@ def chosen(isa: str, mode: int, layer: tuple, f64: bool = False, n: int = 1) -> 
     c_in, c_out, size, kernel, stride, padding = layer
     out = (size + 2 * padding - kernel) // stride + 1
     strides = c_in * kernel * kernel, kernel * kernel, kernel, 1
-    sizes = n, c_in, size, size, c_out, out, out, kernel, kernel, stride, stride, padding, padding, *strides
+    sizes = n, c_in, size, size, c_out, out, out, kernel, kernel, stride, stride, padding, padding, *strides, 1, 1, 1
     most = c_out * out * out
 
     def transposed(most: int, rectify: bool) -> str:
@@ -99,6 +99,20 @@ def test_each_layer_gets_its_kernel(row, isa, n):
 )
 def test_a_mode_forces_its_kernel(mode, expected):
     assert chosen("baseline", mode, (256, 384, 13, 3, 1, 1)) == expected
+
+
+def kernels_of(groups: int, dilation: int, channels: int = 64, kernel: int = 3) -> tuple[str, str, str]:
+    sizes = 1, channels, 14, 14, channels, 14, 14, kernel, kernel, 1, 1, dilation, dilation
+    strides = channels // groups * kernel * kernel, kernel * kernel, kernel, 1
+    whole = (*sizes, *strides, dilation, dilation, groups)
+    return _C.conv2d_kernels("baseline", cpu.WHERE_FASTER, False, whole, channels * 14 * 14, False)
+
+
+def test_groups_and_dilation():
+    assert kernels_of(64, 1) == kernels_of(64, 2) == ("depthwise",) * 3
+    assert kernels_of(3, 1, 3) == ("direct", "scatter", "direct")  # fewer channels than a vector has lanes
+    assert kernels_of(1, 2, 256) == ("direct",) * 3
+    assert kernels_of(2, 1, 512)[0] == "tiles"  # as a convolution of one group's size
 
 
 def test_float64_is_summed_directly():

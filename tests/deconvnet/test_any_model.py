@@ -1,5 +1,7 @@
 """Models that torch.fx cannot read, or that are not what their modules say: served by their own forward."""
 
+import copy
+import pickle
 import warnings
 
 import nets
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import error
 from torch import nn
+from torch.nn.utils import prune
 
 import zfkernels as zf
 
@@ -220,3 +223,230 @@ def test_control_flow_that_looks_at_values():
         equal_to_modified(deconv, net, images, layer, 1, "guided")
     with pytest.raises(ValueError, match="layer must be one of stem, got 'block'"):
         deconv.project(first, "block", 1)
+
+
+# What a model is beside what its modules say
+
+
+def chain(*last):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU(), *last)
+
+
+def drop(module, args, output=None):
+    """A hook, or a pre-hook, that drops every other map."""
+    kept = args[0] if output is None else output
+    kept = kept * (torch.arange(kept.shape[1]) % 2 == 0).view(-1, *[1] * (kept.ndim - 2)) * 1.5
+    return kept if output is not None else (kept,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", ["0", "1", "2", "3", ""])
+@pytest.mark.parametrize("pre", [False, True])
+def test_hooks_are_followed(where, pre, method):
+    net, images = nets.alive(chain(nn.AdaptiveMaxPool2d(3))), nets.images(2, 20, 17)
+    deconv, module = zf.Deconvnet(net), net.get_submodule(where)
+    before = deconv.activations(images, "3")
+    assert deconv.engine("3").name == "traced"
+    with module.register_forward_pre_hook(drop) if pre else module.register_forward_hook(drop):
+        channel = int(net(images).flatten(2).amax(2).amin(0).argmax())
+        assert deconv.engine("3").name == "own forward"
+        assert "hooks" in deconv.engine("3").why
+        if where:  # the model's own hook changes what comes after its last layer
+            equal_to_modified(deconv, lambda x: net(x), images, "5", channel, method)
+            assert error(deconv.activations(images, "3"), net[:5](images).detach()) < 1e-12
+            first = net[:1] if pre and where == "1" else net[:2]  # something stands between it and its ReLU
+            assert error(deconv.activations(images, "0"), first(images).detach()) < 1e-12
+        elif pre:
+            equal_to_modified(deconv, lambda x: net(x), images, "5", channel, method)
+    assert deconv.engine("3").name == "traced"
+    assert torch.equal(deconv.activations(images, "3"), before)
+    assert not net[0]._forward_hooks
+    assert not net[0]._forward_pre_hooks
+
+
+def test_a_hook_above_the_layer_does_not_matter():
+    net = nets.alive(chain())
+    with net[4].register_forward_hook(drop):
+        deconv = zf.Deconvnet(net)
+        assert deconv.engine("0").name == "traced"
+        assert deconv.engine("3").name == "own forward"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pruned_and_parametrized_weights(method):
+    """After load_state_dict, before any forward: the weight that the hook will make, not the one that lies there."""
+    net, images = nets.alive(chain()), nets.images(2, 20, 17)
+    other = nets.alive(chain(), seed=1)
+    for one in (net, other):
+        prune.l1_unstructured(one[3], "weight", 0.5)
+    net.load_state_dict(other.state_dict())
+    equal_to_modified(zf.Deconvnet(net), other, images, "3", 1, method)
+    prune.remove(net[3], "weight")
+    assert zf.Deconvnet(net).engine("3").name == "traced"
+    nn.utils.parametrizations.weight_norm(net[0])
+    deconv = zf.Deconvnet(net)
+    assert deconv.engine("3").name == "traced"
+    equal_to_modified(deconv, net, images, "3", 1, method)
+    assert deconv.modules_below("3") == ["0.parametrizations.weight", "3"] or "3" in deconv.modules_below("3")
+
+
+def test_what_changes_is_traced_again():
+    net, images = nets.alive(chain(nn.Flatten(), nn.Linear(5 * 7 * 5, 3).double())), nets.images(2, 20, 17)
+    deconv = zf.Deconvnet(net)
+    deconv.project(images, "6", 1)
+    net[6] = nets.alive(nn.Linear(5 * 7 * 5, 4), seed=3)
+    equal_to_modified(deconv, net, images, "6", int(net(images).amin(0).argmax()), "deconvnet")
+    net[3].stride, net[6] = (2, 2), nets.alive(nn.Linear(5 * 4 * 3, 4), seed=4)
+    equal_to_modified(deconv, net, images, "6", int(net(images).amin(0).argmax()), "guided")
+    net.insert(3, nn.Conv2d(4, 4, 1).double())
+    equal_to_modified(deconv, lambda x: net[:6](x), images, "4", 1, "deconvnet")
+    net[1].forward = lambda x: x.abs()
+    assert deconv.engine("4").name == "own forward"
+    equal_to_modified(deconv, lambda x: net[:6](x), images, "4", 1, "gradient")
+
+
+def test_copies_stand_alone():
+    net, images = nets.alive(chain()), nets.images(1, 20, 17)
+    deconv = zf.Deconvnet(net)
+    p = deconv.project(images, "3", 1)
+    for made in (copy.deepcopy(deconv), pickle.loads(pickle.dumps(deconv))):
+        with torch.no_grad():
+            net[3].weight.mul_(2)
+        assert torch.equal(made.project(images, "3", 1).pixels, p.pixels)
+        assert made.model is not net
+        with torch.no_grad():
+            net[3].weight.div_(2)
+
+
+def test_the_model_is_left_as_it_was():
+    class Constants(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("mean", torch.rand(3, 1, 1))
+
+        def forward(self, x):
+            x = (x - self.mean) / torch.tensor(2.0)
+            return self.conv(x).relu()
+
+    net, images = nets.alive(Constants()), nets.images(2, 20, 17)
+    before = {key: value for key, value in vars(net).items() if not key.startswith("__")}
+    deconv = zf.Deconvnet(net)
+    equal_to_modified(deconv, net, images, "conv", 1, "guided")
+    assert vars(net).keys() == before.keys()
+    assert all(not hooks for module in net.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks))
+    assert net.conv.weight.grad is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forward_of_ones_own(method):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.side = chain(), nn.Conv2d(1, 5, 1)
+
+        def forward(self, x, other):
+            x = self.net(x)
+            return {"out": x + self.side(other).relu(), "deep": [x]}
+
+    net, images = nets.alive(Two()), nets.images(2, 20, 17)
+    other = nets.images(2, 7, 5, channels=1)
+    own = lambda model, images: model(images, other[: len(images)])["out"]  # noqa: E731
+    deconv = zf.Deconvnet(net, forward=own)
+    assert deconv.engine("net.3") == ("own forward", "forward= was given")
+    channel = int(net(images, other)["deep"][0].flatten(2).amax(2).amin(0).argmax())
+    equal_to_modified(deconv, lambda x: own(net, x), images, "add", channel, method)
+    equal_to_modified(deconv, lambda x: net(x, other)["deep"][0], images, "net", channel, method)
+    with pytest.raises(ValueError, match=r"do not suit Two, .*forward=\.\.\."):
+        zf.Deconvnet(net).project(images, "add", 1)
+    with pytest.raises(TypeError, match="forward must be a function"):
+        zf.Deconvnet(net, forward=3)
+
+
+def test_rules_of_ones_own():
+    """A SiLU that is rectified on the way down with its own derivative, and ReLUs that are not."""
+    net, images = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 5, 3), nn.ReLU())), None
+    images = nets.images(2, 14, 15)
+
+    def by_hand(rectify, true):
+        x = images.clone().requires_grad_()
+        first = net[0](x)
+        value = net[3](net[2](F.silu(first)))
+        p = zf.Deconvnet(net, rules={nn.SiLU: "rectify"} if rectify else {nn.ReLU: "gradient"}).project(
+            images, "2", 1, method="guided"
+        )
+        rows = torch.arange(2)
+        chosen = value[(rows, 1, *p.positions.T)]
+        (g,) = torch.autograd.grad(chosen, first, chosen.detach(), retain_graph=True)
+        slope = torch.autograd.grad(F.silu(first).sum(), first, retain_graph=True)[0]
+        g = (g / slope).relu() * slope if rectify else g
+        return p, torch.autograd.grad(first, x, g)[0]
+
+    for rectify in (True, False):
+        p, expected = by_hand(rectify, not rectify)
+        assert error(p.pixels, expected) < 1e-9
+        assert bool(p.notes) == (not rectify)
+    with pytest.raises(ValueError, match="rules must map"):
+        zf.Deconvnet(net, rules={nn.SiLU: "relu"})
+
+
+def test_notes():
+    net, images = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 5, 3), nn.ReLU())), None
+    images = nets.images(1, 14, 15)
+    deconv = zf.Deconvnet(net)
+    assert deconv.project(images, "2", 1, method="guided").notes == (
+        "no rectifiers, and so with their true derivatives under every method: SiLU (1)",
+    )
+    plain = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU()))
+    deconv = zf.Deconvnet(plain)
+    assert deconv.switchless("2")
+    assert not deconv.switchless("0")
+    assert not zf.Deconvnet(chain()).switchless("3")
+    (note,) = deconv.project(images, "2", 1).notes
+    assert "no max-pooling lies between '2' and the pixels" in note
+    assert deconv.project(images, "2", 1, method="guided").notes == ()
+    assert float(deconv.image_dependence(images, "2", 1)) < 1e-6
+    assert float(deconv.image_dependence(images, "2", 1, method="guided")) > 0.1
+    with torch.no_grad():
+        plain[2].bias.fill_(-1e3)
+    (note,) = deconv.project(images, "2", [1, 3], method="guided").notes
+    assert note == "the activation of channel 1 at (0, 0), channel 3 at (0, 0) is 0, and so is its projection"
+
+
+def test_wrong_uses_are_refused_in_one_line():
+    net = chain()
+    cases = [
+        (lambda: zf.Deconvnet(torch.jit.script(net)), TypeError, r"Sequential is scripted|is scripted \(torch.jit\)"),
+        (
+            lambda: zf.Deconvnet(nn.Sequential(net, torch.jit.script(nn.Conv2d(5, 5, 1)))),
+            TypeError,
+            "has '1', which is",
+        ),
+        (lambda: zf.Deconvnet(chain().to("meta")), ValueError, "'0.weight' is on the meta device; call model.to_empty"),
+        (lambda: zf.Deconvnet("resnet18"), TypeError, "model must be a torch.nn.Module, got str"),
+        (lambda: zf.Deconvnet(net).project(torch.zeros(1, 3, 20, 20, device="meta"), "3", 1), ValueError, "device"),
+        (
+            lambda: zf.Deconvnet(nn.Sequential(net, nn.BatchNorm2d(5))).project(torch.zeros(1, 3, 20, 20), "1", 1),
+            RuntimeError,
+            "training mode.*call model.eval",
+        ),
+        (
+            lambda: zf.Deconvnet(nn.Sequential(net, nn.BatchNorm2d(5), nn.SiLU())).project(
+                torch.zeros(1, 3, 20, 20), "2", 1
+            ),
+            RuntimeError,
+            "training mode.*call model.eval",
+        ),
+    ]
+    for call, kind, message in cases:
+        with pytest.raises(kind, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_quantized_model_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {nn.Linear})
+    with pytest.raises(TypeError, match=r"has '1', which is quantized; pass the model before that"):
+        zf.Deconvnet(net)

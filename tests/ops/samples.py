@@ -34,9 +34,10 @@ def library_calls(backend: str, n: int = 2, filters: int = 4, grad: bool = True)
     pool, layer_window = ((3, 3), (2, 2), (1, 1)), ((1, 1), (1, 1), (3, 3), (2, 2), (0, 0))
     norm = (4, 0.3, 0.75, 1.5, True, backend)
     return {
-        "conv2d": (x, weight, bias, (2, 1), (1, 1), True, backend),
-        "conv_transpose2d": (y, weight, (2, 1), (1, 1), (7, 6), True, backend),
-        "conv2d_weight_grad": (x, y, (3, 2), (2, 1), (1, 1), True, backend),
+        "conv2d": (x, weight, bias, (2, 1), (1, 1), True, (1, 1), 1, backend),
+        "conv2d_add": (x, weight, bias, y, (2, 1), (1, 1), True, 2.5, (1, 1), 1, backend),
+        "conv_transpose2d": (y, weight, (2, 1), (1, 1), (7, 6), True, (1, 1), 1, backend),
+        "conv2d_weight_grad": (x, y, (3, 2), (2, 1), (1, 1), True, (1, 1), 1, backend),
         "max_pool2d": (x, *pool, (4, 3), backend),
         "max_unpool2d": (pooled, switches, *pool, (7, 6), backend),
         "max_unpool2d_backward": (x, switches, *pool, backend),
@@ -51,6 +52,7 @@ def library_calls(backend: str, n: int = 2, filters: int = 4, grad: bool = True)
 
 LIBRARY_OPS = [
     "conv2d",
+    "conv2d_add",
     "conv_transpose2d",
     "conv2d_weight_grad",
     "max_pool2d",

@@ -116,3 +116,51 @@ def test_jit_trace_records_the_op():
     traced = torch.jit.trace(lambda x: zf.conv2d_relu(x, weight), (randn(1, 3, 5, 5, grad=False),))
     x = randn(1, 3, 5, 5, grad=False)
     assert torch.equal(traced(x), zf.conv2d_relu(x, weight))
+
+
+def _reversed_layer(x):
+    weight, bias = torch.ones(4, 3, 3, 3, dtype=x.dtype), torch.ones(4, dtype=x.dtype)
+    y, switches = zf.conv2d_relu_max_pool2d(x, weight, bias, 1, 1, 3, 2, 0, True)
+    window = weight, 1, 1, 3, 2, 0
+    return zf.max_unpool2d_relu_conv_transpose2d(y, switches, *window, output_size=x.shape[2:])
+
+
+TRACED = {
+    "max_pool2d": lambda x: zf.max_pool2d_with_switches(x, 3, 2),
+    "max_unpool2d": lambda x: zf.max_unpool2d_with_switches(
+        *zf.max_pool2d_with_switches(x, 2), 2, output_size=x.shape[2:]
+    ),
+    "conv_transpose2d": lambda x: zf.relu_conv_transpose2d(
+        x, torch.ones(3, 2, 1, 1, dtype=x.dtype), output_size=x.shape[-2:]
+    ),
+    "conv2d_relu_max_pool2d": lambda x: zf.conv2d_relu_max_pool2d(
+        x, torch.ones(4, 3, 3, 3, dtype=x.dtype), None, 1, 1, 3, 2, 0, True
+    ),
+    "max_unpool2d_relu_conv_transpose2d": _reversed_layer,
+    "max_pool2d_contrast_norm": lambda x: zf.max_pool2d_contrast_norm(x, 3, 2),
+    "contrast_norm": lambda x: zf.contrast_norm(x),
+    "conv2d_add": lambda x: zf.conv2d_relu(x, torch.ones(3, 1, 3, 3, dtype=x.dtype), None, 1, 1, 1, 3, add=x, cap=2.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TRACED)
+def test_jit_trace(name, tmp_path):
+    """Recorded, saved, loaded and differentiated, on another batch."""
+    torch.jit.save(torch.jit.trace(TRACED[name], (randn(1, 3, 8, 9, grad=False),)), str(tmp_path / "traced.pt"))
+    traced = torch.jit.load(str(tmp_path / "traced.pt"))
+    assert f"zfkernels::{name}" in str(traced.graph)
+    x = randn(2, 3, 8, 9)
+    outs, wanted = ((y if isinstance(y, tuple) else (y,)) for y in (traced(x), TRACED[name](x)))
+    assert all(torch.equal(a, b) for a, b in zip(outs, wanted, strict=True))
+    (gradient,), (expected,) = (torch.autograd.grad(y[0].square().sum(), x) for y in (outs, wanted))
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jit_trace_of_a_network():
+    settings = {"channels": (6, 7, 8, 8, 5), "fc": (12, 10), "without": ("pool5",), "weight_std": None}
+    model = zf.ZFNet(num_classes=3, image_size=48, **settings).eval()
+    traced = torch.jit.trace(model, torch.randn(1, 3, 48, 48))
+    x = torch.randn(2, 3, 48, 48)
+    assert torch.equal(traced(x), model(x))

@@ -96,3 +96,49 @@ def test_whatever_is_not_a_plain_batch_is_torchs(least):
     traced = torch.fx.symbolic_trace(nn.Sequential(ours))
     assert torch.equal(traced(x), theirs(x))
     assert ours.half()(x.half()).dtype == torch.float16
+
+
+def test_a_dispatch_mode_sees_the_product(least):
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    layer, x = zf.nn.Linear(33, 20), torch.randn(3, 33)
+    expected, seen = torch.nn.functional.linear(x, layer.weight, layer.bias), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        out = layer(x)
+        out.sum().backward()
+    assert "aten.addmm.default" in seen
+    assert "aten.sum.default" in seen
+    assert error(out, expected) <= BOUNDS[torch.float32]
+    graph = make_fx(lambda x: layer(x))(torch.ones(3, 33))
+    assert error(graph(x), expected) <= BOUNDS[torch.float32]
+    traced = torch.jit.trace(layer, torch.ones(3, 33))
+    assert error(traced(x), expected) <= BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize("which", ["x", "weight", "bias"])
+def test_a_pending_negation_has_its_sign(least, which):
+    values = {"x": torch.randn(3, 33), "weight": torch.randn(20, 33), "bias": torch.randn(20)}
+    expected = torch.nn.functional.linear(
+        **{"input": -values["x"] if which == "x" else values["x"]}
+        | {name: -value if name == which else value for name, value in values.items() if name != "x"}
+    )
+    values[which] = torch._neg_view(values[which])
+    assert values[which].is_neg()
+    assert error(linear.linear(*values.values()), expected) <= BOUNDS[torch.float32]
+
+
+def test_a_subclass_goes_torch_s_way(least):
+    class Own(torch.Tensor):
+        pass
+
+    values = torch.randn(3, 33), torch.randn(20, 33), torch.randn(20)
+    for i in range(3):
+        own = [v.as_subclass(Own) if j == i else v for j, v in enumerate(values)]
+        assert type(linear.linear(*own)) is Own

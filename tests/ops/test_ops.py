@@ -60,6 +60,22 @@ def eager_calls(backend: str) -> dict:
         "conv2d": (lambda x, w, b: conv2d(x, w, b, *conv[:2], False, backend), (x, weight, bias)),
         "relu_conv_transpose2d": (lambda y, w: zf.relu_conv_transpose2d(y, w, **window, **size, **kw), (y, weight)),
         "conv_transpose2d": (lambda y, w: conv_transpose2d(y, w, *conv[:2], (7, 6), False, backend), (y, weight)),
+        "conv2d_add": (
+            lambda x, w, b, z: zf.conv2d_relu(x, w, b, **window, add=z, cap=2.5, **kw),
+            (x, weight, bias, y),
+        ),
+        "depthwise": (
+            lambda x, w, b: zf.conv2d_relu(x, w, b, 2, 1, 2, 6, **kw),
+            (randn(1, 6, 7, 6), randn(6, 1, 3, 3), randn(6)),
+        ),
+        "grouped": (
+            lambda x, w: conv2d(x, w, None, (2, 1), (1, 2), False, backend, (1, 2), 2),
+            (randn(1, 6, 7, 6), randn(4, 3, 3, 3)),
+        ),
+        "grouped_transposed": (
+            lambda y, w: zf.relu_conv_transpose2d(y, w, 2, 1, 2, 2, output_size=(7, 6), **kw),
+            (randn(1, 4, 3, 2), randn(4, 3, 3, 3)),
+        ),
         "conv2d_weight_grad": (lambda x, g: conv2d_weight_grad(x, g, (3, 2), *conv[:2], True, backend), (x, g)),
         "max_pool2d": (lambda x: zf.max_pool2d_with_switches(x, 3, 2, 1, **kw)[0], (x,)),
         "max_unpool2d": (lambda y: zf.max_unpool2d_with_switches(y, switches, 3, 2, 1, **size, **kw), (pooled,)),

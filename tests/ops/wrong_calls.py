@@ -76,6 +76,44 @@ def reverse(y=LP, switches=LS, weight=W, pool_kernel=2, pool_stride=2, pool_padd
 
 
 WRONG = [
+    # groups, dilation, and what follows a convolution
+    (
+        "groups of 2 for 3 channels",
+        conv,
+        {"groups": 2},
+        ValueError,
+        "groups must divide x's 3 channels and weight's 4, got 2",
+    ),
+    ("no groups", conv, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+    ("half a group", conv, {"groups": 1.5}, TypeError, "groups must be an int, got 1.5"),
+    (
+        "weight of one group",
+        conv,
+        {"x": X[:, :2], "groups": 2},
+        ValueError,
+        "weight must have x's 2 channels in 2 groups as its second",
+    ),
+    ("dilation 0", conv, {"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+    (
+        "dilation beyond the map",
+        conv,
+        {"dilation": (1, 4)},
+        ValueError,
+        "weight's window (3, 3) of dilation (1, 4) must fit into x's",
+    ),
+    ("groups of y", deconv, {"groups": 3}, ValueError, "groups must divide y's 4 channels and weight's 4, got 3"),
+    ("dilation of y", deconv, {"dilation": "2"}, TypeError, "dilation must be an int or a pair of ints, got '2'"),
+    (
+        "add of another shape",
+        conv,
+        {"add": Y[:1]},
+        ValueError,
+        "add must have the result's shape, (2, 4, 6, 6), got (1, 4, 6, 6)",
+    ),
+    ("add of another dtype", conv, {"add": Y.double()}, TypeError, "add must have x's dtype, torch.float32, got"),
+    ("add is a number", conv, {"add": 1.0}, TypeError, "add must be a torch.Tensor, got float"),
+    ("cap 0", conv, {"cap": 0}, ValueError, "cap must be above 0, got 0.0"),
+    ("cap is a string", conv, {"cap": "6"}, TypeError, "cap must be a number, got '6'"),
     # tensors
     ("x is a list", conv, {"x": [[1.0]]}, TypeError, "x must be a torch.Tensor, got list"),
     ("x is an array", pool, {"x": X.numpy()}, TypeError, "x must be a torch.Tensor, got ndarray"),

@@ -136,6 +136,16 @@ zf::Conv conv_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t 
     return s;
 }
 
+// The same in groups and dilated.
+zf::Conv grouped(zf::Conv s, int64_t groups, int64_t DH, int64_t DW) {
+    const int64_t depth = s.C / groups;
+    s.DH = DH, s.DW = DW, s.G = groups;
+    s.OH = (s.H + 2 * s.PH - s.span_h()) / s.SH + 1, s.OW = (s.W + 2 * s.PW - s.span_w()) / s.SW + 1;
+    s.wk = depth * s.KH * s.KW;
+    if (s.wc == 1) s.wj = depth, s.wi = s.KW * depth;
+    return s;
+}
+
 // torch's rule for ceil mode: the last window starts inside the map or the padding before it.
 int64_t pooled(int64_t H, int64_t K, int64_t S, int64_t P, bool ceil) {
     const int64_t out = (H + 2 * P - K + (ceil ? S - 1 : 0)) / S + 1;
@@ -149,7 +159,8 @@ zf::Pool pool_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t KH, int64_t
 
 std::string text(const zf::Conv& s) {
     std::string out = "conv";
-    for (int64_t v : {s.N, s.C, s.H, s.W, s.K, s.OH, s.OW, s.KH, s.KW, s.SH, s.SW, s.PH, s.PW, s.wk, s.wc, s.wi, s.wj})
+    for (int64_t v : {s.N,  s.C,  s.H,  s.W,  s.K,  s.OH, s.OW, s.KH, s.KW, s.SH,
+                      s.SW, s.PH, s.PW, s.wk, s.wc, s.wi, s.wj, s.DH, s.DW, s.G})
         out += " " + std::to_string(v);
     return out;
 }
@@ -185,12 +196,21 @@ class Checks {
 
     void conv(const zf::Conv& s) {
         begin("conv2d", text(s));
-        Array<T> x(s.N * s.H * s.W * s.C, place()), w(s.K * s.C * s.KH * s.KW, place()), b(s.K, place());
-        Array<T> y(s.N * s.OH * s.OW * s.K, place());
-        x.random(random_), w.random(random_), b.random(random_);
-        y.unwritten();
-        k_.conv2d(s, x.data(), w.data(), coin() ? b.data() : nullptr, y.data(), coin(), threads());
+        Array<T> x(s.N * s.H * s.W * s.C, place()), w(s.K * s.C / s.G * s.KH * s.KW, place()), b(s.K, place());
+        Array<T> y(s.N * s.OH * s.OW * s.K, place()), add(y.count(), place());
+        Array<T> packed(k_.pack_filters(s, w.data(), nullptr, 1), place());
+        x.random(random_), w.random(random_), b.random(random_), add.random(random_);
+        y.unwritten(), packed.unwritten();
+        const zf::Epilogue<T> end{coin() ? b.data() : nullptr, coin() ? add.data() : nullptr, coin(), T(2)};
+        k_.conv2d(s, x.data(), w.data(), nullptr, end, y.data(), threads());
         y.expect_written();
+        now += " with packed filters";
+        k_.pack_filters(s, w.data(), packed.data(), threads());
+        packed.expect_written();
+        Array<T> again(y.count(), place());
+        again.unwritten();
+        k_.conv2d(s, x.data(), w.data(), packed.data(), end, again.data(), threads());
+        if (y.count() && std::memcmp(y.data(), again.data(), y.count() * sizeof(T)) != 0) fail("other results");
 
         begin("conv_transpose2d", text(s));
         Array<T> g(y.count(), place()), back(x.count(), place());
@@ -205,7 +225,7 @@ class Checks {
         k_.conv2d_weight_grad(s, x.data(), g.data(), gw.data(), bias ? gb.data() : nullptr, threads());
         gw.expect_written();
         if (bias) gb.expect_written();
-        for (const Array<T>* input : {&x, &w, &b, &g}) input->expect_unchanged();
+        for (const Array<T>* input : {&x, &w, &b, &g, &add}) input->expect_unchanged();
     }
 
     void pool(const zf::Pool& s) {
@@ -267,8 +287,8 @@ class Checks {
         x.random(random_), w.random(random_), b.random(random_);
         y.unwritten(), switches.unwritten();
         const auto rounding = static_cast<zf::Rounding>(sizeof(T) == 4 ? among(random_, 0, 2) : 0);
-        k_.conv2d_relu_max_pool2d(s, p, x.data(), w.data(), coin() ? b.data() : nullptr, y.data(), switches.data(),
-                                  rounding, threads());
+        k_.conv2d_relu_max_pool2d(s, p, x.data(), w.data(), nullptr, coin() ? b.data() : nullptr, y.data(),
+                                  switches.data(), rounding, threads());
         y.expect_written();
         if (first_wrong(p, switches.data()) >= 0) fail("a switch outside its window or the map");
 
@@ -302,6 +322,10 @@ class Checks {
         conv(conv_of(1, 33, 6, 7, 17, 3, 3, 1, 1, 1, 1, false));
         conv(conv_of(1, 300, 5, 5, 2, 3, 3, 1, 1, 1, 1, false));
         conv(conv_of(0, 3, 8, 8, 4, 3, 3, 1, 1, 1, 1, false));
+        conv(grouped(conv_of(1, 41, 9, 8, 41, 3, 3, 1, 1, 1, 1, true), 41, 1, 1));
+        conv(grouped(conv_of(2, 33, 12, 11, 33, 5, 4, 2, 3, 2, 6, false), 33, 2, 1));
+        conv(grouped(conv_of(1, 6, 9, 8, 40, 3, 3, 1, 2, 1, 1, true), 2, 1, 2));
+        conv(grouped(conv_of(0, 32, 9, 8, 32, 3, 3, 1, 1, 1, 1, true), 32, 1, 1));
         pool(pool_of(2, 6, 12, 14, 3, 3, 2, 2, 0, 0, true));
         pool(pool_of(1, 33, 17, 16, 16, 16, 1, 1, 8, 8, false));
         pool(pool_of(1, 5, 7, 5, 2, 3, 1, 2, 1, 1, true));
@@ -324,6 +348,12 @@ class Checks {
         const int64_t N = among(random_, 1, 3), C = among(random_, 1, 70), K = among(random_, 1, 70);
         const zf::Conv s = conv_of(N, C, H, W, K, KH, KW, SH, SW, PH, PW, coin());
         conv(s);
+        const int64_t groups = coin() ? C : among(random_, 1, 4), depth = coin() ? 1 : among(random_, 1, 9);
+        const int64_t DH = among(random_, 1, std::max<int64_t>(1, (H + 2 * PH - 1) / std::max<int64_t>(1, KH - 1)));
+        const int64_t DW = among(random_, 1, std::max<int64_t>(1, (W + 2 * PW - 1) / std::max<int64_t>(1, KW - 1)));
+        const int64_t filters = coin() ? depth : among(random_, 1, 20);
+        conv(grouped(conv_of(N, groups * depth, H, W, groups * filters, KH, KW, SH, SW, PH, PW, coin()), groups, DH,
+                     DW));
         const auto pool_on = [&](int64_t channels, int64_t h, int64_t w) {
             const int64_t kh = among(random_, 1, std::min<int64_t>(h, 4)),
                           kw = among(random_, 1, std::min<int64_t>(w, 4));
@@ -407,7 +437,8 @@ int inject(const std::string& fault) {
         std::printf("%lld\n", static_cast<long long>(sum));
         return 0;
     }
-    k.conv2d(s, x.data(), w.data(), nullptr, y.data(), true, 1);
+    const zf::Epilogue<float> end{nullptr, nullptr, true, std::numeric_limits<float>::infinity()};
+    k.conv2d(s, x.data(), w.data(), nullptr, end, y.data(), 1);
     return 0;
 }
 

@@ -10,7 +10,7 @@ from calls import CALLS
 from zfkernels import cli
 from zfkernels.backends import cpu
 from zfkernels.testing import verify
-from zfkernels.testing.cases import FILLS, FIXED_CONVS, OPS, Draw, random_pool, values
+from zfkernels.testing.cases import FILLS, FIXED_CONVS, GROUPED_CONVS, OPS, Draw, random_pool, values
 from zfkernels.testing.compare import BOUNDS, relative_error, windows_of
 from zfkernels.testing.memory import LAYOUTS, placed, poisoned_memory
 from zfkernels.window import pool_map
@@ -66,7 +66,7 @@ BROKEN = [
     ("conv2d", "swapped index", lambda x, w, *a: sound["conv2d"](x, w.flip(2), *a)),
     ("conv2d", "swapped channels", lambda x, w, *a: sound["conv2d"](x.flip(1), w, *a)),
     ("conv2d", "dropped bias", lambda x, w, b, *a: sound["conv2d"](x, w, None, *a)),
-    ("conv2d", "dropped ReLU", lambda x, w, b, s, p, relu: sound["conv2d"](x, w, b, s, p, False)),
+    ("conv2d", "dropped ReLU", lambda x, w, b, s, p, relu, *a: sound["conv2d"](x, w, b, s, p, False, *a)),
     ("conv2d", "NaN in one place", lambda *a: with_nan(sound["conv2d"](*a))),
     ("conv2d", "NaN rectified to 0", lambda *a: sound["conv2d"](*a).nan_to_num(0.0, math.inf, -math.inf)),
     ("conv2d", "unwritten row", lambda *a: last_row_unwritten(sound["conv2d"](*a))),
@@ -74,7 +74,10 @@ BROKEN = [
     ("conv2d", "strides ignored", lambda x, *a: sound["conv2d"](ignores_strides(x), *a)),
     ("conv2d", "an exception", lambda *a: 1 / 0),
     ("conv_transpose2d", "filters flipped", lambda y, w, *a: sound["conv_transpose2d"](y, w.flip(2, 3), *a)),
-    ("conv_transpose2d", "not rectified", lambda *a: sound["conv_transpose2d"](*a[:-1], False)),
+    ("conv_transpose2d", "not rectified", lambda *a: sound["conv_transpose2d"](*a[:5], False, *a[6:])),
+    ("conv2d_add", "nothing added", lambda x, w, b, z, *a: sound["conv2d_add"](x, w, b, None, *a)),
+    ("conv2d_add", "no cap", lambda *a: sound["conv2d_add"](*a[:7], None, *a[8:])),
+    ("conv2d_add", "one group for another", lambda x, *a: sound["conv2d_add"](x.roll(1, 1), *a)),
     ("conv2d_weight_grad", "dropped image", lambda x, g, *a: sound["conv2d_weight_grad"](x[:1], g[:1], *a)),
     ("conv2d_weight_grad", "no bias gradient", lambda *a: (sound["conv2d_weight_grad"](*a)[0], None)),
     ("max_pool2d", "last maximum wins", last_maximum_wins),
@@ -169,10 +172,10 @@ def test_seed_chooses_the_random_cases():
     def labels(seed):
         return [case.label for case in OPS["conv2d"].cases(seed, 5)]
 
-    fixed = len(FIXED_CONVS)
     assert labels(1) == labels(1)
-    assert labels(1)[:fixed] == labels(2)[:fixed]
-    assert all(a != b for a, b in zip(labels(1)[fixed:], labels(2)[fixed:], strict=True))
+    assert len(labels(1)) == len(FIXED_CONVS) + len(GROUPED_CONVS) + 2 * 5
+    for one, two in zip(labels(1), labels(2), strict=True):
+        assert (one == two) == one.startswith("fixed")
 
 
 @pytest.mark.parametrize(

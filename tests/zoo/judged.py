@@ -39,7 +39,7 @@ def verdicts(model: nn.Module, images: Tensor, layers: tuple[str, ...], **settin
             try:
                 deconv = deconv or zf.Deconvnet(model, **settings)
                 channels = right.channels[order]
-                p = deconv.project(images, layer, channels, image_index=order, method=method)
+                p = deconv.project(images, layer, channels, image_index=order, method=method, norm="gradient")
             except Exception as error:  # whatever it says, the layer is not served
                 found.append(Verdict(layer, method, math.inf, f"{type(error).__name__}: {error}"))
             else:

@@ -154,6 +154,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "torch.maximum(x, 0)": rectified(lambda x: torch.maximum(x, x.new_zeros(()))),
     "F.threshold": rectified(lambda x: F.threshold(x, 0, 0)),
     "nn.Threshold": lambda: nn.Sequential(conv(), nn.Threshold(0.0, 0.0), conv()),
+    "an op of aten": rectified(torch.ops.aten.relu.default),
     "F.relu6": rectified(F.relu6),
     "hardtanh(0, 6)": rectified(lambda x: F.hardtanh(x, 0, 6)),
     "nn.Hardtanh(0, 1)": lambda: nn.Sequential(conv(), nn.Hardtanh(0.0, 1.0), conv()),

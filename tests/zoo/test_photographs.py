@@ -48,7 +48,7 @@ def different(pixels: Tensor) -> Tensor:
 
 
 def projected(deconv: zf.Deconvnet, images: Tensor, layer: str, method: str) -> Tensor:
-    """How much the projections of three units differ between the photographs: the maps, and places, alive in them all."""
+    """How much projections of three units differ between the photographs: maps, and places, alive in them all."""
     weakest = deconv.activations(images, layer).amin(0)
     channels = weakest.amax((1, 2)).topk(3).indices
     place = weakest[channels].flatten(1).argmax(1)

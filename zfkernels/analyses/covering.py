@@ -9,12 +9,18 @@ import warnings
 import numpy as np
 from torch import Tensor, nn
 
+from ..deconvnet.forward import Forward
+from ..deconvnet.serving import run_model
 from ..graph.graph import Graph
 from ..graph.regions import Recomputed, Region
 from ..graph.rules import Rules
 from ..graph.trace import hooked, trace, unwrapped
+from ..graph.watch import watched
 from ..ops import checks
+from ..window import Pair
 from ..words import nearest
+
+MOST = 0.6  # of a forward pass's work, beyond which regions cost more than whole images
 
 
 class Regions:
@@ -49,16 +55,16 @@ class Regions:
 class Copies:
     """By whole covered images, as the model runs them."""
 
-    def __init__(self, model: nn.Module, image: Tensor, layer: str | None) -> None:
-        self.model, self.image, self.layer = model, image, layer
+    def __init__(self, model: nn.Module, image: Tensor, layer: str | None, forward: Forward | None) -> None:
+        self.model, self.image, self.layer, self.forward = model, image, layer, forward or run_model
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.layer is None:
-            return _check_logits(self.model(images), len(images)), None
+            return _check_logits(self.forward(self.model, images), len(images)), None
         outputs: list = []
         module = self.model.get_submodule(self.layer)
         with module.register_forward_hook(lambda module, args, output: outputs.append(output)):
-            logits = _check_logits(self.model(images), len(images))
+            logits = _check_logits(self.forward(self.model, images), len(images))
         if not outputs:
             raise ValueError(f"layer {self.layer!r} did not run in the forward pass; choose another")
         return logits, _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], self.layer)
@@ -75,8 +81,27 @@ class Copies:
         return logits, None if maps is None else maps[:, channel]
 
 
-def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
-    """None, after a warning, for a model where what a window reaches cannot be told."""
+def covering(
+    model: nn.Module, image: Tensor, layer: str | None, patch: Pair, forward: Forward | None
+) -> Regions | Copies:
+    """The cheaper way for windows of this size; after a warning Copies where what a window reaches cannot be told."""
+    if forward is not None:
+        return Copies(model, image, layer, forward)
+    regions = _by_regions(model, image, layer)
+    if regions is None or regions.run.share(patch) > MOST:
+        return Copies(model, image, layer, None)
+    return regions
+
+
+def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:
+    """What the model's output comes out of: "softmax", say."""
+    seen, _ = watched(
+        model, forward or run_model, image[None], lambda call, args, kwargs, *where: call(*args, **kwargs)
+    )
+    return "" if seen.graph.output is None else seen.calls[seen.graph.output]
+
+
+def _by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
     try:
         if names := hooked(unwrapped(model)):
             raise NotImplementedError(f"{min(names) or 'every module'} has hooks, which may change what it gives")
@@ -87,7 +112,7 @@ def by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | 
             raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
         return Regions(graph, image, layer)
     except (NotImplementedError, RuntimeError) as error:
-        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=4)
+        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=5)
         return None
 
 
@@ -108,5 +133,5 @@ def _check_maps(output: object, layer: str) -> Tensor:
 def _check_logits(logits: object, count: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}")
+        raise ValueError(f"model must give logits ({count}, classes), it gives {shape}; choose them with forward=")
     return logits

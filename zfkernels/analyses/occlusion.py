@@ -4,7 +4,8 @@ A window changes what is near it. So the clear image is run once, and for each w
 each layer (covering.py). A model that torch.fx cannot trace is run on whole covered images.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..models.modes import evaluation
 from ..progress import bar
 from ..window import Pair, pair
 from .choices import method_for
-from .covering import Copies, by_regions, check_layer
+from .covering import check_layer, covering, last_call
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def occlusion_map(
     image: torch.Tensor,
     target: int | None = None,
     *,
+    forward: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor] | None = None,
     patch: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     fill: float | Sequence[float] | torch.Tensor | str | None = None,
@@ -62,9 +64,12 @@ def occlusion_map(
     there, so every pixel is covered at least once and no window lies outside.
 
     Args:
-        model: any module from images (N, C, H, W) to logits (N, classes); run in evaluation mode and then put back.
+        model: any module from images (N, C, H, W) to logits (N, classes); run in evaluation mode and then put back. The
+            probabilities are their softmax; of a single logit its sigmoid; of a model that ends in a softmax or a
+            sigmoid its own output.
         image: (C, H, W) or (1, C, H, W), as the model takes it (normalised), on the model's device.
         target: the class whose probability is recorded; the most probable one of the clear image when None.
+        forward: (model, images) -> logits, where the model needs more than images or gives more than logits.
         patch: the window, int or (height, width); a fifth of the image's shorter side when None.
         stride: its step, int or (height, width), at most `patch`; a quarter of the patch when None.
         fill: what covers the pixels: a number, one a channel, or a (C, H, W) image; "mean" (or None), the image's mean
@@ -74,8 +79,9 @@ def occlusion_map(
         batch_size: windows a pass.
         progress: show a progress bar (needs tqdm).
 
-    A pass costs what the windows can reach: with a patch of 28 of 224 pixels about a third of a ZFNet. A model that
-    torch.fx cannot trace gets whole covered images, after a warning.
+    A pass costs what the windows can reach: with a patch of 28 of 224 pixels about a third of a ZFNet. Whole covered
+    images are run where that is nearly all (gates that see the whole image, say), with `forward`, and, after a warning,
+    where what a window reaches cannot be told: a model that torch.fx cannot trace, or that has hooks.
 
     Raises:
         ValueError: for a shape, size or name that does not fit, naming the argument.
@@ -91,7 +97,8 @@ def occlusion_map(
     boxes = _windows(*image.shape[1:], patch, stride)
     with evaluation(model):
         check_layer(model, layer)
-        network = by_regions(model, image, layer) or Copies(model, image, layer)
+        network = covering(model, image, layer, patch, forward)
+        last = last_call(model, image, forward)
         clear_logits, clear_maps = network.clear()
         target = _one_of("target", target, clear_logits, "a class")
         if layer is not None:
@@ -104,29 +111,47 @@ def occlusion_map(
 
     grid = boxes.shape[:2]
     logits = torch.cat(logits).reshape(*grid, len(clear_logits))
+    clear = _probabilities(clear_logits, last)
     return OcclusionMap(
-        probability=logits.softmax(-1)[..., target],
+        probability=_probabilities(logits, last)[..., target],
         logit=logits[..., target].clone(),
-        label=logits.argmax(-1),
+        label=_labels(logits, last),
         activity=torch.cat(activity).reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,
         channel=channel,
-        clear_probability=float(clear_logits.softmax(-1)[target]),
+        clear_probability=float(clear[target]),
         clear_logit=float(clear_logits[target]),
-        clear_label=int(clear_logits.argmax()),
+        clear_label=int(_labels(clear_logits, last)),
         clear_activity=None if layer is None else float(clear_maps[channel].sum()),
     )
+
+
+def _probabilities(logits: torch.Tensor, last: str) -> torch.Tensor:
+    if last in ("softmax", "sigmoid", "log_softmax"):
+        return logits.exp() if last == "log_softmax" else logits
+    return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+
+
+def _labels(logits: torch.Tensor, last: str) -> torch.Tensor:
+    """The most probable class; of a single output 1 where it is more probable than not."""
+    if logits.shape[-1] == 1:
+        return (_probabilities(logits, last)[..., 0] > 0.5).long()
+    return logits.argmax(-1)
 
 
 def _one_of(name: str, wanted: object, strengths: torch.Tensor, kind: str) -> int:
     """`wanted` as an index of `strengths`, which of them is largest for None."""
     if wanted is None:
         return int(strengths.argmax())
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(strengths):
+    try:
+        number = -1 if isinstance(wanted, bool) else operator.index(wanted)
+    except TypeError:
+        number = -1
+    if not 0 <= number < len(strengths):
         raise ValueError(f"{name} must be {kind} in 0..{len(strengths) - 1}, got {wanted!r}")
-    return wanted
+    return number
 
 
 def _check_windows(patch: object, stride: object, size: Pair) -> tuple[Pair, Pair]:
@@ -182,6 +207,8 @@ def _check_fill(
             f"fill must be a number, {channels} numbers or of shape {tuple(image.shape)}, "
             f"got shape {tuple(cover.shape)}"
         )
+    if not bool(torch.isfinite(cover).all()):
+        raise ValueError(f"fill must be finite, got {fill!r}")
     return cover.expand(image.shape)
 
 

@@ -11,6 +11,7 @@ convolution direct. Transposed ones of unpooled maps, or on small maps, are dire
 (csrc/cpu/nonzeros.h).
 """
 
+import math
 import os
 
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from .. import _C, window
 from .memory import Grads, Pooled, address, bad_switch, conv_sizes, pixels, pool_sizes
+from .prepared import PreparedFilters
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+ONE = (1, 1)
 
 _LARGE = 32 << 20  # bytes from which malloc maps fresh pages for every result (csrc/cpu/memory.h has the cost)
 _ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, enum Rounding
@@ -44,28 +48,33 @@ def unavailable() -> str | None:
     return None
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
-    output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu, dilation=ONE, groups=1) -> Tensor:
+    return conv2d_add(x, weight, bias, None, stride, padding, relu, None, dilation, groups)
+
+
+def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1) -> Tensor:
+    output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = _empty(x, x.shape[0], weight.shape[0], output_size)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    sizes = conv_sizes(xs.shape, ws, output_size, stride, padding)
-    _C.conv2d(_f64(x), sizes, xs.data_ptr(), ws.data_ptr(), address(bs), ys.data_ptr(), relu, _threads())
+    xs, ys, zs = _dense(x), _computed_empty(y), None if add is None else _dense(add)
+    sizes, ws, packed, bs = _filters(weight, bias, x.shape, output_size, stride, padding, dilation, groups)
+    addresses = xs.data_ptr(), ws.data_ptr(), packed, address(bs), address(zs), ys.data_ptr()
+    _C.conv2d(_f64(x), sizes, *addresses, relu, math.inf if cap is None else cap, _threads())
     return _rounded(ys, y)
 
 
-def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
-    x = _empty(y, y.shape[0], weight.shape[1], output_size)
+def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dilation=ONE, groups=1) -> Tensor:
+    x = _empty(y, y.shape[0], weight.shape[1] * groups, output_size)
     ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
-    sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding)
+    sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding, dilation, groups)
     _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), xs.data_ptr(), rectify, _threads())
     return _rounded(xs, x)
 
 
-def conv2d_weight_grad(x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool) -> Grads:
-    gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
+def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias: bool, dilation=ONE, groups=1) -> Grads:
+    gw = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel_size))
     gb = x.new_empty(g.shape[1]) if with_bias else None
     xs, gs, gws, gbs = _dense(x), _dense(g), _computed(gw), _computed(gb)
-    sizes = conv_sizes(xs.shape, gws, g.shape[2:], stride, padding)
+    sizes = conv_sizes(xs.shape, gws, g.shape[2:], stride, padding, dilation, groups)
     _C.conv2d_weight_grad(_f64(x), sizes, *map(address, (xs, gs, gws, gbs)), _threads())
     return gws.to(x.dtype), None if gbs is None else gbs.to(x.dtype)
 
@@ -118,9 +127,10 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = _empty(x, n, k, output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
-    xs, ws, bs, ys = _dense(x), _computed(weight), _bias(bias), _computed_empty(y)
-    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
-    addresses = map(address, (xs, ws, bs, ys, switches))
+    xs, ys = _dense(x), _computed_empty(y)
+    conv, ws, packed, bs = _filters(weight, bias, x.shape, conv_size, stride, padding)
+    sizes = conv, pool_sizes((n, k, *conv_size), output_size, *pool)
+    addresses = xs.data_ptr(), ws.data_ptr(), packed, address(bs), ys.data_ptr(), switches.data_ptr()
     _C.conv2d_relu_max_pool2d(_f64(x), *sizes, *addresses, _ROUNDING.get(x.dtype, 0), _threads())
     return _rounded(ys, y), switches
 
@@ -147,6 +157,15 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
     bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *args)
     _check_switches(bad, s, *pool, conv_size)
     return _rounded(xs, x)
+
+
+def _filters(weight, bias, shape, output_size, *settings) -> tuple[tuple[int, ...], Tensor, int, Tensor | None]:
+    """A convolution's sizes, filters, the address of the same packed (0: they are not) and bias."""
+    if isinstance(weight, PreparedFilters):
+        sizes, packed = weight.call(tuple(shape), output_size, *settings)
+        return sizes, weight.filters, packed, weight.bias if bias is None else _bias(bias)
+    ws = _computed(weight)
+    return conv_sizes(shape, ws, output_size, *settings), ws, 0, _bias(bias)
 
 
 def _threads() -> int:

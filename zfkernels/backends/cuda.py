@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from .. import window
-from .memory import Grads, Pooled, address, conv_sizes, dense, empty, pixels, pool_sizes, pooled
+from .memory import (
+    Grads,
+    Pooled,
+    address,
+    conv_sizes,
+    dense,
+    empty,
+    finished,
+    pixels,
+    pool_sizes,
+    pooled,
+    refuse_windows,
+)
 
 try:
     from .. import _C
@@ -18,6 +30,8 @@ except ImportError as error:
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ONE = (1, 1)
+GROUPS = False  # no kernels for groups or dilation
 TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/kernels.h, enum DType
@@ -65,7 +79,8 @@ def version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu: bool) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu, dilation=ONE, groups=1) -> Tensor:
+    refuse_windows("cuda", dilation, groups)
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = empty(x, x.shape[0], weight.shape[0], *output_size)
     xs, bs = dense(x), _contiguous(bias)
@@ -74,14 +89,22 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     return y
 
 
-def conv_transpose2d(y: Tensor, weight: Tensor, stride, padding, output_size, rectify: bool) -> Tensor:
+def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1) -> Tensor:
+    """The convolution, and the rest in a pass of torch's for each part of it."""
+    y = conv2d(x, weight, bias, stride, padding, relu and add is None, dilation, groups)
+    return finished(y, add, relu, cap)
+
+
+def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dilation=ONE, groups=1) -> Tensor:
+    refuse_windows("cuda", dilation, groups)
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
     sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
     _queue_with_workspace("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
     return x
 
 
-def conv2d_weight_grad(x: Tensor, g: Tensor, kernel_size, stride, padding, with_bias: bool) -> Grads:
+def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias: bool, dilation=ONE, groups=1) -> Grads:
+    refuse_windows("cuda", dilation, groups)
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
     _queue_with_workspace("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))

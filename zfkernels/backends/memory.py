@@ -30,9 +30,28 @@ def pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def conv_sizes(shape, weight: Tensor, output_size, stride, padding) -> tuple[int, ...]:
+def conv_sizes(shape, weight: Tensor, output_size, stride, padding, dilation=(1, 1), groups=1) -> tuple[int, ...]:
     """csrc/problem.h, struct Conv, for x of this shape."""
-    return *shape, weight.shape[0], *output_size, *weight.shape[2:], *stride, *padding, *weight.stride()
+    kernel, strides = weight.shape[2:], weight.stride()
+    return *shape, weight.shape[0], *output_size, *kernel, *stride, *padding, *strides, *dilation, groups
+
+
+def refuse_windows(backend: str, dilation, groups: int) -> None:
+    """For a backend that has neither dilated nor grouped convolutions."""
+    if tuple(dilation) != (1, 1) or groups != 1:
+        raise RuntimeError(
+            f"backend {backend!r} has no kernel for dilation {tuple(dilation)} and groups {groups}, only (1, 1) and 1; "
+            "use torch.nn.functional.conv2d there, or backend='cpu' or 'reference' on tensors in host memory"
+        )
+
+
+def finished(y: Tensor, add: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+    """y + add, rectified if asked and at most `cap`, in y's memory: for a backend whose kernels do not."""
+    if add is not None:
+        y += add
+    if relu:
+        y.relu_()
+    return y if cap is None else y.clamp_(max=cap)
 
 
 def pool_sizes(shape, output_size, kernel_size, stride, padding) -> tuple[int, ...]:

@@ -4,18 +4,20 @@ It is the text that a reader checks the formulas against, and the oracle of ever
 results rounded once to the input's dtype. Where a value is compared after rounding (the fused layer's pooling) or an
 op is a composition, the parts are literally composed.
 
-Names: n image, c or i input channel, o output channel; (kh, kw) a tap, the offset inside a window; s stride; p padding.
-Tap (kh, kw) of window (i, j) is the padded map's pixel (i*s + kh, j*s + kw).
+Names: n image, c or i input channel, o output channel, g group; (kh, kw) a tap, the offset inside a window; s stride;
+p padding; d dilation. Tap (kh, kw) of window (i, j) is the padded map's pixel (i*s + kh*d, j*s + kw*d).
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..window import conv_map as map_size
 from .memory import bad_switch
 
 DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ONE = (1, 1)
 
 quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and inf are values like others
 
@@ -54,10 +56,10 @@ def _crop(canvas: np.ndarray, padding, size) -> np.ndarray:
 
 
 def _tap(canvas: np.ndarray, kh, kw, stride, windows) -> np.ndarray:
-    """The pixels under tap (kh, kw) of every window, as a view of shape (n, c, *windows)."""
+    """The pixels at (kh, kw) from every window's first, as a view of shape (..., *windows)."""
     rows = slice(kh, kh + (windows[0] - 1) * stride[0] + 1, stride[0])
     columns = slice(kw, kw + (windows[1] - 1) * stride[1] + 1, stride[1])
-    return canvas[:, :, rows, columns]
+    return canvas[..., rows, columns]
 
 
 def _extent(windows, kernel, stride) -> tuple[int, int]:
@@ -68,45 +70,75 @@ def _extent(windows, kernel, stride) -> tuple[int, int]:
 # Convolution
 
 
-@quiet
-def conv2d(x, weight, bias, stride, padding, relu):
-    """y[n,o,i,j] = bias[o] + sum over c,kh,kw of w[o,c,kh,kw] x[n,c, i*s+kh-p, j*s+kw-p]; then max(0, y) if relu."""
-    a, w = _array(x), _array(weight)
+def _grouped(a: np.ndarray, groups: int) -> np.ndarray:
+    """Axis 1 as (groups, channels of a group)."""
+    return a.reshape(a.shape[0], groups, a.shape[1] // groups, *a.shape[2:])
+
+
+def _filters(w: np.ndarray, groups: int) -> np.ndarray:
+    """(filters, ...) as (groups, filters of a group, ...)."""
+    return w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+
+
+def _convolve(a, w, bias, stride, padding, dilation, groups) -> np.ndarray:
     kernel = w.shape[2:]
-    windows = tuple((a.shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1))
-    canvas = _pad(a, padding, (0, 0), 0.0)
-    y = np.zeros((a.shape[0], w.shape[0], *windows))
+    windows = map_size(a.shape[2:], kernel, stride, padding, dilation)
+    canvas, w = _grouped(_pad(a, padding, (0, 0), 0.0), groups), _filters(w, groups)
+    y = np.zeros((a.shape[0], *w.shape[:2], *windows))
     for kh, kw in np.ndindex(*kernel):
-        y += np.einsum("oc,ncij->noij", w[:, :, kh, kw], _tap(canvas, kh, kw, stride, windows), optimize=True)
-    if bias is not None:
-        y += _array(bias)[:, None, None]
+        tap = _tap(canvas, kh * dilation[0], kw * dilation[1], stride, windows)
+        y += np.einsum("goc,ngcij->ngoij", w[:, :, :, kh, kw], tap, optimize=True)
+    y = y.reshape(a.shape[0], w.shape[0] * w.shape[1], *windows)
+    return y if bias is None else y + bias[:, None, None]
+
+
+@quiet
+def conv2d(x, weight, bias, stride, padding, relu, dilation=ONE, groups=1):
+    """y[n,o,i,j] = bias[o] + sum over c,kh,kw of w[o,c,kh,kw] x[n,c', i*s+kh*d-p, j*s+kw*d-p]; then max(0, y) if relu.
+
+    c' is channel c of o's group.
+    """
+    bias = None if bias is None else _array(bias)
+    y = _convolve(_array(x), _array(weight), bias, stride, padding, dilation, groups)
     return _tensor(np.maximum(y, 0) if relu else y, x)
 
 
 @quiet
-def conv_transpose2d(y, weight, stride, padding, output_size, rectify):
-    """x[n,c, i*s+kh-p, j*s+kw-p] += sum over o of w[o,c,kh,kw] max(0, y[n,o,i,j]), for every window (i,j) and tap."""
-    b, w = _array(y), _array(weight)
-    if rectify:
-        b = np.maximum(b, 0)
-    windows, kernel = b.shape[2:], w.shape[2:]
-    canvas = np.zeros((b.shape[0], w.shape[1], output_size[0] + 2 * padding[0], output_size[1] + 2 * padding[1]))
-    for kh, kw in np.ndindex(*kernel):
-        tap = _tap(canvas, kh, kw, stride, windows)
-        tap += np.einsum("oc,noij->ncij", w[:, :, kh, kw], b, optimize=True)
-    return _tensor(_crop(canvas, padding, output_size), y)
+def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1):
+    """y = conv2d(x) + add (or not); then max(0, y) if relu, and min(y, cap) unless cap is None."""
+    bias = None if bias is None else _array(bias)
+    y = _convolve(_array(x), _array(weight), bias, stride, padding, dilation, groups)
+    y = y if add is None else y + _array(add)
+    y = np.maximum(y, 0) if relu else y
+    return _tensor(y if cap is None else np.minimum(y, cap), x)
 
 
 @quiet
-def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias):
-    """gw[o,c,kh,kw] = sum over n,i,j of g[n,o,i,j] x[n,c, i*s+kh-p, j*s+kw-p]; gb[o] = sum over n,i,j of g[n,o,i,j]."""
+def conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation=ONE, groups=1):
+    """x[n,c', i*s+kh*d-p, j*s+kw*d-p] += sum over o of w[o,c,kh,kw] max(0, y[n,o,i,j]), for every window and tap."""
+    b, w = _array(y), _filters(_array(weight), groups)
+    if rectify:
+        b = np.maximum(b, 0)
+    windows, kernel, b = b.shape[2:], w.shape[3:], _grouped(b, groups)
+    size = (output_size[0] + 2 * padding[0], output_size[1] + 2 * padding[1])
+    canvas = np.zeros((b.shape[0], groups, w.shape[2], *size))
+    for kh, kw in np.ndindex(*kernel):
+        tap = _tap(canvas, kh * dilation[0], kw * dilation[1], stride, windows)
+        tap += np.einsum("goc,ngoij->ngcij", w[:, :, :, kh, kw], b, optimize=True)
+    return _tensor(_crop(canvas.reshape(b.shape[0], groups * w.shape[2], *size), padding, output_size), y)
+
+
+@quiet
+def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias, dilation=ONE, groups=1):
+    """gw[o,c,kh,kw] = sum over n,i,j of g[n,o,i,j] x[n,c', i*s+kh*d-p, j*s+kw*d-p]; gb[o] = sum over n,i,j of g."""
     a, b = _array(x), _array(g)
-    canvas = _pad(a, padding, (0, 0), 0.0)
-    gw = np.zeros((b.shape[1], a.shape[1], *kernel_size))
+    canvas, grouped = _grouped(_pad(a, padding, (0, 0), 0.0), groups), _grouped(b, groups)
+    gw = np.zeros((groups, grouped.shape[2], canvas.shape[2], *kernel_size))
     for kh, kw in np.ndindex(*kernel_size):
-        tap = _tap(canvas, kh, kw, stride, b.shape[2:])
-        gw[:, :, kh, kw] = np.einsum("noij,ncij->oc", b, tap, optimize=True)
+        tap = _tap(canvas, kh * dilation[0], kw * dilation[1], stride, b.shape[2:])
+        gw[..., kh, kw] = np.einsum("ngoij,ngcij->goc", grouped, tap, optimize=True)
     gb = _tensor(b.sum((0, 2, 3)), x, memory_format=torch.contiguous_format) if with_bias else None
+    gw = gw.reshape(b.shape[1], canvas.shape[2], *kernel_size)
     return _tensor(gw, x, memory_format=torch.contiguous_format), gb
 
 
@@ -228,7 +260,7 @@ def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, *pool):
 def conv2d_relu_max_pool2d_weight_grad(x, g, switches, *settings):
     """conv2d_weight_grad(x, max_unpool2d(g, switches))."""
     kernel_size, stride, padding, *pool, with_bias = settings
-    size = tuple((x.shape[2 + d] + 2 * padding[d] - kernel_size[d]) // stride[d] + 1 for d in (0, 1))
+    size = map_size(x.shape[2:], kernel_size, stride, padding)
     return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
 
 
@@ -241,6 +273,6 @@ def max_pool2d_contrast_norm(x, *settings):
 def max_unpool2d_relu_conv_transpose2d(y, switches, weight, *settings):
     """conv_transpose2d(max_unpool2d(y, switches))."""
     stride, padding, *pool, output_size, rectify = settings
-    size = tuple((output_size[d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in (0, 1))
+    size = map_size(output_size, weight.shape[2:], stride, padding)
     unpooled = max_unpool2d(y, switches, *pool, size)
     return conv_transpose2d(unpooled, weight, stride, padding, output_size, rectify)

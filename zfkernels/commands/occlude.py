@@ -130,6 +130,8 @@ def _fill(levels: list[str] | None, network: Network, picture: Tensor) -> Tensor
         numbers = [float(level) for level in levels]
     except ValueError:
         raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(levels)}") from None
+    if not all(0 <= number <= 255 for number in numbers):
+        raise ValueError(f"--fill takes levels from 0 to 255, mean or blur, got {' '.join(levels)}")
     level = torch.tensor(numbers).view(-1, 1, 1).expand(picture.shape)
     return network.normalise(level)
 

@@ -25,7 +25,6 @@ from ..graph.steps import norm_factors
 from ..graph.translate import DROPOUTS, words
 from ..graph.watch import METHODS, name_of
 from ..ops.checks import LARGEST_WINDOW
-from ..ops.conv import conv2d
 from ..ops.max_pool import max_pool2d
 from ..window import pool_map
 
@@ -80,7 +79,9 @@ class Signals:
             return function(*args, **kwargs)
         if override == "rectify":
             return self._rectify(Rectifier(args[0], 0.0, lambda x: function(x, *args[1:], **kwargs)), None)
-        if isinstance(function, OpOverload):
+        if isinstance(function, OpOverload) and function.name() in ATEN:
+            key = ATEN[function.name()]
+        elif isinstance(function, OpOverload):
             handler = OPS.get(function.name())
             return function(*args, **kwargs) if handler is None else handler(self, function, *args, **kwargs)
         handler = CALLS.get(key)
@@ -242,17 +243,34 @@ CALLS: dict[Callable | str, Callable] = {
     for key in keys
 }
 
+# The ops that exported models call: what they are called with is what these are
+ATEN: dict[str, Callable | str] = {
+    **{f"aten::{name}": name for name in ("relu", "relu_", "prelu", "clamp", "clamp_", "clamp_min", "clamp_min_")},
+    **{f"aten::{name}": name for name in ("maximum", "fmax")},
+    **{f"aten::{f.__name__}": f for f in (F.leaky_relu, F.leaky_relu_, F.hardtanh, F.hardtanh_, F.max_pool2d)},
+    "aten::relu6": F.relu6,
+    "aten::threshold": torch.threshold,
+    "aten::threshold_": torch.threshold_,
+}
+
 
 # The calls of torch.ops.zfkernels
 
 
-def _conv_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, relu: bool, backend: str) -> Tensor:
-    y = conv2d(x, weight, bias, tuple(stride), tuple(padding), False, backend)
+def _conv_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, relu: bool, *others) -> Tensor:
+    y = op(x, weight, bias, stride, padding, False, *others)
     return signals._rectify(Rectifier(y, 0.0, torch.relu), None) if relu else y
 
 
+def _conv_add_op(signals: Signals, op: Callable, x, weight, bias, add, stride, padding, relu, cap, *others) -> Tensor:
+    y = op(x, weight, bias, add, stride, padding, False, None, *others)
+    value = torch.relu if cap is None else lambda y: F.hardtanh(y, 0.0, cap)
+    return signals._rectify(Rectifier(y, 0.0, value), None) if relu else y
+
+
 def _layer_op(signals: Signals, op: Callable, x, weight, bias, stride, padding, *pool) -> tuple[Tensor, Tensor]:
-    y = _conv_op(signals, op, x, weight, bias, stride, padding, True, pool[-1])
+    conv = torch.ops.zfkernels.conv2d.default
+    y = _conv_op(signals, conv, x, weight, bias, stride, padding, True, (1, 1), 1, pool[-1])
     return max_pool2d(y, *map(tuple, pool[:-1]), pool[-1])
 
 
@@ -269,6 +287,7 @@ def _pooled_norm_op(signals: Signals, op: Callable, x: Tensor, *parameters) -> t
 
 OPS: dict[str, Callable] = {
     "zfkernels::conv2d": _conv_op,
+    "zfkernels::conv2d_add": _conv_add_op,
     "zfkernels::conv2d_relu_max_pool2d": _layer_op,
     "zfkernels::contrast_norm": _norm_op,
     "zfkernels::max_pool2d_contrast_norm": _pooled_norm_op,
@@ -283,6 +302,6 @@ NONLINEAR = words(
 )
 
 
-def is_nonlinear(call: str, kept: Mapping[object, str]) -> bool:
-    """Whether a call of this name keeps its true vector-Jacobian product though it is not linear."""
-    return call in NONLINEAR and not any(name_of(key) == call for key in kept if callable(key))
+def is_nonlinear(call: str, kind: str, overrides: Mapping[object, str]) -> bool:
+    """Whether a call of this name, in a module of this class, keeps its true derivative though it is not linear."""
+    return call in NONLINEAR and not {call, kind}.intersection(map(name_of, overrides))

@@ -205,8 +205,6 @@ class _Walk:
 
     def _part(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         """The steps of one node and the numbers of the values that they take."""
-        if node.op == "call_module" and node.target in self.hooked:
-            raise Irreversible("hooks may change what it gives")
         reader = _Walk._module if node.op == "call_module" else READERS.get(node.target, _Walk._unknown)
         part, inputs = reader(self, name, node)
         if self.opaque_reshapes and any(isinstance(step, Flatten) for step in part.steps):

@@ -288,9 +288,10 @@ POINTWISE_NAMES = words(
 # The calls of torch.ops.zfkernels, which a function mode sees in the place of the public functions
 
 
-def _conv_op(name: str, weight, bias, stride, padding, relu: bool, backend: str) -> Part:
-    bias = None if bias is None else lambda: bias
-    return (_conv_relu if relu else _conv)(name, lambda: weight, bias, tuple(stride), tuple(padding))
+def _conv_op(name: str, weight, bias, stride, padding, relu: bool, dilation=1, groups=1, backend: str = "") -> Part:
+    read = None if bias is None else lambda: bias
+    (conv,) = _conv(name, lambda: weight, read, tuple(stride), tuple(padding), _pair(dilation), groups).steps
+    return Part("layer", (conv, ReLU(name)) if relu else (conv,))
 
 
 def _pool_op(name: str, kernel_size, stride, padding, output_size, backend: str) -> Part:
@@ -298,7 +299,7 @@ def _pool_op(name: str, kernel_size, stride, padding, output_size, backend: str)
 
 
 def _layer_op(name: str, weight, bias, stride, padding, kernel_size, pool_stride, pool_padding, size, backend) -> Part:
-    conv = _conv_op(name, weight, bias, stride, padding, True, backend)
+    conv = _conv_op(name, weight, bias, stride, padding, True)
     return Part("layer", conv.steps + _pool_op(name, kernel_size, pool_stride, pool_padding, size, backend).steps)
 
 

@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
                 self.held[x] = inputs[0]
             self.passed[name] = inputs[0]
             return
-        role = "part" if leaf is not None and self.begun and part.role == "layer" else part.role
+        role = "part" if leaf is not None and self.begun else part.role
         seen, self.begun = self.seen, True
         for step in part.steps:
             last = step is part.steps[-1]

@@ -1,20 +1,35 @@
 """Convolution, transposed convolution and weight gradient: one triple, each the others' derivative.
 
-    conv2d               y[n,o,i,j] = bias[o] + sum over c,h,w of weight[o,c,h,w] x[n,c, i*s+h-p, j*s+w-p]
+    conv2d               y[n,o,i,j] = bias[o] + sum over c,h,w of weight[o,c,h,w] x[n,c', i*s+h*d-p, j*s+w*d-p]
     conv_transpose2d     its adjoint in x:       <conv2d(x, weight), y> = <x, conv_transpose2d(y, weight)>
     conv2d_weight_grad   its adjoint in weight:  <conv2d(x, weight), g> = <weight, conv2d_weight_grad(x, g)>
 
 All three are linear in each of their two tensors, so these identities are all the derivatives there are, of any order.
-`weight` has the forward convolution's shape (C_out, C_in, KH, KW) everywhere.
+c' is channel c of o's group. `weight` has the forward convolution's shape (C_out, C_in / groups, KH, KW) everywhere.
+conv2d_add is conv2d with what follows it in a network: the sum with another map, the rectifier, a cap.
 """
 
 import torch
 from torch import Tensor
 
 from .. import window
-from ..backends.memory import empty
+from ..backends import module
+from ..backends.memory import dense, empty
 from . import checks
 from .define import define
+from .prepared import PreparedFilters, opened
+
+ONE = (1, 1)
+
+
+def conv_size(x: Tensor, weight: Tensor, stride, padding, dilation) -> window.Pair:
+    """The (height, width) of a convolution's map."""
+    return window.conv_map(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+
+
+def capped_grad(g: Tensor, y: Tensor, cap: float) -> Tensor:
+    """g where 0 < y < cap or y is NaN, else 0: the backward of y = min(cap, max(0, .)), from its result."""
+    return rectifier_grad(g, y).masked_fill(y.detach() >= cap, 0)
 
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
@@ -22,14 +37,14 @@ def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(g, y.detach().contiguous(memory_format=torch.channels_last), 0)
 
 
-def conv2d_grads(g, x, weight, stride, padding, backend, needs):
+def conv2d_grads(g, x, weight, stride, padding, backend, needs, dilation=ONE, groups=1):
     """Those gradients of x, weight and bias that are needed, given that of the convolution's (unrectified) result."""
     gx = gw = gb = None
-    needs_bias = needs[2]
+    needs_bias, grouped = needs[2], (dilation, groups)
     if needs[0]:
-        gx = conv_transpose2d(g, weight, stride, padding, x.shape[2:], False, backend)
+        gx = conv_transpose2d(g, weight, stride, padding, x.shape[2:], False, backend, *grouped)
     if needs[1]:
-        gw, gb = conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, needs_bias, backend)
+        gw, gb = conv2d_weight_grad(x, g, weight.shape[2:], stride, padding, needs_bias, backend, *grouped)
     elif needs_bias:
         gb = g.sum((0, 2, 3))
     return gx, gw, gb if needs_bias else None
@@ -38,8 +53,8 @@ def conv2d_grads(g, x, weight, stride, padding, backend, needs):
 class _Conv2d:
     """y = conv2d(x, weight, bias), rectified with `relu`."""
 
-    def fake(x, weight, bias, stride, padding, relu, backend):
-        return empty(x, x.shape[0], weight.shape[0], *window.conv_map(x.shape[2:], weight.shape[2:], stride, padding))
+    def fake(x, weight, bias, stride, padding, relu, dilation, groups, backend):
+        return empty(x, x.shape[0], weight.shape[0], *conv_size(x, weight, stride, padding, dilation))
 
     def setup_context(ctx, inputs, output):
         x, weight, _, *ctx.settings = inputs
@@ -47,41 +62,69 @@ class _Conv2d:
 
     def backward(ctx, g):
         x, weight, y = ctx.saved_tensors
-        stride, padding, relu, backend = ctx.settings
+        stride, padding, relu, dilation, groups, backend = ctx.settings
         if relu:
             g = rectifier_grad(g, y)
-        return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad)
+        return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad, dilation, groups)
 
 
-conv2d = define(
-    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, str backend) -> Tensor",
+_conv2d = define(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, int[2] dilation, "
+    "SymInt groups, str backend) -> Tensor",
     _Conv2d,
+)
+
+
+class _Conv2dAdd:
+    """y = conv2d(x, weight, bias) + add, rectified with `relu`, and min(y, cap)."""
+
+    def fake(x, weight, bias, add, stride, padding, relu, cap, dilation, groups, backend):
+        return empty(x, x.shape[0], weight.shape[0], *conv_size(x, weight, stride, padding, dilation))
+
+    def setup_context(ctx, inputs, output):
+        x, weight, _, _, *ctx.settings = inputs
+        ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
+
+    def backward(ctx, g):
+        x, weight, y = ctx.saved_tensors
+        stride, padding, relu, cap, dilation, groups, backend = ctx.settings
+        if relu:
+            g = rectifier_grad(g, y) if cap is None else capped_grad(g, y, cap)
+        g, needs = dense(g), ctx.needs_input_grad
+        grads = conv2d_grads(g, x, weight, stride, padding, backend, needs, dilation, groups)
+        return *grads, g if needs[3] else None
+
+
+_conv2d_add = define(
+    "conv2d_add(Tensor x, Tensor weight, Tensor? bias, Tensor? add, int[2] stride, int[2] padding, bool relu, "
+    "float? cap, int[2] dilation, SymInt groups, str backend) -> Tensor",
+    _Conv2dAdd,
 )
 
 
 class _ConvTranspose2d:
     """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
 
-    def fake(y, weight, stride, padding, output_size, rectify, backend):
-        return empty(y, y.shape[0], weight.shape[1], *output_size)
+    def fake(y, weight, stride, padding, output_size, rectify, dilation, groups, backend):
+        return empty(y, y.shape[0], weight.shape[1] * groups, *output_size)
 
     def backward(ctx, g):
         y, weight = ctx.saved_tensors
-        stride, padding, _, rectify, backend = ctx.settings
+        stride, padding, _, rectify, *grouped, backend = ctx.settings
         gy = gw = None
         if ctx.needs_input_grad[0]:
-            gy = conv2d(g, weight, None, stride, padding, False, backend)
+            gy = conv2d(g, weight, None, stride, padding, False, backend, *grouped)
             if rectify:
                 gy = rectifier_grad(gy, y)
         if ctx.needs_input_grad[1]:
             y = torch.relu(y) if rectify else y
-            gw, _ = conv2d_weight_grad(g, y, weight.shape[2:], stride, padding, False, backend)
+            gw, _ = conv2d_weight_grad(g, y, weight.shape[2:], stride, padding, False, backend, *grouped)
         return gy, gw
 
 
-conv_transpose2d = define(
+_conv_transpose2d = define(
     "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
-    "str backend) -> Tensor",
+    "int[2] dilation, SymInt groups, str backend) -> Tensor",
     _ConvTranspose2d,
 )
 
@@ -89,41 +132,73 @@ conv_transpose2d = define(
 class _Conv2dWeightGrad:
     """The adjoint of conv2d in weight. Without a bias its gradient is an empty tensor, for an op cannot give None."""
 
-    def fake(x, g, kernel_size, stride, padding, with_bias, backend):
-        gw = x.new_empty((g.shape[1], x.shape[1], *kernel_size))
+    def fake(x, g, kernel_size, stride, padding, with_bias, dilation, groups, backend):
+        gw = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel_size))
         return gw, x.new_empty(g.shape[1] if with_bias else 0)
 
     def backward(ctx, ggw, ggb):
         x, g = ctx.saved_tensors
-        _, stride, padding, with_bias, backend = ctx.settings
+        _, stride, padding, with_bias, *grouped, backend = ctx.settings
         gx = gg = None
         if ctx.needs_input_grad[0]:
-            gx = conv_transpose2d(g, ggw, stride, padding, x.shape[2:], False, backend)
+            gx = conv_transpose2d(g, ggw, stride, padding, x.shape[2:], False, backend, *grouped)
         if ctx.needs_input_grad[1]:
-            gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend)
+            gg = conv2d(x, ggw, ggb if with_bias else None, stride, padding, False, backend, *grouped)
         return gx, gg
 
 
-conv2d_weight_grad = define(
+_conv2d_weight_grad = define(
     "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
-    "str backend) -> (Tensor, Tensor)",
+    "int[2] dilation, SymInt groups, str backend) -> (Tensor, Tensor)",
     _Conv2dWeightGrad,
 )
+
+
+# The ops, for those who have neither dilation nor groups.
+
+
+def conv2d(x, weight, bias, stride, padding, relu: bool, backend: str, dilation=ONE, groups=1) -> Tensor:
+    return _conv2d(x, weight, bias, stride, padding, relu, dilation, groups, backend)
+
+
+def conv_transpose2d(y, weight, stride, padding, output_size, rectify, backend, dilation=ONE, groups=1) -> Tensor:
+    return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, backend)
+
+
+def conv2d_weight_grad(
+    x, g, kernel_size, stride, padding, with_bias: bool, backend: str, dilation=ONE, groups=1
+) -> tuple[Tensor, Tensor]:
+    return _conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias, dilation, groups, backend)
 
 
 # The public functions
 
 
-def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pair, window.Pair]:
-    """Check a convolution's arguments; stride, padding and the result's size as pairs."""
+def grouping(dilation, groups, channels: int, filters: int, names: tuple[str, str]) -> tuple[window.Pair, int]:
+    """dilation as a pair, and groups, which must divide the channels of both of the maps that `names` tells."""
+    dilation = window.pair("dilation", dilation, 1)
+    groups = window.count("groups", groups)
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"groups must divide {names[0]}'s {channels} channels and {names[1]}'s {filters}, got {groups}"
+        )
+    return dilation, groups
+
+
+def check_conv(
+    x, weight, bias, stride, padding, dilation=1, groups=1
+) -> tuple[window.Pair, window.Pair, window.Pair, window.Pair]:
+    """Check a convolution's arguments; stride, padding, the result's size and dilation as pairs."""
     checks.tensor("x", x, ("N", "C_in", "H", "W"))
     checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
     checks.alike("weight", weight, "x", x)
     _, channels, *input_size = x.shape
     filters, depth, *kernel_size = weight.shape
-    if depth != channels:
+    dilation, groups = grouping(dilation, groups, channels, filters, ("x", "weight"))
+    if depth * groups != channels:
+        own = "" if groups == 1 else f" in {groups} groups"
         raise ValueError(
-            f"weight must have x's {channels} channels as its second dimension (C_out, C_in, KH, KW), "
+            f"weight must have x's {channels} channels{own} as its second dimension (C_out, C_in, KH, KW), "
             f"got shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}"
         )
     if bias is not None:
@@ -132,17 +207,19 @@ def check_conv(x, weight, bias, stride, padding) -> tuple[window.Pair, window.Pa
         if bias.shape[0] != filters:
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
-    size = window.conv_map(input_size, kernel_size, stride, padding)
+    size = window.conv_map(input_size, kernel_size, stride, padding, dilation)
     if size[0] < 1 or size[1] < 1:
+        apart = "" if dilation == ONE else f" of dilation {dilation}"
         raise ValueError(
-            f"weight's window {tuple(kernel_size)} must fit into x's height and width {tuple(input_size)} with padding "
-            f"{padding}"
+            f"weight's window {tuple(kernel_size)}{apart} must fit into x's height and width {tuple(input_size)} with "
+            f"padding {padding}"
         )
-    return stride, padding, size
+    return stride, padding, size, dilation
 
 
-def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pair, ...]:
-    """Check a transposed convolution's weight and window; stride, padding, output_size and the map's size as pairs."""
+def check_transposed(y, weight, stride, padding, output_size, dilation=1, groups=1) -> tuple[window.Pair, ...]:
+    """Check a transposed convolution's weight and window; stride, padding, output_size, the map's size and dilation as
+    pairs."""
     checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
     checks.alike("weight", weight, "y", y)
     if weight.shape[0] != y.shape[1]:
@@ -150,35 +227,48 @@ def check_transposed(y, weight, stride, padding, output_size) -> tuple[window.Pa
             f"weight must have y's {y.shape[1]} channels as its first dimension (C_out, C_in, KH, KW: the forward "
             f"convolution's shape), got shape {tuple(weight.shape)} for y of shape {tuple(y.shape)}"
         )
+    dilation, _ = grouping(dilation, groups, y.shape[1], weight.shape[0], ("y", "weight"))
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     output_size = window.pair("output_size", output_size, 1)
-    return stride, padding, output_size, window.conv_map(output_size, weight.shape[2:], stride, padding)
+    size = window.conv_map(output_size, weight.shape[2:], stride, padding, dilation)
+    return stride, padding, output_size, size, dilation
 
 
 def conv2d_relu(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
     *,
+    add: Tensor | None = None,
+    cap: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """y = max(0, corr(x, weight) + bias): a convolution layer and its rectifier in one pass.
+    """y = max(0, corr(x, weight) + bias + add): a convolution layer and its rectifier in one pass.
 
-    y[n,o,i,j] = max(0, bias[o] + sum over c,h,w of weight[o,c,h,w] x[n,c, i*s+h-p, j*s+w-p]), x being 0 outside.
-    Backward: with g masked to y > 0, the input's gradient is the transposed convolution of g, the weight's the
-    correlation of x with g, the bias's the sum of g; one that is not needed is not computed.
+    y[n,o,i,j] = max(0, bias[o] + add[n,o,i,j] + sum over c,h,w of weight[o,c,h,w] x[n,c', i*s+h*d-p, j*s+w*d-p]), x
+    being 0 outside and c' channel c of o's group. Backward: with g masked to y > 0, the input's gradient is the
+    transposed convolution of g, the weight's the correlation of x with g, the bias's the sum of g, add's g; one that is
+    not needed is not computed.
 
     Args:
         x: (N, C_in, H, W), float32, float64, bfloat16 or float16, of any strides; N may be 0.
-        weight: (C_out, C_in, KH, KW). bias: (C_out,) or None. Both of x's dtype and device.
-        stride, padding: int or (vertical, horizontal) pair.
+        weight: (C_out, C_in / groups, KH, KW). bias: (C_out,) or None. Both of x's dtype and device. In the place of
+            both what `prepare` makes of them.
+        stride, padding, dilation: int or (vertical, horizontal) pair; taps lie `dilation` pixels apart.
+        groups: into how many groups channels are cut; a divisor of C_in and C_out. Every backend but triton and cuda,
+            which have no kernel for groups or dilation and say so.
+        add: a map of y's shape, x's dtype and device, or None: a residual network's other branch.
+        cap: the most that y may be, 6 for ReLU6, or None; the gradient is 0 there.
         backend: one of `available_backends()`; None takes `use_backend`'s, else the device's best.
 
     Returns:
-        (N, C_out, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1), channels-last. NaN stays NaN. Half types accumulate
-        in float32. Under autocast the tensors are cast to the autocast dtype, as torch's conv2d does (never float64).
+        (N, C_out, (H + 2p - (KH - 1) d - 1) // s + 1, (W + 2p - (KW - 1) d - 1) // s + 1), channels-last. NaN stays
+        NaN. Half types accumulate in float32. Under autocast the tensors are cast to the autocast dtype, as torch's
+        conv2d does (never float64).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.
@@ -186,9 +276,35 @@ def conv2d_relu(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 3; torch.nn.functional.conv2d for the sizes.
     """
-    x, weight, bias = checks.autocast(x, weight, bias)
-    stride, padding, _ = check_conv(x, weight, bias, stride, padding)
-    return conv2d(x, weight, bias, stride, padding, True, checks.backend(backend, x))
+    prepared = None
+    if isinstance(weight, PreparedFilters):
+        prepared, weight, bias = opened(weight, bias, x, backend)
+    else:
+        x, weight, bias, add = checks.autocast(x, weight, bias, add)
+    stride, padding, size, dilation = check_conv(x, weight, bias, stride, padding, dilation, groups)
+    if prepared is not None:
+        cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
+        return module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
+    if add is None and cap is None:
+        return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
+    cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
+    name = checks.backend(backend, x)
+    return _conv2d_add(x, weight, bias, add, stride, padding, True, cap, dilation, groups, name)
+
+
+def check_addend(add, cap, shape: tuple[int, ...], x: Tensor) -> float | None:
+    """Check what is added to a convolution's result of this shape, and the cap; the cap as a float."""
+    if add is not None:
+        checks.tensor("add", add, ("N", "C_out", "OH", "OW"))
+        checks.alike("add", add, "x", x)
+        if tuple(add.shape) != shape:
+            raise ValueError(f"add must have the result's shape, {shape}, got {tuple(add.shape)}")
+    if cap is None:
+        return None
+    cap = checks.number("cap", cap)
+    if cap <= 0:
+        raise ValueError(f"cap must be above 0, got {cap!r}")
+    return cap
 
 
 def relu_conv_transpose2d(
@@ -196,6 +312,8 @@ def relu_conv_transpose2d(
     weight: Tensor,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
     *,
     output_size: int | tuple[int, int],
     rectify: bool = True,
@@ -203,14 +321,14 @@ def relu_conv_transpose2d(
 ) -> Tensor:
     """x = conv_transpose2d(max(0, y), weight): one layer of the deconvnet, rectify then filter with the same filters.
 
-    x[n,c,h,w] = sum over o and over the windows (i,j) that cover (h,w) of
-    max(0, y[n,o,i,j]) weight[o,c, h-i*s+p, w-j*s+p]: filtering with every filter flipped. No bias.
+    x[n,c',h,w] = sum over the o of c's group and over the windows (i,j) that cover (h,w) of
+    max(0, y[n,o,i,j]) weight[o,c, (h-i*s+p)/d, (w-j*s+p)/d]: filtering with every filter flipped. No bias.
     With rectify=False it is the plain adjoint of the convolution: <conv(x), y> = <x, relu_conv_transpose2d(y)>.
 
     Args:
         y: (N, C_out, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
-        weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
-        stride, padding: the forward convolution's; int or (vertical, horizontal) pair.
+        weight: (C_out, C_in / groups, KH, KW), the FORWARD convolution's; of y's dtype and device.
+        stride, padding, dilation, groups: the forward convolution's, as `conv2d_relu`'s.
         output_size: (H, W) of the forward convolution's input, from which it makes y's (OH, OW).
         rectify: whether to rectify y first. backend: as `conv2d_relu`'s.
 
@@ -225,13 +343,16 @@ def relu_conv_transpose2d(
     y, weight = checks.autocast(y, weight)
     checks.tensor("y", y, ("N", "C_out", "OH", "OW"))
     checks.flag("rectify", rectify)
-    stride, padding, output_size, size = check_transposed(y, weight, stride, padding, output_size)
+    settings = check_transposed(y, weight, stride, padding, output_size, dilation, groups)
+    stride, padding, output_size, size, dilation = settings
     if size != tuple(y.shape[2:]):
         least = tuple(
-            window.transposed_size(y.shape[2 + a], weight.shape[2 + a], stride[a], padding[a]) for a in (0, 1)
+            window.transposed_size(y.shape[2 + a], (weight.shape[2 + a] - 1) * dilation[a] + 1, stride[a], padding[a])
+            for a in (0, 1)
         )
         raise ValueError(
             f"output_size must be the size of an input from which the convolution makes y's {tuple(y.shape[2:])}: from "
             f"{least} to {(least[0] + stride[0] - 1, least[1] + stride[1] - 1)}, got {output_size}"
         )
-    return conv_transpose2d(y, weight, stride, padding, output_size, rectify, checks.backend(backend, y))
+    name = checks.backend(backend, y)
+    return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, name)

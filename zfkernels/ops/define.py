@@ -9,9 +9,9 @@ their namespace:
 
 `define` gives them two ways in. In eager mode: the backend itself when nothing needs a gradient, else an
 autograd.Function. Under torch.compile, export, a dispatch mode, or with tensors that are not plain ones: the
-`torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see. (A call with gradients costs some 90
-microseconds through the library, about 10 in eager mode.) torch.func's transforms take the eager way in the slower
-form that they require; vmap runs its batch one by one. Forward-mode differentiation raises.
+`torch.library` op `torch.ops.zfkernels.<name>`, which such machinery can see (torch.jit.trace its overload `traced`). A
+call with gradients costs some 90 microseconds through the library, about 10 in eager mode. torch.func's transforms take
+the eager way in the slower form that they require; vmap runs its batch one by one. Forward-mode differentiation raises.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,9 @@ def define(schema: str, op: type) -> Callable:
     name, tensors = schema[: schema.index("(")], schema[: schema.index(")")].count("Tensor")
     forward, setup_context = _forward(name), getattr(op, "setup_context", _save_tensors(tensors))
     library_op, full_backward = _library_op(name, schema, tensors, forward, op, setup_context)
+    # torch.jit.trace cannot record a list of SymInt: it gets a twin of the op with plain ints.
+    plain_schema = schema.replace(f"{name}(", f"{name}.traced(", 1).replace("SymInt[2]", "int[2]")
+    traced_op, _ = _library_op(f"{name}.traced", plain_schema, tensors, forward, op, setup_context)
     eager = _eager_function(name, forward, op, setup_context)
     # What Function.apply ends in; what it does before is for function transforms, and costs 2 microseconds.
     apply = super(torch.autograd.Function, eager).apply
@@ -42,9 +45,9 @@ def define(schema: str, op: type) -> Callable:
             refuse_tangents(name, arguments[:tensors])
         if torch._C._are_functorch_transforms_active():
             return transformed.apply(*arguments)
-        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-            return library_op(*arguments)
         if torch._C._get_tracing_state() is not None:
+            return traced_op(*arguments[:tensors], *map(_constant, arguments[tensors:]))
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
             return library_op(*arguments)
         needs_gradient = False
         for tensor in arguments[:tensors]:
@@ -81,6 +84,13 @@ def _forward(name: str) -> Callable:
     return forward
 
 
+def _constant(value: object) -> object:
+    """A setting as torch.jit.trace records it: sizes, which it hands out as tensors, become ints."""
+    if isinstance(value, (tuple, list)):
+        return [int(v) for v in value]
+    return int(value) if isinstance(value, Tensor) else value
+
+
 def _tuples(arguments: tuple) -> list:
     """The library passes lists; backends take tuples."""
     return [tuple(value) if isinstance(value, list) else value for value in arguments]
@@ -99,7 +109,8 @@ def _library_op(name, schema, tensors, forward, op, setup_context) -> tuple[Call
     LIBRARY.define(schema)
     LIBRARY.impl(name, lambda *arguments: forward(*_tuples(arguments)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"zfkernels::{name}", op.fake, lib=LIBRARY)
-    library_op = getattr(torch.ops.zfkernels, name).default
+    packet, _, overload = name.partition(".")
+    library_op = getattr(getattr(torch.ops.zfkernels, packet), overload or "default")
     no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
 
     def full_backward(ctx, *gradients):

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import window
+from ..backends import module
 from ..backends.memory import empty, pooled
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
 from .define import define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
+from .prepared import PreparedFilters, opened
 
 
 class _Layer:
@@ -150,7 +152,7 @@ LAYER_POOL = ("pool_kernel", "pool_stride", "pool_padding")
 
 def conv2d_relu_max_pool2d(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None,
     stride: int | tuple[int, int],
     padding: int | tuple[int, int],
@@ -179,11 +181,17 @@ def conv2d_relu_max_pool2d(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, figure 3 (layers 1, 2 and 5).
     """
-    x, weight, bias = checks.autocast(x, weight, bias)
-    stride, padding, conv_size = check_conv(x, weight, bias, stride, padding)
+    prepared = None
+    if isinstance(weight, PreparedFilters):
+        prepared, weight, bias = opened(weight, bias, x, backend)
+    else:
+        x, weight, bias = checks.autocast(x, weight, bias)
+    stride, padding, conv_size, _ = check_conv(x, weight, bias, stride, padding)
     pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size("the convolution's map", conv_size, *pool, ceil_mode, "pool_kernel")
+    if prepared is not None:
+        return module("cpu").conv2d_relu_max_pool2d(x, prepared, None, stride, padding, *pool, size)
     return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
 
 
@@ -226,7 +234,7 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.tensor("y", y, ("N", "C_out", "PH", "PW"))
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
-    stride, padding, output_size, conv_size = check_transposed(y, weight, stride, padding, output_size)
+    stride, padding, output_size, conv_size, _ = check_transposed(y, weight, stride, padding, output_size)
     pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(

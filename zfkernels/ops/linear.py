@@ -23,11 +23,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """torch.nn.functional.linear: x (N, in_features), weight (out_features, in_features), bias (out_features,) or None
     -> (N, out_features).
 
-    Only float32 on a CPU, in eager mode, with a weight of 8 MB or more, goes its own way; the rest is torch's.
+    Only float32 on a CPU, in eager mode, with a weight of 8 MB or more, goes its own way; the rest is torch's, and so
+    is what a dispatch mode or a tracer must see, and a view with a pending negation: its memory has the wrong sign.
     """
     plain = (
-        type(x) in PLAIN
-        and x.device.type == "cpu"
+        torch._C._get_tracing_state() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and type(x) in PLAIN
+        and type(weight) in PLAIN
+        and (bias is None or type(bias) in PLAIN)
+        and x.device.type == weight.device.type == "cpu"
         and x.ndim == 2
         and x.dtype == weight.dtype == torch.float32
         and x.shape[1] == weight.shape[1]
@@ -41,6 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
+        and not any(value is not None and value.is_neg() for value in (x, weight, bias))
     )
     return _Linear.apply(x, weight, bias) if plain else F.linear(x, weight, bias)
 

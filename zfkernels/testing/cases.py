@@ -52,21 +52,36 @@ FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
 )
 
 
+GROUPED_CONVS = (  # the same, dilation, groups
+    (2, 40, 40, (9, 13), (3, 3), (1, 1), (1, 1), (1, 1), 40),  # depthwise
+    (1, 33, 33, (12, 11), (5, 5), (2, 2), (2, 2), (1, 1), 33),
+    (1, 20, 20, (13, 14), (3, 2), (2, 1), (2, 0), (2, 3), 20),
+    (1, 6, 12, (7, 8), (3, 3), (1, 1), (1, 1), (1, 1), 6),  # two filters a channel
+    (2, 34, 66, (9, 8), (3, 3), (1, 1), (1, 1), (1, 1), 2),
+    (1, 35, 18, (14, 15), (3, 3), (1, 2), (2, 3), (2, 3), 1),  # dilated
+    (0, 32, 32, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), 32),  # no images
+)
+
 FILLS = ("normal", "ties", "nonfinite", "zeros")
+CONV_FILLS = (*FILLS, "broken")
 
 
 @dataclass
 class Case:
     """One call of a backend's function: its arguments (tensors in float64), a label to find it again, and the memory
-    layout that the tensors get."""
+    layout that the tensors get. Is it of a convolution in groups, or dilated, which a backend may not have?"""
 
     args: tuple
     label: str
     layout: str
+    grouped: bool = False
 
 
 def values(shape: tuple[int, ...], fill: str, generator: torch.Generator) -> Tensor:
-    """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive."""
+    """float64 values: normal; small integers, with ties; normal with some NaN and infinities; zeros; positive.
+
+    A "broken" call's first tensor is normal, and its others are not finite.
+    """
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     if fill == "ties":
         return x.round()
@@ -82,6 +97,8 @@ def values(shape: tuple[int, ...], fill: str, generator: torch.Generator) -> Ten
 
 def narrow(fill: str) -> str:
     """The fill of a call's other tensors: they stay finite where the first is not, and are not zero where it is."""
+    if fill == "broken":
+        return "nonfinite"
     return "normal" if fill in ("nonfinite", "zeros") else fill
 
 
@@ -101,12 +118,14 @@ class Draw:
 
     def fill(self, smallest: int) -> str:
         """A fill; where an output has few values, one under which they cannot cancel and the relative error is fair."""
-        return "positive" if smallest < 64 else FILLS[self.index % len(FILLS)] if self.index % 3 == 2 else "normal"
+        if smallest < 64:
+            return "positive"
+        return CONV_FILLS[self.index % len(CONV_FILLS)] if self.index % 3 == 2 else "normal"
 
-    def case(self, args: tuple, label: str) -> Case:
+    def case(self, args: tuple, label: str, grouped: bool = False) -> Case:
         kind = "fixed" if self.fixed else f"random, seed {self.seed},"
         layout = LAYOUTS[self.index % len(LAYOUTS)]
-        return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout)
+        return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout, grouped)
 
 
 def draws(op: str, seed: int, count: int, fixed: tuple) -> Iterable[tuple[Draw, tuple | None]]:
@@ -139,26 +158,50 @@ def random_norm(draw: Draw) -> tuple:
     return n, c, size, window, alpha, beta, k, draw.choice.random() < 0.5
 
 
+def random_grouped(draw: Draw) -> tuple:
+    """Depthwise, in groups, or dilated."""
+    integer = draw.choice.randint
+    kind, n = integer(0, 2), integer(1, 3)
+    groups, depth, filters = ((integer(2, 70), 1, 1), (integer(2, 5), integer(1, 20), integer(1, 20)), (1, 20, 20))[
+        kind
+    ]
+    kernel, stride, dilation = draw.pair(1, 5), draw.pair(1, 3), draw.pair(1, 3) if kind or integer(0, 1) else (1, 1)
+    padding = tuple(integer(0, k) for k in kernel)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    size = tuple(integer(max(1, s - 2 * p), 20) for s, p in zip(spans, padding, strict=True))
+    return n, groups * depth, groups * filters, size, kernel, stride, padding, dilation, groups
+
+
 def conv_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     for draw, shape in draws(op, seed, count, FIXED_CONVS):
-        n, c_in, c_out, size, kernel, stride, padding = shape = shape or random_conv(draw)
-        out = conv_map(size, kernel, stride, padding)
-        flag, label = bool(draw.index % 2), f"n, c_in, c_out, size, kernel, stride, padding = {shape}"
+        yield conv_case(op, draw, shape or random_conv(draw))
+    for draw, shape in draws(f"{op} in groups", seed, count, GROUPED_CONVS):
+        yield conv_case(op, draw, shape or random_grouped(draw), grouped=True)
+
+
+def conv_case(op: str, draw: Draw, shape: tuple, grouped: bool = False) -> Case:
+    n, c_in, c_out, size, kernel, stride, padding, *grouping = shape
+    out, depth = conv_map(size, kernel, stride, padding, *grouping[:1]), c_in // (grouping[1] if grouped else 1)
+    flag, label = bool(draw.index % 2), f"n, c_in, c_out, size, kernel, stride, padding, dilation, groups = {shape}"
+    if op in ("conv2d", "conv2d_add"):
+        fill = draw.fill(n * c_out * math.prod(out))
+        x, w = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, depth, *kernel, fill=narrow(fill))
+        bias = draw.tensor(c_out, fill=narrow(fill)) if draw.index % 4 else None
+        label = f"{label}, {fill}, relu {flag}, bias {bias is not None}"
         if op == "conv2d":
-            fill = draw.fill(n * c_out * math.prod(out))
-            x, w = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
-            bias = draw.tensor(c_out, fill=narrow(fill)) if draw.index % 4 else None
-            yield draw.case(
-                (x, w, bias, stride, padding, flag), f"{label}, {fill}, relu {flag}, bias {bias is not None}"
-            )
-        elif op == "conv_transpose2d":
-            fill = draw.fill(n * c_in * math.prod(size))
-            y, w = draw.tensor(n, c_out, *out, fill=fill), draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
-            yield draw.case((y, w, stride, padding, size, flag), f"{label}, {fill}, rectify {flag}")
-        else:
-            fill = draw.fill(min(c_out, c_in * math.prod(kernel)))
-            x, g = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill)
-            yield draw.case((x, g, kernel, stride, padding, flag), f"{label}, {fill}, with_bias {flag}")
+            return draw.case((x, w, bias, stride, padding, flag, *grouping), label, grouped)
+        add = draw.tensor(n, c_out, *out, fill=narrow(fill)) if draw.index % 3 else None
+        cap = 2.0 if flag and draw.index % 4 == 1 else None
+        args = x, w, bias, add, stride, padding, flag, cap, *grouping
+        return draw.case(args, f"{label}, add {add is not None}, cap {cap}", grouped)
+    if op == "conv_transpose2d":
+        fill = draw.fill(n * c_in * math.prod(size))
+        y, w = draw.tensor(n, c_out, *out, fill=fill), draw.tensor(c_out, depth, *kernel, fill=narrow(fill))
+        args = y, w, stride, padding, size, flag, *grouping
+        return draw.case(args, f"{label}, {fill}, rectify {flag}", grouped)
+    fill = draw.fill(min(c_out, depth * math.prod(kernel)))
+    x, g = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill)
+    return draw.case((x, g, kernel, stride, padding, flag, *grouping), f"{label}, {fill}, with_bias {flag}", grouped)
 
 
 def pool_cases(op: str, seed: int, count: int) -> Iterable[Case]:
@@ -243,7 +286,7 @@ class Op:
 
 EXACT = ("max_pool2d", "max_unpool2d_backward")
 CASES = {
-    conv_cases: ("conv2d", "conv_transpose2d", "conv2d_weight_grad"),
+    conv_cases: ("conv2d", "conv2d_add", "conv_transpose2d", "conv2d_weight_grad"),
     pool_cases: ("max_pool2d", "max_unpool2d", "max_unpool2d_backward"),
     norm_cases: ("contrast_norm", "contrast_norm_backward"),
     pool_norm_cases: ("max_pool2d_contrast_norm",),

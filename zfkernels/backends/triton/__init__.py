@@ -9,11 +9,12 @@ import importlib.util
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GROUPS = False  # no kernels for groups or dilation
 
 INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
 if INSTALLED:
     from .contrast_norm import contrast_norm, contrast_norm_backward
-    from .conv import conv2d
+    from .conv import conv2d, conv2d_add
     from .conv_transpose import conv_transpose2d
     from .conv_weight_grad import conv2d_weight_grad
     from .fused import (

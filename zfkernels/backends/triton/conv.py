@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair, conv_map
-from ..memory import dense, empty
+from ..memory import dense, empty, finished, refuse_windows
 from . import tuning
 from .correlation import IMAGE_CHANNELS, SIZES, Conv, Problem, gather, pixels, precision, product, product_call
 from .launch import Call, Target, target
@@ -103,7 +103,17 @@ def conv2d_call(conv: Conv, dtype: torch.dtype, target: Target, bias: bool, relu
     return product_call(conv2d_kernel, problem.programs(config), arguments, problem.precision, config)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, relu: bool) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    relu: bool,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    refuse_windows("triton", dilation, groups)
     out = conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     conv = Conv.of(x.shape, weight.shape, out, stride, padding)
     gathered, device = conv.gathered(), target(x.device)
@@ -114,6 +124,23 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding
     call = conv2d_call(gathered, x.dtype, device, bias is not None, relu)
     call(x=xs, weight=ws, bias=ws if bias is None else bias.contiguous(), y=y)
     return y
+
+
+def conv2d_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    relu: bool,
+    cap: float | None,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """The convolution, and the rest in a pass of torch's for each part of it."""
+    y = conv2d(x, weight, bias, stride, padding, relu and add is None, dilation, groups)
+    return finished(y, add, relu, cap)
 
 
 def operands(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from ..memory import dense, empty
+from ..memory import dense, empty, refuse_windows
 from . import tuning
 from .correlation import SIZES, Conv, Problem, interpreted_steps, pixels, precision, product, product_call
 from .launch import Call, Target, power_of_two, target
@@ -269,8 +269,16 @@ def conv_transpose2d_call(conv: Conv, dtype: torch.dtype, target: Target) -> Cal
 
 
 def conv_transpose2d(
-    y: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_size: Pair, rectify: bool
+    y: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    output_size: Pair,
+    rectify: bool,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> Tensor:
+    refuse_windows("triton", dilation, groups)
     conv = Conv.of((y.shape[0], weight.shape[1], *output_size), weight.shape, y.shape[2:], stride, padding)
     device = target(y.device)
     if tuning.asked():

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...window import Pair
-from ..memory import Grads, dense
+from ..memory import Grads, dense, refuse_windows
 from . import tuning
 from .correlation import SIZES, Conv, Problem, gather, interpreted_steps, pixels, precision, product, product_call
 from .launch import INTERPRETED, Call, Target, target
@@ -183,7 +183,17 @@ def weight_grad_reduce_call(conv: Conv, parts: int, c_in: int, bias: bool) -> Ca
     return Call(weight_grad_reduce_kernel, programs, arguments, {"num_warps": 4, "num_stages": 1})
 
 
-def conv2d_weight_grad(x: Tensor, g: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, with_bias: bool) -> Grads:
+def conv2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    with_bias: bool,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Grads:
+    refuse_windows("triton", dilation, groups)
     device = target(x.device)
     conv = Conv.of(x.shape, (g.shape[1], x.shape[1], *kernel_size), g.shape[2:], stride, padding)
     gathered = conv.gathered()

@@ -1,0 +1,169 @@
+"""zfkernels.prepare: the same bits as the weight itself, never stale, never in the place of a gradient."""
+
+import pytest
+import torch
+from conftest import error
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import zfkernels as zf
+from zfkernels.backends import cpu
+
+# x (N, C, H, W), filters, kernel, stride, padding, dilation, groups: by every kernel of a forward convolution
+CONVOLUTIONS = {
+    "direct": ((2, 20, 9, 8), 40, 3, 1, 1, 1, 1),
+    "tiles": ((1, 64, 28, 28), 64, 3, 1, 1, 1, 1),
+    "rows": ((2, 3, 60, 61), 64, 7, 2, 1, 1, 1),
+    "pointwise": ((1, 70, 7, 7), 130, 1, 1, 0, 1, 1),
+    "depthwise": ((2, 40, 9, 8), 40, 3, 2, 1, 1, 40),
+    "groups": ((2, 40, 9, 8), 60, 3, 1, 1, 1, 4),
+    "groups by tiles": ((1, 128, 28, 28), 128, 3, 1, 1, 1, 2),
+    "dilated": ((1, 20, 12, 11), 40, 3, 1, 2, 2, 1),
+    "no images": ((0, 20, 12, 11), 40, 3, 1, 1, 1, 1),
+}
+
+
+def problem(name, dtype=torch.float32):
+    x, filters, kernel, *window = CONVOLUTIONS[name]
+    weight = torch.randn(filters, x[1] // window[3], kernel, kernel, dtype=dtype)
+    return torch.randn(x, dtype=dtype), weight, torch.randn(filters, dtype=dtype), window
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_same_bits_as_the_weight(name, dtype):
+    x, weight, bias, window = problem(name, dtype)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = weight.contiguous(memory_format=layout)
+        prepared = zf.prepare(weight, bias)
+        for again in range(2):
+            out = zf.conv2d_relu(x, prepared, None, *window)
+            assert torch.equal(out, zf.conv2d_relu(x, weight, bias, *window)), again
+        add = torch.randn_like(out)
+        out = zf.conv2d_relu(x, prepared, None, *window, add=add, cap=1.5)
+        assert torch.equal(out, zf.conv2d_relu(x, weight, bias, *window, add=add, cap=1.5))
+        if window[2:] == [1, 1]:
+            pool = (*window[:2], 3, 2, 1, True)
+            outs, expected = (zf.conv2d_relu_max_pool2d(x, w, b, *pool) for w, b in ((prepared, None), (weight, bias)))
+            assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
+
+
+def test_one_object_serves_every_stride_size_and_mode():
+    weight = torch.randn(64, 64, 3, 3)
+    prepared = zf.prepare(weight)
+    for size, stride in ((28, 1), (28, 2), (5, 1), (28, 1), (30, 3)):
+        x = torch.randn(1, 64, size, size)
+        for exact in (False, True):
+            with zf.use_exact(exact):
+                out = zf.conv2d_relu(x, prepared, None, stride, 1)
+                assert torch.equal(out, zf.conv2d_relu(x, weight, None, stride, 1))
+
+
+def test_what_is_not_finite_is_computed_from_the_weight():
+    x, weight, bias, window = problem("tiles")
+    x[0, 3, 5, 5] = torch.inf
+    prepared = zf.prepare(weight, bias)
+    out, expected = zf.conv2d_relu(x, prepared, None, *window), zf.conv2d_relu(x, weight, bias, *window)
+    assert torch.equal(out.nan_to_num(7), expected.nan_to_num(7))
+    assert out.isfinite().any()
+
+
+@pytest.mark.parametrize("name", ["tiles", "depthwise", "groups"])
+def test_scale_is_a_batch_norm_s(name):
+    x, weight, _, window = problem(name)
+    norm = nn.BatchNorm2d(len(weight)).eval()
+    for value in (norm.weight, norm.bias, norm.running_mean):
+        value.data.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        prepared = zf.prepare(weight, norm.bias - norm.running_mean * scale, scale=scale)
+        out = zf.conv2d_relu(x, prepared, None, *window)
+        norm, (stride, padding, dilation, groups) = norm.double(), window
+        expected = nn.functional.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)
+        assert error(out, norm(expected).relu()) <= 1e-5
+
+
+CHANGES = {
+    "an optimizer's step": lambda layer: step(layer),
+    "load_state_dict": lambda layer: layer.load_state_dict(nn.Conv2d(20, 40, 3).state_dict()),
+    "in place": lambda layer: layer.weight.mul_(2),
+    "a view in place": lambda layer: layer.weight[3:5].zero_(),
+    "other memory": lambda layer: setattr(layer.weight, "data", torch.randn(40, 20, 3, 3)),
+    "another dtype": lambda layer: layer.double(),
+    "the bias": lambda layer: layer.bias.add_(1),
+    "another layout": lambda layer: layer.to(memory_format=torch.channels_last),
+}
+
+
+def step(layer):
+    layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
+    torch.optim.SGD(layer.parameters(), 0.1, foreach=True).step()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_is_refused(change):
+    layer, x = nn.Conv2d(20, 40, 3), torch.randn(1, 20, 7, 7)
+    with torch.no_grad():
+        prepared = zf.prepare(layer.weight, layer.bias)
+        zf.conv2d_relu(x, prepared)
+        CHANGES[change](layer)
+        for call in (
+            lambda: zf.conv2d_relu(x, prepared),
+            lambda: zf.conv2d_relu_max_pool2d(x, prepared, None, 1, 0, 2, 2, 0, False),
+            lambda: cpu.conv2d(x, prepared, None, (1, 1), (0, 0), False),
+        ):
+            with pytest.raises(RuntimeError, match=r"(weight|bias) has changed since zfkernels.prepare: its .* was"):
+                call()
+        if layer.weight.dtype == torch.float32:
+            prepared = zf.prepare(layer.weight, layer.bias)
+            assert torch.equal(zf.conv2d_relu(x, prepared), zf.conv2d_relu(x, layer.weight, layer.bias))
+
+
+def test_it_is_not_used_where_a_gradient_is_wanted():
+    weight, x = torch.randn(4, 3, 3, 3), torch.randn(1, 3, 7, 7)
+    prepared, leaf = zf.prepare(weight), zf.prepare(weight.clone().requires_grad_())
+    for filters, input_ in ((prepared, x.clone().requires_grad_()), (leaf, x)):
+        with pytest.raises(RuntimeError, match=r"prepared filters have no gradient.*torch\.no_grad"):
+            zf.conv2d_relu(input_, filters)
+        with torch.no_grad():
+            zf.conv2d_relu(input_, filters)
+        with torch.inference_mode():
+            zf.conv2d_relu(input_, filters)
+
+
+def test_wrong_calls():
+    weight, x = torch.randn(4, 3, 3, 3), torch.randn(1, 3, 7, 7)
+    prepared = zf.prepare(weight)
+    wrong = (
+        (lambda: zf.conv2d_relu(x, prepared, torch.ones(4)), ValueError, "bias must be None beside prepared filters"),
+        (lambda: zf.conv2d_relu(x.double(), prepared), TypeError, "x must have the prepared filters' dtype"),
+        (lambda: zf.conv2d_relu(x[:, :2], prepared), ValueError, "weight must have x's 2 channels"),
+        (lambda: zf.conv2d_relu(x, prepared, backend="reference"), RuntimeError, "are the cpu backend's, got backend"),
+        (lambda: zf.prepare([1.0]), TypeError, "weight must be a torch.Tensor, got list"),
+        (lambda: zf.prepare(weight, torch.ones(3)), ValueError, r"bias must have shape \(4,\)"),
+        (lambda: zf.prepare(weight, scale=torch.ones(4).double()), TypeError, "scale must have weight's dtype"),
+        (lambda: zf.prepare(weight.to("meta")), ValueError, "weight must be on the CPU"),
+    )
+    for call, kind, text in wrong:
+        with pytest.raises(kind, match=text):
+            call()
+    with torch.inference_mode():
+        uncounted = torch.randn(4, 3, 3, 3)
+        with pytest.raises(RuntimeError, match="weight must be a tensor whose changes torch counts"):
+            zf.prepare(uncounted)
+
+
+def test_what_traces_sees_a_weight():
+    weight, x = torch.randn(4, 3, 3, 3), torch.randn(1, 3, 7, 7)
+    prepared, seen = zf.prepare(weight), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        out = zf.conv2d_relu(x, prepared)
+    assert "zfkernels.conv2d.default" in seen
+    assert torch.equal(out, zf.conv2d_relu(x, weight))
