@@ -75,6 +75,30 @@ def check_writable(path: Path, option: str = "--out", folder: bool = False) -> N
         raise ValueError(f"{option} {path} cannot be written: {place}: {error.strerror}") from error
 
 
+_held: dict[Path, int] = {}  # the folders that `hold` keeps, and their open files
+
+
+def hold(folder: Path) -> None:
+    """Keep the folder for this process, until it ends; ValueError if another process has it."""
+    import fcntl
+
+    folder = Path(os.path.realpath(folder))
+    if folder in _held:
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(
+            f"another process writes to {folder} now; wait for its end, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(opened)
+        return
+    _held[folder] = opened
+
+
 class _Sink:
     """A file for torch.save, which does not say what a full disk said: the first error is kept, the rest dropped."""
 

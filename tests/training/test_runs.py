@@ -120,6 +120,40 @@ def test_the_demo_does_not_replace_a_run(capsys, trained):
     assert contents(trained) == before
 
 
+def test_no_run_is_begun_over_networks_without_a_state(trained, tmp_path):
+    """As the gallery and ablate begin theirs: to be continued where there is a state, and else in an empty folder."""
+    (tmp_path / "zfnet.pt").write_bytes((trained / "zfnet.pt").read_bytes())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        history.begin(tmp_path, Plan(), overwrite=False)
+    assert (tmp_path / "zfnet.pt").exists()
+    (tmp_path / "zfnet.pt").unlink()
+    assert history.begin(tmp_path, Plan(), overwrite=False) is None
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from zfkernels import files
+files.hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(capsys, folder, trained, tmp_path):
+    out = copied(trained, tmp_path / "run")
+    before = contents(out)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    other = [sys.executable, "-c", HOLDS, out]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=paths) as process:
+        assert process.stdout.readline() == "held\n"
+        code, _, errors = train(capsys, folder, out, "--epochs 3 --overwrite")
+        assert code == 2
+        assert "another process writes to" in errors
+        assert contents(out) == before
+    assert train(capsys, folder, out, "--epochs 3 --resume")[0] == 0
+
+
 # Killed, and continued
 
 
