@@ -54,7 +54,6 @@ class Net(NamedTuple):
 
 
 NETS = {
-    "vgg16": Net("VGG-16", "torchvision", "vgg16", ("features.9", "features.16", "features.30")),
     "alexnet": Net("AlexNet", "torchvision", "alexnet", ("features.2", "features.5", "features.12")),
     "resnet18": Net("ResNet-18", "torchvision", "resnet18", ("layer1", "layer2", "layer4")),
     "resnet50": Net("ResNet-50", "torchvision", "resnet50", ("layer1", "layer2", "layer4")),
@@ -71,6 +70,7 @@ NETS = {
         "efficientnet-lite0",
         ("_blocks.2", "_blocks.4", "_blocks.15"),
     ),
+    "vgg16": Net("VGG-16", "torchvision", "vgg16", ("features.9", "features.16", "features.30")),
 }
 
 
@@ -137,7 +137,9 @@ def project(net: Net, depth: str, count: int, method: str, n: int, setting: Sett
     case = case_of(setting, n, right, checked_projections, count)
     made = deconvnet(case, model)
     case.add_ours(lambda: made().project(x, layer, channels, positions, method=method, image_index=zeros).pixels)
-    ways = {"autograd": True} if count == 1 else {"autograd batched": True, "autograd each": False}
+    ways = {"autograd": True} if count == 1 else {"autograd each": False}
+    if count > 1 and depth == DEPTHS[0]:  # above, where torch's batching rules cost more than they save, it is slower
+        ways["autograd batched"] = True
     for who, batched in ways.items():
         if setting.wants(who):
             call = partial(modified.project, model, layer, x, zeros, channels, positions, method, batched)
