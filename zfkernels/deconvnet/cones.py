@@ -28,9 +28,11 @@ from .boxes import Box, cut, fitted, paste, summed, whole, widen
 from .single import Passage, Signal, Single, as_box, lower
 from .units import Units, together
 
-# How many elements of one value the boxes of several units may have together; of larger ones a unit follows upon the
-# other from there on. Maps beyond the nearer caches halve the speed of a convolution.
+# How many elements of one value the boxes of several units may have together, if each has more than SMALL_BOX; from
+# there on fewer units are taken at once. Maps beyond the nearer caches halve the speed of a convolution; of small ones
+# many share the packing of its filters.
 BOX_ELEMENTS = 2**20
+SMALL_BOX = 2**17
 
 # What float32 signals are multiplied by on the way down, on which they are all homogeneous: at the far ends of a cone
 # they fade below 1e-38, where a sum takes many times as long. A power of 2, so that nothing is rounded otherwise.
@@ -108,7 +110,7 @@ class Cones:
         The units are at `positions`; None for signals of whole maps.
         """
         while remaining:
-            if len(images) > 1 and len(images) * largest_of(signals) > most:
+            if len(images) > 1 and (box := largest_of(signals)) > SMALL_BOX and len(images) * box > most:
                 return remaining
             remaining -= 1
             number, step, inputs, _ = run.steps[remaining]
