@@ -108,8 +108,8 @@ def check_pictures(args: argparse.Namespace, paths: Sequence[Path], say: bool = 
     if bad and not skip:
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         raise ValueError(
-            f"{len(bad)} of {len(paths)} pictures cannot be read: {'; '.join(why for _, why in bad[:3])}{more}; "
-            "mend or remove them" + ("" if skip is None else ", or give --skip-unreadable")
+            f"{len(bad)} of {len(paths)} pictures cannot be read: {'; '.join(why for _, why in bad[:3])}{more}; mend "
+            "or remove them" + ("" if skip is None else ", or give --skip-unreadable")
         )
     if say:
         args.at_end = [*getattr(args, "at_end", ()), *(f"skipped     {why}" for _, why in bad)]

@@ -1,11 +1,11 @@
 """A traced model: its values, the nodes that make them, its layers."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Size
 
+from ..words import nearest
 from .rules import Shapes, irreversible, told
 from .steps import Affine, Conv, Flatten, Linear, Mean, Opaque, Step
 
@@ -39,9 +39,8 @@ class Graph:
         stops = self.layers | self.vector_layers
         name = self.aliases.get(layer, layer) if isinstance(layer, str) else None
         if name not in stops:
-            close = difflib.get_close_matches(str(layer), [*stops, *self.aliases], 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"layer must be one of {', '.join(stops)}, got {layer!r}{hint}")
+            near = nearest(str(layer), [*stops, *self.aliases])
+            raise ValueError(f"layer must be one of {', '.join(stops)}, got {layer!r}{near}")
         return stops[name]
 
     def has(self, layer: object) -> bool:
