@@ -47,8 +47,8 @@ def half_of(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not there."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """A text file, whole or not there. What of a file's name is no text stands in it as its bytes' numbers."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:

@@ -461,6 +461,15 @@ def test_evolution_refuses_files_of_two_runs(capsys, folder, trained, tmp_path):
     assert cli.main(["evolution", str(folder), "--weights", *map(str, same), "--out", str(tmp_path / "e.png")]) == 0
 
 
+def test_a_state_is_no_network(capsys, folder, trained, tmp_path):
+    for command in ("filters --weights", f"evolution {folder} --weights {trained}/zfnet.pt"):
+        assert cli.main([*command.split(), str(trained / "state.pt"), "--out", str(tmp_path / "o.png")]) == 2
+        errors = capsys.readouterr().err
+        assert one_line(errors)
+        assert "state.pt is no network but a zfkernels.training.1" in errors
+        assert "give its zfnet.pt" in errors
+
+
 def test_a_log_that_is_no_log_is_named(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(ValueError, match=r"log.jsonl, line 1, is no epoch"):
