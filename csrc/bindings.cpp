@@ -136,6 +136,9 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(name(choice.forward), name(choice.transposed), name(choice.weight_grad));
     });
     m.def("pool", &zf::pool_name);
+    m.def("sampled", [](Address table, int64_t count) {
+        return zf::sampled(reinterpret_cast<const int64_t(*)[2]>(table), count);
+    });
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });
 

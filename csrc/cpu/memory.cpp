@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -80,6 +81,24 @@ Scratch::~Scratch() {
         kept().give(memory_, bytes_);
     else
         release(memory_);
+}
+
+uint64_t sampled(const int64_t (*table)[2], int64_t count) {
+    constexpr int64_t kWord = sizeof(uint64_t);
+    uint64_t result = 0xcbf29ce484222325;
+    for (int64_t i = 0; i < count; ++i) {
+        const char* const memory = reinterpret_cast<const char*>(table[i][0]);
+        const int64_t bytes = table[i][1];
+        for (int64_t n = 0; n < kSamples; ++n) {
+            const int64_t last = bytes < kWord ? 0 : bytes - kWord;
+            const int64_t at = n + 1 == kSamples ? last : last * n / (kSamples - 1) / kWord * kWord;
+            uint64_t word = 0;
+            std::memcpy(&word, memory + at, static_cast<std::size_t>(bytes < kWord ? bytes : kWord));
+            result = (result ^ word) * 0x9e3779b97f4a7c15;
+            result ^= result >> 29;  // a product's upper bits tell of the word's lower ones alone
+        }
+    }
+    return result;
 }
 
 }  // namespace zf

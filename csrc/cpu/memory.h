@@ -1,6 +1,7 @@
 // Memory of the CPU kernels: huge pages for large results, and each call's scratch memory.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace zf {
 
@@ -25,5 +26,10 @@ class Scratch {
     void* memory_;
     std::size_t bytes_;
 };
+
+// A number made of kSamples words of each of `count` arrays, evenly spread, the first and the last among them: one that
+// changes with nearly every change of a word. table[i] = {address, bytes} of an array.
+constexpr int64_t kSamples = 8;
+uint64_t sampled(const int64_t (*table)[2], int64_t count);
 
 }  // namespace zf

@@ -1,0 +1,70 @@
+"""The backend that torch.compile finds under the name "zfkernels" (pyproject.toml, torch_dynamo_backends)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from . import graph
+from .program import Program
+
+MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+OPTIONS = {"watch_values": True}
+
+
+def backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[object],
+    *,
+    mode: str | None = None,
+    options: dict[str, bool] | None = None,
+) -> Callable:
+    """torch.compile(model, backend="zfkernels"): for inference on a CPU, with no gradients and no autocast.
+
+    Batch norms are folded into the convolutions before them; a convolution, its bias, batch norm, residual sum, ReLU or
+    ReLU6 and max-pooling are one kernel, whose packed filters the compiled graph owns. Maps are channels-last inside;
+    what is given back lies as torch would have left it. Other ops are torch's, called one after another: nothing is
+    generated or compiled, so that ResNet-50 is ready in seconds.
+
+    A weight that changes is seen at the next call, however it was changed (sources.py says by what, and the one
+    change that is not seen), and its filters are prepared again.
+
+    A graph runs as it is, by torch: where a tensor needs a gradient and gradients are enabled, under autocast, on other
+    devices than the CPU, and where it writes into tensors that somebody else may read.
+
+    Args:
+        mode: any of torch.compile's; all mean the same here.
+        options: {"watch_values": False}: addresses and versions alone tell that a weight has changed, not its values.
+
+    Raises:
+        ValueError: an unknown mode or option.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES[1:]))}, got {mode!r}")
+    settings = dict(options or {})
+    for name, value in settings.items():
+        if name not in OPTIONS or not isinstance(value, bool):
+            raise ValueError(f"options may hold {', '.join(OPTIONS)}, True or False; got {name!r}: {value!r}")
+    if not for_us(gm, example_inputs) or not graph.functional(gm.graph):
+        return gm.forward
+    program = Program(gm, (OPTIONS | settings)["watch_values"])
+    return program if program.watched else gm.forward
+
+
+def for_us(gm: fx.GraphModule, example_inputs: Sequence[object]) -> bool:
+    """Is it inference on CPU tensors whose sizes are known before the graph runs?"""
+    tensors = [value for value in example_inputs if isinstance(value, Tensor)]
+    tensors += [*gm.parameters(), *gm.buffers()]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    if torch.is_autocast_enabled("cpu") or any(t.device.type != "cpu" or t.layout != torch.strided for t in tensors):
+        return False
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors) or inference_parameters(example_inputs):
+        return False
+    return not any(free_unbacked_symbols(v) for n in gm.graph.nodes if (v := n.meta.get("example_value")) is not None)
+
+
+def inference_parameters(values: Sequence[object]) -> bool:
+    """Are there parameters whose changes torch does not count?"""
+    return any(isinstance(v, torch.nn.Parameter) and v.is_inference() for v in values)

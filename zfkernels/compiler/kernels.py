@@ -1,0 +1,180 @@
+"""A step as a call of one kernel, its sizes, addresses and packed filters at hand: made when a graph first meets inputs
+of some shapes, for these alone.
+
+Which of the convolutions are ours, of all that our kernels can compute, is `pays`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _C, window
+from ..backends import cpu
+from ..backends.memory import pool_sizes
+from ..backends.prepared import PreparedFilters
+from .match import Conv
+
+LAST = torch.channels_last
+Registers = list
+Run = Callable[[Registers], None]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a step's values lie among the registers (-1: there is none)."""
+
+    x: int
+    weight: int
+    bias: int
+    add: int
+    out: int
+    norm: tuple[int, int, int, int]  # mean, variance, weight, bias
+
+
+def prepared(step: Conv, at: Places, r: Registers) -> PreparedFilters:
+    """The step's filters with its batch norm folded into them."""
+    get = lambda place: None if place < 0 else r[place].detach().resolve_neg()  # noqa: E731
+    weight, bias = get(at.weight), get(at.bias)
+    if step.norm is None:
+        return PreparedFilters(weight, bias, None)
+    mean, var, gamma, beta = (None if (t := get(place)) is None else t.double() for place in at.norm)
+    scale = torch.rsqrt(var + step.norm.eps)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mean * scale if bias is None else (bias.double() - mean) * scale
+    shift = shift if beta is None else shift + beta
+    kind = r[at.norm[0]].dtype if weight is None else weight.dtype
+    scale, shift = scale.to(kind), shift.to(kind)
+    if weight is None:
+        return PreparedFilters(scale.view(-1, 1, 1, 1), shift, None)
+    return PreparedFilters(weight, shift, scale)
+
+
+def pays(step: Conv, at: Places, r: Registers) -> bool:
+    """Can our kernels compute the step, and are they faster than torch's?"""
+    x = r[at.x]
+    filters = r[at.weight if at.weight >= 0 else at.norm[0]]
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.ndim != 4 or x.numel() == 0:
+        return False
+    if (
+        x.dtype not in cpu.DTYPES
+        or filters.dtype != x.dtype
+        or not all(r[p].dtype == x.dtype for p in at.norm if p >= 0)
+    ):
+        return False
+    if at.add >= 0 and (r[at.add].dtype != x.dtype or r[at.add].device != x.device):
+        return False
+    if step.weight is None:
+        return x.shape[1] >= 16
+    return filters.shape[1] * step.groups == x.shape[1]
+
+
+def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, threads: int) -> Run:
+    """One kernel for the whole step."""
+    x = r[at.x]
+    n, k = x.shape[0], filters.shape[0]
+    conv_size = window.conv_map(x.shape[2:], filters.shape[2:], step.stride, step.padding, step.dilation)
+    if min(conv_size) < 1:
+        return torch_run(step, at)  # torch says what is wrong
+    if x.dtype not in (torch.float32, torch.float64):
+        return rounded_run(step, at, filters)
+    if step.pool is not None:
+        return pooled_run(step, at, r, filters, conv_size, threads)
+    sizes, packed = filters.call(tuple(x.shape), conv_size, *step_window(step))
+    shape, strides = last(n, k, *conv_size)
+    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
+    ready, relu, cap, conv2d = dense(x), step.relu, step.cap, _C.conv2d
+    if at.add < 0 and ready:
+
+        def run(r: Registers) -> None:
+            x = r[at.x]
+            y = r[at.out] = x.new_empty_strided(shape, strides)
+            conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads)
+
+        return run
+
+    def run_any(r: Registers) -> None:
+        x = r[at.x].contiguous(memory_format=LAST)
+        add = r[at.add].contiguous(memory_format=LAST) if at.add >= 0 else None
+        y = r[at.out] = x.new_empty_strided(shape, strides)
+        z = 0 if add is None else add.data_ptr()
+        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads)
+
+    return run_any
+
+
+def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, conv_size, threads: int) -> Run:
+    x = r[at.x]
+    n, k = x.shape[0], filters.shape[0]
+    kernel, stride, padding, ceil_mode = step.pool
+    size = window.pool_map(conv_size, kernel, stride, padding, ceil_mode)
+    if min(size) < 1 or kernel[0] * kernel[1] > 255 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        return torch_run(step, at)
+    sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
+    pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
+    shape, strides = last(n, k, *size)
+    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
+
+    def run(r: Registers) -> None:
+        x = r[at.x].contiguous(memory_format=LAST)
+        y = r[at.out] = x.new_empty_strided(shape, strides)
+        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
+        _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
+
+    return run
+
+
+def rounded_run(step: Conv, at: Places, filters: PreparedFilters) -> Run:
+    """bfloat16 and float16: computed in float32, and rounded once."""
+    window_of = step_window(step)
+    cap = None if step.cap == math.inf else step.cap
+
+    def run(r: Registers) -> None:
+        add = r[at.add] if at.add >= 0 else None
+        y = cpu.conv2d_add(r[at.x], filters, None, add, *window_of[:2], step.relu, cap, *window_of[2:])
+        r[at.out] = y if step.pool is None else by_torch_pool(step, y)
+
+    return run
+
+
+def torch_run(step: Conv, at: Places) -> Run:
+    """The step by torch's functions, one after another."""
+
+    def run(r: Registers) -> None:
+        value = r[at.x]
+        if step.weight is not None:
+            bias = r[at.bias] if at.bias >= 0 else None
+            value = F.conv2d(value, r[at.weight], bias, step.stride, step.padding, step.dilation, step.groups)
+        if step.norm is not None:
+            statistics = (r[place] if place >= 0 else None for place in at.norm)
+            value = F.batch_norm(value, *statistics, False, 0.0, step.norm.eps)
+        if at.add >= 0:
+            value = value + r[at.add]
+        if step.relu:
+            value = value.relu_() if step.cap == math.inf else value.clamp_(0, step.cap)
+        r[at.out] = value if step.pool is None else by_torch_pool(step, value)
+
+    return run
+
+
+def by_torch_pool(step: Conv, value: Tensor) -> Tensor:
+    kernel, stride, padding, ceil_mode = step.pool
+    return F.max_pool2d(value, kernel, stride, padding, 1, ceil_mode)
+
+
+def step_window(step: Conv) -> tuple:
+    return step.stride, step.padding, step.dilation, step.groups
+
+
+def dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=LAST)
+
+
+def last(n: int, channels: int, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape and strides of a channels-last map."""
+    row = width * channels
+    return (n, channels, height, width), (height * row, 1, row, channels)

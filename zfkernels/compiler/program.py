@@ -1,0 +1,102 @@
+"""A graph as a flat list of calls, made anew for each set of input shapes, and again when a weight has changed."""
+
+import torch
+from torch import fx
+
+from .. import _C
+from . import kernels
+from .kernels import Places, Registers, Run
+from .match import Conv, steps_of
+from .sources import Sources
+from .torch_calls import attribute, by_torch, described, nodes_in, result_of
+
+MOST_PLANS = 16  # sets of input shapes whose calls are kept
+
+Plan = list[tuple[Run, tuple[int, ...]]]  # a call, and the registers that nobody reads after it
+
+
+class Program:
+    """What torch calls in the place of the graph. It may be called from several threads."""
+
+    def __init__(self, gm: fx.GraphModule, watch_values: bool) -> None:
+        self.gm = gm
+        self.steps = steps_of(gm.graph)
+        nodes = list(gm.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        self.place = {node: i for i, node in enumerate([*inputs, *(n for n in nodes if n.op != "placeholder")])}
+        convs = [step for step in self.steps if isinstance(step, Conv)]
+        self.watched = sorted({self.place[node] for step in convs for node in step.sources})
+        watched = set(self.watched)
+        self.data = [i for i in range(len(inputs)) if i not in watched]
+        self.constants = [(self.place[node], node.target) for node in nodes if node.op == "get_attr"]
+        self.empty = [None] * (len(nodes) - len(inputs))
+        self.steps = [step for step in self.steps if isinstance(step, Conv) or step.op != "get_attr"]
+        self.dead = last_reads(self.steps, nodes[-1], self.place)
+        self.result = result_of(nodes[-1], self.place)
+        self.sources = Sources(watch_values)
+        self.filters: dict[int, kernels.PreparedFilters] = {}
+        self.plans: dict[tuple, Plan] = {}
+
+    def __call__(self, *args: object) -> object:
+        r: Registers = [*args, *self.empty]
+        for place, name in self.constants:
+            r[place] = attribute(self.gm, name)
+        sources = [r[i] for i in self.watched]
+        if not self.sources.same(sources):
+            self.sources.note(sources)
+            self.filters, self.plans = {}, {}
+        threads = torch.get_num_threads()
+        key = threads, _C.isa(), _C.winograd(), *[described(r, i) for i in self.data]
+        plan = self.plans.get(key)
+        if plan is None:
+            self.record(key, r, threads)
+        else:
+            for run, dead in plan:
+                run(r)
+                for i in dead:
+                    r[i] = None
+        return self.result(r)
+
+    def record(self, key: tuple, r: Registers, threads: int) -> None:
+        """Runs the graph for the first time with inputs like these, and keeps its calls."""
+        filters, plan = self.filters, []
+        for step, dead in zip(self.steps, self.dead, strict=True):
+            run = self.conv(step, r, filters, threads) if isinstance(step, Conv) else by_torch(step, self.place, r)
+            run(r)
+            for i in dead:
+                r[i] = None
+            plan.append((run, dead))
+        if filters is self.filters:
+            if len(self.plans) >= MOST_PLANS:
+                self.plans.clear()
+            self.plans[key] = plan
+
+    def conv(self, step: Conv, r: Registers, filters: dict, threads: int) -> Run:
+        at = places(step, self.place)
+        if not kernels.pays(step, at, r):
+            return kernels.torch_run(step, at)
+        if at.out not in filters:
+            filters[at.out] = kernels.prepared(step, at, r)
+        return kernels.conv_run(step, at, r, filters[at.out], threads)
+
+
+def places(step: Conv, place: dict[fx.Node, int]) -> Places:
+    def at(node: fx.Node | None) -> int:
+        return -1 if node is None else place[node]
+
+    norm = step.norm
+    statistics = (-1,) * 4 if norm is None else tuple(map(at, (norm.mean, norm.var, norm.weight, norm.bias)))
+    return Places(at(step.x), at(step.weight), at(step.bias), at(step.add), at(step.node), statistics)
+
+
+def last_reads(steps: list[Conv | fx.Node], output: fx.Node, place: dict[fx.Node, int]) -> list[tuple[int, ...]]:
+    """For each step the registers that no later step reads, nor the graph's result."""
+    seen = set(map(place.__getitem__, nodes_in(output.args)))
+    dead = []
+    for step in reversed(steps):
+        reads = [step.x, step.add, *step.sources] if isinstance(step, Conv) else nodes_in((step.args, step.kwargs))
+        now = {place[node] for node in reads if node is not None}
+        now.add(place[step.node if isinstance(step, Conv) else step])
+        dead.append(tuple(sorted(now - seen)))
+        seen |= now
+    return dead[::-1]

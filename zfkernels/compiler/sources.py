@@ -1,0 +1,52 @@
+"""The tensors that prepared filters were made of, and whether they are still what they were.
+
+Every call looks at each of them: its address and its version, which torch counts up at every write through the tensor
+or a view of it (an optimizer's step, load_state_dict, copy_ under no_grad, a batch norm's running statistics). `.data`
+swapped for another tensor shows in the address, for the old memory is held and nothing else can lie there. Writes
+through `.data` or a NumPy array nobody counts: for these a few words of each tensor (kSamples in csrc/cpu/memory.h,
+evenly spread, first and last among them) are compared too. A scaling, an update or a refill of a whole tensor is seen;
+a write through `.data` or NumPy to a few single values, none of them among those words, is not.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _C
+
+VERSION = torch.Tensor._version.__get__
+
+
+class Sources:
+    """Tensors as they were when `note` was called."""
+
+    def __init__(self, watch_values: bool) -> None:
+        self.watch_values = watch_values
+        self.held: list[Tensor] = []
+        self.addresses: list[int] = []
+        self.versions: list[int] = []
+        self.table = torch.empty(0, dtype=torch.int64)
+        self.values = 0
+
+    def same(self, tensors: Sequence[Tensor]) -> bool:
+        return (
+            list(map(VERSION, tensors)) == self.versions
+            and list(map(Tensor.data_ptr, tensors)) == self.addresses
+            and (not self.watch_values or _C.sampled(self.table_at, len(tensors)) == self.values)
+        )
+
+    def note(self, tensors: Sequence[Tensor]) -> None:
+        self.held = [t.detach() for t in tensors]
+        self.addresses, self.versions = list(map(Tensor.data_ptr, tensors)), list(map(VERSION, tensors))
+        self.table = torch.tensor([(t.data_ptr(), extent(t)) for t in tensors], dtype=torch.int64).reshape(-1, 2)
+        self.table_at = self.table.data_ptr()
+        self.values = _C.sampled(self.table_at, len(tensors))
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()

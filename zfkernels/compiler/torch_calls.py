@@ -1,0 +1,127 @@
+"""What is torch's: a node of the graph as a call of its own function on the registers, and what the graph gives back."""
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+
+from ..ops.linear import LARGE, MOST_IMAGES, linear
+from .kernels import LAST, Registers, Run
+from .match import LINEARS
+
+
+def by_torch(node: fx.Node, place: dict[fx.Node, int], r: Registers) -> Run:
+    """The node's function on the registers; the commonest forms of arguments without a search for nodes in them."""
+    target, out, args, kwargs = function_of(node, place, r), place[node], node.args, dict(node.kwargs)
+    if not nodes_in(kwargs) and args:
+        head, rest = args[0], args[1:]
+        if isinstance(head, fx.Node) and not nodes_in(rest):
+            return of_one(target, place[head], rest, kwargs, out)
+        if isinstance(head, (list, tuple)) and all(isinstance(n, fx.Node) for n in head) and not nodes_in(rest):
+            return of_list(target, [place[n] for n in head], rest, kwargs, out)
+        if all(a is None or isinstance(a, fx.Node) for a in args):
+            return of_tensors(target, [None if a is None else place[a] for a in args], kwargs, out)
+
+    def run(r: Registers) -> None:
+        values, named = fx.map_arg((args, kwargs), lambda n: r[place[n]])
+        r[out] = target(*values, **named)
+
+    return run
+
+
+def of_one(target: Callable, first: int, rest: tuple, kwargs: dict, out: int) -> Run:
+    def run(r: Registers) -> None:
+        r[out] = target(r[first], *rest, **kwargs)
+
+    return run
+
+
+def of_list(target: Callable, many: list[int], rest: tuple, kwargs: dict, out: int) -> Run:
+    def run(r: Registers) -> None:
+        r[out] = target([r[i] for i in many], *rest, **kwargs)
+
+    return run
+
+
+def of_tensors(target: Callable, many: list[int | None], kwargs: dict, out: int) -> Run:
+    if len(many) == 2 and None not in many and not kwargs:
+        one, two = many
+
+        def run_two(r: Registers) -> None:
+            r[out] = target(r[one], r[two])
+
+        return run_two
+
+    def run(r: Registers) -> None:
+        r[out] = target(*(None if i is None else r[i] for i in many), **kwargs)
+
+    return run
+
+
+def function_of(node: fx.Node, place: dict[fx.Node, int], r: Registers) -> Callable:
+    """A method is looked up by name. `view` is `reshape`, for maps are channels-last here. A Linear whose weight is
+    large is read once by our own kernel."""
+    if node.op == "call_method":
+        name = node.target
+        if name == "view" and not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
+            name = "reshape"
+        return operator.methodcaller(name) if len(node.args) == 1 and not node.kwargs else method(name)
+    if node.target in LINEARS and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+        x, weight = (r[place[n]] for n in node.args[:2])
+        if weight.nbytes >= LARGE and x.ndim == 2 and len(x) <= MOST_IMAGES and len(node.args) == 3:
+            return linear
+    return node.target
+
+
+def method(name: str) -> Callable:
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+
+
+def nodes_in(values: object) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(values, found.append)
+    return found
+
+
+def attribute(module: torch.nn.Module, name: str) -> object:
+    return operator.attrgetter(name)(module)
+
+
+def described(r: Registers, place: int) -> object:
+    """What the calls depend on, of an input; a pending negation is done first."""
+    value = r[place]
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_neg():
+        value = r[place] = value.resolve_neg()
+    return value.shape, value.stride(), value.dtype
+
+
+def result_of(output: fx.Node, place: dict[fx.Node, int]) -> Callable[[Registers], object]:
+    """What the graph gives back, from the registers; maps lie as torch's own ops would have left them."""
+    formats = {place[node]: memory_format(node) for node in nodes_in(output.args)}
+    kept = [(i, form) for i, form in formats.items() if form is not None]
+    values = output.args[0]
+    flat = isinstance(values, (tuple, list)) and all(isinstance(v, fx.Node) for v in values)
+    places = [place[v] for v in values] if flat else []
+
+    def result(r: Registers) -> object:
+        for i, form in kept:
+            if isinstance(r[i], Tensor):
+                r[i] = r[i].contiguous(memory_format=form)
+        if flat:
+            return tuple([r[i] for i in places])
+        return fx.map_arg(values, lambda node: r[place[node]])
+
+    return result
+
+
+def memory_format(node: fx.Node) -> torch.memory_format | None:
+    """The format in which torch would give this map; None where it is not among an op's dense results."""
+    value = node.meta.get("example_value")
+    if node.op not in ("call_function", "call_method") or not isinstance(value, Tensor) or value.ndim != 4:
+        return None
+    if value.is_contiguous():
+        return torch.contiguous_format
+    return LAST if value.is_contiguous(memory_format=LAST) else None
