@@ -123,7 +123,7 @@ def name_of(target: object) -> str:
 def may_be_plain(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     written = argument(node, 0, "input")
     target = function(node)
-    if target not in PLAIN and target not in WITH_INPLACE or function(written) not in FRESH:
+    if (target not in PLAIN and target not in WITH_INPLACE) or function(written) not in FRESH:
         return False
     if target in (operator.iadd, operator.imul, operator.isub, operator.itruediv) and not same_kind(node):
         return False
