@@ -7,6 +7,7 @@ run(): the module and its options import no torch, so that help, completion and 
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 
@@ -79,6 +80,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code, one of CODES. Every error is one line, or with TRACEBACK a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that are no text
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     near = difflib.get_close_matches(command, COMMANDS, n=1)
     if near and command not in COMMANDS and command == arguments[0]:

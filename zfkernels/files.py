@@ -47,8 +47,8 @@ def half_of(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not there."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """A text file, whole or not there. What of a file's name is no text stands in it as its bytes' numbers."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:
@@ -73,6 +73,30 @@ def check_writable(path: Path, option: str = "--out", folder: bool = False) -> N
             pass
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {place}: {error.strerror}") from error
+
+
+_held: dict[Path, int] = {}  # the folders that `hold` keeps, and their open files
+
+
+def hold(folder: Path) -> None:
+    """Keep the folder for this process, until it ends; ValueError if another process has it."""
+    import fcntl
+
+    folder = Path(os.path.realpath(folder))
+    if folder in _held:
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(
+            f"another process writes to {folder} now; wait for its end, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(opened)
+        return
+    _held[folder] = opened
 
 
 class _Sink:

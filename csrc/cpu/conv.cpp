@@ -199,8 +199,8 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
 // run(K*, packed) with the kernel K that choose.h names, and again with direct sums, of filters that are not packed
 // yet, where that returns false.
 template <typename T, typename Run>
-void with_kernel(const Conv& s, const T* w, const T* packed, const Run& run) {
-    const Kernel kernel = forward_kernel<T>(s, mode());
+void with_kernel(const Conv& s, Mode mode, const T* w, const T* packed, const Run& run) {
+    const Kernel kernel = forward_kernel<T>(s, mode);
     if constexpr (kWinograd<T>) {
         const bool tiny = kernel != Kernel::kDirect && filters_are_tiny(s, w);
         if (kernel == Kernel::kTiles && !tiny && run(static_cast<WinogradTiles<T>*>(nullptr), packed)) return;
@@ -250,12 +250,14 @@ int64_t pack_filters(const Conv& s, const T* w, T* to, int threads) {
 template <typename T>
 void conv2d(const Conv& s, const T* x, const T* w, const T* packed, const Epilogue<T>& end, T* y, int threads) {
     if (depthwise<T>(s)) return depthwise_forward(s, x, w, packed, end, y, threads);
+    const Mode of_caller = mode();  // another thread's may differ
     for_groups(s, threads, [&](const Conv& one, int64_t g, int own_threads) {
-        const T* const ready = packed ? packed + g * group_elements<T>(one, forward_kernel<T>(one, mode())) : nullptr;
+        const T* const ready =
+            packed ? packed + g * group_elements<T>(one, forward_kernel<T>(one, of_caller)) : nullptr;
         const T* const filters = w + g * one.K * s.wk;
         const Epilogue<T> own{end.bias ? end.bias + g * one.K : nullptr, end.add ? end.add + g * one.K : nullptr,
                               end.relu, end.cap};
-        with_kernel(one, filters, ready, [&](auto* kernel, const T* blocks) {
+        with_kernel(one, of_caller, filters, ready, [&](auto* kernel, const T* blocks) {
             return conv2d_by(kernel, one, x + g * one.C, filters, blocks, own, y + g * one.K, own_threads);
         });
     });
@@ -264,7 +266,7 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* packed, const Epilog
 template <typename T>
 void conv2d_relu_max_pool2d(const Conv& s, const Pool& pool, const T* x, const T* w, const T* packed, const T* bias,
                             T* y, uint8_t* switches, Rounding rounding, int threads) {
-    with_kernel(s, w, packed, [&](auto* kernel, const T* blocks) {
+    with_kernel(s, mode(), w, packed, [&](auto* kernel, const T* blocks) {
         return conv2d_relu_max_pool2d_by(kernel, s, pool, x, w, blocks, bias, y, switches, rounding, threads);
     });
 }

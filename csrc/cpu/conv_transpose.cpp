@@ -236,11 +236,12 @@ bool filters_are_finite(const Conv& s, const T* w, int threads) {
 // y has at most `most` values an image that are not 0. The padding of y that gather and Winograd's tiles read makes NaN
 // of a filter that is not finite, where no tap may reach: then all is done by scatter.
 template <typename T, typename FillRow>
-void transpose(const Conv& s, const T* w, T* x, int64_t most, bool rectify, int threads, const FillRow& fill_row) {
-    const Kernel kernel = transposed_kernel<T>(s, most, rectify, mode());
+void transpose(const Conv& s, Mode mode, const T* w, T* x, int64_t most, bool rectify, int threads,
+               const FillRow& fill_row) {
+    const Kernel kernel = transposed_kernel<T>(s, most, rectify, mode);
     if (kernel == Kernel::kNonzeros && scatter_nonzeros(s, w, x, threads, fill_row)) return;
     if (kernel == Kernel::kNonzerosPlain && scatter_nonzeros_plain(s, w, x, threads, fill_row)) return;
-    const Kernel dense = dense_transposed_kernel<T>(s, mode());
+    const Kernel dense = dense_transposed_kernel<T>(s, mode);
     if constexpr (kWinograd<T>)
         if (dense == Kernel::kTiles && !filters_are_tiny(s, w) && transpose_tiles(s, w, x, threads, fill_row)) return;
     if (few_channels<T>(s.C)) return scatter(s, w, x, threads, fill_row);
@@ -265,8 +266,9 @@ void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify,
         const T* const values = rectify ? rectified(s, y, memory.of(0), threads) : y;
         if (depthwise_transposed(s, values, w, x, threads)) return;
     }
+    const Mode of_caller = mode();  // another thread's may differ
     for_groups(s, threads, [&](const Conv& one, int64_t g, int own_threads) {
-        transpose(one, w + g * one.K * s.wk, x + g * one.C, one.OH * one.OW * one.K, rectify, own_threads,
+        transpose(one, of_caller, w + g * one.K * s.wk, x + g * one.C, one.OH * one.OW * one.K, rectify, own_threads,
                   output_rows(one, y + g * one.K, rectify));
     });
 }
@@ -277,7 +279,7 @@ int64_t max_unpool2d_relu_conv_transpose2d(const Conv& s, const Pool& pool, cons
     const int64_t bad = first_bad_switch(pool, switches, threads);
     if (bad >= 0) return bad;
     const int64_t most = smaller(s.OH * s.OW, pool.OH * pool.OW) * s.K;
-    transpose(s, w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+    transpose(s, mode(), w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
         const int64_t first = larger(0, -left), last = smaller(cols, s.OW - left);
         if (oh < 0 || oh >= s.OH || first >= last) return zero(row, cols * s.K);
         const int64_t image = n * pool.OH * pool.OW * s.K;

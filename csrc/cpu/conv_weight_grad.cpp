@@ -305,11 +305,13 @@ struct WinogradGrad {
 template <typename T>
 void conv2d_weight_grad(const Conv& s, const T* x, const T* g, T* gw, T* gb, int threads) {
     if (depthwise<T>(s)) return depthwise_weight_grad(s, x, g, gw, gb, threads);
+    const Mode of_caller = mode();  // another thread's may differ
     for_groups(s, threads, [&](const Conv& one, int64_t group, int own) {
         const T *const xs = x + group * one.C, *const gs = g + group * one.K;
         T *const gws = gw + group * one.K * s.wk, *const gbs = gb ? gb + group * one.K : nullptr;
         if constexpr (kWinograd<T>)
-            if (weight_grad_kernel<T>(one, mode()) == Kernel::kTiles && WinogradGrad<T>(one, own).run(xs, gs, gws, gbs))
+            if (weight_grad_kernel<T>(one, of_caller) == Kernel::kTiles &&
+                WinogradGrad<T>(one, own).run(xs, gs, gws, gbs))
                 return;
         weight_grad_direct(one, xs, gs, gws, gbs, own);
     });

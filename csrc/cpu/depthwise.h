@@ -42,30 +42,98 @@ struct TapList {
     int64_t taps, pixels;
 };
 
-// out[t * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors go;
-// returns the first channel that is left. (Inlined, all counts in one function, sums would be kept in memory.)
+// sums[pixel][kVectors vectors] = bias[c] + the sum of each pixel's taps, for the channels from c on. In assembly where
+// there is FMA: from intrinsics GCC 12 stores all sums at every tap.
+#if defined(ZF_REGISTER)
+// clang-format off
+#define ZF_LANES_START_1(i, lo, hi) "vmovups (%[x]), " ZF_REGISTER(lo) "\n\t"
+#define ZF_LANES_START_2(i, lo, hi) ZF_LANES_START_1(i, lo, hi) "vmovups " ZF_TEXT(ZF_BYTES) "(%[x]), " ZF_REGISTER(hi) "\n\t"
+#define ZF_LANES_WEIGHT_1 "vmovups (%[x],%[c]), " ZF_W0 "\n\t"
+#define ZF_LANES_WEIGHT_2 ZF_LANES_WEIGHT_1 "vmovups " ZF_TEXT(ZF_BYTES) "(%[x],%[c]), " ZF_W1 "\n\t"
+#define ZF_LANES_1(s, i, lo, hi)            \
+    "mov 8*" #i "(%[at]), %[x]\n\t"         \
+    "vfmadd231p" s " (%[x],%[c]), " ZF_W0 ", " ZF_REGISTER(lo) "\n\t"
+#define ZF_LANES_2(s, i, lo, hi) \
+    ZF_LANES_1(s, i, lo, hi)     \
+    "vfmadd231p" s " " ZF_TEXT(ZF_BYTES) "(%[x],%[c]), " ZF_W1 ", " ZF_REGISTER(hi) "\n\t"
+#define ZF_LANES_1_float(i, lo, hi) ZF_LANES_1("s", i, lo, hi)
+#define ZF_LANES_2_float(i, lo, hi) ZF_LANES_2("s", i, lo, hi)
+#define ZF_LANES_1_double(i, lo, hi) ZF_LANES_1("d", i, lo, hi)
+#define ZF_LANES_2_double(i, lo, hi) ZF_LANES_2("d", i, lo, hi)
+#define ZF_LANES_END_1(i, lo, hi) "vmovups " ZF_REGISTER(lo) ", " ZF_TEXT(ZF_BYTES) "*" #i "(%[x])\n\t"
+#define ZF_LANES_END_2(i, lo, hi) ZF_STORE_TO_X(lo) ZF_STORE_TO_X(hi)
+#define ZF_STORE_TO_X(n) "vmovups " ZF_REGISTER(n) ", " ZF_TEXT(ZF_BYTES) "*" #n "(%[x])\n\t"
+#define ZF_LANES_OF(T, count, vectors)                                                                            \
+    inline void sum_lanes(Index<count>, Index<vectors>, const TapList<T>& list, const T* bias, int64_t c, T* sums) { \
+        int64_t x, left = list.taps;                                                                              \
+        const T* const* at = list.at;                                                                             \
+        const T* const* w = list.w;                                                                               \
+        asm volatile(                                                                                             \
+            "mov %[bias], %[x]\n\t"                                                                               \
+            ZF_EACH_##count(ZF_LANES_START_##vectors)                                                             \
+            "test %[left], %[left]\n\t"                                                                           \
+            "jz 2f\n\t"                                                                                           \
+            ".p2align 5\n\t"                                                                                      \
+            "1:\n\t"                                                                                              \
+            "mov (%[w]), %[x]\n\t"                                                                                \
+            ZF_LANES_WEIGHT_##vectors                                                                             \
+            ZF_EACH_##count(ZF_LANES_##vectors##_##T)                                                             \
+            "add $8*" #count ", %[at]\n\t"                                                                        \
+            "add $8, %[w]\n\t"                                                                                    \
+            "dec %[left]\n\t"                                                                                     \
+            "jnz 1b\n\t"                                                                                          \
+            "2:\n\t"                                                                                              \
+            "mov %[sums], %[x]\n\t"                                                                               \
+            ZF_EACH_##count(ZF_LANES_END_##vectors)                                                               \
+            : [x] "=&r"(x), [at] "+r"(at), [w] "+r"(w), [left] "+r"(left)                                         \
+            : [c] "r"(c * static_cast<int64_t>(sizeof(T))), [bias] "r"(bias + c), [sums] "r"(sums)                \
+            : "memory", "cc", ZF_CLOBBERED);                                                                      \
+    }
+#define ZF_LANES(count) \
+    ZF_LANES_OF(float, count, 1) ZF_LANES_OF(float, count, 2) ZF_LANES_OF(double, count, 1) ZF_LANES_OF(double, count, 2)
+// clang-format on
+ZF_LANES(1)
+ZF_LANES(2)
+ZF_LANES(3)
+ZF_LANES(4)
+ZF_LANES(5)
+ZF_LANES(6)
+#if defined(__AVX512F__)
+ZF_LANES(7)
+ZF_LANES(8)
+#endif
+#else
 template <typename T, int kCount, int kVectors>
-__attribute__((noinline)) int64_t sum_taps(Index<kCount>, Index<kVectors>, const TapList<T>& list, const T* bias,
-                                           const Finish<T>& finish, T* out, int64_t step, int64_t c, int64_t end) {
+void sum_lanes(Index<kCount>, Index<kVectors>, const TapList<T>& list, const T* bias, int64_t c, T* sums) {
     constexpr int64_t kLanes = Lanes<T>::count;
-    for (; c + kVectors * kLanes <= end; c += kVectors * kLanes) {
-        Vec<T> sum[kCount * kVectors];
-        repeat<kCount * kVectors>(
-            [&](auto i) { sum[i.at] = bias ? load<Vec<T>>(bias + c + i.at % kVectors * kLanes) : Vec<T>{}; });
-        const T* const* at = list.at;
-        for (int64_t n = 0; n < list.taps; ++n, at += kCount) {
-            Vec<T> w[kVectors];
-            repeat<kVectors>([&](auto v) { w[v.at] = load<Vec<T>>(list.w[n] + c + v.at * kLanes); });
-            repeat<kCount>([&](auto t) {
-                const T* const pixel = at[t.at] + c;
-                repeat<kVectors>(
-                    [&](auto v) { add_product(sum[t.at * kVectors + v.at], w[v.at], pixel + v.at * kLanes); });
-            });
-        }
+    Vec<T> sum[kCount * kVectors];
+    repeat<kCount * kVectors>([&](auto i) { sum[i.at] = load<Vec<T>>(bias + c + i.at % kVectors * kLanes); });
+    const T* const* at = list.at;
+    for (int64_t n = 0; n < list.taps; ++n, at += kCount) {
+        Vec<T> w[kVectors];
+        repeat<kVectors>([&](auto v) { w[v.at] = load<Vec<T>>(list.w[n] + c + v.at * kLanes); });
         repeat<kCount * kVectors>([&](auto i) {
-            T* const to = out + i.at / kVectors * step + c + i.at % kVectors * kLanes;
-            store(to, finish.vector(sum[i.at], to));
+            sum[i.at] += load<Vec<T>>(at[i.at / kVectors] + c + i.at % kVectors * kLanes) * w[i.at % kVectors];
         });
+    }
+    repeat<kCount * kVectors>([&](auto i) { store(sums + i.at * kLanes, sum[i.at]); });
+}
+#endif
+
+// out[t * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors go;
+// returns the first channel that is left.
+template <typename T, int kCount, int kVectors>
+int64_t sum_taps(Index<kCount> count, Index<kVectors> vectors, const TapList<T>& list, const T* bias,
+                 const Finish<T>& finish, T* out, int64_t step, int64_t c, int64_t end) {
+    constexpr int64_t kLanes = Lanes<T>::count;
+    alignas(64) T sums[kCount * kVectors * kLanes];
+    for (; c + kVectors * kLanes <= end; c += kVectors * kLanes) {
+        sum_lanes(count, vectors, list, bias, c, sums);
+        for (int64_t t = 0; t < kCount; ++t)
+            repeat<kVectors>([&](auto v) {
+                T* const to = out + t * step + c + v.at * kLanes;
+                store(to, finish.vector(load<Vec<T>>(sums + (t * kVectors + v.at) * kLanes), to));
+            });
     }
     return c;
 }
@@ -88,10 +156,10 @@ struct DepthwiseUnits {
     const Conv& s;
     const int64_t rows, threads;
     // No group is smaller than two vectors.
-    const int64_t groups = groups_for(larger(1, s.C / kWidth<T>), s.N* rows, threads);
+    const int64_t most = larger(1, s.C / kWidth<T>), groups = groups_for(most, s.N* rows, threads);
     const int64_t list = s.KH * s.KW * (kPixels + 1);
     const PerThread<const T*> lists{threads, list};
-    const PerThread<T> zeros{1, s.C};
+    const PerThread<T> zeros{1, s.C};  // a pixel beside the map, and no bias
 
     // body(list, n, row, channels) for each.
     template <typename Body>
@@ -108,6 +176,33 @@ struct DepthwiseUnits {
     }
 };
 
+// The taps of kCount pixels of row oh from column ow on.
+template <typename T, int kCount>
+void list_taps(Index<kCount>, const Conv& s, const T* image, int64_t oh, int64_t ow, const T* filters, bool all_rows,
+               const T* zeros, TapList<T>& list) {
+    const int64_t step = s.SW * s.XP;
+    const T** at = list.at;
+    list.taps = 0, list.pixels = kCount;
+    for (int64_t i = 0; i < s.KH; ++i) {
+        const int64_t h = oh * s.SH - s.PH + i * s.DH;
+        const bool inside = h >= 0 && h < s.H;
+        if (!inside && !all_rows) continue;
+        for (int64_t j = 0; j < s.KW; ++j, at += kCount) {
+            const int64_t left = ow * s.SW - s.PW + j * s.DW;
+            list.w[list.taps++] = filters + (i * s.KW + j) * s.C;
+            if (inside && left >= 0 && left + (kCount - 1) * s.SW < s.W) {
+                const T* const first = image + (h * s.W + left) * s.XP;
+                repeat<kCount>([&](auto t) { at[t.at] = first + t.at * step; });
+                continue;
+            }
+            for (int64_t t = 0; t < kCount; ++t) {
+                const int64_t col = left + t * s.SW;
+                at[t] = inside && col >= 0 && col < s.W ? image + (h * s.W + col) * s.XP : zeros;
+            }
+        }
+    }
+}
+
 template <typename T>
 void depthwise_forward(const Conv& s, const T* x, const T* w, const T* ready, const Epilogue<T>& end, T* y,
                        int threads) {
@@ -116,33 +211,17 @@ void depthwise_forward(const Conv& s, const T* x, const T* w, const T* ready, co
     const T* const filters = ready ? ready : memory.of(0);
     const bool all_rows = !all_are_finite(filters, s.KH * s.KW * s.C);
     const DepthwiseUnits<T> units{s, s.OH, threads};
+    const T* const zeros = units.zeros.of(0);
     const Finish<T> finish{y, end.add, end.relu, end.cap};
     const int64_t tiles = ceil_div(s.OW, kPixels);
     units.run([&](TapList<T>& list, int64_t n, int64_t oh, Range channels) {
         for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
             const Range own = share(s.OW, tile_at, tiles);
-            const T* const zeros = units.zeros.of(0);
-            const T** at = list.at;
-            list.taps = 0, list.pixels = own.size();
-            for (int64_t i = 0; i < s.KH; ++i) {
-                const int64_t h = oh * s.SH - s.PH + i * s.DH;
-                const bool inside = h >= 0 && h < s.H;
-                if (!inside && !all_rows) continue;
-                const T* const row = x + (n * s.H + h) * s.W * s.XP;
-                for (int64_t j = 0; j < s.KW; ++j, at += list.pixels) {
-                    const int64_t left = own.begin * s.SW - s.PW + j * s.DW;
-                    list.w[list.taps++] = filters + (i * s.KW + j) * s.C;
-                    if (inside && left >= 0 && left + (list.pixels - 1) * s.SW < s.W) {
-                        for (int64_t t = 0; t < list.pixels; ++t) at[t] = row + (left + t * s.SW) * s.XP;
-                        continue;
-                    }
-                    for (int64_t t = 0; t < list.pixels; ++t) {
-                        const int64_t col = left + t * s.SW;
-                        at[t] = inside && col >= 0 && col < s.W ? row + col * s.XP : zeros;
-                    }
-                }
-            }
-            sum_all_taps(list, end.bias, finish, y + ((n * s.OH + oh) * s.OW + own.begin) * s.YP, s.YP, channels);
+            with_count<kPixels>(own.size(), [&](auto count) {
+                list_taps(count, s, x + n * s.H * s.W * s.XP, oh, own.begin, filters, all_rows, zeros, list);
+            });
+            T* const to = y + ((n * s.OH + oh) * s.OW + own.begin) * s.YP;
+            sum_all_taps(list, end.bias ? end.bias : zeros, finish, to, s.YP, channels);
         }
     });
 }
@@ -180,7 +259,7 @@ bool depthwise_transposed(const Conv& s, const T* y, const T* w, T* x, int threa
                     }
                 }
                 T* const to = x + ((n * s.H + h) * s.W + first) * s.XP;
-                sum_all_taps<T>(list, nullptr, finish, to, s.SW * s.XP, channels);
+                sum_all_taps(list, units.zeros.of(0), finish, to, s.SW * s.XP, channels);
             }
         }
     });

@@ -1,5 +1,7 @@
 """`zfkernels bench --jobs nets`: who computes what is right, on a small network in the place of the real ones."""
 
+import dataclasses
+
 import nets as plain
 import pytest
 import torch
@@ -63,6 +65,22 @@ def test_a_wrong_projection_has_no_time(monkeypatch, kind):
         row = measure.measure(made(kind), measure.QUICK)
     assert row["errors"]["zfkernels"] > nets.BOUND
     assert row["ms"] == {}
+
+
+@pytest.mark.parametrize("kind", ["occlusion", "top"])
+def test_a_wrong_answer_has_no_time(monkeypatch, kind):
+    covered, strongest = nets.occlusion_map, nets.top_activations
+
+    def wrong_map(*args, **settings):
+        found = covered(*args, **settings)
+        return dataclasses.replace(found, logit=found.logit * 1.01)
+
+    monkeypatch.setattr(nets, "occlusion_map", wrong_map)
+    monkeypatch.setattr(nets, "top_activations", lambda *args: strongest(*args)._replace(values=torch.ones(72, 9)))
+    with torch.no_grad():
+        found = measure.errors(made(kind))
+    assert found.pop("zfkernels") > nets.BOUND
+    assert max(found.values()) <= nets.BOUND
 
 
 def test_a_network_that_is_refused_has_no_time_and_says_why(monkeypatch):

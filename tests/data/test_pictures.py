@@ -69,6 +69,15 @@ def test_whole_numbers_of_any_depth_in_16_bits(tmp_path, twin, depth, container)
     assert np.abs(seen(path) - twin).max() <= (1 if depth < 10 else 0)
 
 
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_colours_of_any_depth_in_16_bits(tmp_path, twin, depth):
+    """Each channel another picture; all three have one range."""
+    colours = np.stack([twin, twin.T, 255 - twin], 2)
+    png16(tmp_path / "p.png", of(depth)(colours).astype(np.uint16))
+    found = read_picture(tmp_path / "p.png", SIZE).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - colours).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("depth", "dtype", "kind"),
     [
@@ -124,11 +133,12 @@ def test_the_transparent_grey_of_16_bits_is_laid_over_grey(tmp_path, twin):
     assert np.array_equal(seen(tmp_path / "p.png"), expected)
 
 
-def test_the_transparent_colour_of_16_bits_is_laid_over_grey(tmp_path):
+@pytest.mark.parametrize("top", [65535, 4095])
+def test_the_transparent_colour_of_16_bits_is_laid_over_grey(tmp_path, top):
     values = np.zeros((*SIZE, 3), np.uint16)
-    values[:20] = (65535, 0, 300)
-    values[20:] = (0, 65535, 0)
-    png16(tmp_path / "p.png", values, (65535, 0, 300))
+    values[:20] = (top, 0, 300)
+    values[20:] = (0, top, 0)
+    png16(tmp_path / "p.png", values, (top, 0, 300))
     pixels = read_picture(tmp_path / "p.png", SIZE)
     assert pixels[:, 10, 10].tolist() == [128] * 3
     assert pixels[:, 30, 10].tolist() == [0, 255, 0]

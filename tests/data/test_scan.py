@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -148,6 +150,25 @@ def test_skipped_pictures_are_listed_at_the_end_and_in_the_log(capsys, photos, t
     assert "left out 1: 1 unreadable" in text
     assert text.splitlines()[-1].startswith(f"skipped     {bad} is not a picture")
     assert f"{bad}: unreadable" in (tmp_path / "run" / "pictures.log").read_text()
+
+
+def test_names_that_are_no_text_are_read_and_written(photos, tmp_path):
+    """As an old archive leaves them; on a pipe, as the output of a process is."""
+    name = os.fsencode(photos / "cat") + b"/\xff\xfe.png"
+    os.rename(photos / "cat" / "1.png", name)
+    with open(os.fsencode(photos / "cat") + b"/bad\xff.png", "wb") as file:
+        file.write(b"no picture")
+    command = [sys.executable, "-m", "zfkernels", "train", photos, "--out", tmp_path / "run", *TRAIN.split()]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--skip-unreadable"], capture_output=True, text=True, env=paths)
+    assert done.returncode == 0, done.stderr
+    assert "12 pictures of 2 classes" in done.stdout
+    assert r"bad\udcff.png is not a picture" in done.stdout
+    assert r"bad\udcff.png: unreadable" in (tmp_path / "run" / "pictures.log").read_text()
+    text = (
+        f"atlas {photos} --weights {tmp_path}/run/zfnet.pt --layers conv1 --maps 1 --skip-unreadable --out {tmp_path}/a"
+    )
+    assert cli.main(text.split()) == 0
 
 
 def test_pictures_that_are_named_are_checked_like_those_of_folders(capsys, photos, tmp_path):

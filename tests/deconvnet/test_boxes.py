@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zfkernels.deconvnet.boxes import Box, clipped, cut, summed, whole
+from zfkernels.deconvnet.boxes import Box, cut, fitted, summed, whole
 
 SIZE = (7, 9)
 SHAPE = torch.Size((4, 3, *SIZE))
@@ -44,17 +44,29 @@ def test_a_sum_holds_both_and_leaves_no_map(seed):
         assert box.own or torch.equal(box.maps, before)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_clipped_box_lies_in_its_map(seed):
+@pytest.mark.parametrize("seed", range(40))
+def test_a_fitted_box_holds_the_fields_and_no_more(seed):
+    """Of the largest field's size, within the map, and 0 outside each unit's field."""
     rng = np.random.default_rng(seed)
     box = drawn(rng, tuple(rng.integers(1, side + 1) for side in SIZE), bool(seed % 2), margin=int(rng.integers(1, 5)))
+    first = np.stack([rng.integers(0, side, 4) for side in SIZE], 1)
+    last = np.minimum(first + rng.integers(1, 8, (4, 2)), SIZE)
     if seed % 5 == 0:
-        box = box._replace(origins=box.origins[:1].repeat(4, 0))
+        box, first, last = (
+            box._replace(origins=box.origins[:1].repeat(4, 0)),
+            first[:1].repeat(4, 0),
+            last[:1].repeat(4, 0),
+        )
     kept, expected = box.maps.clone(), pasted(box)
-    inside = clipped(box, SIZE)
+    for i, ((top, left), (bottom, right)) in enumerate(zip(first, last, strict=True)):
+        field = torch.zeros(SIZE, dtype=bool)
+        field[top:bottom, left:right] = True
+        expected[i] *= field
+    inside = fitted(box, first, last, SIZE)
     assert torch.equal(pasted(inside), expected)
     assert (inside.origins >= 0).all()
     assert (inside.origins + inside.maps.shape[2:] <= SIZE).all()
+    assert (inside.maps.shape[2:] <= (last - first).max(0)).all()
     assert box.own or torch.equal(box.maps, kept)
 
 

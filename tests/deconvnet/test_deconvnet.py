@@ -337,6 +337,25 @@ def test_proportional_to_the_activation(zfnet, norm):
     assert error(thrice, 3 * once) < 1e-14
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_signals_of_any_size(scale):
+    """float32 signals that grow, or fade, by 27 orders on the way down; neither is lost."""
+    net = nets.alive(nn.Sequential(*[part for _ in range(3) for part in (nn.Conv2d(4, 4, 3), nn.ReLU())]))
+    images = nets.images(1, 12, 11, channels=4) / scale**3
+    with torch.no_grad():
+        for conv in net[::2]:
+            conv.weight.mul_(scale)
+            conv.bias.zero_()
+    p = zf.Deconvnet(net).project(images, "4", [0, 1, 2], image_index=[0] * 3, strength=1.0)
+    small = zf.Deconvnet(net.float()).project(
+        images.float(), "4", [0, 1, 2], p.positions, image_index=[0] * 3, strength=1.0
+    )
+    assert p.pixels.norm() > 0
+    assert error(small.pixels, p.pixels) < 1e-5
+    larger = zf.Deconvnet(net).project(images.float(), "4", 1, p.positions[1:2], strength=1e9)
+    assert error(larger.pixels, 1e9 * p.pixels[1:2]) < 1e-5
+
+
 def test_no_projection_is_lost_on_overlapping_windows():
     """With filters above 0, whatever two windows share must arrive: each positive unit has a projection."""
     model = nets.alive(zf.ZFNet(num_classes=3, channels=(6, 8, 6, 6, 8), fc=(8, 8)))

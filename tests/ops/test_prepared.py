@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zfkernels as zf
 from zfkernels.backends import cpu
+from zfkernels.backends.exact import exact_in_thread
 
 # x (N, C, H, W), filters, kernel, stride, padding, dilation, groups: by every kernel of a forward convolution
 CONVOLUTIONS = {
@@ -167,3 +168,19 @@ def test_what_traces_sees_a_weight():
         out = zf.conv2d_relu(x, prepared)
     assert "zfkernels.conv2d.default" in seen
     assert torch.equal(out, zf.conv2d_relu(x, weight))
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_a_thread_s_exact_sums_reach_every_group(prepare):
+    """Groups are shared out among threads, and the mode is the caller's."""
+    x, weight, bias, window = problem("groups by tiles")
+    torch.set_num_threads(2)
+    filters = (zf.prepare(weight, bias), None) if prepare else (weight, bias)
+    fastest = zf.conv2d_relu(x, *filters, *window)
+    with zf.use_exact():
+        expected = zf.conv2d_relu(x, weight, bias, *window)
+        back = zf.relu_conv_transpose2d(expected, weight, *window, output_size=x.shape[2:])
+    assert not torch.equal(fastest, expected)
+    with exact_in_thread("cpu"):
+        assert torch.equal(zf.conv2d_relu(x, *filters, *window), expected)
+        assert torch.equal(zf.relu_conv_transpose2d(expected, weight, *window, output_size=x.shape[2:]), back)

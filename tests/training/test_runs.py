@@ -120,6 +120,40 @@ def test_the_demo_does_not_replace_a_run(capsys, trained):
     assert contents(trained) == before
 
 
+def test_no_run_is_begun_over_networks_without_a_state(trained, tmp_path):
+    """As the gallery and ablate begin theirs: to be continued where there is a state, and else in an empty folder."""
+    (tmp_path / "zfnet.pt").write_bytes((trained / "zfnet.pt").read_bytes())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        history.begin(tmp_path, Plan(), overwrite=False)
+    assert (tmp_path / "zfnet.pt").exists()
+    (tmp_path / "zfnet.pt").unlink()
+    assert history.begin(tmp_path, Plan(), overwrite=False) is None
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from zfkernels import files
+files.hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(capsys, folder, trained, tmp_path):
+    out = copied(trained, tmp_path / "run")
+    before = contents(out)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    other = [sys.executable, "-c", HOLDS, out]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=paths) as process:
+        assert process.stdout.readline() == "held\n"
+        code, _, errors = train(capsys, folder, out, "--epochs 3 --overwrite")
+        assert code == 2
+        assert "another process writes to" in errors
+        assert contents(out) == before
+    assert train(capsys, folder, out, "--epochs 3 --resume")[0] == 0
+
+
 # Killed, and continued
 
 
@@ -425,6 +459,15 @@ def test_evolution_refuses_files_of_two_runs(capsys, folder, trained, tmp_path):
     assert not (tmp_path / "e.png").exists()
     same = [trained / "epoch_001.pt", trained / "epoch_002.pt"]
     assert cli.main(["evolution", str(folder), "--weights", *map(str, same), "--out", str(tmp_path / "e.png")]) == 0
+
+
+def test_a_state_is_no_network(capsys, folder, trained, tmp_path):
+    for command in ("filters --weights", f"evolution {folder} --weights {trained}/zfnet.pt"):
+        assert cli.main([*command.split(), str(trained / "state.pt"), "--out", str(tmp_path / "o.png")]) == 2
+        errors = capsys.readouterr().err
+        assert one_line(errors)
+        assert "state.pt is no network but a zfkernels.training.1" in errors
+        assert "give its zfnet.pt" in errors
 
 
 def test_a_log_that_is_no_log_is_named(tmp_path):

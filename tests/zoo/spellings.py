@@ -106,6 +106,25 @@ def several(m: Spelled, x: Tensor) -> Tensor:
     return torch.stack(kept).sum(0)
 
 
+def listed(m: Spelled, x: Tensor) -> Tensor:
+    for i, part in enumerate(m.parts):
+        x = part(x) if i % 3 else part(x) + x
+    return x
+
+
+def joined(m: Spelled, x: Tensor) -> Tensor:
+    for part in m.parts[:-1]:
+        x = torch.cat((x, part(x).relu()), dim=1)
+    return m.parts[-1](x)
+
+
+def written(m: Spelled, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, 4:] = m.two(x[:, :4]).relu()
+    y[:, :4] += x[:, 4:]
+    return m.one(y)
+
+
 def squeezed(m: Spelled, x: Tensor) -> Tensor:
     gate = x.mean((2, 3), keepdim=True)
     return x * m.up(F.relu(m.down(gate))).sigmoid()
@@ -146,19 +165,26 @@ def rectified(function: Callable) -> Callable[[], nn.Module]:
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     # rectifiers
     "F.relu in place": rectified(lambda x: F.relu(x, inplace=True)),
+    "F.relu(x, True)": rectified(lambda x: F.relu(x, True)),
+    "a ReLU made in the forward": rectified(lambda x: nn.ReLU()(x)),
     "relu_ whose result is dropped": lambda: Spelled(dropped, conv=conv()),
     "clamp(min=0)": rectified(lambda x: x.clamp(min=0)),
     "clamp_min": rectified(lambda x: x.clamp_min(0)),
     "clamp(0, 6)": rectified(lambda x: torch.clamp(x, 0, 6)),
+    "clip, by keywords": rectified(lambda x: torch.clip(input=x, min=0, max=None)),
     "clamp_ in place": rectified(lambda x: x.clamp_(min=0.0)),
     "torch.maximum(x, 0)": rectified(lambda x: torch.maximum(x, x.new_zeros(()))),
+    "a threshold above 0": rectified(lambda x: F.threshold(x, 0.5, 0.0)),
     "F.threshold": rectified(lambda x: F.threshold(x, 0, 0)),
     "nn.Threshold": lambda: nn.Sequential(conv(), nn.Threshold(0.0, 0.0), conv()),
     "an op of aten": rectified(torch.ops.aten.relu.default),
     "F.relu6": rectified(F.relu6),
     "hardtanh(0, 6)": rectified(lambda x: F.hardtanh(x, 0, 6)),
+    "hardtanh, by keywords and in place": rectified(lambda x: F.hardtanh(x, min_val=0.0, max_val=2.0, inplace=True)),
     "nn.Hardtanh(0, 1)": lambda: nn.Sequential(conv(), nn.Hardtanh(0.0, 1.0), conv()),
     "F.leaky_relu": rectified(lambda x: F.leaky_relu(x, 0.2)),
+    "F.leaky_relu(x, 0.2, True)": rectified(lambda x: F.leaky_relu(x, 0.2, True)),
+    "CReLU": lambda: Spelled(lambda m, x: m.one(torch.cat([x, -x], 1).relu()), one=conv(2 * C, C)),
     "nn.LeakyReLU in place": lambda: nn.Sequential(conv(), nn.LeakyReLU(0.1, inplace=True), conv()),
     "PReLU": lambda: nn.Sequential(conv(), nn.PReLU(), conv()),
     "PReLU, a slope a map": lambda: nn.Sequential(conv(), norm(), nn.PReLU(C), conv()),
@@ -211,6 +237,9 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "control flow on sizes": lambda: Spelled(lambda m, x: m.one(x).relu() if x.shape[2] > 3 else x, one=conv()),
     "a module twice": lambda: Spelled(lambda m, x: m.one(m.one(x).relu()), one=conv()),
     "sum in place": lambda: Spelled(lambda m, x: m.one(x).add_(x).relu_(), one=conv()),
+    "a list of modules": lambda: Spelled(listed, parts=nn.ModuleList([conv(), conv(), nn.ReLU(), conv()])),
+    "a chain of joins": lambda: Spelled(joined, parts=nn.ModuleList([conv(C, 4), conv(12, 4), conv(16, C)])),
+    "a slice written into": lambda: Spelled(written, one=conv(), two=conv(4, 4)),
     "torch.where": rectified(lambda x: torch.where(x > 0.5, x, 0.2 * x)),
     "einsum": lambda: Spelled(lambda m, x: torch.einsum("nchw,cd->ndhw", x, m.one.weight).relu(), one=nn.Linear(C, C)),
     # windows

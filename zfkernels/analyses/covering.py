@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..deconvnet.forward import Forward
 from ..deconvnet.serving import run_model
 from ..graph.graph import Graph
+from ..graph.marks import hooked
 from ..graph.regions import Recomputed, Region
 from ..graph.rules import Rules
-from ..graph.trace import hooked, trace, unwrapped
+from ..graph.trace import trace, unwrapped
 from ..graph.watch import watched
 from ..ops import checks
 from ..window import Pair

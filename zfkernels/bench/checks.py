@@ -93,8 +93,10 @@ def projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
 def small_projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     """As `projections`, where most pixels are 0: the share that is not compared is of the others."""
     out, right = outs[0].cpu().double(), right[0].cpu()
+    if out.shape != right.shape:
+        return math.inf
     reached = (out != 0) | (right != 0)
-    return projections((out[reached],), (right[reached],)) if out.shape == right.shape else math.inf
+    return projections((out[reached],), (right[reached],))
 
 
 def training_step(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:

@@ -27,7 +27,8 @@ from .peers import LAST, Case, Setting
 
 SIDE = 224
 UNITS = 9
-FOLDER = 12  # images of which the UNITS strongest are projected
+FOLDER = 10  # images of which the UNITS strongest are projected
+CHECKED = slice(None, None, 4)  # of nine units or 16 windows, those that are compared with float64
 PATCH = 56  # covered windows, side by side
 BOUND = 1e-3  # relative error of a right result, LEFT_OUT of a projection's pixels not compared
 DEPTHS = ("early", "middle", "late")
@@ -53,7 +54,6 @@ class Net(NamedTuple):
 
 
 NETS = {
-    "vgg16": Net("VGG-16", "torchvision", "vgg16", ("features.9", "features.16", "features.30")),
     "alexnet": Net("AlexNet", "torchvision", "alexnet", ("features.2", "features.5", "features.12")),
     "resnet18": Net("ResNet-18", "torchvision", "resnet18", ("layer1", "layer2", "layer4")),
     "resnet50": Net("ResNet-50", "torchvision", "resnet50", ("layer1", "layer2", "layer4")),
@@ -70,6 +70,7 @@ NETS = {
         "efficientnet-lite0",
         ("_blocks.2", "_blocks.4", "_blocks.15"),
     ),
+    "vgg16": Net("VGG-16", "torchvision", "vgg16", ("features.9", "features.16", "features.30")),
 }
 
 
@@ -101,6 +102,10 @@ def case_of(setting: Setting, n: int, right: Callable, check: Callable, items: i
     return Case(replace(setting, bound=BOUND), n, right, check=check, items=items)
 
 
+def checked_projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    return checks.small_projections((outs[0][CHECKED],), right)
+
+
 def deconvnet(case: Case, model: nn.Module) -> Callable[[], zfkernels.Deconvnet]:
     """The deconvnet of the model, made now; a model that is refused is refused again when the case is run."""
     with zfkernels.use_backend(case.setting.backend):
@@ -126,12 +131,15 @@ def project(net: Net, depth: str, count: int, method: str, n: int, setting: Sett
     zeros = [0] * count
 
     def right() -> tuple[Tensor]:
-        return (modified.project(in_float64(model), layer, x.double(), zeros, channels, positions, method, False),)
+        units = zeros[CHECKED], channels[CHECKED], positions[CHECKED]
+        return (modified.project(in_float64(model), layer, x.double(), *units, method, False),)
 
-    case = case_of(setting, n, right, checks.small_projections, count)
+    case = case_of(setting, n, right, checked_projections, count)
     made = deconvnet(case, model)
     case.add_ours(lambda: made().project(x, layer, channels, positions, method=method, image_index=zeros).pixels)
-    ways = {"autograd": True} if count == 1 else {"autograd batched": True, "autograd each": False}
+    ways = {"autograd": True} if count == 1 else {"autograd each": False}
+    if count > 1 and depth == DEPTHS[0]:  # above, where torch's batching rules cost more than they save, it is slower
+        ways["autograd batched"] = True
     for who, batched in ways.items():
         if setting.wants(who):
             call = partial(modified.project, model, layer, x, zeros, channels, positions, method, batched)
@@ -192,15 +200,19 @@ def folder(net: Net, n: int, setting: Setting) -> Case:
     x, model, layer = images_of(n, setting), network(net, setting.device, setting.dtype), net.layer("middle")
     channel = int(strongest(modified.value_of(model, layer, x[:1]), 1)[0])
 
-    def torchs(model: nn.Module, x: Tensor) -> tuple[Tensor]:
+    def torchs(model: nn.Module, x: Tensor, projected: slice = slice(None)) -> tuple[Tensor]:
         maps = modified.value_of(model, layer, x)[:, channel]
         chosen = maps.flatten(1).amax(1).topk(UNITS).indices
         place = maps[chosen].flatten(1).argmax(1)
         positions = torch.stack([place // maps.shape[2], place % maps.shape[2]], 1)
-        index, channels = list(range(UNITS)), [channel] * UNITS
+        chosen, positions = chosen[projected], positions[projected]
+        index, channels = list(range(len(chosen))), [channel] * len(chosen)
         return (modified.project(model, layer, x[chosen], index, channels, positions, "guided"),)
 
-    case = case_of(setting, n, lambda: torchs(in_float64(model), x.double()), checks.small_projections, UNITS)
+    def right() -> tuple[Tensor]:
+        return torchs(in_float64(model), x.double(), CHECKED)
+
+    case = case_of(setting, n, right, checked_projections, UNITS)
     made = deconvnet(case, model)
 
     def ours() -> Tensor:
@@ -217,6 +229,10 @@ def folder(net: Net, n: int, setting: Setting) -> Case:
 # Occlusion, strongest activations
 
 
+def checked_values(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    return checks.values((outs[0][CHECKED],), right)
+
+
 def occlusion(net: Net, n: int, setting: Setting) -> Case:
     """How much of the most probable class's logit each of 16 windows takes away, of one image."""
     x, model = images_of(1, setting), network(net, setting.device, setting.dtype)
@@ -229,14 +245,17 @@ def occlusion(net: Net, n: int, setting: Setting) -> Case:
             windows[i, :, top : top + PATCH, left : left + PATCH] = 0
         return windows
 
-    def plain(model: nn.Module, x: Tensor) -> tuple[Tensor]:
-        return ((model(x)[0, target] - model(covered(x))[:, target]).reshape(cells, cells),)
+    def plain(model: nn.Module, x: Tensor, looked_at: slice = slice(None)) -> tuple[Tensor]:
+        return (model(x)[0, target] - model(covered(x)[looked_at])[:, target],)
 
-    case = case_of(setting, n, lambda: plain(in_float64(model), x.double()), checks.values, cells**2)
+    def right() -> tuple[Tensor]:
+        return plain(in_float64(model), x.double(), CHECKED)
+
+    case = case_of(setting, n, right, checked_values, cells**2)
 
     def ours() -> Tensor:
         found = occlusion_map(model, x, target, patch=PATCH, stride=PATCH, fill=0.0)
-        return found.clear_logit - found.logit
+        return (found.clear_logit - found.logit).flatten()
 
     case.add_ours(ours)
     if setting.wants("eager nhwc"):
@@ -247,7 +266,7 @@ def occlusion(net: Net, n: int, setting: Setting) -> Case:
 
         def captums() -> tuple[Tensor]:
             maps = attribution.attribute(x, target=target, baselines=0, perturbations_per_eval=cells**2, **window)
-            return (maps[0, 0, ::PATCH, ::PATCH],)
+            return (maps[0, 0, ::PATCH, ::PATCH].flatten(),)
 
         case.run["captum"] = captums
     return case

@@ -89,7 +89,8 @@ def find(args: argparse.Namespace, folder: Path, classes: Sequence[str] | bool =
     if classes:
         found = replace(found, left_out=(*found.left_out, *empty_classes(found)))
     if say:
-        names = {path.relative_to(folder).parts[0] for path in found.paths} if classes else ()
+        parts = [path.relative_to(folder).parts for path in found.paths] if classes else ()
+        names = {part[0] for part in parts if len(part) > 1}
         print(f"found       {found.line(sorted(names))}", flush=True)
     return found
 

@@ -14,6 +14,8 @@ Whatever the file, the picture looks as it would in a file of 8 bits a colour:
 from __future__ import annotations
 
 import os
+import re
+import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 DEPTHS = (8, 10, 12, 14, 16, 24)
 FLOAT_TOPS = (1.0, 255.0, 65535.0)
+ORIENTATION = 0x0112  # of EXIF
 
 
 def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
@@ -65,8 +68,9 @@ def decoded(path: str | Path, quick: bool = False) -> ImageModule.Image:
             if quick:
                 opened.draft("RGB", (64, 64))
             rawmode, unsigned = _rawmode(opened), _is_unsigned(opened)
-            image = _eight_bits(ImageOps.exif_transpose(opened), unsigned)
-            return _opaque(image, rawmode)
+            opened.load()
+            upright = ImageOps.exif_transpose(_brightened(opened, rawmode, path))
+            return _opaque(_eight_bits(upright, unsigned), rawmode)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
@@ -96,6 +100,37 @@ def _rawmode(opened: ImageModule.Image) -> str:
     tile = getattr(opened, "tile", None)
     arguments = tile[0][3] if tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _brightened(opened: ImageModule.Image, rawmode: str, path: str | Path) -> ImageModule.Image:
+    """A picture of 16 bits a colour that uses fewer, by the module's rule; any other as it is.
+
+    Of 16 bits Pillow keeps the upper 8. Read once more with its bytes swapped, the file gives the lower 8.
+    """
+    from PIL import Image
+
+    stored = re.fullmatch("(RGBA?|RGBX);16([BLN])", rawmode)
+    if stored is None or max(high for _, high in opened.getextrema()[:3]) >= 2 ** (14 - 8):
+        return opened
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[stored[2]]
+    with Image.open(path) as again:
+        tiles = []
+        for codec, extents, offset, arguments in again.tile:
+            rest = arguments[1:] if isinstance(arguments, tuple) else ()
+            swapped = f"{stored[1]};16{order}"
+            tiles.append((codec, extents, offset, (swapped, *rest) if isinstance(arguments, tuple) else swapped))
+        again.tile = [type(tile)(*new) for tile, new in zip(again.tile, tiles, strict=True)]
+        again.load()
+        values = np.asarray(opened).astype(np.uint16) * 256 + np.asarray(again)
+    colours = Image.fromarray(_bytes(values[..., :3]))
+    if opened.mode == "RGBA":
+        colours.putalpha(opened.getchannel("A"))
+    transparent = opened.info.get("transparency")
+    if isinstance(transparent, tuple):
+        seen = (values[..., :3] != transparent).any(2)
+        colours.putalpha(Image.fromarray(seen.astype(np.uint8) * 255))
+    colours.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
+    return colours
 
 
 def _is_unsigned(opened: ImageModule.Image) -> bool:

@@ -17,6 +17,9 @@ class Box(NamedTuple):
     origins: np.ndarray  # (N, 2) int64
     own: bool = True  # whether nothing else holds the memory of `maps`
 
+    def take(self, rows: slice) -> "Box":
+        return Box(self.maps[rows], self.origins[rows], self.own)
+
 
 def widen(
     windows: tuple[Window, ...], size: Pair, origins: np.ndarray, above: Pair, below: Pair
@@ -39,24 +42,47 @@ def widen(
     return paddings, size, origins
 
 
-def clipped(box: Box, size: Pair) -> Box:
-    """Boxes of maps of `size` cut, or moved, so that none leaves its map; what is moved in is 0."""
+def fitted(box: Box, first: np.ndarray, last: np.ndarray, size: Pair) -> Box:
+    """The same, within maps of `size`, in boxes as small as their units' fields first ... last - 1 (N, 2 each) allow.
+
+    Outside of its field a box is made 0: rounding may put values there, which come down smaller and smaller, until they
+    take the time that numbers take that are all but 0.
+    """
     g, origins, _ = box
-    (height, width), low, high = g.shape[2:], origins.min(0), origins.max(0)
-    if low.min() >= 0 and high[0] + height <= size[0] and high[1] + width <= size[1]:
+    if (origins == first).all() and (origins + g.shape[2:] == last).all():
         return box
-    if (low == high).all():
-        top, left = np.maximum(-low, 0)
-        bottom, right = np.minimum(size - low, (height, width))
-        if top < bottom and left < right:
-            return box._replace(maps=g[:, :, top:bottom, left:right], origins=origins.clip(0))
-    most = np.minimum(g.shape[2:], size)
-    inside = origins.clip(0, size - most)
-    if tuple(most) != (height, width):
-        return Box(cut(g, np.arange(len(g)), inside - origins, tuple(most)), inside)
-    g = g if box.own else g.clone()
-    _fill_leaving(g, g, np.arange(len(g)), inside - origins)
-    return Box(g, inside)
+    low, high = np.maximum(origins, first), np.minimum(origins + g.shape[2:], last)
+    most = (high - low).max(0).clip(1)
+    inside = low.clip(0, size - most)
+    offsets = inside - origins
+    if (offsets == offsets[0]).all() and offsets[0].min() >= 0 and (offsets[0] + most <= g.shape[2:]).all():
+        (top, left), (height, width) = offsets[0].tolist(), most.tolist()
+        whole = (height, width) == tuple(g.shape[2:])
+        box = box if whole else box._replace(maps=g[:, :, top : top + height, left : left + width], origins=inside)
+    else:
+        box = Box(cut(g, np.arange(len(g)), offsets, tuple(most.tolist())), inside)
+    return _emptied(box, low - inside, high - inside)
+
+
+def _emptied(box: Box, low: np.ndarray, high: np.ndarray) -> Box:
+    """The boxes with 0 outside of their pixels low ... high - 1 (N, 2 each)."""
+    height, width = box.maps.shape[2:]
+    if not low.any() and (high == (height, width)).all():
+        return box
+    slack = np.flatnonzero((low > 0).any(1) | (high < (height, width)).any(1))
+    if not len(slack):
+        return box
+    g = box.maps if box.own else box.maps.clone()
+    for i in slack.tolist():
+        (top, left), (bottom, right) = low[i].tolist(), high[i].tolist()
+        for rows, columns in (
+            (slice(0, top), slice(None)),
+            (slice(max(bottom, 0), None), slice(None)),
+            (slice(None), slice(0, left)),
+            (slice(None), slice(max(right, 0), None)),
+        ):
+            g[i, :, rows, columns] = 0
+    return box._replace(maps=g, own=True)
 
 
 def cut(maps: Tensor, images: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
@@ -89,15 +115,18 @@ def _fill_leaving(boxes: Tensor, maps: Tensor, images: np.ndarray, origins: np.n
         paste(boxes[i].zero_(), source, top, left, (0, 0, *boxes.shape[2:]))
 
 
-def paste(pixels: Tensor, box: Tensor, top: int, left: int, within: tuple[int, int, int, int]) -> None:
-    """Write `box` (C, height, width) into `pixels` (C, ...) at (top, left), where it lies `within` (top, left, bottom,
-    right).
+def paste(
+    pixels: Tensor, box: Tensor, top: int, left: int, within: tuple[int, int, int, int], factor: float = 1.0
+) -> None:
+    """Write `box` (C, height, width), times `factor`, into `pixels` (C, ...) at (top, left), where it lies `within`
+    (top, left, bottom, right).
     """
     (first, last), (begin, end) = (
         (max(start, least), max(start, least, min(start + length, most)))
         for start, length, least, most in zip((top, left), box.shape[1:], within[:2], within[2:], strict=True)
     )
-    pixels[:, first:last, begin:end] = box[:, first - top : last - top, begin - left : end - left]
+    inside = box[:, first - top : last - top, begin - left : end - left]
+    pixels[:, first:last, begin:end] = inside if factor == 1 else inside * factor
 
 
 def summed(a: Box, b: Box, limit: Pair | None) -> Box:

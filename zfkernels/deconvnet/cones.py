@@ -9,10 +9,12 @@ grown to the whole map is the dense computation.
 Down to the first filters a unit stays a single activation (single.py).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Size, Tensor
+import torch
+from torch import Tensor
 
 from ..graph import run as graph_run
 from ..graph.graph import Graph
@@ -21,10 +23,22 @@ from ..graph.plan import plan
 from ..graph.rules import Rules, Shapes
 from ..graph.run import Run
 from ..graph.steps import Add, Affine, Average, AveragePool, Concat, Flatten, Linear, Mean, Norm, Pool, ReLU, Scale
-from ..window import Pair
-from .boxes import Box, clipped, cut, paste, summed, whole, widen
+from ..window import Window
+from .boxes import Box, cut, fitted, paste, summed, whole, widen
 from .single import Passage, Signal, Single, as_box, lower
 from .units import Units, together
+
+# How many elements of one value the boxes of several units may have together, if each has more than SMALL_BOX; from
+# there on fewer units are taken at once. Maps beyond the nearer caches halve the speed of a convolution; of small ones
+# many share the packing of its filters.
+BOX_ELEMENTS = 2**20
+SMALL_BOX = 2**17
+
+# What float32 signals are multiplied by on the way down, on which they are all homogeneous: at the far ends of a cone
+# they fade below 1e-38, where a sum takes many times as long. A power of 2, so that nothing is rounded otherwise.
+RAISED = 2.0**40
+
+POINT = (Window((1, 1), (1, 1), (0, 0)),)
 
 
 class Cones:
@@ -32,7 +46,8 @@ class Cones:
 
     def __init__(self, graph: Graph, stop: int, shapes: Shapes) -> None:
         self.graph, self.stop, self.shapes = graph, stop, shapes
-        self.unit_elements = largest_box(graph, stop, shapes)
+        self.reaches = known_reaches(graph, stop)
+        self.unit_elements = largest_box(self.reaches, shapes)
 
     def up(self, images: Tensor, rules: Rules) -> Run:
         return graph_run.run(self.graph, self.stop, images, rules)
@@ -42,12 +57,25 @@ class Cones:
 
         Only what lies in a unit's receptive field: its box may be larger, and rounding may put values there.
         """
-        box = self.reversed(run, Single(units, values), units.images, rules)
-        if box is None or not len(pixels):
-            return
-        fields = graph_run.fields(self.graph, self.stop, units.positions, tuple(pixels[0].shape[1:]))
-        for out, maps, (top, left), field in zip(pixels, box.maps, box.origins.tolist(), fields.tolist(), strict=True):
-            paste(out, maps, top, left, field)
+        fields = graph_run.fields(self.graph, self.stop, units.positions, tuple(self.shapes[0][2:])).tolist()
+        factor = RAISED if values.dtype == torch.float32 else 1.0
+        waiting = [(np.arange(len(pixels)), {run.last: Single(units, values * factor)}, len(run.steps), factor)]
+        while waiting and len(pixels):
+            rows, signals, remaining, factor = waiting.pop()
+            part = units.take(rows)
+            remaining = self._lower(run, signals, part.images, rules, remaining, BOX_ELEMENTS, part.positions)
+            if remaining:
+                for chosen in passes(np.arange(len(rows)), largest_of(signals), BOX_ELEMENTS)[::-1]:
+                    taken = {i: signal.take(slice(chosen[0], chosen[-1] + 1)) for i, signal in signals.items()}
+                    waiting.append((rows[chosen], taken, remaining, factor))
+            elif 0 in signals:
+                maps, origins, _ = as_box(signals[0], self.shapes[0])
+                if factor > 1 and not torch.isfinite(maps.sum()):
+                    again = Single(part, values[rows[0] : rows[-1] + 1])
+                    waiting.append((rows, {run.last: again}, len(run.steps), 1.0))
+                    continue
+                for row, box, (top, left) in zip(rows, maps, origins.tolist(), strict=True):
+                    paste(pixels[row], box, top, left, fields[row], 1 / factor)
 
     def down_together(self, run: Run, units: Units, values: Tensor, rules: Rules) -> Tensor:
         """One projection (C, H, W) of all the units, which are of one image."""
@@ -62,39 +90,68 @@ class Cones:
         """A signal of the last value, each row of image images[i], sent down to the pixels: boxes that may be partly
         outside, or None if nothing arrives.
         """
-        signals: dict[int, Signal] = {plan(self.graph, (self.stop,)).same[self.stop]: signal}
-        for planned in reversed(run.steps):
-            signal = signals.pop(planned.number, None)
+        signals = {run.last: signal}
+        self._lower(run, signals, images, rules, len(run.steps), math.inf, None)
+        return as_box(signals[0], self.shapes[0]) if 0 in signals else None
+
+    def _lower(
+        self,
+        run: Run,
+        signals: dict[int, Signal],
+        images: np.ndarray,
+        rules: Rules,
+        remaining: int,
+        most: float,
+        positions: np.ndarray | None,
+    ) -> int:
+        """Send signals, by the numbers of their values, through the remaining steps from the last of these on, until
+        several units make more than `most` elements of one value; how many steps are left then.
+
+        The units are at `positions`; None for signals of whole maps.
+        """
+        while remaining:
+            if len(images) > 1 and (box := largest_of(signals)) > SMALL_BOX and len(images) * box > most:
+                return remaining
+            remaining -= 1
+            number, step, inputs, _ = run.steps[remaining]
+            signal = signals.pop(number, None)
             if signal is None:
                 continue
-            below = [self.shapes[i] for i in planned.inputs]
-            above = self.shapes[planned.number]
-            by = Passage(planned.step, run.recorded[planned.number], below, above, rules)
-            for i, part in zip(planned.inputs, _lower(signal, by, images), strict=True):
+            by = Passage(step, run.recorded[number], [self.shapes[i] for i in inputs], self.shapes[number], rules)
+            for i, part in zip(inputs, lowered(signal, by, images), strict=True):
                 if part is not None:
-                    part = part if i == 0 or not isinstance(part, Box) else _inside(part, self.shapes[i])
+                    part = self._fitted(i, part, step, positions)
                     signals[i] = self._joined(i, signals[i], part) if i in signals else part
-        arrived = signals.get(0)
-        return as_box(arrived, self.shapes[0]) if isinstance(arrived, Single) else arrived
+        return 0
+
+    def _fitted(self, number: int, signal: Signal, step: object, positions: np.ndarray | None) -> Signal:
+        """What a step sent to the value of this number, without what lies outside of it or of all units' fields."""
+        if number == 0 or isinstance(signal, Single) or not step.windows:
+            return signal
+        size, whole = self.shapes[number][2:], np.zeros_like(signal.origins)
+        if isinstance(step, Layer) and step.windows == POINT:
+            return signal
+        if positions is None:
+            return fitted(signal, whole, whole + size, size)
+        return fitted(signal, *graph_run.ranges(self.reaches[number], positions, size), size)
 
     def _joined(self, number: int, a: Signal, b: Signal) -> Box:
         shape = self.shapes[number]
-        a, b = (as_box(part, shape) if isinstance(part, Single) else part for part in (a, b))
-        return summed(a, b, shape[2:] if number else None)
+        return summed(as_box(a, shape), as_box(b, shape), shape[2:] if number else None)
 
 
-def _inside(box: Box, shape: Size) -> Box:
-    return clipped(box, shape[2:]) if box.maps.ndim == 4 else box
+def largest_of(signals: dict[int, Signal]) -> int:
+    """The elements of a unit's largest box among them."""
+    return max((box.maps[0].numel() for box in signals.values() if isinstance(box, Box)), default=1)
 
 
-def _lower(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | None]:
+def lowered(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | None]:
     """A signal one step lower, one for each value that the step takes."""
     if isinstance(signal, Single):
-        lowered = lower(signal, by)
-        if lowered is not None:
-            return lowered
-        signal = as_box(signal, by.above)
-    return LOWER[type(by.step)](signal, by, images)
+        parts = lower(signal, by)
+        if parts is not None:
+            return parts
+    return LOWER[type(by.step)](as_box(signal, by.above), by, images)
 
 
 def _layer(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
@@ -177,22 +234,23 @@ LOWER: dict[type, Callable[[Box, Passage, np.ndarray], list[Box]]] = {
 # How much a pass takes
 
 
-def largest_box(graph: Graph, stop: int, shapes: Shapes) -> int:
+def known_reaches(graph: Graph, stop: int) -> dict[int, list[graph_run.Reach]]:
+    """What a unit sees of each value on the way down. It is computed once."""
+    if ("reaches", stop) not in graph.known:
+        way = plan(graph, (stop,))
+        steps = [(number, getattr(step, "sees", step.windows), inputs) for number, step, inputs, _ in way.steps]
+        graph.known["reaches", stop] = graph_run.reaches(steps, way.same[stop])
+    return graph.known["reaches", stop]
+
+
+def largest_box(reaches: dict[int, list[graph_run.Reach]], shapes: Shapes) -> int:
     """The elements of the largest box on the way down from one unit."""
-    boxes: dict[int, list[Pair]] = {stop: [(0, 1), (0, 1)]}
     most = 1
-    for number in [*reversed(graph.ancestors(stop)), 0]:
-        ranges, shape = boxes.pop(number), shapes[number]
-        sides = [min(high - low, side) for (low, high), side in zip(ranges, shape[2:], strict=False)]
-        most = max(most, int(np.prod([*shape[1:2], *sides])))
-        if number == 0:
-            continue
-        node = graph.node(number)
-        for i in node.inputs:
-            there = [graph_run.seen(node.step.windows, {1: ranges[axis]}, axis) for axis in (0, 1)]
-            new = [next(iter(side.values())) for side in there]
-            old = boxes.get(i, new)
-            boxes[i] = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(old, new, strict=True)]
+    for number, reach in reaches.items():
+        _, channels, *sides = shapes[number]
+        for of_strides, side in zip(reach, sides, strict=False):
+            channels *= min(side, max(high - low for low, high in of_strides.values()))
+        most = max(most, channels)
     return most
 
 

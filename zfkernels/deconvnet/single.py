@@ -24,6 +24,9 @@ class Single(NamedTuple):
     units: Units
     values: Tensor  # (N,)
 
+    def take(self, rows: slice) -> "Single":
+        return Single(self.units.take(rows), self.values[rows])
+
 
 class Passage(NamedTuple):
     """A step on the way down: what it recorded, the shapes of what it takes and makes, and by which rules to go."""
@@ -46,8 +49,10 @@ def lower(signal: Single, by: Passage) -> list[Signal | None] | None:
     return None if make is None else make(signal, by)
 
 
-def as_box(signal: Single, shape: Size) -> Box:
-    """Boxes of one pixel, where all maps but one are 0; of a vector all of it."""
+def as_box(signal: Signal, shape: Size) -> Box:
+    """Itself, or boxes of one pixel, where all maps but one are 0; of a vector all of it."""
+    if isinstance(signal, Box):
+        return signal
     units, values = signal
     if len(shape) == 2:
         return Box(alone(values.new_empty(1, shape[1]), units, values), units.positions)

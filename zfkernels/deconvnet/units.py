@@ -14,7 +14,7 @@ class Units(NamedTuple):
     channels: np.ndarray  # (N,) int64, the map or feature
     positions: np.ndarray  # (N, 2) int64, (vertical, horizontal) in the map; zeros for a feature
 
-    def take(self, rows: np.ndarray) -> "Units":
+    def take(self, rows: np.ndarray | slice) -> "Units":
         return Units(*(part[rows] for part in self))
 
 

@@ -46,6 +46,10 @@ class Layer:
         conv = Window(self.conv.window, self.conv.stride, self.conv.padding)
         return (conv,) if self.pool is None else (conv, *self.pool.windows)
 
+    @property
+    def sees(self) -> tuple[Window, ...]:
+        return self.conv.windows if self.pool is None else (*self.conv.windows, *self.pool.windows)
+
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
         if self.exact and rules.method is not None:
             with exact_in_thread(rules.backend):

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from .trace import GLOBAL_HOOKS, HOOKS
-
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 PLAIN = (bool, int, float, str, tuple, type(None))
 
 
@@ -26,4 +26,12 @@ def _of_module(name: str, module: nn.Module) -> tuple:
         [key for key in HOOKS if values.get(key)],
         {key: value for key, value in values.items() if type(value) in PLAIN},
         {key: None if value is None else value.shape for key, value in values["_parameters"].items()},
+    )
+
+
+def hooked(model: nn.Module) -> set[str]:
+    """The names of the modules with hooks; "" stands for the model, and for hooks that all modules have."""
+    everywhere = any(vars(nn.modules.module)[name] for name in GLOBAL_HOOKS)
+    return {name for name, module in model.named_modules() if any(vars(module).get(hooks) for hooks in HOOKS)} | (
+        {""} if everywhere else set()
     )

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from .graph import Graph, Node
 from .layer import Layer
@@ -11,8 +12,7 @@ from .steps import Add, Affine, Concat, Conv, Copy, Pool, ReLU, Step
 MAKES_NEW = (Layer, Add, Affine)  # whose value shares no memory with another
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """The step that makes the value of this number out of those."""
 
     number: int
@@ -21,8 +21,7 @@ class Planned:
     last: tuple[int, ...] = ()  # the inputs that nothing reads afterwards
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     steps: list[Planned]
     same: dict[int, int]  # the number of a wanted value -> that of the same value in the plan
 
@@ -58,9 +57,19 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
             made[number] = Planned(number, Layer(node.step), inputs)
         elif isinstance(node.step, ReLU) and alone is not None and isinstance(alone.step, MAKES_NEW):
             made[number] = Planned(number, replace(node.step, in_place=True), inputs)
+        elif isinstance(node.step, Add):
+            alone = [i for i in inputs if readers[i] == 1 and i not in kept and _makes_alone(made.get(i))]
+            step = replace(node.step, into=inputs.index(alone[0])) if alone else node.step
+            made[number] = Planned(number, step, inputs)
         else:
             made[number] = Planned(number, node.step, inputs)
     return Plan(_with_last(_with_exact(list(made.values())), kept), {number: same[number] for number in wanted})
+
+
+def _makes_alone(planned: Planned | None) -> bool:
+    """Whether its value is new memory that no record holds."""
+    step = None if planned is None else planned.step
+    return isinstance(step, MAKES_NEW) and not (isinstance(step, Layer) and step.rectify)
 
 
 def _nest(concats: list[int], taken: dict[int, tuple[int, ...]]) -> None:
@@ -96,7 +105,7 @@ def _with_exact(steps: list[Planned]) -> list[Planned]:
         step = planned.step
         if planned.number in below or isinstance(step, Pool) or (isinstance(step, Layer) and step.pool is not None):
             below.update(planned.inputs)
-            planned = replace(planned, step=replace(step, exact=True)) if isinstance(step, Layer) else planned
+            planned = planned._replace(step=replace(step, exact=True)) if isinstance(step, Layer) else planned
         result.append(planned)
     return result[::-1]
 
@@ -107,5 +116,5 @@ def _with_last(steps: list[Planned], kept: set[int]) -> list[Planned]:
     for planned in reversed(steps):
         last = set(planned.inputs) - seen
         seen |= last
-        result.append(replace(planned, last=tuple(last)))
+        result.append(planned._replace(last=tuple(last)))
     return result[::-1]

@@ -19,6 +19,7 @@ class Run(NamedTuple):
     """A forward pass and what its reverse needs of it, by a value's number."""
 
     value: Tensor
+    last: int  # its number in the steps
     steps: list[Planned]
     recorded: dict[int, Tensor | Record | None]  # a pool's switches, a norm's input, a ReLU's value, all of a layer's
     kept: dict[int, Tensor]
@@ -28,11 +29,11 @@ def run(graph: Graph, stop: int, images: Tensor, rules: Rules, keep: Collection[
     """The value numbered `stop`, those to keep, and what is needed to reverse."""
     way = plan(graph, (stop, *keep))
     values, recorded = {0: images}, {}
-    for number, step, inputs, last in ((p.number, p.step, p.inputs, p.last) for p in way.steps):
+    for number, step, inputs, last in way.steps:
         values[number], recorded[number] = step.run([values[i] for i in inputs], rules)
         for i in last:
             del values[i]
-    return Run(values[way.same[stop]], way.steps, recorded, {i: values[way.same[i]] for i in keep})
+    return Run(values[way.same[stop]], way.same[stop], way.steps, recorded, {i: values[way.same[i]] for i in keep})
 
 
 def last_uses(graph: Graph, needed: list[int]) -> dict[int, int]:
@@ -40,37 +41,41 @@ def last_uses(graph: Graph, needed: list[int]) -> dict[int, int]:
     return {i: number for number in needed for i in graph.node(number).inputs}
 
 
-def fields(graph: Graph, stop: int, positions: np.ndarray, image_size: Pair) -> np.ndarray:
-    """The union over all paths of the receptive fields of the units at positions (N, 2): boxes (N, 4) in the image."""
-    rows, columns = (
-        [(stride * positions[:, axis] + low, stride * positions[:, axis] + high) for stride, (low, high) in reach]
-        for axis, reach in enumerate(_reaches(graph, stop))
-    )
-    sides = [np.minimum.reduce([low for low, _ in side]) for side in (rows, columns)]
-    sides += [np.maximum.reduce([high for _, high in side]) for side in (rows, columns)]
-    return np.stack(sides, 1).clip(0, (*image_size, *image_size))
-
-
 Reach = dict[int, Pair]  # along an axis, stride -> (low, high): a unit at p sees p * stride + low ... + high - 1
 
 
-def _reaches(graph: Graph, stop: int) -> list[list[tuple[int, Pair]]]:
-    """What a unit sees of the images along each axis, over all paths. It is computed once."""
-    if ("reaches", stop) not in graph.known:
-        graph.known["reaches", stop] = [list(_reach(graph, stop, axis).items()) for axis in (0, 1)]
-    return graph.known["reaches", stop]
+def fields(graph: Graph, stop: int, positions: np.ndarray, image_size: Pair) -> np.ndarray:
+    """The union over all paths of the receptive fields of the units at positions (N, 2): boxes (N, 4) in the image."""
+    if ("field", stop) not in graph.known:
+        nodes = [(n, graph.node(n).step.windows, graph.node(n).inputs) for n in graph.ancestors(stop)]
+        graph.known["field", stop] = reaches(nodes, stop)[0]
+    return np.concatenate(ranges(graph.known["field", stop], positions, image_size), 1)
 
 
-def _reach(graph: Graph, stop: int, axis: int) -> Reach:
-    reaches: dict[int, Reach] = {stop: {1: (0, 1)}}
-    for number in reversed(graph.ancestors(stop)):
-        node = graph.node(number)
-        for stride, (low, high) in seen(node.step.windows, reaches.pop(number), axis).items():
-            for i in node.inputs:
-                reach = reaches.setdefault(i, {})
-                least, most = reach.get(stride, (low, high))
-                reach[stride] = min(low, least), max(high, most)
-    return reaches[0]
+def ranges(reach: list[Reach], positions: np.ndarray, size: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """What the units at positions (N, 2) see of a map of `size`: from, to, (N, 2) each."""
+    low, high = np.empty_like(positions), np.empty_like(positions)
+    for axis, of_strides in enumerate(reach):
+        place = positions[:, axis]
+        low[:, axis] = np.minimum.reduce([stride * place + first for stride, (first, _) in of_strides.items()])
+        high[:, axis] = np.maximum.reduce([stride * place + last for stride, (_, last) in of_strides.items()])
+    return low.clip(0, size), high.clip(0, size)
+
+
+def reaches(nodes: list[tuple[int, tuple | None, tuple[int, ...]]], stop: int) -> dict[int, list[Reach]]:
+    """What a unit of the value `stop` sees of each value that it is made of, along both axes, over all paths.
+
+    `nodes`: the number of a value, the windows and the inputs of the step that makes it.
+    """
+    found: dict[int, list[Reach]] = {stop: [{1: (0, 1)}, {1: (0, 1)}]}
+    for number, windows, inputs in reversed(nodes):
+        for axis in (0, 1) if number in found else ():
+            for stride, (low, high) in seen(windows, found[number][axis], axis).items():
+                for i in inputs:
+                    reach = found.setdefault(i, [{}, {}])[axis]
+                    least, most = reach.get(stride, (low, high))
+                    reach[stride] = min(low, least), max(high, most)
+    return found
 
 
 def seen(windows: tuple | None, reach: Reach, axis: int) -> Reach:

@@ -173,6 +173,7 @@ class Add:
     """The sum of two values of one shape."""
 
     name: str
+    into: int | None = None  # which of them nothing else reads
 
     maps = False
     windows = ()
@@ -183,6 +184,8 @@ class Add:
         return inputs[0]
 
     def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
+        if self.into is not None:
+            return inputs[self.into].add_(inputs[1 - self.into]), None
         return inputs[0] + inputs[1], None
 
 

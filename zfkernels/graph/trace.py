@@ -23,6 +23,7 @@ from torch import Size, Tensor, fx, nn
 
 from . import translate
 from .graph import Graph, Node, name_layers, name_modules
+from .marks import hooked
 from .rules import Irreversible, Read, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, NO_REVERSE, Part
@@ -363,17 +364,6 @@ class _Walk:
                 sharing.add(number)
         return sharing - {value}
 
-
-def hooked(model: nn.Module) -> set[str]:
-    """The names of the modules with hooks; "" stands for the model, and for hooks that all modules have."""
-    everywhere = any(vars(torch.nn.modules.module)[name] for name in GLOBAL_HOOKS)
-    return {name for name, module in model.named_modules() if any(vars(module).get(hooks) for hooks in HOOKS)} | (
-        {""} if everywhere else set()
-    )
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 READERS: dict[Callable | str, Callable] = {
     **dict.fromkeys(translate.FUNCTIONS, _Walk._function),

@@ -285,45 +285,6 @@ POINTWISE_NAMES = words(
 )
 
 
-# The calls of torch.ops.zfkernels, which a function mode sees in the place of the public functions
-
-
-def _conv_op(name: str, weight, bias, stride, padding, relu: bool, dilation=1, groups=1, backend: str = "") -> Part:
-    read = None if bias is None else lambda: bias
-    (conv,) = _conv(name, lambda: weight, read, tuple(stride), tuple(padding), _pair(dilation), groups).steps
-    return Part("layer", (conv, ReLU(name)) if relu else (conv,))
-
-
-def _pool_op(name: str, kernel_size, stride, padding, output_size, backend: str) -> Part:
-    return _max_pool(name, tuple(kernel_size), tuple(stride), tuple(padding))
-
-
-def _layer_op(name: str, weight, bias, stride, padding, kernel_size, pool_stride, pool_padding, size, backend) -> Part:
-    conv = _conv_op(name, weight, bias, stride, padding, True)
-    return Part("layer", conv.steps + _pool_op(name, kernel_size, pool_stride, pool_padding, size, backend).steps)
-
-
-OPS: dict[str, Callable[..., Part]] = {
-    "zfkernels::conv2d": _conv_op,
-    "zfkernels::max_pool2d": _pool_op,
-    "zfkernels::conv2d_relu_max_pool2d": _layer_op,
-    "zfkernels::contrast_norm": lambda name, size, alpha, beta, k, center, backend: _contrast_norm(
-        name, size, alpha, beta, k, center=center
-    ),
-    "zfkernels::linear": lambda name, weight, bias: _linear(
-        name, lambda: weight, None if bias is None else lambda: bias
-    ),
-}
-OP_NAMES = {"zfkernels::conv2d": "conv2d_relu", "zfkernels::max_pool2d": "max_pool2d_with_switches"}
-
-
-def op_part(op: str, name: str, arguments: Sequence[object], keywords: dict[str, object]) -> Part:
-    """The steps of a call of a library's op, its first tensor left out."""
-    if op not in OPS:
-        raise Irreversible(NO_REVERSE)
-    return OPS[op](name, *arguments, **keywords)
-
-
 # The modules
 
 

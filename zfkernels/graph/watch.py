@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import translate
+from . import library, translate
 from .graph import Graph, Node, name_layers, name_modules
 from .rules import Irreversible
 from .steps import Add, Concat, Flatten, Opaque
@@ -197,7 +197,7 @@ class Watch(TorchFunctionMode):
                 raise Irreversible("")
             return Part("between", (Flatten(name, lambda before, _: Size((before[0], before[1:].numel()))),)), (number,)
         if isinstance(function, OpOverload):
-            return translate.op_part(function.name(), name, arguments, keywords), (number,)
+            return library.op_part(function.name(), name, arguments, keywords), (number,)
         if key not in translate.FUNCTIONS:
             raise Irreversible("")
         read = [_reader(x) for x in arguments], {k: _reader(x) for k, x in keywords.items()}
@@ -222,7 +222,7 @@ def _reader(value: object) -> object:
 def name_of(function: Callable) -> str:
     """What a call is named after."""
     if isinstance(function, OpOverload):
-        return translate.OP_NAMES.get(function.name(), function.name().partition("::")[2])
+        return library.OP_NAMES.get(function.name(), function.name().partition("::")[2])
     name = getattr(function, "__name__", type(function).__name__)
     return SPELLED.get(name, name)
 

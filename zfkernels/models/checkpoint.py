@@ -78,7 +78,10 @@ def from_content(path: Path, content: object) -> Network:
     """The network in what `load_tensors` read from the file `path`."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict or a zfkernels checkpoint")
-    if content.get("format") == FORMAT:
+    made = content.get("format")
+    if isinstance(made, str) and made.startswith("zfkernels.") and made != FORMAT:
+        raise ValueError(f"{path} is no network but a {made}, which continues a run or a search; give its zfnet.pt")
+    if made == FORMAT:
         arguments, state, classes, mean, scale = _own(path, content)
     else:
         arguments, state, classes, mean, scale = _plain(path, content)
@@ -112,8 +115,10 @@ def preprocessing(content: object, channels: int) -> tuple[list[str], Tensor, Te
 def run_of(path: Path) -> tuple[str | None, int | None]:
     """(the id of the training run, the epoch) that a file says it is of; (None, None) where it says nothing."""
     content = load_tensors(path)
-    run = content.get("run") if isinstance(content, dict) else None
-    return (str(run.get("id")), run.get("epoch")) if isinstance(run, dict) else (None, None)
+    run = content.get("run", content) if isinstance(content, dict) else None  # a state says it at its top
+    if not isinstance(run, dict) or run.get("id") is None:
+        return None, None
+    return str(run["id"]), run.get("epoch")
 
 
 def _own(path: Path, content: dict) -> tuple[dict, dict, list[str], Tensor, Tensor]:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights", "params")
 WRAPPERS += ("state_dict_ema", "model_ema", "ema")
-# In front of every name: DataParallel's and torch.compile's, and those of a model that is an attribute of another
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+# In front of every name: DataParallel's, and those of a model that is an attribute of another
+PREFIXES = ("module.", "model.", "net.", "network.")
 INSIDE = (
     "_orig_mod.",
     "_fsdp_wrapped_module.",
     "_checkpoint_wrapped_module.",
-)  # of a part that was compiled or wrapped
+)  # of what was compiled or wrapped, or a part of it
 UNNEEDED = ("n_averaged",)  # torch.optim.swa_utils counts with it
 
 

@@ -267,8 +267,9 @@ def conv2d_relu(
 
     Returns:
         (N, C_out, (H + 2p - (KH - 1) d - 1) // s + 1, (W + 2p - (KW - 1) d - 1) // s + 1), channels-last. NaN stays
-        NaN. Half types accumulate in float32. Under autocast the tensors are cast to the autocast dtype, as torch's
-        conv2d does (never float64).
+        NaN. A weight that is not finite spoils the outputs that it reaches; on triton and cuda, which multiply the
+        zeros around the map too, also those where it reaches beyond the map. Half types accumulate in float32. Under
+        autocast the tensors are cast to the autocast dtype, as torch's conv2d does (never float64).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, value or device, named in the message.

@@ -27,8 +27,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     is what a dispatch mode or a tracer must see, and a view with a pending negation: its memory has the wrong sign.
     """
     plain = (
-        torch._C._get_tracing_state() is None
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
         and type(x) in PLAIN
         and type(weight) in PLAIN
         and (bias is None or type(bias) in PLAIN)
@@ -39,10 +41,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and (bias is None or bias.dtype == torch.float32)
         and weight.nbytes >= LARGE
         and weight.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and not weight.is_neg()
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import half_of, load_tensors, save_tensors, write_text, write_whole
+from ..files import half_of, hold, load_tensors, save_tensors, write_text, write_whole
 from ..models import checkpoint
 from ..models.states import misfit
 from .crops import crop
@@ -51,7 +51,7 @@ def begin(
         FileNotFoundError: nothing to resume.
         FileExistsError: a run that is there, neither to be resumed nor overwritten.
         ValueError: a state of another plan, network or other classes; what differs is named. More epochs are no
-            difference.
+            difference. Another process that writes to the folder now.
     """
     state = None
     if resume or (resume is None and (out / "state.pt").exists()):
@@ -62,6 +62,7 @@ def begin(
         refuse_existing(out)
     if processes()[0] == 0:
         out.mkdir(parents=True, exist_ok=True)
+        hold(out)
         for name in NAMES:
             for half in out.glob(half_of(out / name).name):
                 half.unlink()
