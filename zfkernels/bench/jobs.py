@@ -13,7 +13,7 @@ import torch
 
 import zfkernels
 
-from . import nets, networks, ops, stacks
+from . import models, nets, networks, ops, stacks
 from .peers import Case, Setting
 from .shapes import CONVS, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, square
 
@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
     text: str
     build: Callable[[int, Setting], Case]
-    group: str  # "op", "network", "others", "growth" or "nets"
+    group: str  # "op", "network", "others", "growth", "models" or "nets"
     sizes: tuple[int, ...] | None = None
     missing: Callable[[], str] = str
 
@@ -88,5 +88,6 @@ JOBS: dict[str, Job] = {
     "step": Job("training step, ZFNet", networks.step, "network"),
     **{name: Job(name, partial(ops.conv, c), "others") for name, c in OTHERS.items()},
     **{f"grow-{axis}-{value}": grown(axis, value) for axis, values in GROWTH.items() for value in values},
+    **{name: Job(text, build, "models", None, net.missing) for name, net, text, build in models.jobs()},
     **{name: Job(text, build, "nets", (n,), net.missing) for name, net, text, build, n in nets.jobs()},
 }

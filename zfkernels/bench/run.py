@@ -17,6 +17,7 @@ QUICK_OPS = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", 
 QUICK = (*QUICK_OPS, "fused1", "unfused1", "forward", "logits", "project", "smallstep")
 SCALED = ("conv2", "conv3", "fused1", "convt2", "wgrad2", "pool1", "norm1", "forward")
 MALLOC = "GLIBC_TUNABLES"
+OTHERS = ("models", "nets")  # groups of other packages' networks, which take minutes: only where they are asked for
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 
 
@@ -27,10 +28,10 @@ def parts(text: str) -> list[str]:
 def select(wanted: str, quick: bool = False) -> list[str]:
     """The jobs that a list by commas asks for: names, ops (a name without its layer), networks (resnet50), groups.
 
-    Where it is empty all but those of group "nets".
+    Where it is empty all but those of OTHERS.
     """
     if not wanted:
-        return list(QUICK) if quick else [name for name, job in JOBS.items() if job.group != "nets"]
+        return list(QUICK) if quick else [name for name, job in JOBS.items() if job.group not in OTHERS]
     named = {
         name: (name, name.partition("-")[0] if job.group == "nets" else name.rstrip("0123456789"), job.group)
         for name, job in JOBS.items()
@@ -73,7 +74,7 @@ def run(
         for name in (name for name in names if not missing[name]):
             for n in JOBS[name].sizes or sizes:
                 case = make(name, n, setting)
-                own = measure.LONG if JOBS[name].group == "nets" else pace
+                own = measure.LONG if JOBS[name].group in OTHERS else pace
                 result["rows"].append(measure.measure(case, own, top))
                 report(tables.line(result["rows"][-1]))
                 save(result)

@@ -12,7 +12,7 @@ SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT
     "autograd": "autograd",
     "captum": "Captum",
 }
-GROUPS = {"op": "ops", "network": "networks", "others": "other networks' layers"}
+GROUPS = {"op": "ops", "network": "networks", "others": "other networks' layers", "models": "compiled networks"}
 NAMES = SHORT | {"compile": "torch.compile", "ort": "ONNX Runtime"}
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 

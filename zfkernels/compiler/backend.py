@@ -10,7 +10,7 @@ from . import graph
 from .program import Program
 
 MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-OPTIONS = {"watch_values": True}
+OPTIONS = {"watch_values": True, "tune": True}
 
 
 def backend(
@@ -36,6 +36,8 @@ def backend(
     Args:
         mode: any of torch.compile's; all mean the same here.
         options: {"watch_values": False}: addresses and versions alone tell that a weight has changed, not its values.
+            {"tune": False}: every convolution that our kernels have is theirs, and the same call gives the same bits in
+            every process; otherwise oneDNN's take those that it is measured to be faster at (choice.py).
 
     Raises:
         ValueError: an unknown mode or option.
@@ -48,7 +50,7 @@ def backend(
             raise ValueError(f"options may hold {', '.join(OPTIONS)}, True or False; got {name!r}: {value!r}")
     if not for_us(gm, example_inputs) or not graph.functional(gm.graph):
         return gm.forward
-    program = Program(gm, (OPTIONS | settings)["watch_values"])
+    program = Program(gm, **(OPTIONS | settings))
     filters = [example_inputs[i] for i in program.watched if i < len(example_inputs)]
     ours = program.watched and not any(t.is_inference() for t in filters)  # the changes of these nobody counts
     return program if ours else gm.forward

@@ -1,7 +1,7 @@
 """A step as a call of one kernel, its sizes, addresses and packed filters at hand: made when a graph first meets inputs
 of some shapes, for these alone.
 
-Which of the convolutions are ours, of all that our kernels can compute, is `pays`.
+`possible` says which our kernels can compute; choice.py, which of these they do.
 """
 
 import math
@@ -62,8 +62,8 @@ def plain(r: Registers, place: int) -> Tensor | None:
     return value.clone() if value.is_inference() else value
 
 
-def pays(step: Conv, at: Places, r: Registers) -> bool:
-    """Can our kernels compute the step, and are they faster than torch's?"""
+def possible(step: Conv, at: Places, r: Registers) -> bool:
+    """Can our kernels compute the step?"""
     x = r[at.x]
     filters = r[at.weight if at.weight >= 0 else at.norm[0]]
     if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.ndim != 4 or x.numel() == 0:
@@ -120,7 +120,7 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
     n, k = x.shape[0], filters.shape[0]
     kernel, stride, padding, ceil_mode = step.pool
     size = window.pool_map(conv_size, kernel, stride, padding, ceil_mode)
-    if min(size) < 1 or kernel[0] * kernel[1] > 255 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+    if not pools(kernel, padding, size):
         return torch_run(step, at)
     sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
     pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
@@ -135,6 +135,35 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
 
     return run
+
+
+def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) -> Run | None:
+    """A max-pooling of torch's, by our kernel: up to twice as fast on channels-last maps. None where it has none."""
+    x, (kernel, stride, padding, ceil_mode) = r[place], pool
+    if type(x) is not Tensor or x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
+        return None
+    size = window.pool_map(x.shape[2:], kernel, stride, padding, ceil_mode)
+    if x.device.type != "cpu" or not dense(x) or not pools(kernel, padding, size):
+        return None
+    sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(*x.shape[:2], *size)
+    f64 = x.dtype == torch.float64
+
+    def run(r: Registers) -> None:
+        x = r[place]
+        y = r[out] = x.new_empty_strided(shape, strides)
+        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), switches.data_ptr(), threads)
+
+    return run
+
+
+def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Have our kernels such a window, and does one fit into the map?"""
+    return (
+        min(size) >= 1
+        and kernel[0] * kernel[1] <= 255
+        and all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+    )
 
 
 def rounded_run(step: Conv, at: Places, filters: PreparedFilters) -> Run:

@@ -15,6 +15,7 @@ Pair = tuple[int, int]
 CONVS = (torch.conv2d, F.conv2d)
 ADDS = (operator.add, torch.add)
 RELUS = (F.relu, torch.relu)
+POOLS = (F.max_pool2d, torch.max_pool2d)
 LINEARS = (torch._C._nn.linear, F.linear)
 SOURCES = ("placeholder", "get_attr")
 
@@ -170,7 +171,7 @@ def rectifies(node: fx.Node) -> float | None:
 
 
 def pool_of(node: fx.Node) -> tuple[Pair, Pair, Pair, bool] | None:
-    if node.target not in (F.max_pool2d, torch.max_pool2d) or argument(node, 6, "return_indices", False) is not False:
+    if node.target not in POOLS or argument(node, 6, "return_indices", False) is not False:
         return None
     kernel, padding = pair(argument(node, 1, "kernel_size")), pair(argument(node, 3, "padding", 0))
     stride = argument(node, 2, "stride")

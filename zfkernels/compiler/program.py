@@ -5,10 +5,11 @@ from torch import fx
 
 from .. import _C
 from . import kernels
+from .choice import Choice
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
 from .sources import Sources
-from .torch_calls import attribute, by_torch, described, nodes_in, result_of
+from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
 
@@ -18,7 +19,7 @@ Plan = list[tuple[Run, tuple[int, ...]]]  # a call, and the registers that nobod
 class Program:
     """What torch calls in the place of the graph. It may be called from several threads."""
 
-    def __init__(self, gm: fx.GraphModule, watch_values: bool) -> None:
+    def __init__(self, gm: fx.GraphModule, watch_values: bool, tune: bool) -> None:
         self.gm = gm
         self.steps = steps_of(gm.graph)
         nodes = list(gm.graph.nodes)
@@ -34,6 +35,7 @@ class Program:
         self.dead = last_reads(self.steps, nodes[-1], self.place)
         self.result = result_of(nodes[-1], self.place)
         self.sources = Sources(watch_values)
+        self.choice = Choice(tune)
         self.filters: dict[int, kernels.PreparedFilters] = {}
         self.plans: dict[tuple, Plan] = {}
 
@@ -61,7 +63,10 @@ class Program:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
         filters, plan = self.filters, []
         for step, dead in zip(self.steps, self.dead, strict=True):
-            run = self.conv(step, r, filters, threads) if isinstance(step, Conv) else by_torch(step, self.place, r)
+            if isinstance(step, Conv):
+                run = self.conv(step, r, filters, threads)
+            else:
+                run = of_node(step, self.place, r, threads)
             run(r)
             for i in dead:
                 r[i] = None
@@ -73,11 +78,12 @@ class Program:
 
     def conv(self, step: Conv, r: Registers, filters: dict, threads: int) -> Run:
         at = places(step, self.place)
-        if not kernels.pays(step, at, r):
+        if not kernels.possible(step, at, r):
             return kernels.torch_run(step, at)
         if at.out not in filters:
             filters[at.out] = kernels.prepared(step, at, r)
-        return kernels.conv_run(step, at, r, filters[at.out], threads)
+        ours = kernels.conv_run(step, at, r, filters[at.out], threads)
+        return self.choice.of(step, at, r, filters[at.out], ours)
 
 
 def places(step: Conv, place: dict[fx.Node, int]) -> Places:

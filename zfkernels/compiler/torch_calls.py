@@ -1,19 +1,64 @@
-"""What is torch's: a node of the graph as a call of its own function on the registers; and the graph's result."""
+"""A node that no convolution took: max-pooling and Linear by our kernels, the rest by its own function; and what the
+graph gives back."""
 
 import operator
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ..ops.linear import LARGE, MOST_IMAGES, linear
+from .. import _C
+from ..backends.memory import address
+from ..ops.define import PLAIN
+from ..ops.linear import MOST_IMAGES
+from . import kernels
+from .graph import argument, function
 from .kernels import LAST, Registers, Run
-from .match import LINEARS
+from .match import LINEARS, POOLS, pool_of
+
+LEAST_LINEAR = 1 << 20  # bytes of a weight
 
 
-def by_torch(node: fx.Node, place: dict[fx.Node, int], r: Registers) -> Run:
+def of_node(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads: int) -> Run:
+    """The node as a call on the registers."""
+    if function(node) in POOLS and (pool := pool_of(node)) is not None:
+        run = kernels.pool_alone(place[argument(node, 0, "input")], place[node], r, pool, threads)
+    else:
+        run = linear_run(node, place, r, threads) if function(node) in LINEARS else None
+    return run or by_torch(node, place)
+
+
+def linear_run(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads: int) -> Run | None:
+    """A Linear of few images reads its weight once by our kernel. None where it has none."""
+    values = [argument(node, i, name) for i, name in enumerate(("input", "weight", "bias"))]
+    at = [place[v] if isinstance(v, fx.Node) else -1 for v in values]
+    if min(at[:2]) < 0:
+        return None
+    tensors = [r[i] for i in at if i >= 0]
+    x, weight = tensors[:2]
+    if any(type(t) not in PLAIN or t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in tensors):
+        return None
+    images, most = (len(x), MOST_IMAGES) if x.ndim == 2 else (0, 0)
+    if any(t.device.type != "cpu" for t in tensors) or not 0 < images <= most or weight.nbytes < LEAST_LINEAR:
+        return None
+    outputs, inputs = weight.shape
+    shape, (x_at, w_at, b_at), out = (images, outputs), at, place[node]
+
+    def run(r: Registers) -> None:
+        x, w, b = r[x_at], r[w_at], r[b_at] if b_at >= 0 else None
+        if not w.is_contiguous() or w.shape != (outputs, inputs):  # the weight was swapped for another
+            r[out] = F.linear(x, w, b)
+            return
+        y = r[out] = x.new_empty(shape)
+        _C.linear(False, images, inputs, outputs, x.data_ptr(), w.data_ptr(), address(b), y.data_ptr(), threads)
+
+    return run
+
+
+def by_torch(node: fx.Node, place: dict[fx.Node, int]) -> Run:
     """The node's function on the registers; the commonest forms of arguments without a search for nodes in them."""
-    target, out, args, kwargs = function_of(node, place, r), place[node], node.args, dict(node.kwargs)
+    target, out, args, kwargs = function_of(node), place[node], node.args, dict(node.kwargs)
     if not nodes_in(kwargs) and args:
         head, rest = args[0], args[1:]
         if isinstance(head, fx.Node) and not nodes_in(rest):
@@ -59,18 +104,13 @@ def of_tensors(target: Callable, many: list[int | None], kwargs: dict, out: int)
     return run
 
 
-def function_of(node: fx.Node, place: dict[fx.Node, int], r: Registers) -> Callable:
-    """A method is looked up by name. `view` is `reshape`, for maps are channels-last here. A Linear whose weight is
-    large is read once by our own kernel."""
+def function_of(node: fx.Node) -> Callable:
+    """A method is looked up by name. `view` is `reshape`, for maps are channels-last here."""
     if node.op == "call_method":
         name = node.target
         if name == "view" and not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
             name = "reshape"
         return operator.methodcaller(name) if len(node.args) == 1 and not node.kwargs else method(name)
-    if node.target in LINEARS and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
-        x, weight = (r[place[n]] for n in node.args[:2])
-        if weight.nbytes >= LARGE and x.ndim == 2 and len(x) <= MOST_IMAGES and len(node.args) == 3:
-            return linear
     return node.target
 
 

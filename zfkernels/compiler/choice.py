@@ -1,0 +1,103 @@
+"""Which of two ways computes a convolution: our kernel, or the one of oneDNN that torch has, with its filters packed
+once too and the same sum and rectifier in it.
+
+Neither is faster everywhere. On 3x3 filters of stride 1 ours are up to twice as fast (Winograd); at 1x1, strided and
+depthwise convolutions it is the processor that decides, by a tenth to a third either way. So both are run when a graph
+first meets inputs of some shapes, and the faster is kept. It costs a graph at most BUDGET seconds in all: later choices
+are those that the same layer had before, or ours.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _C
+from ..backends.prepared import PreparedFilters
+from . import kernels
+from .kernels import LAST, Places, Registers, Run
+from .match import Conv
+
+BUDGET = 3.0  # seconds for a graph
+MARGIN = 0.95  # of our time that oneDNN's may take to be taken
+LONG = 0.02  # seconds: calls as long as this are timed once
+TIMES = 4
+
+
+@dataclass
+class Choice:
+    """What a graph has measured so far."""
+
+    wanted: bool
+    spent: float = 0.0
+    onednn: dict[int, bool] = field(default_factory=dict)  # by the register of a step's result
+
+    def of(self, step: Conv, at: Places, r: Registers, filters: PreparedFilters, ours: Run) -> Run:
+        """The faster of our call and oneDNN's."""
+        if not self.wanted or not possible(step, at, r):
+            return ours
+        known = self.onednn.get(at.out)
+        if self.spent > BUDGET:
+            return onednn_run(step, at, r, filters) if known else ours
+        start = time.perf_counter()
+        other = onednn_run(step, at, r, filters)
+        best = fastest((ours, other), r)
+        self.onednn[at.out] = best[1] < MARGIN * best[0]
+        self.spent += time.perf_counter() - start
+        return other if self.onednn[at.out] else ours
+
+
+def fastest(runs: tuple[Run, ...], r: Registers) -> list[float]:
+    """The least seconds that each takes, after a call that does not count, in turns."""
+    best = [math.inf] * len(runs)
+    for turn in range(1 + TIMES):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            run(r)
+            best[i] = min(best[i], time.perf_counter() - start) if turn else math.inf
+        if turn and max(best) > LONG:
+            break
+    return best
+
+
+def possible(step: Conv, at: Places, r: Registers) -> bool:
+    """Has oneDNN the step, in float32, and are direct sums not asked for?"""
+    x = r[at.x]
+    fused = step.weight is not None and (step.add is None or r[at.add].shape == result_shape(step, at, r))
+    return fused and x.dtype == torch.float32 and _C.winograd() != 0 and torch.backends.mkldnn.is_available()
+
+
+def result_shape(step: Conv, at: Places, r: Registers) -> tuple[int, ...]:
+    x, weight = r[at.x], r[at.weight]
+    size = kernels.window.conv_map(x.shape[2:], weight.shape[2:], step.stride, step.padding, step.dilation)
+    return (x.shape[0], weight.shape[0], *size)
+
+
+def onednn_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters) -> Run:
+    """The step by the calls that torch's own compiler makes for it."""
+    window = [list(step.padding), list(step.stride), list(step.dilation), step.groups]
+    packed = torch.ops.mkldnn._reorder_convolution_weight(filters.filters, *window, list(r[at.x].shape))
+    bias, rectifier = filters.bias, (None, [])
+    if step.relu:
+        rectifier = ("relu", []) if step.cap == math.inf else ("hardtanh", [0.0, step.cap])
+    unary, binary = torch.ops.mkldnn._convolution_pointwise.default, torch.ops.mkldnn._convolution_pointwise.binary
+    attribute, scalars = rectifier
+
+    def run(r: Registers) -> None:
+        x = r[at.x].contiguous(memory_format=LAST)
+        y = unary(x, packed, bias, *window, attribute or "none", scalars, "")
+        r[at.out] = y if step.pool is None else pooled(step, y)
+
+    def run_add(r: Registers) -> None:
+        x, add = r[at.x].contiguous(memory_format=LAST), r[at.add].contiguous(memory_format=LAST)
+        r[at.out] = binary(x, add, packed, bias, *window, "add", 1.0, attribute, scalars, "")
+
+    return run if step.add is None else run_add
+
+
+def pooled(step: Conv, value: Tensor) -> Tensor:
+    kernel, stride, padding, ceil_mode = step.pool
+    return F.max_pool2d(value, kernel, stride, padding, 1, ceil_mode)
