@@ -24,8 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `zfkernels bench`."""
     add = parser.add_argument
     add("--quick", action="store_true", help="some jobs at N = 1, few rounds, no torch.compile: under 2 minutes")
-    text = "by commas: names (conv3), ops (conv), networks (resnet50), groups (op, network, others, growth, models, nets); "
-    add("--jobs", default="", help=text + "default: all but models and nets, other packages' networks, which take minutes")
+    text = (
+        "by commas: names (conv3), ops (conv), networks (resnet50), groups (op, network, others, growth, models, nets)"
+    )
+    text += "; default: all but models and nets, other packages' networks, which take minutes"
+    add("--jobs", default="", help=text)
     add("--n", default="", help="batch sizes, by commas (default: 1,8,32; on a GPU 1,16,128)")
     add("--threads", type=int, help="threads of every contender (default: torch's)")
     add("--backend", default="cpu", help="the zfkernels backend that is compared (%(default)s)")
