@@ -124,6 +124,18 @@ def spaced():
     return nn.Sequential(*layers, nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(16, 8, (1, 3), padding="valid"))
 
 
+def ghost():
+    """A sum written into a part of a concatenation, of which nothing else is read."""
+
+    def forward(self, x):
+        x = self.first(x)
+        out = torch.cat([x, self.cheap(x)], 1)[:, :24]
+        out += self.second(x)
+        return F.relu(out)
+
+    return Through(forward, first=conv(3, 16), cheap=conv(16, 16, groups=16), second=conv(16, 24))
+
+
 def named():
     """Two inputs, and outputs by name, one of them a map."""
 
@@ -145,7 +157,7 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, named, broken)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, named, broken)}
 
 
 def images(n=2, side=SIDE, dtype=torch.float32):

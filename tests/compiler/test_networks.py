@@ -172,13 +172,19 @@ def test_writes_that_somebody_sees():
         y.relu_()
         return part, z
 
+    def whole_and_part(self, x):
+        y = torch.cat([self.first(x), x], 1)
+        part = y[:, 1:3]
+        part += 1
+        return y, part
+
     def earlier_reader(self, x):
         y = self.first(x)
         z = self.third(y)
         y.relu_()
         return z.relu(), y
 
-    for forward in (into_input, into_part, under_view, earlier_reader):
+    for forward in (into_input, into_part, under_view, whole_and_part, earlier_reader):
         layers = {"first": conv(3, 16), "second": conv(2, 16), "third": conv(16, 16)}
         model = randomised(Through(forward, **layers), images())
         call, _ = compiled(model)
@@ -237,3 +243,52 @@ def test_exact_sums_when_asked():
             assert torch.equal(exact, zf.conv2d_relu(x, model[0].weight, model[0].bias, 1, 1))
         assert not torch.equal(fast, exact)
         assert torch.equal(fast, call(x))
+
+
+def test_a_dispatch_mode_sees_every_op():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, x = made("residual"), images()
+    call, watched = compiled(model)
+    expected = check(model, call, x)
+    program, given = watched.programs[0], []
+    watched.programs[0].sources.same = lambda tensors: given.append(tensors) or True
+    with torch.no_grad():
+        call(x)
+    inputs = [*given[0]]
+    order = [n.name for n in program.gm.graph.nodes if n.op == "placeholder"]
+    arguments = [x] * len(order)
+    for place, tensor in zip(program.watched, inputs, strict=True):
+        arguments[place] = tensor
+    linear = model[3][2]
+    for place in program.data:
+        arguments[place] = {"weight_": linear.weight, "bias_": linear.bias}.get(
+            order[place].rpartition("parameters_")[2], x
+        )
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        (out,) = program(*arguments)
+    assert counted.get_total_flops() > 0
+    torch.testing.assert_close(out, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_our_own_network():
+    from small import SMALL
+
+    import zfkernels as zf
+
+    model = zf.ZFNet(**SMALL).eval()
+    call, _ = compiled(model)
+    check(model, call, images(2, 48))
+
+
+def test_memory_of_a_call_is_given_back():
+    """No map is kept between calls, and none longer than its last reader."""
+    model = randomised(nn.Sequential(*[conv(16, 16), nn.ReLU()] * 6), torch.randn(1, 16, 24, 24))
+    call, watched = compiled(model)
+    x = torch.randn(1, 16, 24, 24)
+    with torch.no_grad():
+        call(x)
+    (plan,) = watched.programs[0].plans.values()
+    freed = [i for _, dead in plan for i in dead]
+    assert len(freed) == len(set(freed))
+    assert sum(len(dead) for _, dead in plan[1:]) >= 5

@@ -123,12 +123,19 @@ def name_of(target: object) -> str:
 def may_be_plain(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     written = argument(node, 0, "input")
     target = function(node)
-    if (target not in PLAIN and target not in WITH_INPLACE) or function(written) not in FRESH:
+    if (target not in PLAIN and target not in WITH_INPLACE) or not alone(written):
         return False
     if target in (operator.iadd, operator.imul, operator.isub, operator.itruediv) and not same_kind(node):
         return False
     earlier = [user for user in written.users if order[user] < order[node]]
     return all(function(u) in FRESH or (u.op == "call_method" and u.target in READERS) for u in earlier)
+
+
+def alone(written: object) -> bool:
+    """Is it memory that an op of the graph made, or a part of such memory of which nothing else is read?"""
+    if function(written) is operator.getitem and function(base := written.args[0]) in FRESH:
+        return len(base.users) == 1
+    return function(written) in FRESH
 
 
 def same_kind(node: fx.Node) -> bool:

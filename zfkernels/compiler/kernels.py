@@ -103,7 +103,7 @@ def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, thr
             y = r[at.out] = x.new_empty_strided(shape, strides)
             conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads)
 
-        return run
+        return keeping(filters, run)
 
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
@@ -112,7 +112,13 @@ def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, thr
         z = 0 if add is None else add.data_ptr()
         conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads)
 
-    return run_any
+    return keeping(filters, run_any)
+
+
+def keeping(filters: PreparedFilters, run: Run) -> Run:
+    """The call, which knows the filters by their addresses alone, with the filters themselves."""
+    run.filters = filters
+    return run
 
 
 def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, conv_size, threads: int) -> Run:
@@ -134,7 +140,7 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
         _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
 
-    return run
+    return keeping(filters, run)
 
 
 def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) -> Run | None:
