@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from compiled import NETWORKS, Through, check, compiled, conv, flat, images, inputs_of, made, residual
 from torch import nn
 
-from zfkernels.compiler import backend, match
+from zfkernels.compiler import backend, choice, match
 from zfkernels.compiler.program import Program
 from zfkernels.testing.weights import randomised
 
@@ -292,3 +292,38 @@ def test_memory_of_a_call_is_given_back():
     freed = [i for _, dead in plan for i in dead]
     assert len(freed) == len(set(freed))
     assert sum(len(dead) for _, dead in plan[1:]) >= 5
+
+
+@pytest.mark.parametrize("faster", ["ours", "onednn"])
+def test_either_kernel_is_right_and_the_faster_stays(monkeypatch, faster):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    measured, made_by_onednn = [], []
+    monkeypatch.setattr(
+        choice, "fastest", lambda runs, r: measured.append(runs) or [2.0, 1.0 if faster == "onednn" else 3]
+    )
+    run = choice.onednn_run
+    monkeypatch.setattr(choice, "onednn_run", lambda *a: made_by_onednn.append(a[0]) or run(*a))
+    for name in ("residual", "mobile", "dense", "spaced"):
+        model = made(name)
+        call, watched = compiled(model)
+        for n in (2, 1, 3):
+            check(model, call, *inputs_of(name, n))
+        with torch.no_grad():
+            model.get_parameter(next(iter(dict(model.named_parameters())))).mul_(1.1)
+        check(model, call, *inputs_of(name, 3))
+        assert bool(watched.programs[0].filters) == (faster == "ours") or name != "residual"
+    assert measured
+    assert len(made_by_onednn) > (len(measured) if faster == "onednn" else 0)
+    call, _ = compiled(model, options={"tune": False})
+    measured.clear()
+    check(model, call, images())
+    assert not measured
+
+
+def test_a_spent_budget_goes_by_what_is_known(monkeypatch):
+    monkeypatch.setattr(choice, "BUDGET", -1.0)
+    monkeypatch.setattr(choice, "fastest", lambda *_: pytest.fail("the budget is spent"))
+    model = made("residual")
+    call, _ = compiled(model)
+    check(model, call, images())

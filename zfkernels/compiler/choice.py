@@ -1,10 +1,10 @@
 """Which of two ways computes a convolution: our kernel, or the one of oneDNN that torch has, with its filters packed
 once too and the same sum and rectifier in it.
 
-Neither is faster everywhere. On 3x3 filters of stride 1 ours are up to twice as fast (Winograd); at 1x1, strided and
-depthwise convolutions it is the processor that decides, by a tenth to a third either way. So both are run when a graph
-first meets inputs of some shapes, and the faster is kept. It costs a graph at most BUDGET seconds in all: later choices
-are those that the same layer had before, or ours.
+Neither is faster everywhere. On filters of 3x3 and more of stride 1 ours are up to twice as fast (Winograd) unless maps
+are small; at 1x1, strided and depthwise convolutions the processor decides, by a tenth to a third either way. There
+both are run when a graph first meets inputs of some shapes, once for all its convolutions of the same sizes, and the
+faster is kept. It costs a graph at most BUDGET seconds in all: later choices are those of another batch size, or ours.
 """
 
 import math
@@ -22,6 +22,7 @@ from .kernels import LAST, Places, Registers, Run
 from .match import Conv
 
 BUDGET = 3.0  # seconds for a graph
+PIXELS = 128  # of a result, from which Winograd's kernels are ours without a measurement
 MARGIN = 0.95  # of our time that oneDNN's may take to be taken
 LONG = 0.02  # seconds: calls as long as this are timed once
 TIMES = 4
@@ -33,21 +34,23 @@ class Choice:
 
     wanted: bool
     spent: float = 0.0
-    onednn: dict[int, bool] = field(default_factory=dict)  # by the register of a step's result
+    onednn: dict[tuple, bool] = field(default_factory=dict)  # by a convolution's sizes, without and with the batch's
 
     def of(self, step: Conv, at: Places, r: Registers, filters: PreparedFilters, ours: Run) -> Run:
         """The faster of our call and oneDNN's."""
-        if not self.wanted or not possible(step, at, r):
+        if not self.wanted or not possible(step, at, r) or surely_ours(step, at, r, filters):
             return ours
-        known = self.onednn.get(at.out)
-        if self.spent > BUDGET:
+        n, *image = r[at.x].shape
+        sizes = (*image, *r[at.weight].shape, kernels.step_window(step), step.add is None, step.pool)
+        known = self.onednn.get((n, *sizes), self.onednn.get(sizes, False) if self.spent > BUDGET else None)
+        if known is not None:
             return onednn_run(step, at, r, filters) if known else ours
         start = time.perf_counter()
         other = onednn_run(step, at, r, filters)
         best = fastest((ours, other), r)
-        self.onednn[at.out] = best[1] < MARGIN * best[0]
+        known = self.onednn[sizes] = self.onednn[(n, *sizes)] = best[1] < MARGIN * best[0]
         self.spent += time.perf_counter() - start
-        return other if self.onednn[at.out] else ours
+        return other if known else ours
 
 
 def fastest(runs: tuple[Run, ...], r: Registers) -> list[float]:
@@ -68,6 +71,14 @@ def possible(step: Conv, at: Places, r: Registers) -> bool:
     x = r[at.x]
     fused = step.weight is not None and (step.add is None or r[at.add].shape == result_shape(step, at, r))
     return fused and x.dtype == torch.float32 and _C.winograd() != 0 and torch.backends.mkldnn.is_available()
+
+
+def surely_ours(step: Conv, at: Places, r: Registers, filters: PreparedFilters) -> bool:
+    n, _, height, width = result_shape(step, at, r)
+    if step.stride != (1, 1) or n * height * width < PIXELS:
+        return False
+    sizes, _ = filters.call(tuple(r[at.x].shape), (height, width), *kernels.step_window(step))
+    return _C.conv2d_kernels(_C.isa(), _C.winograd(), False, sizes, 0, False)[0] in ("tiles", "rows")
 
 
 def result_shape(step: Conv, at: Places, r: Registers) -> tuple[int, ...]:
