@@ -1,5 +1,5 @@
 """Which of two ways computes a convolution: our kernel, or the one of oneDNN that torch has, with its filters packed
-once too and the same sum and rectifier in it.
+once too and the same sum in it.
 
 Neither is faster everywhere. On filters of 3x3 and more of stride 1 ours are up to twice as fast (Winograd) unless maps
 are small; at 1x1, strided and depthwise convolutions the processor decides, by a tenth to a third either way. There
@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from .. import _C
 from ..backends.prepared import PreparedFilters
@@ -88,27 +86,20 @@ def result_shape(step: Conv, at: Places, r: Registers) -> tuple[int, ...]:
 
 
 def onednn_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters) -> Run:
-    """The step by the calls that torch's own compiler makes for it."""
+    """The step by the calls that torch's own compiler makes for it; but the rectifier is torch's, in place, for
+    oneDNN's makes a NaN 0."""
     window = [list(step.padding), list(step.stride), list(step.dilation), step.groups]
     packed = torch.ops.mkldnn._reorder_convolution_weight(filters.filters, *window, list(r[at.x].shape))
-    bias, rectifier = filters.bias, (None, [])
-    if step.relu:
-        rectifier = ("relu", []) if step.cap == math.inf else ("hardtanh", [0.0, step.cap])
-    unary, binary = torch.ops.mkldnn._convolution_pointwise.default, torch.ops.mkldnn._convolution_pointwise.binary
-    attribute, scalars = rectifier
+    bias = filters.bias
+    plain, summed = torch.ops.mkldnn._convolution_pointwise.default, torch.ops.mkldnn._convolution_pointwise.binary
 
     def run(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
-        y = unary(x, packed, bias, *window, attribute or "none", scalars, "")
-        r[at.out] = y if step.pool is None else pooled(step, y)
+        if step.add is None:
+            y = plain(x, packed, bias, *window, "none", [], "")
+        else:
+            add = r[at.add].contiguous(memory_format=LAST)
+            y = summed(x, add, packed, bias, *window, "add", 1.0, None, [], "")
+        r[at.out] = kernels.rectified(step, y)
 
-    def run_add(r: Registers) -> None:
-        x, add = r[at.x].contiguous(memory_format=LAST), r[at.add].contiguous(memory_format=LAST)
-        r[at.out] = binary(x, add, packed, bias, *window, "add", 1.0, attribute, scalars, "")
-
-    return run if step.add is None else run_add
-
-
-def pooled(step: Conv, value: Tensor) -> Tensor:
-    kernel, stride, padding, ceil_mode = step.pool
-    return F.max_pool2d(value, kernel, stride, padding, 1, ceil_mode)
+    return run

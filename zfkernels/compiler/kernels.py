@@ -198,11 +198,16 @@ def torch_run(step: Conv, at: Places) -> Run:
             value = F.batch_norm(value, *statistics, False, 0.0, step.norm.eps)
         if at.add >= 0:
             value = value + r[at.add]
-        if step.relu:
-            value = value.relu_() if step.cap == math.inf else value.clamp_(0, step.cap)
-        r[at.out] = value if step.pool is None else by_torch_pool(step, value)
+        r[at.out] = rectified(step, value)
 
     return run
+
+
+def rectified(step: Conv, value: Tensor) -> Tensor:
+    """The step's rectifier in place, and its pooling, by torch."""
+    if step.relu:
+        value = value.relu_() if step.cap == math.inf else value.clamp_(0, step.cap)
+    return value if step.pool is None else by_torch_pool(step, value)
 
 
 def by_torch_pool(step: Conv, value: Tensor) -> Tensor:
