@@ -1,4 +1,4 @@
-"""What one kernel computes: convolution, batch norm, residual sum, rectifier and pooling as one step; the rest is torch's."""
+"""What one kernel computes, as one step: convolution, batch norm, residual sum, rectifier, pooling."""
 
 import math
 import operator

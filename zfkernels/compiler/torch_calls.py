@@ -1,4 +1,4 @@
-"""What is torch's: a node of the graph as a call of its own function on the registers, and what the graph gives back."""
+"""What is torch's: a node of the graph as a call of its function on the registers, and what the graph gives back."""
 
 import operator
 from collections.abc import Callable
