@@ -47,7 +47,9 @@ struct TapList {
 #if defined(ZF_REGISTER)
 // clang-format off
 #define ZF_LANES_START_1(i, lo, hi) "vmovups (%[x]), " ZF_REGISTER(lo) "\n\t"
-#define ZF_LANES_START_2(i, lo, hi) ZF_LANES_START_1(i, lo, hi) "vmovups " ZF_TEXT(ZF_BYTES) "(%[x]), " ZF_REGISTER(hi) "\n\t"
+#define ZF_LANES_START_2(i, lo, hi)  \
+    ZF_LANES_START_1(i, lo, hi)      \
+    "vmovups " ZF_TEXT(ZF_BYTES) "(%[x]), " ZF_REGISTER(hi) "\n\t"
 #define ZF_LANES_WEIGHT_1 "vmovups (%[x],%[c]), " ZF_W0 "\n\t"
 #define ZF_LANES_WEIGHT_2 ZF_LANES_WEIGHT_1 "vmovups " ZF_TEXT(ZF_BYTES) "(%[x],%[c]), " ZF_W1 "\n\t"
 #define ZF_LANES_1(s, i, lo, hi)            \
@@ -90,7 +92,10 @@ struct TapList {
             : "memory", "cc", ZF_CLOBBERED);                                                                      \
     }
 #define ZF_LANES(count) \
-    ZF_LANES_OF(float, count, 1) ZF_LANES_OF(float, count, 2) ZF_LANES_OF(double, count, 1) ZF_LANES_OF(double, count, 2)
+    ZF_LANES_OF(float, count, 1)  \
+    ZF_LANES_OF(float, count, 2)  \
+    ZF_LANES_OF(double, count, 1) \
+    ZF_LANES_OF(double, count, 2)
 // clang-format on
 ZF_LANES(1)
 ZF_LANES(2)

@@ -199,7 +199,11 @@ def test_equals_whole_images(name, patch, monkeypatch):
     monkeypatch.setattr(covering, "MOST", float("inf"))
     found = occlusion_map(model, image, 1, **keep, batch_size=13)
     monkeypatch.setattr(covering, "MOST", 0)
+    fused = occlusion_map(model, image, 1, **keep)
+    monkeypatch.setattr(covering, "_traced", lambda *_: None)
     expected = occlusion_map(model, image, 1, **keep)
+    assert error(fused.logit, expected.logit.detach()) < 1e-11
+    assert error(fused.activity, expected.activity.detach()) < 1e-11
     assert expected.logit.std() > 0
     assert found.channel == expected.channel
     for part in ("logit", "probability", "activity"):
@@ -461,8 +465,10 @@ def test_a_forward_of_ones_own():
         occlusion_map(net.net, image, 1, forward=lambda model, images: {"out": model(images)})
 
 
-@pytest.mark.parametrize("head", [[], [nn.Sigmoid()], [nn.Softmax(1)], [nn.LogSoftmax(1)]])
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(
+    ("head", "classes"),
+    [([], 1), ([], 3), ([nn.Sigmoid()], 1), ([nn.Sigmoid()], 3), ([nn.Softmax(1)], 3), ([nn.LogSoftmax(1)], 3)],
+)
 def test_probabilities_are_the_models(head, classes):
     """The sigmoid of one logit, the softmax of several, and what a model's own head gives."""
     body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)]

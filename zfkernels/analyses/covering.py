@@ -5,23 +5,25 @@ covered(windows, cover, channel) the logits (N, classes) and one of the maps (N,
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..deconvnet.forward import Forward
 from ..deconvnet.serving import run_model
+from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.marks import hooked
-from ..graph.regions import Recomputed, Region
-from ..graph.rules import Rules
+from ..graph.regions import Recomputed, Region, share
+from ..graph.rules import Rules, Shapes
 from ..graph.trace import trace, unwrapped
 from ..graph.watch import watched
 from ..ops import checks
 from ..window import Pair
 from ..words import nearest
 
-MOST = 0.6  # of a forward pass's work, beyond which regions cost more than whole images
+MOST = 0.5  # of a forward pass's work, beyond which regions cost more than whole images
 
 
 class Regions:
@@ -53,45 +55,94 @@ class Regions:
         return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
 
 
+Answer = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and the layer's maps
+
+
 class Copies:
-    """By whole covered images, as the model runs them."""
+    """By whole covered images."""
 
-    def __init__(self, model: nn.Module, image: Tensor, layer: str | None, forward: Forward | None) -> None:
-        self.model, self.image, self.layer, self.forward = model, image, layer, forward or run_model
-
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.layer is None:
-            return _check_logits(self.forward(self.model, images), len(images)), None
-        outputs: list = []
-        module = self.model.get_submodule(self.layer)
-        with module.register_forward_hook(lambda module, args, output: outputs.append(output)):
-            logits = _check_logits(self.forward(self.model, images), len(images))
-        if not outputs:
-            raise ValueError(f"layer {self.layer!r} did not run in the forward pass; choose another")
-        return logits, _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], self.layer)
+    def __init__(self, image: Tensor, answer: Answer) -> None:
+        self.image, self.answer = image, answer
 
     def clear(self) -> tuple[Tensor, Tensor | None]:
-        logits, maps = self._run(self.image[None])
+        logits, maps = self.answer(self.image[None])
         return logits[0], None if maps is None else maps[0]
 
     def covered(self, windows: Tensor, cover: Tensor, channel: int | None) -> tuple[Tensor, Tensor | None]:
         images = self.image.expand(len(windows), -1, -1, -1).clone()
         for image, (top, left, bottom, right) in zip(images, windows.tolist(), strict=True):
             image[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
-        logits, maps = self._run(images)
+        logits, maps = self.answer(images)
         return logits, None if maps is None else maps[:, channel]
+
+
+def by_model(model: nn.Module, layer: str | None, forward: Forward | None) -> Answer:
+    """As the model runs them."""
+    forward = forward or run_model
+
+    def answer(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if layer is None:
+            return _check_logits(forward(model, images), len(images)), None
+        outputs: list = []
+        with model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
+            logits = _check_logits(forward(model, images), len(images))
+        if not outputs:
+            raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
+        return logits, _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
+
+    return answer
+
+
+def by_steps(graph: Graph, image: Tensor, wanted: list[int]) -> Answer:
+    """By a traced model's steps, batch norms folded, rectifiers fused. `wanted`: of the logits, and of the maps."""
+    rules = Rules(checks.backend(None, image))
+
+    def answer(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        kept = graph_run.run(graph, max(wanted), images, rules, wanted).kept
+        return kept[wanted[0]], kept[wanted[1]] if wanted[1:] else None
+
+    return answer
 
 
 def covering(
     model: nn.Module, image: Tensor, layer: str | None, patch: Pair, forward: Forward | None
 ) -> Regions | Copies:
-    """The cheaper way for windows of this size; after a warning Copies where what a window reaches cannot be told."""
-    if forward is not None:
-        return Copies(model, image, layer, forward)
-    regions = _by_regions(model, image, layer)
-    if regions is None or regions.run.share(patch) > MOST:
-        return Copies(model, image, layer, None)
-    return regions
+    """The cheaper way for windows of this size; after a warning the model's own where nothing else can be told."""
+    regions = None if forward is not None else _traced(model, image, layer, patch)
+    return regions or Copies(image, by_model(model, layer, forward))
+
+
+def _traced(model: nn.Module, image: Tensor, layer: str | None, patch: Pair) -> Regions | Copies | None:
+    """By a traced graph, or not by one: where gates that are no steps make nearly all of a pass whole."""
+    try:
+        if names := hooked(unwrapped(model)):
+            raise NotImplementedError(f"{min(names) or 'every module'} has hooks, which may change what it gives")
+        graph = trace(model)
+        if not graph.output:
+            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
+        if layer is not None and layer not in graph.submodules:
+            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
+        wanted = [graph.output, *([] if layer is None else [graph.submodules[layer]])]
+        shapes = _shapes(graph, image, wanted)
+        if shapes is not None and share(graph, wanted, shapes, patch) > MOST:
+            return Copies(image, by_steps(graph, image, wanted))
+        regions = Regions(trace(model, reshapes=True), image, layer)
+        clear = [getattr(regions.run.clear.get(i), "shape", None) for i in range(len(regions.graph.nodes) + 1)]
+        return regions if share(regions.graph, regions.run.wanted, clear, patch) <= MOST else None
+    except (NotImplementedError, RuntimeError) as error:
+        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=5)
+        return None
+
+
+def _shapes(graph: Graph, image: Tensor, wanted: list[int]) -> Shapes | None:
+    """The shapes of the values, if the steps are certain to be the model and give logits and maps."""
+    if graph.doubt(*wanted):
+        return None
+    try:
+        shapes = graph.shapes(image[None].shape, *wanted)
+    except (NotImplementedError, ValueError):
+        return None
+    return shapes if [len(shapes[number]) for number in wanted] in ([2], [2, 4]) else None
 
 
 def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:
@@ -100,21 +151,6 @@ def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:
         model, forward or run_model, image[None], lambda call, args, kwargs, *where: call(*args, **kwargs)
     )
     return "" if seen.graph.output is None else seen.calls[seen.graph.output]
-
-
-def _by_regions(model: nn.Module, image: Tensor, layer: str | None) -> Regions | None:
-    try:
-        if names := hooked(unwrapped(model)):
-            raise NotImplementedError(f"{min(names) or 'every module'} has hooks, which may change what it gives")
-        graph = trace(model, reshapes=True)
-        if not graph.output:
-            raise NotImplementedError(f"{type(model).__name__} gives something else than one tensor that it computes")
-        if layer is not None and layer not in graph.submodules:
-            raise NotImplementedError(f"{layer!r} gives no tensor of the traced model")
-        return Regions(graph, image, layer)
-    except (NotImplementedError, RuntimeError) as error:
-        warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=5)
-        return None
 
 
 def check_layer(model: nn.Module, layer: str | None) -> None:

@@ -98,8 +98,9 @@ def occlusion_map(
     with evaluation(model):
         check_layer(model, layer)
         network = covering(model, image, layer, patch, forward)
-        last = last_call(model, image, forward)
         clear_logits, clear_maps = network.clear()
+        like_probabilities = float(clear_logits.min()) >= 0 and float(clear_logits.max()) <= 1
+        last = last_call(model, image, forward) if like_probabilities else ""
         target = _one_of("target", target, clear_logits, "a class")
         if layer is not None:
             channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
@@ -129,8 +130,8 @@ def occlusion_map(
 
 
 def _probabilities(logits: torch.Tensor, last: str) -> torch.Tensor:
-    if last in ("softmax", "sigmoid", "log_softmax"):
-        return logits.exp() if last == "log_softmax" else logits
+    if last in ("softmax", "sigmoid"):
+        return logits
     return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
 
 

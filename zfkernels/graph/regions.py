@@ -57,20 +57,6 @@ class Recomputed:
             node.step.shape([inputs[0].shape], sizes)
         return node.step.run(inputs, self.rules)[0]
 
-    def share(self, size: Pair) -> float:
-        """How much of a whole pass's multiplications regions take for boxes of this size in the image."""
-        sizes, spent, whole = {0: size}, 0.0, 0.0
-        for number in self.needed:
-            node, after = self.graph.node(number), self.clear[number]
-            if not isinstance(after, Tensor):
-                sizes[number] = None
-                continue
-            sizes[number] = _reached(node.step, [sizes[i] for i in node.inputs], after)
-            work = _work(node.step, after)
-            whole += work
-            spent += work * (1.0 if sizes[number] is None else np.prod(sizes[number]) / after.shape[2:].numel())
-        return spent / whole if whole else 1.0
-
     def __call__(self, changed: Region) -> dict[int, Region | object]:
         """The wanted values, by number, for images that are `changed`: regions of maps, and whole all else."""
         values: dict[int, object] = {0: changed}
@@ -110,19 +96,35 @@ class Recomputed:
         return _at_origin(y) if isinstance(y, Tensor) and y.ndim == 4 and len(y) == sizes[0][0] else y
 
 
-def _reached(step: Step | Opaque, below: list[Pair | None], after: Tensor) -> Pair | None:
+def share(graph: Graph, wanted: list[int], shapes: Shapes, size: Pair) -> float:
+    """How much of a whole pass's multiplications regions take for boxes of this size in the image.
+
+    `shapes` of the values, by number; None for what is no tensor.
+    """
+    sizes, spent, whole = {0: size}, 0.0, 0.0
+    for number in graph.ancestors(*wanted):
+        node, after = graph.node(number), shapes[number]
+        sizes[number] = None if after is None else _reached(node.step, [sizes[i] for i in node.inputs], after)
+        if after is not None:
+            work = _work(node.step, after)
+            whole += work
+            spent += work * (1.0 if sizes[number] is None else np.prod(sizes[number]) / after[2:].numel())
+    return spent / whole if whole else 1.0
+
+
+def _reached(step: Step | Opaque, below: list[Pair | None], after: torch.Size) -> Pair | None:
     """The size of the region that a step makes of regions of these sizes; None for the whole value."""
-    if step.windows is None or None in below or after.ndim != 4:
+    if step.windows is None or None in below or len(after) != 4:
         return None
     size = tuple(max(part[a] for part in below) for a in (0, 1))
     for window in step.windows:
         size = tuple((size[a] + window.kernel[a] - 2) // window.stride[a] + 1 for a in (0, 1))
-    return tuple(min(size[a], after.shape[2 + a]) for a in (0, 1))
+    return tuple(min(size[a], after[2 + a]) for a in (0, 1))
 
 
-def _work(step: Step | Opaque, after: Tensor) -> float:
+def _work(step: Step | Opaque, after: torch.Size) -> float:
     """Multiplications, or what takes as long: memory moves a number in the time of some ten."""
-    numbers = after[0].numel()
+    numbers = after[1:].numel()
     if isinstance(step, Conv):
         return numbers * (step.channels[0] // step.groups * step.kernel[0] * step.kernel[1] + 10.0)
     return numbers * (step.features[0] / 4 if isinstance(step, Linear) else 10.0)
