@@ -1,7 +1,9 @@
 """torch.compile(model, backend="zfkernels"): what networks give, in which memory, by which graph."""
 
-import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,35 @@ from zfkernels.compiler import backend, choice, match
 from zfkernels.compiler.program import Program
 from zfkernels.testing.weights import randomised
 
+ROOT = Path(__file__).parents[2]
 
-def test_found_by_the_name():
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    module, name = re.search(r'torch_dynamo_backends\]\nzfkernels = "([\w.]+):(\w+)"', text).groups()
-    assert getattr(importlib.import_module(module), name) is backend
+
+BY_NAME = """
+import sys, torch
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU()).eval()
+fast, x = torch.compile(model, backend="zfkernels"), torch.randn(1, 3, 9, 9)
+assert "zfkernels" not in sys.modules
+with torch.no_grad():
+    torch.testing.assert_close(fast(x), model(x))
+assert "zfkernels.compiler.program" in sys.modules
+"""
+
+
+def test_found_by_its_name_without_an_import(tmp_path):
+    """Through the entry point of pyproject.toml, as an installed package states it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    (entry,) = re.findall(r"entry-points.torch_dynamo_backends\]\n(.+)\n", text)
+    stated = tmp_path / "stated-1.dist-info"
+    stated.mkdir()
+    (stated / "METADATA").write_text("Metadata-Version: 2.1\nName: stated\nVersion: 1\n")
+    (stated / "entry_points.txt").write_text("[torch_dynamo_backends]\n" + entry.replace('"', "") + "\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", BY_NAME], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+
+
+def test_importing_the_package_does_not_import_the_compiler():
+    code = "import sys, torch, zfkernels, zfkernels.nn; assert not [m for m in sys.modules if 'zfkernels.comp' in m]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
