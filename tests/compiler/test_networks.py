@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 BY_NAME = """
 import sys, torch
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU()).eval()
-fast, x = torch.compile(model, backend="zfkernels"), torch.randn(1, 3, 9, 9)
 assert "zfkernels" not in sys.modules
+fast, x = torch.compile(model, backend="zfkernels"), torch.randn(1, 3, 9, 9)
 with torch.no_grad():
     torch.testing.assert_close(fast(x), model(x))
 assert "zfkernels.compiler.program" in sys.modules
