@@ -136,6 +136,20 @@ def ghost():
     return Through(forward, first=conv(3, 16), cheap=conv(16, 16, groups=16), second=conv(16, 24))
 
 
+def padded():
+    """Zeros that are padded before a convolution, alike on both sides and not; others, and a padded map read twice."""
+
+    def forward(self, x):
+        x = F.relu(self.first(F.pad(x, (1, 1, 2, 2))))
+        x = self.second(F.pad(x, (0, 1, 0, 1)))
+        x = self.third(F.pad(x, [2, 2, 1, 1], value=0.5))
+        y = F.pad(x, (1, 1, 1, 1))
+        return self.third(y), y.mean((2, 3)), self.third(F.pad(x, (1, 1), mode="constant"))
+
+    first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2)
+    return Through(forward, first=first, second=second, third=nn.Conv2d(16, 16, 3))
+
+
 def named():
     """Two inputs, and outputs by name, one of them a map."""
 
@@ -157,7 +171,8 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, named, broken)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded)}
+NETWORKS |= {f.__name__: f for f in (named, broken)}
 
 
 def images(n=2, side=SIDE, dtype=torch.float32):

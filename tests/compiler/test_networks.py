@@ -87,6 +87,8 @@ def test_what_becomes_one_kernel():
         "flatten",
         torch._C._nn.linear,
     ]
+    _, watched = run("padded")
+    assert [getattr(step, "target", None) for step in watched.programs[0].steps].count(torch._C._nn.pad) == 4
     _, watched = run("mobile")
     convs = [step for step in watched.programs[0].steps if isinstance(step, match.Conv)]
     assert sorted(c.cap for c in convs if c.relu) == [4, 6, 6]

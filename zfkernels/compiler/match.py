@@ -16,6 +16,7 @@ CONVS = (torch.conv2d, F.conv2d)
 ADDS = (operator.add, torch.add)
 RELUS = (F.relu, torch.relu)
 POOLS = (F.max_pool2d, torch.max_pool2d)
+PADS = (F.pad, torch._C._nn.pad)
 LINEARS = (torch._C._nn.linear, F.linear)
 SOURCES = ("placeholder", "get_attr")
 
@@ -68,6 +69,8 @@ def steps_of(graph: fx.Graph) -> list[Conv | fx.Node]:
         if found is None:
             continue
         chain = [node]
+        if (whole := without_pad(found)) is not None:
+            replaced[found.x], found = None, whole
         while (grown := taken(found, chain[-1], replaced)) is not None:
             found = grown
             chain.append(found.node)
@@ -92,6 +95,27 @@ def conv_of(node: fx.Node) -> Conv | None:
     if padding is None or not isinstance(groups, int) or shape is None or shape.ndim != 4:
         return None
     return Conv(node, node, x, weight, bias, stride, padding, dilation, groups)
+
+
+def without_pad(conv: Conv) -> Conv | None:
+    """The convolution with the zeros that a node before it pads its input with, alike on both sides, as its own."""
+    node = conv.x
+    if function(node) not in PADS or len(node.users) != 1 or conv.weight is None:
+        return None
+    sizes, mode, value = argument(node, 1, "pad"), argument(node, 2, "mode", "constant"), argument(node, 3, "value")
+    if (
+        mode != "constant"
+        or isinstance(value, fx.Node)
+        or value not in (None, 0)
+        or not isinstance(sizes, (tuple, list))
+    ):
+        return None
+    if len(sizes) != 4 or not all(isinstance(n, int) and n >= 0 for n in sizes):
+        return None
+    left, right, top, bottom = sizes
+    padding = conv.padding[0] + top, conv.padding[1] + left
+    alike = left == right and top == bottom
+    return Conv(**dict(vars(conv), x=argument(node, 0, "input"), padding=padding)) if alike else None
 
 
 def norm_alone(node: fx.Node) -> Conv | None:
