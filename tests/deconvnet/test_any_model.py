@@ -397,6 +397,14 @@ def test_notes():
     assert deconv.project(images, "2", 1, method="guided").notes == (
         "no rectifiers, and so with their true derivatives under every method: SiLU (1)",
     )
+    mixed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 5, 3), nn.SiLU(), nn.PReLU(), nn.Hardtanh(0, 4))
+    deconv = zf.Deconvnet(
+        nets.alive(mixed).double(),
+        forward=lambda model, images: model(images).maximum(torch.zeros((), dtype=torch.float64)),
+    )
+    assert [note for note in deconv.project(images, "maximum", 1).notes if "derivative" in note] == [
+        "no rectifiers, and so with their true derivatives under every method: SiLU (1)"
+    ]
     plain = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU()))
     deconv = zf.Deconvnet(plain)
     assert deconv.switchless("2")

@@ -38,9 +38,10 @@ def see(model: nn.Module, forward: Forward, images: Tensor, rules: Rules, overri
 
 
 def _pass(model, forward, images, rules, overrides, wanted=(), uncapped=()) -> tuple[Seen, object]:
+    signals = Signals(rules, overrides, uncapped)
     try:
         # What the model changes in place is no leaf of autograd's.
-        return watched(model, forward, images.clone(), Signals(rules, overrides, uncapped), wanted)
+        seen, output = watched(model, forward, images.clone(), signals, wanted)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "training mode" in str(error):
             raise
@@ -49,6 +50,8 @@ def _pass(model, forward, images, rules, overrides, wanted=(), uncapped=()) -> t
             f"images of shape {tuple(images.shape)} do not suit {type(model).__name__}, whose forward says: {said} "
             f"({type(error).__name__}); a forward that needs more than images is given by Deconvnet(model, forward=...)"
         ) from error
+    seen.rectified = frozenset(signals.rectified)
+    return seen, output
 
 
 def values(

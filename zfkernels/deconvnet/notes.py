@@ -31,7 +31,7 @@ def notes(plan: Plan, layer: str, rules: Rules, overrides: Mapping[object, str])
 
 def _kept_derivatives(seen: Seen, stop: int, overrides: Mapping[object, str]) -> list[str]:
     numbers = [i for i in seen.graph.ancestors(stop) if is_nonlinear(seen.calls[i], seen.kinds[i], overrides)]
-    counts = Counter(seen.kinds[i] for i in numbers if not _one_value(seen, i))
+    counts = Counter(seen.kinds[i] for i in numbers if i not in seen.rectified and not _one_value(seen, i))
     if not counts:
         return []
     listed = ", ".join(f"{name} ({count})" for name, count in counts.most_common(SHOWN))

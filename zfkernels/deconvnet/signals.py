@@ -70,6 +70,7 @@ class Signals:
     def __init__(self, rules: Rules, overrides: Mapping[object, str], uncapped: Collection[int] = ()) -> None:
         self.rules, self.overrides, self.uncapped = rules, overrides, uncapped
         self.number = 0  # of the value that the call under way makes
+        self.rectified: set[int] = set()  # the numbers of rectifiers' values
 
     def __call__(self, function: Callable, args: tuple, kwargs: dict, module: nn.Module, number: int) -> object:
         self.number = number
@@ -89,6 +90,7 @@ class Signals:
 
     def _rectify(self, rectifier: Rectifier, in_place: Tensor | None) -> Tensor:
         """The rectifier's value with the method's backward, written into `in_place` if the model wants it there."""
+        self.rectified.add(self.number)
         x, slope, value = rectifier if self.number not in self.uncapped else rectifier._replace(value=torch.relu)
         x = x if in_place is None else x.clone()
         y = _Sent.apply(x, value, slope, None) if self.rules.method == "deconvnet" else value(x)

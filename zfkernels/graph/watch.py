@@ -49,6 +49,7 @@ class Seen:
     modules: list[str] = field(default_factory=list)  # the innermost module's name
     kinds: list[str] = field(default_factory=list)  # what to call a call's function, or the module that is nothing else
     kept: dict[int, Tensor] = field(default_factory=dict)
+    rectified: frozenset[int] = frozenset()  # the values whose calls were run as rectifiers
 
 
 class Watch(TorchFunctionMode):
