@@ -39,7 +39,7 @@ def skip_unless_served(backend: str, dtype: torch.dtype, call: Call, layout: str
         pytest.skip(f"{backend} does not serve {dtype}")
     if call.grouped != ((1, 1), 1) and not getattr(backends.module(backend), "GROUPS", True):
         pytest.skip(f"{backend} has neither groups nor dilation")
-    if backend in ("triton", "cuda") and call.fill == "broken":
+    if backend in ("triton", "cuda", "emulated") and call.fill == "broken":
         pytest.skip(f"{backend} multiplies the zeros around a map by the weights, and infinity times 0 is NaN")
     if backend in INTERPRETED:
         wanted = INTERPRETED_COMBINATIONS.get(dtype)
@@ -184,6 +184,7 @@ def test_switch_out_of_range_raises(backend, switch, op):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if getattr(backends.module(name), "TF32", False)])
 def test_tf32_where_it_is_allowed(backend, call):
     """Within its own bound, forward and backward, and not the same bits as without it where there is much to round."""
+    skip_unless_served(backend, torch.float32, call)
     plain = call.tensors(torch.float32)
     tensors = {name: value.to(device[backend]) for name, value in plain.items()}
     wanted = {n: v.requires_grad_() for n, v in tensors.items() if n != "switches"}
@@ -222,6 +223,8 @@ def test_expanded_cotangent_and_weight(backend):
 def test_weight_of_stride_zero(backend, call, dim):
     """A weight that is one slice said many times, as the gradient of a sum is, against its dense copy."""
     dtype = torch.float64 if torch.float64 in backends.module(backend).DTYPES else torch.float32
+    if backend != "reference":
+        skip_unless_served(backend, dtype, call)
     if backend in INTERPRETED and (dim or call.name not in ("primes", "rectangular")):
         pytest.skip(f"{backend} is interpreted, which is slow")
     tensors = {name: value.to(device.get(backend, "cpu")) for name, value in call.tensors(dtype).items()}
