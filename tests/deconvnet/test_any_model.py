@@ -458,3 +458,9 @@ def test_a_quantized_model_is_refused():
         net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {nn.Linear})
     with pytest.raises(TypeError, match=r"has '1', which is quantized; pass the model before that"):
         zf.Deconvnet(net)
+
+
+def test_modules_below_a_layer_that_is_not_traced():
+    net = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 5, 3), nn.SiLU(), nn.Conv2d(5, 5, 1)))
+    assert zf.Deconvnet(net).engine("2").name == "own forward"
+    assert zf.Deconvnet(net).modules_below("2") == ["0", "2"]

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..deconvnet.forward import Forward
-from ..deconvnet.serving import run_model
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.marks import hooked
@@ -78,14 +77,16 @@ class Copies:
 
 def by_model(model: nn.Module, layer: str | None, forward: Forward | None) -> Answer:
     """As the model runs them."""
-    forward = forward or run_model
+
+    def run(images: Tensor) -> object:
+        return model(images) if forward is None else forward(model, images)
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if layer is None:
-            return _check_logits(forward(model, images), len(images)), None
+            return _check_logits(run(images), len(images)), None
         outputs: list = []
         with model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
-            logits = _check_logits(forward(model, images), len(images))
+            logits = _check_logits(run(images), len(images))
         if not outputs:
             raise ValueError(f"layer {layer!r} did not run in the forward pass; choose another")
         return logits, _check_maps(outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1], layer)
@@ -126,9 +127,12 @@ def _traced(model: nn.Module, image: Tensor, layer: str | None, patch: Pair) -> 
         shapes = _shapes(graph, image, wanted)
         if shapes is not None and share(graph, wanted, shapes, patch) > MOST:
             return Copies(image, by_steps(graph, image, wanted))
-        regions = Regions(trace(model, reshapes=True), image, layer)
-        clear = [getattr(regions.run.clear.get(i), "shape", None) for i in range(len(regions.graph.nodes) + 1)]
-        return regions if share(regions.graph, regions.run.wanted, clear, patch) <= MOST else None
+        if shapes is not None:
+            return Regions(graph, image, layer)
+        graph = trace(model, reshapes=True)
+        regions = Regions(graph, image, layer)
+        shapes = [getattr(regions.run.clear.get(i), "shape", None) for i in range(len(graph.nodes) + 1)]
+        return regions if share(graph, regions.run.wanted, shapes, patch) <= MOST else None
     except (NotImplementedError, RuntimeError) as error:
         warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=5)
         return None
@@ -147,9 +151,7 @@ def _shapes(graph: Graph, image: Tensor, wanted: list[int]) -> Shapes | None:
 
 def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:
     """What the model's output comes out of: "softmax", say."""
-    seen, _ = watched(
-        model, forward or run_model, image[None], lambda call, args, kwargs, *where: call(*args, **kwargs)
-    )
+    seen, _ = watched(model, forward, image[None], lambda call, args, kwargs, *where: call(*args, **kwargs))
     return "" if seen.graph.output is None else seen.calls[seen.graph.output]
 
 

@@ -24,7 +24,7 @@ from ..ops import checks
 from .cones import Cones, largest, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
-from .serving import Engine, Plan, Planner, check_overrides, checked, run_model, uncapped
+from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
@@ -165,7 +165,7 @@ class Deconvnet:
         numbers = set(plan.stops.values())
         if plan.seen is not None:
             caps = plan.uncapped if lift else {}
-            return values(self._planner.model, self.forward or run_model, images, numbers, rules, plan.seen, caps)
+            return values(self._planner.model, self.forward, images, numbers, rules, plan.seen, caps)
         plan = plan if lift else plan._replace(uncapped={})
         if len(numbers) == 1:
             (number,) = numbers
@@ -365,7 +365,7 @@ class Deconvnet:
         """The way up to the value numbered `stop` and down."""
         if plan.seen is None:
             return Cones(uncapped(plan), stop, plan.shapes[: stop + 1])
-        return Own(self._planner.model, self.forward or run_model, self.rules, plan.seen, stop, plan.uncapped)
+        return Own(self._planner.model, self.forward, self.rules, plan.seen, stop, plan.uncapped)
 
     def _rules(self, images: Tensor, method: str, norm: str) -> Rules:
         if norm not in NORMS:

@@ -27,7 +27,9 @@ class Run(NamedTuple):
     images: Tensor
 
 
-def see(model: nn.Module, forward: Forward, images: Tensor, rules: Rules, overrides: Mapping[object, str]) -> Seen:
+def see(
+    model: nn.Module, forward: Forward | None, images: Tensor, rules: Rules, overrides: Mapping[object, str]
+) -> Seen:
     """A whole pass of `images`, watched as `Own` runs it: the layers' names, shapes and receptive fields.
 
     ValueError where the model cannot run them.
@@ -56,7 +58,7 @@ def _pass(model, forward, images, rules, overrides, wanted=(), uncapped=()) -> t
 
 def values(
     model: nn.Module,
-    forward: Forward,
+    forward: Forward | None,
     images: Tensor,
     numbers: Collection[int],
     rules: Rules,
@@ -75,7 +77,7 @@ class Own:
     def __init__(
         self,
         model: nn.Module,
-        forward: Forward,
+        forward: Forward | None,
         overrides: Mapping[object, str],
         seen: Seen,
         stop: int,

@@ -103,7 +103,7 @@ class Planner:
             sample = images[:2] if keep and len(images) else images
             sample = sample if len(sample) else images.new_zeros(1, *images.shape[1:])
             rules = Rules(checks.backend(None, images), "gradient")
-            seen = see(self.model, self.forward or run_model, sample, rules, self.overrides)
+            seen = see(self.model, self.forward, sample, rules, self.overrides)
             if not keep:
                 return seen
             self.seen[kind] = seen
@@ -161,10 +161,6 @@ def uncapped(plan: Plan) -> Graph:
             nodes[number - 1] = replace(nodes[number - 1], step=replace(nodes[number - 1].step, cap=float("inf")))
         plan.graph.known[key] = replace(plan.graph, nodes=nodes, known={})
     return plan.graph.known[key]
-
-
-def run_model(model: nn.Module, images: Tensor) -> object:
-    return model(images)
 
 
 def checked(model: nn.Module) -> nn.Module:

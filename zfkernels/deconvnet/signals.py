@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 from ..graph.rules import Rules
 from ..graph.steps import norm_factors
 from ..graph.translate import DROPOUTS, words
-from ..graph.watch import METHODS, name_of
+from ..graph.watch import key_of, name_of
 from ..ops.checks import LARGEST_WINDOW
 from ..ops.max_pool import max_pool2d
 from ..window import pool_map
@@ -74,7 +74,7 @@ class Signals:
 
     def __call__(self, function: Callable, args: tuple, kwargs: dict, module: nn.Module, number: int) -> object:
         self.number = number
-        key = function.__name__ if type(function).__name__ in METHODS else function
+        key = key_of(function)
         override = self.overrides.get(key) or self.overrides.get(type(module))
         if override == "gradient":
             return function(*args, **kwargs)

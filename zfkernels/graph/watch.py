@@ -46,7 +46,6 @@ class Seen:
     graph: Graph = field(default_factory=Graph)
     shapes: list[Size] = field(default_factory=list)  # of each value; of the first tensor where a call gives several
     calls: list[str] = field(default_factory=list)  # what was called
-    modules: list[str] = field(default_factory=list)  # the innermost module's name
     kinds: list[str] = field(default_factory=list)  # what to call a call's function, or the module that is nothing else
     kept: dict[int, Tensor] = field(default_factory=dict)
     rectified: frozenset[int] = frozenset()  # the values whose calls were run as rectifiers
@@ -61,7 +60,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, images: Tensor, call: Call, wanted: Collection[int] = ()) -> None:
         super().__init__()
         self.model, self.call, self.wanted = model, call, set(wanted)
-        self.seen = Seen(shapes=[images.shape], calls=[""], modules=[""], kinds=[""])
+        self.seen = Seen(shapes=[images.shape], calls=[""], kinds=[""])
         self.held = WeakTensorKeyDictionary({images: 0})
         self.running: list[tuple[str, nn.Module]] = [("", model)]
         self.results: dict[str, int] = {}
@@ -129,12 +128,11 @@ class Watch(TorchFunctionMode):
         seen, self.begun = self.seen, True
         for step in part.steps:
             last = step is part.steps[-1]
-            seen.graph.nodes.append(Node(name, step, inputs, role if last else "between"))
+            module = self.running[-1][0]
+            seen.graph.nodes.append(Node(name, step, inputs, role if last else "between", module))
             seen.shapes.append(made[0].shape)
             seen.calls.append(called)
-            seen.modules.append(self.running[-1][0])
-            kind = type(leaf[1]).__name__ if leaf is not None and translate.is_leaf(leaf[1]) else called
-            seen.kinds.append(kind if leaf is None or not list(leaf[1].children()) else called)
+            seen.kinds.append(called if leaf is None or list(leaf[1].children()) else type(leaf[1]).__name__)
             inputs = (len(seen.graph.nodes),)
         number = inputs[0]
         for x in made:
@@ -168,7 +166,7 @@ class Watch(TorchFunctionMode):
 
     def _part(self, name: str, function, args: tuple, kwargs: dict, made: Tensor) -> tuple[Part, tuple[int, ...]]:
         """The steps of a call and the numbers of the values that they take, as trace.py reads them."""
-        key = function.__name__ if type(function).__name__ in METHODS else function
+        key = key_of(function)
         arguments, keywords = list(args), dict(kwargs)
         if key in ARITHMETIC:
             operands = [*arguments, *(keywords.pop(k) for k in ("input", "other") if k in keywords)]
@@ -213,7 +211,9 @@ class Watch(TorchFunctionMode):
         return made.ndim == 4 and sizes <= {made.shape[2:]} and called in POINTWISE_NAMES
 
 
-METHODS = ("method_descriptor", "wrapper_descriptor")
+def key_of(function: Callable) -> Callable | str:
+    """What tables of functions name a call by: a tensor's method by its name."""
+    return function.__name__ if type(function).__name__ in ("method_descriptor", "wrapper_descriptor") else function
 
 
 def _reader(value: object) -> object:
@@ -257,15 +257,18 @@ def _hooked(model: nn.Module, watch: Watch) -> Iterator[None]:
 
 
 def watched(
-    model: nn.Module, forward: Callable, images: Tensor, call: Call, wanted: Collection[int] = ()
+    model: nn.Module, forward: Callable | None, images: Tensor, call: Call, wanted: Collection[int] = ()
 ) -> tuple[Seen, object]:
-    """What a pass of forward(model, images) shows, and its output, which is None if it stopped before the end."""
+    """What a pass of forward(model, images) shows, or of model(images) if `forward` is None; and its output.
+
+    The output is None if the pass stopped before the end.
+    """
     watch, output = Watch(model, images, call, wanted), None
     eager, exact = torch.compiler.set_stance("force_eager"), torch.autocast(images.device.type, enabled=False)
     with _hooked(model, watch), eager, exact:
         try:
             with watch:
-                output = forward(model, images)
+                output = model(images) if forward is None else forward(model, images)
         except Stopped:
             pass
     seen = watch.seen
