@@ -5,13 +5,13 @@ run(): the module and its options import no torch, so that help, completion and 
 """
 
 import argparse
-import difflib
 import importlib
 import io
 import os
 import sys
 
 from . import __version__
+from .words import nearest
 
 COMMANDS = {  # name -> what it does
     "demo": "train a small ZFNet on photographs and write a page of what it learned",
@@ -83,9 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that are no text
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    near = nearest(command, tuple(COMMANDS))
     if near and command not in COMMANDS and command == arguments[0]:
-        return mistake("zfkernels", f"invalid choice: {command!r}, did you mean {near[0]!r}?")
+        return mistake("zfkernels", f"invalid choice: {command!r}{near}")
     args = parser(command).parse_args(arguments)
     try:
         if command not in NEED_NO_BACKEND:

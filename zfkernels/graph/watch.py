@@ -62,7 +62,7 @@ class Watch(TorchFunctionMode):
         self.model, self.call, self.wanted = model, call, set(wanted)
         self.seen = Seen(shapes=[images.shape], calls=[""], kinds=[""])
         self.held = WeakTensorKeyDictionary({images: 0})
-        self.running: list[tuple[str, nn.Module]] = [("", model)]
+        self.running: list[tuple[str, nn.Module, bool]] = [("", model, False)]  # name, module, whether it is a leaf
         self.results: dict[str, int] = {}
         self.uses: Counter[str] = Counter()  # how often each leaf has been entered
         self.counts: Counter[str] = Counter()  # how often each name has been given
@@ -88,12 +88,12 @@ class Watch(TorchFunctionMode):
     @property
     def _leaf(self) -> tuple[str, nn.Module] | None:
         """The outermost of the running modules that is a leaf, one of torch's own."""
-        return next((item for item in self.running if item[0] and translate.is_leaf(item[1])), None)
+        return next(((name, module) for name, module, leaf in self.running if leaf), None)
 
     def enter(self, name: str, module: nn.Module) -> None:
-        outside = self._leaf is None
-        self.running.append((name, module))
-        if outside and translate.is_leaf(module):
+        outside, leaf = self._leaf is None, translate.is_leaf(module)
+        self.running.append((name, module, leaf))
+        if outside and leaf:
             self.uses[name] += 1
             self.begun = False
 
