@@ -94,13 +94,15 @@ def by_model(model: nn.Module, layer: str | None, forward: Forward | None) -> An
     return answer
 
 
-def by_steps(graph: Graph, image: Tensor, wanted: list[int]) -> Answer:
+def by_steps(graph: Graph, image: Tensor, wanted: list[int], shapes: Shapes) -> Answer:
     """By a traced model's steps, batch norms folded, rectifiers fused. `wanted`: of the logits, and of the maps."""
     rules = Rules(checks.backend(None, image))
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        kept = graph_run.run(graph, max(wanted), images, rules, wanted).kept
-        return kept[wanted[0]], kept[wanted[1]] if wanted[1:] else None
+        parts = graph_run.split(images, shapes)
+        kept = [graph_run.run(graph, max(wanted), part, rules, wanted).kept for part in parts]
+        logits, *maps = (graph_run.joined([values[number] for values in kept]) for number in wanted)
+        return logits, maps[0] if maps else None
 
     return answer
 
@@ -126,7 +128,7 @@ def _traced(model: nn.Module, image: Tensor, layer: str | None, patch: Pair) -> 
         wanted = [graph.output, *([] if layer is None else [graph.submodules[layer]])]
         shapes = _shapes(graph, image, wanted)
         if shapes is not None and share(graph, wanted, shapes, patch) > MOST:
-            return Copies(image, by_steps(graph, image, wanted))
+            return Copies(image, by_steps(graph, image, wanted, shapes))
         if shapes is not None:
             return Regions(graph, image, layer)
         graph = trace(model, reshapes=True)

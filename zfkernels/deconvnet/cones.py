@@ -273,11 +273,6 @@ def largest_box(reaches: dict[int, list[graph_run.Reach]], shapes: Shapes) -> in
     return most
 
 
-def largest(shapes: Shapes) -> int:
-    """The elements of the largest value of one image."""
-    return max(shape[1:].numel() for shape in shapes if shape is not None)
-
-
 def passes(numbers: np.ndarray, elements: int, most: int) -> list[np.ndarray]:
     """`numbers` in runs that make at most `most` elements, each making so many; at least 1 in each run."""
     count = max(1, most // elements)

@@ -18,18 +18,16 @@ from torch import Tensor, nn
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
-from ..graph.rules import Rules, Shapes
+from ..graph.rules import Rules
 from ..graph.translate import is_leaf
 from ..ops import checks
-from .cones import Cones, largest, passes
+from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
-# The largest map, in elements, that one pass makes: more images or units are taken in several passes.
-PASS_ELEMENTS = 2**24
 CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
 
@@ -150,7 +148,7 @@ class Deconvnet:
         if not layers:
             return {}
         plan, rules = self._planner.plan(images, layers, again), Rules(checks.backend(None, images))
-        parts = self._split(images, plan.shapes)
+        parts = graph_run.split(images, plan.shapes)
         try:
             with torch.autocast(images.device.type, enabled=False):
                 kept = [self._kept(plan, part, rules, lift) for part in parts]
@@ -158,7 +156,7 @@ class Deconvnet:
             if again:
                 raise RuntimeError(CHANGES) from None
             return self._values(images, layers, lift, again=True)
-        return {layer: _joined([values[number] for values in kept]) for layer, number in plan.stops.items()}
+        return {layer: graph_run.joined([values[number] for values in kept]) for layer, number in plan.stops.items()}
 
     def _kept(self, plan: Plan, images: Tensor, rules: Rules, lift: bool) -> dict[int, Tensor]:
         """The values of the plan's layers, by number."""
@@ -341,10 +339,11 @@ class Deconvnet:
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
         needed, index = np.unique(units.images, return_inverse=True)
-        for part in passes(np.arange(len(needed)), largest(plan.shapes), PASS_ELEMENTS):
+        most = graph_run.pass_elements(device)
+        for part in passes(np.arange(len(needed)), graph_run.largest(plan.shapes), most):
             run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
             here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
-            for rows in passes(here, engine.unit_elements, PASS_ELEMENTS):
+            for rows in passes(here, engine.unit_elements, most):
                 chosen = units.take(rows)._replace(images=index[rows] - part[0])
                 if look:
                     units.positions[rows] = chosen.positions[:] = strongest(run.value, chosen)
@@ -374,9 +373,6 @@ class Deconvnet:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
 
-    def _split(self, images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
-        return images.split(max(1, PASS_ELEMENTS // largest(shapes)))
-
 
 def _owners(name: str, module: nn.Module) -> list[str]:
     """The modules with weights of their own that a call in this module reads."""
@@ -388,8 +384,3 @@ def _owners(name: str, module: nn.Module) -> list[str]:
 def _parametrizations(module: nn.Module) -> list[tuple[str, nn.Module]]:
     kept = getattr(module, "parametrizations", {})
     return [(f"parametrizations.{key}", kept[key]) for key in kept]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The batch whose parts the passes served; of one pass its own tensor, not a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

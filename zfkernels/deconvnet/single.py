@@ -65,7 +65,7 @@ def _layer(signal: Single, by: Passage) -> list[Signal] | None:
     conv = step.conv
     if not conv.dense:
         return None
-    values = _rectified(signal, step.rectify, record, by.rules)
+    values = _rectified(signal, step, record, by.rules)
     if step.pool is not None:
         units = _winner(step.pool, record.switches, units)
     channels = on(values.device, units.channels)
@@ -75,11 +75,11 @@ def _layer(signal: Single, by: Passage) -> list[Signal] | None:
     return [Box(g, units.positions * conv.stride - conv.padding)]
 
 
-def _rectified(signal: Single, rectify: bool, record: Record, rules: Rules) -> Tensor:
+def _rectified(signal: Single, layer: Layer, record: Record, rules: Rules) -> Tensor:
     values = signal.values
-    if rectify and record.passed is not None:
-        values = passed_on(values, at(record.passed, signal.units))
-    return values.relu() if rectify and rules.method != "gradient" else values
+    if record.passed is not None:
+        values = passed_on(values, at(record.passed, signal.units), cap=layer.cap)
+    return values.relu() if layer.rectify and rules.method != "gradient" else values
 
 
 def _winner(pool: Pool, switches: Tensor, units: Units) -> Units:

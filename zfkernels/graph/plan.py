@@ -1,5 +1,6 @@
 """How a graph is run on whole maps: its steps in order, what stands on a convolution alone fused into it."""
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
@@ -103,11 +104,13 @@ def _nest(concats: list[int], taken: dict[int, tuple[int, ...]]) -> None:
 def _fused(layer: Layer, node: Node) -> Layer | None:
     """The layer with one more step on it, if one kernel does both."""
     step = node.step
-    if isinstance(step, Affine) and not layer.rectify and layer.pool is None:
+    if layer.pool is not None:
+        return None
+    if isinstance(step, Affine) and not layer.rectify:
         return replace(layer, batch_norms=(*layer.batch_norms, step))
-    if isinstance(step, ReLU) and step == ReLU(step.name) and not layer.rectify and layer.pool is None:
-        return replace(layer, rectify=True)
-    if isinstance(step, Pool) and layer.pool is None:
+    if isinstance(step, ReLU) and step.slope == 0 and not layer.rectify:
+        return replace(layer, rectify=True, cap=step.cap)
+    if isinstance(step, Pool) and layer.cap == math.inf:
         return replace(layer, pool=step)
     return None
 

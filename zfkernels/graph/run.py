@@ -1,18 +1,24 @@
 """A graph run forward on whole maps, and the receptive fields of its units."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..window import Pair
 from .graph import Graph
 from .layer import Record
 from .plan import Planned, plan
-from .rules import Rules
+from .rules import Rules, Shapes
 
 WHOLE = 2**40  # more than any map
+
+# The elements of the largest value that one pass makes: more images or units are taken in several passes. On a CPU
+# malloc keeps blocks of up to 32 MiB; a larger one is made of fresh pages each time, a quarter of ResNet-50's time.
+PASS_ELEMENTS = 2**24
+PASS_ELEMENTS_CPU = 2**23
 
 
 class Run(NamedTuple):
@@ -34,6 +40,25 @@ def run(graph: Graph, stop: int, images: Tensor, rules: Rules, keep: Collection[
         for i in last:
             del values[i]
     return Run(values[way.same[stop]], way.same[stop], way.steps, recorded, {i: values[way.same[i]] for i in keep})
+
+
+def pass_elements(device: torch.device) -> int:
+    return PASS_ELEMENTS_CPU if device.type == "cpu" else PASS_ELEMENTS
+
+
+def split(images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
+    """So many images at a time as fit into a pass; `shapes` of the values, by number."""
+    return images.split(max(1, pass_elements(images.device) // largest(shapes)))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The batch whose parts the passes served; of one pass its own tensor, not a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def largest(shapes: Shapes) -> int:
+    """The elements of the largest value of one image."""
+    return max(shape[1:].numel() for shape in shapes if shape is not None)
 
 
 def last_uses(graph: Graph, needed: list[int]) -> dict[int, int]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from ..ops import checks
-from ..ops.conv import conv2d, conv_transpose2d
+from ..ops.conv import conv2d, conv2d_add, conv_transpose2d
 from ..ops.max_pool import max_pool2d, max_unpool2d
 from ..window import Pair, Window, conv_map, pool_map
 from .rules import Read, Rules, Shapes, check_count, check_size
@@ -56,6 +56,11 @@ class Affine:
         scale, _ = self.scale_and_shift()
         scale = scale.view(-1, *[1] * (g.ndim - 2))
         return g.mul_(scale) if own else g * scale
+
+
+def capped(y: Tensor, cap: float) -> Tensor:
+    """min(max(0, y), cap) in the place of y."""
+    return y.relu_() if cap == math.inf else F.hardtanh(y, 0.0, cap, True)
 
 
 @dataclass(frozen=True)
@@ -136,15 +141,19 @@ class Conv:
     def convolve(self, x: Tensor, padding: Pair, rules: Rules) -> Tensor:
         filters = self.filters(self.weight().detach())
         checks.alike("weight", filters, "x", x)
-        return self.by_filters(x, filters, None if self.bias is None else self.bias().detach(), padding, False, rules)
+        return self.by_filters(x, filters, None if self.bias is None else self.bias().detach(), padding, None, rules)
 
     def by_filters(
-        self, x: Tensor, filters: Tensor, bias: Tensor | None, padding: Pair, rectify: bool, rules: Rules
+        self, x: Tensor, filters: Tensor, bias: Tensor | None, padding: Pair, cap: float | None, rules: Rules
     ) -> Tensor:
-        """The convolution with what `filters` gave and this padding."""
+        """The convolution with what `filters` gave and this padding; with a cap, which may be infinite, rectified."""
+        rectify = cap is not None
         if self._by_torch(rules):
             y = F.conv2d(x, filters, bias, self.stride, padding, self.dilation, self.groups)
-            return y.relu_() if rectify else y
+            return capped(y, cap) if rectify else y
+        if rectify and cap < math.inf:
+            window = self.stride, padding, rectify, cap
+            return conv2d_add(x, filters, bias, None, *window, rules.backend, *self._grouping)
         return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend, *self._grouping)
 
     def transposed(self, g: Tensor, filters: Tensor, padding: Pair, size: Pair, rectify: bool, rules: Rules) -> Tensor:

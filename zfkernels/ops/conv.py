@@ -161,6 +161,12 @@ def conv2d(x, weight, bias, stride, padding, relu: bool, backend: str, dilation=
     return _conv2d(x, weight, bias, stride, padding, relu, dilation, groups, backend)
 
 
+def conv2d_add(
+    x, weight, bias, add, stride, padding, relu: bool, cap: float | None, backend: str, dilation=ONE, groups=1
+) -> Tensor:
+    return _conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation, groups, backend)
+
+
 def conv_transpose2d(y, weight, stride, padding, output_size, rectify, backend, dilation=ONE, groups=1) -> Tensor:
     return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, backend)
 
