@@ -32,7 +32,7 @@ def network() -> nn.Module:
 def on_dark(pixels: Tensor) -> np.ndarray:
     """The size of each pixel's projection, white on black; (H, W, 3) uint8."""
     size = pixels.abs().sum(0)
-    shown = (size / size.flatten().quantile(0.997)).clamp(0, 1) ** 0.7 * 255
+    shown = (size / size.flatten().quantile(0.99)).clamp(0, 1) * 255
     return shown.byte()[..., None].expand(-1, -1, 3).numpy()
 
 

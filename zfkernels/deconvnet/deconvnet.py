@@ -308,7 +308,7 @@ class Deconvnet:
                 name.
 
         Raises:
-            As `project`; ValueError too for units that are named twice.
+            ValueError: units that are named twice; and all that `project` raises.
         """
         images = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
         if isinstance(images, Tensor) and len(images) != 1:
