@@ -1,12 +1,7 @@
 # What csrc/bindings.cpp defines and, in a module built with CUDA, csrc/cuda/bindings.cpp. Sizes are problem.h's structs
 # as csrc/arguments.h takes them; an address of 0 is a null pointer.
 from collections.abc import Sequence
-from typing import TypedDict
-
-class _Device(TypedDict):
-    name: str
-    capability: tuple[int, int]
-    memory: int
+from typing import Any
 
 _Call = tuple[int, int, int, bool]
 _Norm = tuple[int, int, int, float, float, float, bool]
@@ -151,4 +146,4 @@ def cuda_device_count() -> int: ...
 def cuda_driver_version() -> int: ...
 def cuda_runtime_version() -> int: ...
 def cuda_self_test(index: int) -> None: ...
-def cuda_device(index: int) -> _Device: ...
+def cuda_device(index: int) -> dict[str, Any]: ...

@@ -5,6 +5,8 @@ torch.backends.cudnn allows it, as torch's own do. Inputs of any strides are tak
 memory is copied into it first. Work is queued on the current stream of the tensors' device, and nothing waits for it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def device_problem() -> str | None:
     return None
 
 
-def devices() -> list[dict[str, object]]:
+def devices() -> list[dict[str, Any]]:
     """The devices that can be used: name, capability (major, minor), memory in bytes of each."""
     return [] if device_problem() is not None else [_C.cuda_device(i) for i in range(_C.cuda_device_count())]
 

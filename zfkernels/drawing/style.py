@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from ..files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.figure import SubFigure as SubFigure
     from PIL.ImageFont import FreeTypeFont
 else:  # both are optional, and slow to import
     Axes = Figure = SubFigure = FreeTypeFont = Any
