@@ -1,8 +1,17 @@
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..graph.methods import NORMS
 from .options import add_method, add_skip, check_out, find, opened, report
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..deconvnet.deconvnet import Deconvnet
 
 EXAMPLES = """examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -39,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
     if maps is None:
         strongest = top_activations(last.deconv, images.split(64), layer, k=1).values[:, 0]
         maps = strongest.argsort(descending=True, stable=True)[:6].tolist()
-    networks = chain(load_each(files, pixels), [(name, last.deconv, images)])
+    networks: Iterable[tuple[str, nn.Module | Deconvnet, Tensor]] = chain(
+        load_each(files, pixels), [(name, last.deconv, images)]
+    )
     method = last.method(layer, args.method, images)
     result = evolution(networks, layer, maps, norm=args.norm, method=method)
     report(figure(result, pixels), args.out, table(result), *last.notes)

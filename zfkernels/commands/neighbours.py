@@ -1,8 +1,14 @@
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from .options import NETWORK, add_network, add_quiet, add_skip, at_least, check_out, find, open_network, report
+
+if TYPE_CHECKING:
+    from ..analyses.activations import Batches
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
 EXAMPLES = f"""examples:
@@ -34,7 +40,10 @@ def run(args: argparse.Namespace) -> None:
     query, inputs = opened.read([args.picture])
     paths = find(args, args.folder).paths
     shown = progress.wanted(args.quiet)
-    stream = lambda layer: progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)  # noqa: E731
+
+    def stream(layer: str) -> Batches:
+        return progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)
+
     results = [
         neighbours(opened.deconv, inputs, stream(layer), layer, args.top, metric=args.metric)
         for layer in dict.fromkeys(layers)

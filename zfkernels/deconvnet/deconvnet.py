@@ -9,7 +9,7 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -124,6 +124,12 @@ class Deconvnet:
         turns out to be something else, such as a reshape that is no flattening.
         """
         return self._planner.engine(layer)
+
+    @overload
+    def activations(self, images: Tensor, layer: str) -> Tensor: ...  # type: ignore[overload-overlap]  # also a Sequence
+
+    @overload
+    def activations(self, images: Tensor, layer: Sequence[str]) -> dict[str, Tensor]: ...
 
     @torch.no_grad()
     def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
