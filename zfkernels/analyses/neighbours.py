@@ -41,6 +41,9 @@ def neighbours(
     Args:
         queries: (Q, C, H, W), as the model takes them.
         loader: batches (N, C, H, W), or tuples or lists that begin with one; counted from 0.
+
+    Returns:
+        distances and numbers on the CPU.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -55,10 +58,10 @@ def neighbours(
         return values
 
     wanted, seen = features(queries), 0
-    distances, numbers = wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64)
+    distances, numbers = torch.empty(len(wanted), 0, dtype=wanted.dtype), torch.empty(len(wanted), 0, dtype=torch.int64)
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        distances = torch.cat([distances, _distances(wanted, features(images), metric)], 1)
+        distances = torch.cat([distances, _distances(wanted, features(images), metric).cpu()], 1)
         numbers = torch.cat([numbers, torch.arange(seen, seen + len(images)).expand(len(wanted), -1)], 1)
         seen += len(images)
         nearest = distances.argsort(dim=1, stable=True)[:, :k]

@@ -83,6 +83,9 @@ def occlusion_map(
     images are run where that is nearly all (gates that see the whole image, say), with `forward`, and, after a warning,
     where what a window reaches cannot be told: a model that torch.fx cannot trace, or that has hooks.
 
+    Returns:
+        OcclusionMap, on the CPU.
+
     Raises:
         ValueError: for a shape, size or name that does not fit, naming the argument.
         TypeError: for an image or fill of the wrong type.
@@ -112,13 +115,13 @@ def occlusion_map(
             activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
     grid = boxes.shape[:2]
-    logits = torch.cat(answers).reshape(*grid, len(clear_logits))
+    logits = torch.cat(answers).cpu().reshape(*grid, len(clear_logits))
     clear = _probabilities(clear_logits, last)
     return OcclusionMap(
         probability=_probabilities(logits, last)[..., target],
         logit=logits[..., target].clone(),
         label=_labels(logits, last),
-        activity=torch.cat(activity).reshape(grid) if activity else None,
+        activity=torch.cat(activity).cpu().reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,

@@ -9,6 +9,7 @@ from .. import progress
 from ..graph.methods import NORMS
 from .options import (
     NETWORK,
+    add_json,
     add_method,
     add_network,
     add_quiet,
@@ -18,6 +19,7 @@ from .options import (
     find,
     open_network,
     write_found,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -81,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
         f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)",
         sep="\n",
     )
+    strongest = {layer: top._asdict() for layer, top in tops.items()}
+    write_numbers(args, pictures=paths, methods=methods, layers=strongest)
 
 
 EXAMPLES = f"""examples:

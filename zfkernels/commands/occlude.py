@@ -12,6 +12,7 @@ from ..words import listed, nearest
 from .options import (
     PICTURE,
     Opened,
+    add_json,
     add_method,
     add_picture,
     add_quiet,
@@ -20,6 +21,7 @@ from .options import (
     find,
     open_network,
     report,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("occlusion.png"), help="picture to write (%(default)s)")
+    add_json(parser)
     add("--raw", type=Path, metavar="FILE.npz", help="also write the raw cells as NumPy arrays")
 
 
@@ -95,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
     report(drawn, args.out, table(result, network.classes), *opened.notes, note=note)
+    write_numbers(args, picture=args.picture, classes=network.classes, **vars(result))
     if args.raw:
         args.raw.parent.mkdir(parents=True, exist_ok=True)
         cells = {name: getattr(result, name).numpy() for name in RAW}

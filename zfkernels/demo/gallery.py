@@ -152,7 +152,9 @@ def evolution_section(stage: Stage) -> str:
     files = evolution.checkpoints(stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS)
     for layer in ("conv2", "conv4"):
         maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
-        result = evolution.evolution(evolution.load_each(files, stage.tiles), layer, maps, method=stage.method)
+        result = evolution.evolution(
+            evolution.load_each(files, checkpoint.load, stage.tiles), layer, maps, method=stage.method
+        )
         _save_figure(evolution.figure(result, stage.tiles), stage.out / f"evolution_{layer}.jpg")
     return _section("evolution")
 

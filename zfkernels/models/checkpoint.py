@@ -36,11 +36,13 @@ class Network:
         return numbers + f"{self.image_size} {self.channels}".encode()
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> what the model takes, float32; of a grey network (..., 1, H, W)."""
+        """uint8 (..., 3, H, W) -> what the model takes, float32 on its device; of a grey network (..., 1, H, W)."""
+        device = next((p.device for p in self.model.parameters()), pixels.device)
+        pixels, mean, scale = (values.to(device) for values in (pixels, self.mean, self.scale))
         pixels = pixels.float()
         if self.channels == 1:
-            pixels = (pixels * torch.tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)
-        return (pixels - self.mean) / self.scale
+            pixels = (pixels * torch.tensor(LUMA, device=device).view(3, 1, 1)).sum(-3, keepdim=True)
+        return (pixels - mean) / scale
 
 
 def save(path: Path, network: Network, arguments: dict[str, Any], run: dict[str, Any] | None = None) -> None:
