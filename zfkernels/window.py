@@ -12,6 +12,7 @@ import torch
 
 LARGEST = 2**31 - 1
 Pair = tuple[int, int]
+Sides = Sequence[int]  # likewise two numbers, such as the end of a tensor's shape
 
 
 def whole(value: object) -> bool:
@@ -70,7 +71,7 @@ def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool
     return windows - 1 if (windows - 1) * stride >= size + padding else windows
 
 
-def conv_map(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
+def conv_map(size: Sides, kernel: Sides, stride: Sides, padding: Sides, dilation: Sides = (1, 1)) -> Pair:
     """The (height, width) of a convolution's map over an input of (height, width) `size`."""
     return (
         conv_size(size[0], kernel[0], stride[0], padding[0], dilation[0]),
@@ -78,7 +79,7 @@ def conv_map(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dil
     )
 
 
-def pool_map(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:
+def pool_map(size: Sides, kernel: Sides, stride: Sides, padding: Sides, ceil_mode: bool) -> Pair:
     """The (height, width) of a map of (height, width) `size` after pooling."""
     return (
         pool_size(size[0], kernel[0], stride[0], padding[0], ceil_mode),
