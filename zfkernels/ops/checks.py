@@ -7,7 +7,7 @@ Types and dtypes raise TypeError, shapes, values and devices ValueError, a backe
 import sys
 from collections.abc import Collection
 from numbers import Real
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -108,7 +108,21 @@ def backend(name: str | None, value: Tensor) -> str:
     return name
 
 
-def autocast(*values: Tensor | None) -> tuple[Any, ...]:
+@overload
+def autocast(x: Tensor, weight: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@overload
+def autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
+
+
+def autocast(*values: Tensor | None) -> tuple[Tensor | None, ...]:
     """`values` as torch's own convolution takes them under autocast: in the autocast dtype, but float64 stays."""
     if not torch._C._is_any_autocast_enabled() or not isinstance(values[0], Tensor):
         return values
