@@ -49,6 +49,24 @@ def test_same_bits_as_the_weight(name, dtype):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
 
 
+@pytest.mark.parametrize("which", ["x", "weight", "bias", "scale", "add"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
+def test_views_with_a_pending_negation(which, dtype):
+    """Their memory has the wrong sign."""
+    x, weight, bias, window = problem("direct", dtype)
+    values = {"x": x, "weight": weight, "bias": bias, "scale": torch.rand(40, dtype=dtype) + 0.5}
+    values["add"] = torch.randn_like(zf.conv2d_relu(x, weight, bias, *window))
+
+    def result(x, weight, bias, scale, add):
+        with torch.no_grad():
+            return zf.conv2d_relu(x, zf.prepare(weight, bias, scale=scale), None, *window, add=add)
+
+    expected = result(**values)
+    values[which] = torch.complex(torch.zeros_like(values[which]), -values[which]).conj().imag
+    assert values[which].is_neg()
+    assert torch.equal(result(**values), expected)
+
+
 def test_one_object_serves_every_stride_size_and_mode():
     weight = torch.randn(64, 64, 3, 3)
     prepared = zf.prepare(weight)

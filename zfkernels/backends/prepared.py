@@ -27,7 +27,8 @@ class PreparedFilters:
         self.sources = {name: (value, state(name, value)) for name, value in sources.items() if value is not None}
         self.dtype, self.shape = weight.dtype, weight.shape
         with torch.no_grad():
-            filters, bias = (v if v is None else computed(v.detach()) for v in (weight, bias))
+            # A view with a pending negation holds the wrong sign in memory.
+            filters, bias = (v if v is None else computed(v.detach().resolve_neg()) for v in (weight, bias))
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
             self.bias = None if bias is None else bias.contiguous()
         self._packed: dict[tuple, Tensor] = {}

@@ -285,6 +285,7 @@ def conv2d_relu(
     stride, padding, size, dilation = check_conv(x, weight, bias, stride, padding, dilation, groups)
     if prepared is not None:
         cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
+        add = None if add is None else add.resolve_neg()
         return module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
     if add is None and cap is None:
         return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
