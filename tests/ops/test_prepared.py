@@ -49,17 +49,15 @@ def test_same_bits_as_the_weight(name, dtype):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
 
 
-@pytest.mark.parametrize("which", ["x", "weight", "bias", "scale", "add"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
-def test_views_with_a_pending_negation(which, dtype):
-    """Their memory has the wrong sign."""
-    x, weight, bias, window = problem("direct", dtype)
-    values = {"x": x, "weight": weight, "bias": bias, "scale": torch.rand(40, dtype=dtype) + 0.5}
-    values["add"] = torch.randn_like(zf.conv2d_relu(x, weight, bias, *window))
+@pytest.mark.parametrize("shape", [(2, 20, 9, 8), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("which", ["x", "weight", "bias", "add"])
+def test_views_with_a_pending_negation(which, shape):
+    """Their memory has the wrong sign. (One of a single value counts as contiguous, and is copied by nothing.)"""
+    values = {"x": torch.rand(shape), "weight": torch.rand(shape[1], shape[1], 1, 1), "bias": torch.rand(shape[1])}
+    values["add"] = torch.rand(shape)
 
-    def result(x, weight, bias, scale, add):
-        with torch.no_grad():
-            return zf.conv2d_relu(x, zf.prepare(weight, bias, scale=scale), None, *window, add=add)
+    def result(x, weight, bias, add):
+        return zf.conv2d_relu(x, zf.prepare(weight, bias), None, add=add)
 
     expected = result(**values)
     values[which] = torch.complex(torch.zeros_like(values[which]), -values[which]).conj().imag
