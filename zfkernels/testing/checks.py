@@ -9,6 +9,7 @@
     prepared   prepared filters against plain ones, to the bit; with a scale against the reference (cpu)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -215,13 +216,20 @@ def composed(spec: Spec, args: tuple) -> tuple[Tensor, ...]:
 
 
 def same_bits(ours: tuple[Tensor, ...], others: tuple[Tensor, ...], what: str) -> str | None:
+    """All NaN are one: which of two a sum keeps, with its sign, is the order in which the compiler names them."""
     for one, other in zip(ours, others, strict=True):
         if one.shape != other.shape:
             return f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}"
-        a, b = (t.contiguous().flatten().view(torch.uint8) if t.numel() else t for t in (one, other))
+        a, b = (bytes_of(t.detach()) for t in (one, other))
         if not torch.equal(a, b):
             return f"{what}: {int((a != b).sum())} bytes differ"
     return None
+
+
+def bytes_of(value: Tensor) -> Tensor:
+    if value.is_floating_point():
+        value = value.masked_fill(value.isnan(), math.nan)
+    return value.contiguous().flatten().view(torch.uint8)
 
 
 def again(spec: Spec) -> str | None:
@@ -257,7 +265,7 @@ def prepared(spec: Spec) -> str | None:
         if spec.op in LAYERS:
             pool = *window, *spec.window, spec.ceil
             return conv2d_relu_max_pool2d(x, weight, bias, *pool, backend=spec.backend)
-        cap = None if spec.cap == float("inf") or spec.op == "conv2d" else spec.cap
+        cap = None if spec.cap == math.inf or spec.op == "conv2d" else spec.cap
         grouped = spec.dilation, spec.groups
         return (conv.conv2d_relu(x, weight, bias, *window, *grouped, add=add, cap=cap, backend=spec.backend),)
 

@@ -21,6 +21,7 @@ from ..window import Pair, conv_map, pool_map
 from .memory import placed
 
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+CHECKS = ("forward", "backward", "parts", "again", "threads", "alone", "prepared")  # checks.py
 MODES = ("exact", "fastest", "tiles", "rows", "nonzeros")  # of the cpu backend: csrc/cpu/kernels.h, enum Mode
 LAYOUTS = ("contiguous", "channels_last", "strided", "permuted", "offset", "expanded", "negative")
 FILLS = ("normal", "positive", "negative", "ties", "zeros", "negative_zeros", "sparse", "nan", "inf", "nonfinite")
@@ -175,9 +176,14 @@ def problem(spec: Spec) -> str | None:
         numbers = value if isinstance(value, tuple) and field.name != "tensors" else (value,)
         if any(type(v) is int and v < least.get(field.name, 1) for v in numbers):
             return f"{field.name} must be at least {least.get(field.name, 1)}"
-    for words, known in (((spec.dtype,), DTYPES), ((spec.mode,), MODES), ((spec.backend,), backends.MODULES)):
-        if words[0] not in known:
-            return f"{words[0]!r} is not one of {', '.join(known)}"
+    for word, known in (
+        (spec.check, CHECKS),
+        (spec.dtype, DTYPES),
+        (spec.mode, MODES),
+        (spec.backend, backends.MODULES),
+    ):
+        if word not in known:
+            return f"{word!r} is not one of {', '.join(known)}"
     for name, fill, layout in spec.tensors:
         if fill not in (*FILLS, *EXTREMES) or layout not in LAYOUTS:
             return f"{name} must be one of {', '.join((*FILLS, *EXTREMES))} / {', '.join(LAYOUTS)}"
@@ -260,8 +266,13 @@ def results(spec: Spec) -> list[tuple[int, ...]]:
 
 
 def few(spec: Spec) -> bool:
-    """Are there so few results that sums of values of both signs could cancel?"""
-    return min(map(math.prod, results(spec)), default=0) < FEW
+    """Are there so few results that sums of values of both signs could cancel? (Of those that what is not finite
+    leaves, or of those that gradients meet in.)"""
+    counts = [math.prod(shape) for shape in results(spec)]
+    if spec.op in POOLED:  # windows that overlap may all have one winner
+        apart = [max(1, side // window) for side, window in zip(spec.whole, spec.pool, strict=True)]
+        counts.append(spec.n * (spec.k if spec.op in LAYERS else spec.c) * math.prod(apart))
+    return min(counts, default=0) < FEW * (1 if spec.finite else 16)
 
 
 def values(spec: Spec, name: str, shape: tuple[int, ...], fill: str) -> Tensor:
@@ -299,9 +310,14 @@ def values(spec: Spec, name: str, shape: tuple[int, ...], fill: str) -> Tensor:
 
 
 def huge(spec: Spec, largest: float) -> float:
-    """A factor under which no sum of products overflows, in whatever order; a norm's powers must not vanish either."""
+    """A factor under which no sum of products overflows, in whatever order.
+
+    Where s_c is all of large values, the terms of a norm's gradient cancel, and of centred maps; and s_c^-beta must not
+    vanish.
+    """
     if spec.op in NORMS:
-        return min(1e6, largest / 64)
+        cancels = spec.center or spec.check == "backward" or spec.op == "contrast_norm_backward"
+        return (spec.bottom / max(_constants(spec)[1], 1e-4)) ** 0.5 if cancels else min(1e6, largest / 64)
     terms = max(math.prod(shape) for shape in shapes(spec).values())
     return largest / 256 / max(terms, 1)
 
