@@ -231,7 +231,7 @@ def test_layouts_hold_the_values(layout, dtype):
         assert copy.data_ptr() % 16 != 0
 
 
-@pytest.mark.parametrize("fill", (*spec.FILLS, *spec.EXTREMES))
+@pytest.mark.parametrize("fill", [*spec.FILLS, *spec.EXTREMES])
 @pytest.mark.parametrize("dtype", spec.DTYPES)
 def test_fills_hold_what_they_say(fill, dtype):
     case = Spec("conv2d", dtype=dtype, n=2, c=9, k=20, size=(9, 8))

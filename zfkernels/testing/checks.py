@@ -1,12 +1,12 @@
 """What is checked of a case of the search, each check with the bounds of verify's fixed cases (compare.py).
 
-    forward    the results against the float64 reference's, rounded to the case's dtype
-    backward   the gradients of all tensors against the reference's formulas (gradients.py)
-    parts      a fused op against its parts on the same backend: equal on the cpu, elsewhere within the bound
-    again      a second run, to the bit
-    threads    one thread against `threads`, to the bit (cpu)
-    alone      the last image alone against itself in its batch, to the bit (cpu)
-    prepared   prepared filters against plain ones, to the bit; with a scale against the reference (cpu)
+forward    the results against the float64 reference's, rounded to the case's dtype
+backward   the gradients of all tensors against the reference's formulas (gradients.py)
+parts      a fused op against its parts on the same backend: equal on the cpu, elsewhere within the bound
+again      a second run, to the bit
+threads    one thread against `threads`, to the bit (cpu)
+alone      the last image alone against itself in its batch, to the bit (cpu)
+prepared   prepared filters against plain ones, to the bit; with a scale against the reference (cpu)
 """
 
 import math
