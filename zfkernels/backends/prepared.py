@@ -30,14 +30,10 @@ class PreparedFilters:
         self.sources = {name: (value, state(name, value)) for name, value in sources.items() if value is not None}
         self.dtype, self.shape = weight.dtype, weight.shape
         with torch.no_grad():
-<<<<<<< HEAD
             # A view with a pending negation holds the wrong sign in memory.
-            filters, bias = (v if v is None else computed(v.detach().resolve_neg()) for v in (weight, bias))
-=======
-            filters = computed(weight.detach())
->>>>>>> main
+            filters = computed(weight.detach().resolve_neg())
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
-            self.bias = None if bias is None else computed(bias.detach()).contiguous()
+            self.bias = None if bias is None else computed(bias.detach().resolve_neg()).contiguous()
         self._packed: dict[tuple[Any, ...], Tensor] = {}
         self._calls: dict[tuple[Any, ...], tuple[tuple[int, ...], int]] = {}
 
