@@ -4,7 +4,7 @@
 
 1. Kernels that are wrong on purpose (faults.cpp), and real ones without a barrier or a wait: each must be caught.
 2. tests/backends/test_backends.py through the emulated backend, in several orders of the threads.
-3. The cases that are made to run every instance of a kernel: none may be left (coverage.py).
+3. The cases that are made to run every instance of a kernel: none may be left (instances.py).
 4. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
 
 --quick leaves out what takes longest: all orders except the first, and the sanitizers. Objects are kept in
@@ -158,8 +158,8 @@ def pytest(module: Path, order: str, which: str) -> None:
 
 
 def every_instance(module: Path) -> None:
-    """coverage.py in a process of its own; its output is printed in one piece."""
-    command = [sys.executable, str(build.HERE / "coverage.py"), str(module)]
+    """instances.py in a process of its own; its output is printed in one piece."""
+    command = [sys.executable, str(build.HERE / "instances.py"), str(module)]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=build.ROOT, env=environment(module, ORDERS[0]), **output)
     print(f"every instance of a kernel\n{done.stdout}", flush=True)

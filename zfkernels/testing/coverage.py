@@ -3,7 +3,7 @@
 An instance is a kernel as it is compiled, in words: on the cpu the instruction set, the dtype, the entry of the table
 and the kernel that choose.h chooses for it, with its taps; for a matrix kernel also how many outputs it makes, for the
 last block or tile differs. `recording` notes what runs; `expected` lists what there is; `cases` are made to run it all.
-Of the cuda backend the emulator counts the instances (tests/emulator/coverage.py): the symbols of its module.
+Of the cuda backend the emulator counts the instances (tests/emulator/instances.py): the symbols of its module.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Which instances of the CUDA kernels no case ran: `zfkernels verify`'s cases on the emulated backend, then the kernels
 among the symbols of its module that were never launched.
 
-    python tests/emulator/coverage.py MODULE [--cases N]
+    python tests/emulator/instances.py MODULE [--cases N]
 
 MODULE is what build.py made. Exits 1 where a case fails or an instance was not run. Needs nm.
 """
