@@ -177,7 +177,7 @@ def filled(choice: random.Random, spec: Spec, spoils: bool) -> Spec:
     """With random values and memory. `spoils`: may tensors other than the first hold what is not finite?"""
     names = list(shapes(replace(spec, tensors=tuple((n, "normal", "contiguous") for n in OPTIONAL))))
     names = [n for n in names if n != "scale" or spec.op in ("conv2d", "conv2d_add", "conv2d_relu_max_pool2d")]
-    names = [n for n in (*names, "grad") if n not in OPTIONAL or choice.random() < (0.2 if n == "scale" else 0.7)]
+    names = [n for n in (*names, "grad") if n not in OPTIONAL or choice.random() < (0.4 if n == "scale" else 0.7)]
     kind, special = choice.random(), choice.choice(names)
     allowed = [*FILLS[1:], *NONFINITE, *EXTREMES, *EXTREMES]
     fills = dict.fromkeys(names, "normal")
