@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-march=native", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 COMMON += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fvisibility=hidden"]
 PLAIN = ["-O2"]
-# GCC gives equal functions one address, and instances.py tells instances by theirs. (clang does not, and has no option.)
+# GCC gives equal functions one address, by which instances.py tells them apart. (clang does not, and has no option.)
 ONE_ADDRESS_EACH = "-fno-ipa-icf"
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
