@@ -100,7 +100,7 @@ def top_activations(
         progress: show a progress bar (needs tqdm).
 
     Returns:
-        values, images and positions, on the CPU, to be fed to `Deconvnet.project`:
+        values, images and positions, on the CPU, as `Deconvnet.project` takes them.
         `project(images[top.images[7]], layer, 7, top.positions[7])` projects the strongest of map 7. Of several layers
         a dict of them.
 

@@ -377,7 +377,7 @@ def conv2d_relu(
 ) -> Tensor:
     """y = max(0, corr(x, weight) + bias + add): a convolution layer and its rectifier in one pass.
 
-    y[n,o,i,j] = max(0, bias[o] + add[n,o,i,j] + sum over c,h,w of weight[o,c,h,w] x[n,c', i*s+h*d-p, j*s+w*d-p]), x
+    y[n,o,i,j] = max(0, bias[o] + add[n,o,i,j] + sum over c,h,w of weight[o,c,h,w] x[n,c', i s+h d-p, j s+w d-p]), x
     being 0 outside and c' channel c of o's group. Backward: with g masked to y > 0, the input's gradient is the
     transposed convolution of g, the weight's the correlation of x with g, the bias's the sum of g, add's g; one that is
     not needed is not computed.
@@ -453,7 +453,7 @@ def relu_conv_transpose2d(
     """x = conv_transpose2d(max(0, y), weight): one layer of the deconvnet, rectify then filter with the same filters.
 
     x[n,c',h,w] = sum over the o of c's group and over the windows (i,j) that cover (h,w) of
-    max(0, y[n,o,i,j]) weight[o,c, (h-i*s+p)/d, (w-j*s+p)/d]: filtering with every filter flipped. No bias.
+    max(0, y[n,o,i,j]) weight[o,c, (h-i s+p)/d, (w-j s+p)/d]: filtering with every filter flipped. No bias.
     With rectify=False it is the plain adjoint of the convolution: <conv(x), y> = <x, relu_conv_transpose2d(y)>.
 
     Args:
