@@ -124,3 +124,9 @@ def test_every_command_is_explained():
 def test_the_version_is_the_same_everywhere():
     assert f"\nversion: {zf.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {zf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_hooks_run_the_pinned_versions():
+    hooks = re.findall(r"\[((?:ruff|clang-format)==[\d.]+)\]", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(hooks) == 3
+    assert set(hooks) - set((ROOT / "constraints.txt").read_text().split()) == set()
