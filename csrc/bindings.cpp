@@ -81,6 +81,13 @@ PYBIND11_MODULE(_C, m) {
             return k.max_unpool2d_backward(pool(s), Pointer{g}, Pointer{switches}, Pointer{gy}, threads);
         });
     });
+    // padded: whether pixels of padding count, as zeros.
+    m.def("avg_pool2d", [](bool f64, PoolSizes s, Address x, Address y, bool padded, int threads) {
+        with_table(f64, [&](auto& k) { k.avg_pool2d(pool(s), Pointer{x}, Pointer{y}, padded, threads); });
+    });
+    m.def("avg_pool2d_backward", [](bool f64, PoolSizes s, Address g, Address gx, bool padded, int threads) {
+        with_table(f64, [&](auto& k) { k.avg_pool2d_backward(pool(s), Pointer{g}, Pointer{gx}, padded, threads); });
+    });
     m.def("contrast_norm", [](bool f64, int64_t pixels, int64_t channels, int64_t size, double alpha, double beta,
                               double k, bool center, Address x, Address y, int threads) {
         const zf::Norm s{pixels, channels, size, alpha, beta, k, center};

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
     from .backends import available_backends, use_backend, use_exact
     from .deconvnet import Deconvnet
     from .models.zfnet import ZFNet
+    from .ops.avg_pool import avg_pool2d
     from .ops.contrast_norm import contrast_norm
     from .ops.conv import conv2d_relu, relu_conv_transpose2d
     from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
@@ -28,6 +29,7 @@ MODULES = {  # public name -> the module that defines it
     "Deconvnet": "deconvnet",
     "ZFNet": "models.zfnet",
     "available_backends": "backends",
+    "avg_pool2d": "ops.avg_pool",
     "contrast_norm": "ops.contrast_norm",
     "conv2d_relu": "ops.conv",
     "conv2d_relu_max_pool2d": "ops.fused",

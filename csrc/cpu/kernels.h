@@ -62,6 +62,8 @@ struct KernelsOf {
     void (*max_pool2d)(const Pool&, const T* x, T* y, uint8_t* switches, int threads);
     int64_t (*max_unpool2d)(const Pool&, const T* y, const uint8_t* switches, T* x, int threads);
     int64_t (*max_unpool2d_backward)(const Pool&, const T* g, const uint8_t* switches, T* gy, int threads);
+    void (*avg_pool2d)(const Pool&, const T* x, T* y, bool padded, int threads);
+    void (*avg_pool2d_backward)(const Pool&, const T* g, T* gx, bool padded, int threads);
     void (*contrast_norm)(const Norm&, const T* x, T* y, int threads);
     void (*contrast_norm_backward)(const Norm&, const T* g, const T* x, T* gx, int threads);
     void (*conv2d_relu_max_pool2d)(const Conv&, const Pool&, const T* x, const T* w, const T* packed, const T* bias,

@@ -106,6 +106,22 @@ def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
     return _rounded(gys, gy)
 
 
+def avg_pool2d(x: Tensor, kernel_size, stride, padding, output_size, padded: bool) -> Tensor:
+    y = _empty(x, *x.shape[:2], output_size)
+    xs, ys = _dense(x), _computed_empty(y)
+    sizes = pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
+    _C.avg_pool2d(_f64(x), sizes, xs.data_ptr(), ys.data_ptr(), padded, _threads())
+    return _rounded(ys, y)
+
+
+def avg_pool2d_backward(g: Tensor, kernel_size, stride, padding, output_size, padded: bool) -> Tensor:
+    gx = _empty(g, *g.shape[:2], output_size)
+    gs, gxs = _dense(g), _computed_empty(gx)
+    sizes = pool_sizes(gxs.shape, g.shape[2:], kernel_size, stride, padding)
+    _C.avg_pool2d_backward(_f64(g), sizes, gs.data_ptr(), gxs.data_ptr(), padded, _threads())
+    return _rounded(gxs, gx)
+
+
 def contrast_norm(x: Tensor, *norm) -> Tensor:
     y = _empty(x, *x.shape[:2], x.shape[2:])
     xs, ys = _dense(x), _computed_empty(y)

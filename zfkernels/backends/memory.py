@@ -45,6 +45,14 @@ def refuse_windows(backend: str, dilation, groups: int) -> None:
         )
 
 
+def refuse_averages(backend: str) -> None:
+    """For a backend that has no average pooling."""
+    raise RuntimeError(
+        f"backend {backend!r} has no kernel for average pooling; use torch.nn.functional.avg_pool2d there, or "
+        "backend='cpu' or 'reference' on tensors in host memory"
+    )
+
+
 def finished(y: Tensor, add: Tensor | None, relu: bool, cap: float | None) -> Tensor:
     """y + add, rectified if asked and at most `cap`, in y's memory: for a backend whose kernels do not."""
     if add is not None:
