@@ -175,6 +175,7 @@ NETWORKS = {
     "Inception": (nets.Inception, (41, 50), "five.3"),
     "DenseNet": (nets.DenseNet, (27, 34), "transition.1"),
     "MobileNet": (nets.MobileNet, (33, 26), "expand.1"),
+    "Padded": (nets.Padded, (43, 38), "pool"),
     "VGG with batch norms": (lambda: nets.vgg11(batch_norm=True), (70, 61), "features.8"),
     "functional": (nets.Functional, (41, 35), "conv_b"),
     "odd": (nets.odd, (23, 29), "6"),

@@ -22,7 +22,21 @@ from ..graph.layer import Layer, Record
 from ..graph.plan import plan
 from ..graph.rules import Rules, Shapes
 from ..graph.run import Run
-from ..graph.steps import Add, Affine, Average, AveragePool, Concat, Flatten, Linear, Mean, Norm, Pool, ReLU, Scale
+from ..graph.steps import (
+    Add,
+    Affine,
+    Average,
+    AveragePool,
+    Concat,
+    Flatten,
+    Linear,
+    Mean,
+    Norm,
+    Pad,
+    Pool,
+    ReLU,
+    Scale,
+)
 from ..window import Window
 from .boxes import Box, cut, fitted, paste, summed, whole, widen
 from .single import Passage, Signal, Single, as_box, lower
@@ -173,6 +187,10 @@ def _pool(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
     return [Box(pool.unpool(g, switches, paddings[0], under, by.rules), lower_origins)]
 
 
+def _pad(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
+    return [box._replace(origins=box.origins - by.step.before)]
+
+
 def _average_pool(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
     (g, origins, _), pool = box, by.step
     maps = pool.spread(g, origins, by.below[0][2:], by.above[2:])
@@ -222,6 +240,7 @@ def _whole(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
 LOWER: dict[type, Callable[[Box, Passage, np.ndarray], list[Box]]] = {
     Layer: _layer,
     Pool: _pool,
+    Pad: _pad,
     AveragePool: _average_pool,
     **dict.fromkeys((ReLU, Affine, Scale), _in_place),
     Norm: _norm,

@@ -63,7 +63,7 @@ def as_box(signal: Signal, shape: Size) -> Box:
 def _layer(signal: Single, by: Passage) -> list[Signal] | None:
     (units, values), step, record = signal, by.step, by.record
     conv = step.conv
-    if conv.by_torch:
+    if not conv.dense:
         return None
     values = _rectified(signal, step.rectify, record, by.rules)
     if step.pool is not None:

@@ -61,7 +61,7 @@ class Layer:
         filters, bias, scale, shift = self._weights(x)
         checks.alike("weight", filters, "x", x)
         switches = None
-        if pool is not None and self.rectify and not conv.by_torch:
+        if pool is not None and self.rectify and conv.dense:
             size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
             pooling = pool.kernel, pool.stride, pool.padding, size
             y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
@@ -104,7 +104,7 @@ class Layer:
         filters, scale, passed, switches = record
         if passed is not None:
             g, own = passed_on(g, passed, own), True
-        if pool is not None and not conv.by_torch:
+        if pool is not None and conv.dense:
             pooling = pool.kernel, pool.stride, paddings[1]
             return max_unpool2d_relu_conv_transpose2d(
                 g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
@@ -118,8 +118,6 @@ class Layer:
             if rectify:
                 g, own, rectify = rectified(g, own), True, False
             g = g.mul_(scale.view(-1, 1, 1)) if own else g * scale.view(-1, 1, 1)
-        if rectify and conv.by_torch:
-            g, rectify = rectified(g, own), False
         return conv.transposed(g, filters, paddings[0], size, rectify, rules)
 
 

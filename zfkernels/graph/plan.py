@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .graph import Graph, Node
 from .layer import Layer
-from .steps import Add, Affine, Concat, Conv, Copy, Pool, ReLU, Step
+from .steps import Add, Affine, Concat, Conv, Copy, Pad, Pool, ReLU, Step
 
 MAKES_NEW = (Layer, Add, Affine)  # whose value shares no memory with another
 
@@ -53,6 +53,9 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
         if on is not None:
             del made[inputs[0]]
             made[number] = Planned(number, on, alone.inputs)
+        elif isinstance(node.step, Conv) and alone is not None and _zeros(alone.step):
+            del made[inputs[0]]
+            made[number] = Planned(number, Layer(_padded(node.step, alone.step)), alone.inputs)
         elif isinstance(node.step, Conv):
             made[number] = Planned(number, Layer(node.step), inputs)
         elif isinstance(node.step, ReLU) and alone is not None and isinstance(alone.step, MAKES_NEW):
@@ -70,6 +73,18 @@ def _makes_alone(planned: Planned | None) -> bool:
     """Whether its value is new memory that no record holds."""
     step = None if planned is None else planned.step
     return isinstance(step, MAKES_NEW) and not (isinstance(step, Layer) and step.rectify)
+
+
+def _zeros(step: Step | Layer) -> bool:
+    return isinstance(step, Pad) and step.margin == 0
+
+
+def _padded(conv: Conv, pad: Pad) -> Conv:
+    """The convolution with the zeros that stand before it as its own."""
+    before, after = (
+        tuple(own[a] + more[a] for a in (0, 1)) for own, more in ((conv.before, pad.before), (conv.after, pad.after))
+    )
+    return replace(conv, before=before, after=after)
 
 
 def _nest(concats: list[int], taken: dict[int, tuple[int, ...]]) -> None:

@@ -27,7 +27,7 @@ from ..ops.contrast_norm import contrast_norm_backward, contrast_norm_op
 from ..window import Pair
 from .layer import passed_on, rectified
 from .rules import Read, Rules, Shapes, check_count, irreversible, told
-from .windowed import Affine, Average, AveragePool, Conv, Pool
+from .windowed import Affine, Average, AveragePool, Conv, Pad, Pool
 
 
 def _same_shape(step: object, inputs: list[Size], shapes: Shapes) -> Size:
@@ -278,7 +278,21 @@ class Opaque:
 
 
 Step = (
-    Conv | Pool | AveragePool | Average | Mean | Norm | ReLU | Affine | Scale | Copy | Add | Concat | Flatten | Linear
+    Conv
+    | Pad
+    | Pool
+    | AveragePool
+    | Average
+    | Mean
+    | Norm
+    | ReLU
+    | Affine
+    | Scale
+    | Copy
+    | Add
+    | Concat
+    | Flatten
+    | Linear
 )
 
 

@@ -23,7 +23,7 @@ from ..ops.fused import conv2d_relu_max_pool2d
 from ..ops.max_pool import max_pool2d_with_switches
 from ..window import Pair
 from .rules import Irreversible, Read
-from .steps import Affine, Average, AveragePool, Conv, Copy, Flatten, Linear, Mean, Norm, Pool, ReLU, Scale, Step
+from .steps import Affine, Average, AveragePool, Conv, Copy, Flatten, Linear, Mean, Norm, Pad, Pool, ReLU, Scale, Step
 
 NO_REVERSE = (
     "it has no reverse here; Conv2d, ReLU, ReLU6, LeakyReLU, MaxPool2d, average pooling, LocalResponseNorm, BatchNorm, "
@@ -66,6 +66,13 @@ def _conv(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0
 
 def _conv_relu(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0, *, backend=None) -> Part:
     return Part("layer", (*_conv(name, weight, bias, stride, padding).steps, ReLU(name)))
+
+
+def _pad(name: str, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Part:
+    if mode != "constant" or len(pad) not in (2, 4) or min(pad) < 0:
+        raise Irreversible(f"a padding of maps must be by a constant on two or four sides, not {mode} {tuple(pad)}")
+    left, right, top, bottom = (*pad, 0, 0)[:4]
+    return Part("between", (Pad(name, (top, left), (bottom, right), 0.0 if value is None else float(value)),))
 
 
 def _max_pool(
@@ -223,6 +230,7 @@ FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
     function: maker
     for maker, functions in {
         _conv: (F.conv2d,),
+        _pad: (F.pad,),
         _conv_relu: (conv2d_relu,),
         _conv_relu_max_pool: (conv2d_relu_max_pool2d,),
         _linear: (F.linear,),
@@ -316,6 +324,7 @@ POOL = ("kernel_size", "stride", "padding")
 FUSED = ("stride", "padding", "pool_kernel", "pool_stride", "pool_padding", "ceil_mode")
 MODULES: dict[type[nn.Module], Callable[..., Part]] = {
     nn.Conv2d: _conv2d_module,
+    nn.ConstantPad2d: lambda name, m: _pad(name, m.padding, value=m.value),
     nn.ReLU: _by_attributes(_relu),
     nn.ReLU6: _by_attributes(_relu6),
     nn.Hardtanh: _by_attributes(_hardtanh, "min_val", "max_val"),
