@@ -33,10 +33,9 @@ ZF_INLINE void for_channels(int64_t C, const Vectors& vectors, const One& one) {
     for (; c < C; ++c) one(c);
 }
 
-// to = the sum over `rows` x `cols` pixels of kVectors vectors, divided by `count`; kSide x kSide pixels unless that is
-// 0.
+// to = the sum over `rows` x `cols` pixels of kVectors vectors, times `share`; kSide x kSide pixels unless that is 0.
 template <int kVectors, int kSide, typename T>
-ZF_INLINE void average(const T* from, int64_t pitch, int64_t pixel, int64_t rows, int64_t cols, T count, T* to) {
+ZF_INLINE void average(const T* from, int64_t pitch, int64_t pixel, int64_t rows, int64_t cols, T share, T* to) {
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> sum[kVectors];
     repeat<kVectors>([&](auto v) { sum[v.at] = load<Vec<T>>(from + v.at * kLanes); });
@@ -53,8 +52,8 @@ ZF_INLINE void average(const T* from, int64_t pitch, int64_t pixel, int64_t rows
         for (int64_t h = 1; h < rows; ++h)
             for (int64_t w = 0; w < cols; ++w) add(from + h * pitch + w * pixel);
     }
-    const Vec<T> all = broadcast(count);
-    repeat<kVectors>([&](auto v) { store(to + v.at * kLanes, sum[v.at] / all); });
+    const Vec<T> shares = broadcast(share);  // a division takes as long as loading four vectors from memory
+    repeat<kVectors>([&](auto v) { store(to + v.at * kLanes, sum[v.at] * shares); });
 }
 
 // Row oh of image x to y, windows of kSide x kSide pixels that lie inside the map the faster way.
@@ -66,19 +65,19 @@ void average_row(const Pool& s, int64_t oh, const T* x, bool padded, T* y) {
         const Span cols = cols_of(s, ow, padded);
         const int64_t width = cols.end - cols.begin;
         const T* const from = x + rows.begin * pitch + cols.begin * s.C;
-        const T count = static_cast<T>(rows.counted * cols.counted);
+        const T share = T(1) / static_cast<T>(rows.counted * cols.counted);
         const bool whole = kSide && height == kSide && width == kSide;
         const auto vectors = [&](auto n, int64_t c) {
             if (whole)
-                average<n.at, kSide>(from + c, pitch, s.C, height, width, count, y + c);
+                average<n.at, kSide>(from + c, pitch, s.C, height, width, share, y + c);
             else
-                average<n.at, 0>(from + c, pitch, s.C, height, width, count, y + c);
+                average<n.at, 0>(from + c, pitch, s.C, height, width, share, y + c);
         };
         for_channels<T>(s.C, vectors, [&](int64_t c) {
             T sum = 0;
             for (int64_t h = 0; h < height; ++h)
                 for (int64_t w = 0; w < width; ++w) sum += from[h * pitch + w * s.C + c];
-            y[c] = sum / count;
+            y[c] = sum * share;
         });
     }
 }
@@ -108,28 +107,29 @@ void sum_pixels(const T* x, int64_t pixels, int64_t C, int64_t channels, T* sums
     }
 }
 
-// The mean over whole maps. Large maps are cut into parts, a number of their size alone.
+// The mean over whole maps. Large ones are cut into kParts, whatever the number of threads, so that two threads need
+// not read the same pixels.
 template <typename T>
 void average_maps(const Pool& s, const T* x, T count, T* y, int threads) {
-    constexpr int64_t kLarge = 512;  // pixels
-    const int64_t pixels = s.H * s.W, parts = pixels < kLarge ? 1 : 4, blocks = ceil_div(s.C, kWidth<T>);
+    constexpr int64_t kLarge = 512, kParts = 4;  // pixels
+    const int64_t pixels = s.H * s.W, parts = pixels < kLarge ? 1 : kParts, blocks = ceil_div(s.C, kWidth<T>);
     const int64_t groups = groups_for(blocks, s.N * parts, threads);
-    const PerThread<T> sums{s.N * parts, round_up(s.C, 16)};
+    const PerThread<T> sums{parts == 1 ? 0 : s.N * kParts, round_up(s.C, 16)};
     for_units(
         s.N, parts, groups, threads, [](int) { return 0; },
         [&](int, int64_t n, int64_t part, int64_t group, int) {
             const Range own = share(pixels, part, parts), block = share(blocks, group, groups);
             const int64_t first = block.begin * kWidth<T>, last = smaller(s.C, block.end * kWidth<T>);
-            const T* const from = x + (n * pixels + own.begin) * s.C + first;
-            sum_pixels(from, own.size(), s.C, last - first, sums.of(n * parts + part) + first);
+            T* const to = (parts == 1 ? y + n * s.C : sums.of(n * kParts + part)) + first;
+            sum_pixels(x + (n * pixels + own.begin) * s.C + first, own.size(), s.C, last - first, to);
+            for (int64_t c = 0; parts == 1 && c < last - first; ++c) to[c] /= count;
             return true;
         });
-    for (int64_t n = 0; n < s.N; ++n)
-        for (int64_t c = 0; c < s.C; ++c) {
-            T sum = 0;
-            for (int64_t part = 0; part < parts; ++part) sum += sums.of(n * parts + part)[c];
-            y[n * s.C + c] = sum / count;
-        }
+    for (int64_t n = 0; parts > 1 && n < s.N; ++n) {
+        const T *const a = sums.of(n * kParts), *const b = a + sums.each, *const c = b + sums.each;
+        const T* const d = c + sums.each;
+        for (int64_t i = 0; i < s.C; ++i) y[n * s.C + i] = (a[i] + b[i] + (c[i] + d[i])) / count;
+    }
 }
 
 // y[n][oh][ow][c] = the mean of x over window (oh, ow); the pixels of padding are counted, as zeros, if `padded`.
