@@ -213,10 +213,22 @@ class Checks {
         if (y.count() && std::memcmp(y.data(), again.data(), y.count() * sizeof(T)) != 0) fail("other results");
 
         begin("conv_transpose2d", text(s));
-        Array<T> g(y.count(), place()), back(x.count(), place());
+        Array<T> g(y.count(), place()), back(x.count(), place()), again_back(x.count(), place());
         g.random(random_), back.unwritten();
-        k_.conv_transpose2d(s, g.data(), w.data(), back.data(), coin(), threads());
+        const bool rectify = coin();
+        const int team = threads();
+        k_.conv_transpose2d(s, g.data(), w.data(), nullptr, back.data(), rectify, team);
         back.expect_written();
+        now += " with packed filters";
+        const int64_t most = s.OH * s.OW * s.K / s.G;
+        Array<T> kept(k_.pack_transposed(s, w.data(), most, rectify, nullptr, team).elements, place());
+        kept.unwritten(), again_back.unwritten();
+        k_.pack_transposed(s, w.data(), most, rectify, kept.data(), team);
+        kept.expect_written();
+        k_.conv_transpose2d(s, g.data(), w.data(), kept.count() ? kept.data() : nullptr, again_back.data(), rectify,
+                            team);
+        if (back.count() && std::memcmp(back.data(), again_back.data(), back.count() * sizeof(T)) != 0)
+            fail("other results");
 
         begin("conv2d_weight_grad", text(s));
         Array<T> gw(w.count(), place()), gb(s.K, place());
@@ -308,15 +320,22 @@ class Checks {
         begin("max_unpool2d_relu_conv_transpose2d", text(s) + " " + text(p));
         Array<T> back(x.count(), place());
         back.unwritten(), y.remember(), switches.remember();
-        const int64_t wrong = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
-                                                                    back.data(), coin(), rounding, threads());
+        const bool rectify = coin();
+        const int team = threads();
+        const int64_t most = std::min(s.OH * s.OW, p.OH * p.OW) * s.K;
+        Array<T> kept(k_.pack_transposed(s, w.data(), most, rectify, nullptr, team).elements, place());
+        kept.unwritten();
+        k_.pack_transposed(s, w.data(), most, rectify, kept.data(), team);
+        const T* const packed = coin() && kept.count() ? kept.data() : nullptr;
+        const int64_t wrong = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), packed,
+                                                                    back.data(), rectify, rounding, team);
         if (wrong != -1) fail("refused good switches");
         back.expect_written();
         if (switches.count()) {
             switches.data()[among(random_, 0, switches.count() - 1)] = static_cast<uint8_t>(among(random_, 0, 255));
             switches.remember();
-            expect_wrong(k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), back.data(),
-                                                               coin(), rounding, threads()),
+            expect_wrong(k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), nullptr,
+                                                               back.data(), coin(), rounding, threads()),
                          p, switches.data());
         }
         for (const Array<T>* input : {&x, &w, &b, &y}) input->expect_unchanged();

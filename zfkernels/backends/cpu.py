@@ -64,9 +64,10 @@ def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, g
 
 def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dilation=ONE, groups=1) -> Tensor:
     x = _empty(y, y.shape[0], weight.shape[1] * groups, output_size)
-    ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
-    sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding, dilation, groups)
-    _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), xs.data_ptr(), rectify, _threads())
+    ys, xs, most = _dense(y), _computed_empty(x), y.shape[1] // groups * y.shape[2] * y.shape[3]
+    call = most, rectify, tuple(x.shape), y.shape[2:], stride, padding, dilation, groups
+    sizes, ws, packed = _transposed_filters(weight, *call)
+    _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), packed, xs.data_ptr(), rectify, _threads())
     return _rounded(xs, x)
 
 
@@ -167,9 +168,12 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
     n, k = y.shape[:2]
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = _empty(y, n, weight.shape[1], output_size)
-    ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
-    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
-    args = *map(address, (ys, s, ws, xs)), rectify, _ROUNDING.get(y.dtype, 0), _threads()
+    ys, s, xs = _dense(y), _dense(switches), _computed_empty(x)
+    most = min(y.shape[2] * y.shape[3], conv_size[0] * conv_size[1]) * k
+    conv, ws, packed = _transposed_filters(weight, most, rectify, tuple(x.shape), conv_size, stride, padding)
+    sizes = conv, pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
+    addresses = ys.data_ptr(), s.data_ptr(), ws.data_ptr(), packed, xs.data_ptr()
+    args = *addresses, rectify, _ROUNDING.get(y.dtype, 0), _threads()
     bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *args)
     _check_switches(bad, s, *pool, conv_size)
     return _rounded(xs, x)
@@ -182,6 +186,15 @@ def _filters(weight, bias, shape, output_size, *settings) -> tuple[tuple[int, ..
         return sizes, weight.filters, packed, weight.bias if bias is None else _bias(bias)
     ws = _computed(weight)
     return conv_sizes(shape, ws, output_size, *settings), ws, 0, _bias(bias)
+
+
+def _transposed_filters(weight, most: int, rectify: bool, shape, *settings) -> tuple[tuple[int, ...], Tensor, int]:
+    """The same of a transposed one, of a map with at most `most` values an image that are not 0."""
+    if isinstance(weight, PreparedFilters):
+        sizes, packed = weight.transposed_call(most, rectify, shape, *settings)
+        return sizes, weight.filters, packed
+    ws = _computed(weight)
+    return conv_sizes(shape, ws, *settings), ws, 0
 
 
 def _threads() -> int:

@@ -6,6 +6,8 @@ were made of: the same memory, the same version (torch counts every change made 
 is written through `.data` or a NumPy array it does not count), the same shape and dtype.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class PreparedFilters:
             filters, bias = (v if v is None else computed(v.detach()) for v in (weight, bias))
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
             self.bias = None if bias is None else bias.contiguous()
-        self._packed: dict[tuple, Tensor] = {}
+        self._packed: dict[tuple, Tensor | None] = {}
         self._calls: dict[tuple, tuple[tuple[int, ...], int]] = {}
 
     def check(self) -> None:
@@ -55,6 +57,30 @@ class PreparedFilters:
             found = self._calls[key] = sizes, self._pack(sizes, *window).data_ptr()
         return found
 
+    def transposed_call(self, most: int, rectify: bool, shape, output_size, *window) -> tuple[tuple[int, ...], int]:
+        """The same of a transposed convolution to x of this shape, of at most `most` values an image that are not 0."""
+        self.check()
+        key = most, rectify, shape, output_size, window, _C.isa(), _C.winograd(), torch.get_num_threads()
+        found = self._calls.get(key)
+        if found is None:
+            if len(self._calls) >= MOST_SHAPES:
+                self._calls.clear()
+            sizes = conv_sizes(shape, self.filters, output_size, *window)
+            packed = self._pack_transposed(sizes, most, rectify, *window)
+            found = self._calls[key] = sizes, 0 if packed is None else packed.data_ptr()
+        return found
+
+    def _pack_transposed(self, sizes, most: int, rectify: bool, stride, padding, dilation=(1, 1), groups=1):
+        f64, threads = self.filters.dtype == torch.float64, torch.get_num_threads()
+        kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, most, rectify)[1]
+        pack = partial(_C.pack_transposed, f64, sizes, self.filters.data_ptr(), most, rectify)
+        elements, layout = pack(0, threads)
+        key = "transposed", kernel, stride, dilation, groups, layout, _C.isa()
+        if key not in self._packed:
+            packed = self.filters.new_empty(elements)
+            self._packed[key] = packed if elements and pack(packed.data_ptr(), threads)[0] else None
+        return self._packed[key]
+
     def _pack(self, sizes: tuple[int, ...], stride, padding, dilation=(1, 1), groups=1) -> Tensor:
         f64, threads = self.filters.dtype == torch.float64, torch.get_num_threads()
         kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]
@@ -67,8 +93,10 @@ class PreparedFilters:
         return self._packed[key]
 
     def __repr__(self) -> str:
-        kernels = ", ".join(sorted({key[0] for key in self._packed})) or "nothing yet"
-        return f"PreparedFilters(shape={tuple(self.shape)}, dtype={self.dtype}, packed for: {kernels})"
+        kernels = ", ".join(
+            sorted({" ".join(part for part in key[:2] if isinstance(part, str)) for key in self._packed})
+        )
+        return f"PreparedFilters(shape={tuple(self.shape)}, dtype={self.dtype}, packed for: {kernels or 'nothing yet'})"
 
 
 State = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
