@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
+from .ops.kept import of_module
 from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
 from .window import count, pair
@@ -28,6 +29,7 @@ class ConvReLU(nn.Module):
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1).
     `weight` is (out_channels, in_channels, KH, KW), `bias` (out_channels,) or None, initialised as torch.nn.Conv2d's.
+    In evaluation mode, where no gradient is wanted, its filters are kept packed on the CPU (ops/kept.py).
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class ConvReLU(nn.Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d_relu(x, self.weight, self.bias, self.stride, self.padding, backend=self.backend)
+        return conv2d_relu(x, *of_module(self, x), self.stride, self.padding, backend=self.backend)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -151,7 +153,7 @@ class ConvReLUMaxPool(ConvReLU):
         self.return_switches = return_switches
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        conv = self.weight, self.bias, self.stride, self.padding
+        conv = *of_module(self, x), self.stride, self.padding
         pool = self.pool_kernel, self.pool_stride, self.pool_padding, self.ceil_mode
         y, switches = conv2d_relu_max_pool2d(x, *conv, *pool, backend=self.backend)
         return (y, switches) if self.return_switches else y

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
-from ..graph.layer import Layer, Record, passed_on
+from ..graph.layer import Layer, Record, passed_on, plain_filters
 from ..graph.rules import Rules
 from ..graph.steps import Add, Affine, Average, Concat, Flatten, Linear, Norm, ReLU, Scale, norm_factors
 from ..graph.windowed import Pool
@@ -71,7 +71,7 @@ def _layer(signal: Single, by: Passage) -> list[Signal] | None:
     channels = on(values.device, units.channels)
     if record.scale is not None:
         values = values * record.scale[channels]
-    g = record.filters[channels] * values[:, None, None, None]
+    g = plain_filters(record.filters)[channels] * values[:, None, None, None]
     return [Box(g, units.positions * conv.stride - conv.padding)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..nn import ContrastNorm, ConvReLU, Linear, MaxPoolSwitches
 from ..ops.fused import conv2d_relu_max_pool2d
+from ..ops.kept import of_module
 from ..window import Field, conv_size, count, pair, pool_size, receptive_field
 
 
@@ -145,7 +146,7 @@ class ZFNet(nn.Module):
             module = getattr(self, layer.name)
             pool = getattr(self, above.name) if above is not None else None
             if _fusible(module, pool) and not isinstance(x, fx.Proxy):
-                conv = module.weight, module.bias, module.stride, module.padding
+                conv = *of_module(module, x), module.stride, module.padding
                 x, _ = conv2d_relu_max_pool2d(x, *conv, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
                 fused = above
             else:
