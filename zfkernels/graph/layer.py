@@ -126,7 +126,7 @@ class Layer:
             kind = (conv.before, conv.after, *(b.batch_norm.eps for b in self.batch_norms))
             kind = None if conv.plain and not self.batch_norms else kind
             others = [t for t in others if t is not None]
-            found = kept(weight, others, lambda: PreparedFilters(*make(), None), x, rules.backend, kind)
+            found = kept(weight, others, lambda: PreparedFilters(*make(), None, patient=True), x, rules.backend, kind)
             if found is not None:
                 return found, None
         return make()

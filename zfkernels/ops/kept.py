@@ -1,9 +1,9 @@
 """Prepared filters that stay with a model's weights from call to call, and go when these go.
 
 `kept` looks at the weights at each call. Whatever changes them is seen, as sources.py says (which also says the one
-change that is not), and their filters are made anew. They are packed at the second call with the same weights: who looks
-at a model after each training step never pays for it. What is kept is as large as the weights again for each kernel that
-asked (prepared.py), and is dropped with the parameter, or when it moves to where it is of no use.
+change that is not), and their filters are made anew. They are packed when a kernel asks for the second time: who looks
+once at a model after each training step never pays for it. What is kept is as large as the weights again for each
+kernel that asked (prepared.py), and is dropped with the parameter, or when it moves to where it is of no use.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.float64)  # half types are computed from copies
 class Entry:
     kind: object
     sources: Sources
-    filters: PreparedFilters | None = None
+    filters: PreparedFilters
 
 
 KEPT = WeakTensorKeyDictionary()  # a parameter -> what was made of it
@@ -41,7 +41,8 @@ def kept(
     backend: str,
     kind: object = None,
 ) -> PreparedFilters | None:
-    """What `make` made of the weight and the others at an earlier call, for one with x; None: take the weight itself.
+    """What `make` makes, or made at an earlier call, of the weight and the others, for a call with x; None: take the
+    weight itself.
 
     `kind` tells apart what may be made of the same tensors.
     """
@@ -54,12 +55,9 @@ def kept(
         return None
     entry = KEPT.get(weight)
     if entry is None or entry.kind != kind or not entry.sources.same(sources):
-        entry = KEPT[weight] = Entry(kind, Sources(watch_values=True))
-        entry.sources.note(sources)
-        return None
-    if entry.filters is None:
         with torch.inference_mode(False), torch.no_grad():
-            entry.filters = make()
+            entry = KEPT[weight] = Entry(kind, Sources(watch_values=True), make())
+        entry.sources.note(sources)
     return entry.filters
 
 
@@ -88,7 +86,7 @@ def of_module(module: torch.nn.Module, x: Tensor) -> tuple[Tensor | PreparedFilt
         return weight, bias
 
     def make() -> PreparedFilters:
-        return PreparedFilters(weight.detach(), None if bias is None else bias.detach(), None)
+        return PreparedFilters(weight.detach(), None if bias is None else bias.detach(), None, patient=True)
 
     filters = kept(weight, [] if bias is None else [bias], make, x, backends.choose(module.backend, "cpu"))
     return (weight, bias) if filters is None else (filters, None)
