@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .backends.prepared import PreparedFilters
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
@@ -72,8 +73,12 @@ class ConvReLU(nn.Module):
     def out_channels(self) -> int:
         return self.weight.shape[0]
 
+    def filters(self, x: Tensor) -> tuple[Tensor | PreparedFilters, Tensor | None]:
+        """The weight and bias for a convolution of x; in evaluation mode the kept filters and None."""
+        return of_module(self.weight, self.bias, self.training, self.backend, x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d_relu(x, *of_module(self, x), self.stride, self.padding, backend=self.backend)
+        return conv2d_relu(x, *self.filters(x), self.stride, self.padding, backend=self.backend)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -152,10 +157,10 @@ class ConvReLUMaxPool(ConvReLU):
         self.ceil_mode = ceil_mode
         self.return_switches = return_switches
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        conv = *of_module(self, x), self.stride, self.padding
-        pool = self.pool_kernel, self.pool_stride, self.pool_padding, self.ceil_mode
-        y, switches = conv2d_relu_max_pool2d(x, *conv, *pool, backend=self.backend)
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]  # the switches beside y
+        weight, bias = self.filters(x)
+        window = self.stride, self.padding, self.pool_kernel, self.pool_stride, self.pool_padding
+        y, switches = conv2d_relu_max_pool2d(x, weight, bias, *window, self.ceil_mode, backend=self.backend)
         return (y, switches) if self.return_switches else y
 
     def extra_repr(self) -> str:

@@ -8,11 +8,13 @@ is written through `.data` or a NumPy array it does not count), the same shape a
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _C
+from ..window import Sides
 from .memory import conv_sizes
 
 MOST_SHAPES = 64  # calls of different shapes whose sizes are kept
@@ -31,12 +33,12 @@ class PreparedFilters:
         self.sources = {name: (value, state(name, value)) for name, value in sources.items() if value is not None}
         self.dtype, self.shape = weight.dtype, weight.shape
         with torch.no_grad():
-            filters, bias = (v if v is None else computed(v.detach()) for v in (weight, bias))
+            filters = computed(weight.detach())
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
-            self.bias = None if bias is None else bias.contiguous()
-        self._packed: dict[tuple, Tensor] = {}
-        self._asked: set[tuple] | None = set() if patient else None
-        self._calls: dict[tuple, tuple[tuple[int, ...], int]] = {}
+            self.bias = None if bias is None else computed(bias.detach()).contiguous()
+        self._packed: dict[tuple[Any, ...], Tensor] = {}
+        self._asked: set[tuple[Any, ...]] | None = set() if patient else None
+        self._calls: dict[tuple[Any, ...], tuple[tuple[int, ...], int]] = {}
 
     def check(self) -> None:
         """RuntimeError unless the tensors are still those that this was made of."""
@@ -48,20 +50,29 @@ class PreparedFilters:
                     "of the old one. Call prepare again after each change, or give the weight itself"
                 )
 
-    def call(self, shape: tuple[int, ...], output_size, *window) -> tuple[tuple[int, ...], int]:
+    def call(self, shape: tuple[int, ...], output_size: Sides, *window: Any) -> tuple[tuple[int, ...], int]:
         """The sizes of a convolution of x of this shape, and the address of the filters packed for its kernel."""
         self.check()
         key = shape, output_size, window, _C.isa(), _C.winograd()
         return self._calls.get(key) or self._called(key, self._pack, shape, output_size, window)
 
-    def transposed_call(self, most: int, rectify: bool, shape, output_size, *window) -> tuple[tuple[int, ...], int]:
+    def transposed_call(
+        self, most: int, rectify: bool, shape: tuple[int, ...], output_size: Sides, *window: Any
+    ) -> tuple[tuple[int, ...], int]:
         """The same of a transposed convolution to x of this shape, of at most `most` values an image that are not 0."""
         self.check()
         key = most, rectify, shape, output_size, window, _C.isa(), _C.winograd(), torch.get_num_threads()
         pack = partial(self._pack_transposed, most, rectify)
         return self._calls.get(key) or self._called(key, pack, shape, output_size, window)
 
-    def _called(self, key: tuple, pack: Callable, shape, output_size, window: tuple) -> tuple[tuple[int, ...], int]:
+    def _called(
+        self,
+        key: tuple[Any, ...],
+        pack: Callable[..., Tensor | None],
+        shape: tuple[int, ...],
+        output_size: Sides,
+        window: tuple[Any, ...],
+    ) -> tuple[tuple[int, ...], int]:
         """The sizes and the packed filters' address of a call of which that is not known yet."""
         sizes = conv_sizes(shape, self.filters, output_size, *window)
         packed = pack(sizes, *window)
@@ -72,14 +83,23 @@ class PreparedFilters:
         self._calls[key] = sizes, packed.data_ptr() if packed.numel() else 0
         return self._calls[key]
 
-    def _waits(self, key: tuple) -> bool:
+    def _waits(self, key: tuple[Any, ...]) -> bool:
         """Whether nothing is to be packed for this key yet."""
         if self._asked is None or key in self._asked:
             return False
         self._asked.add(key)
         return True
 
-    def _pack_transposed(self, most: int, rectify: bool, sizes, stride, padding, dilation=(1, 1), groups=1):
+    def _pack_transposed(
+        self,
+        most: int,
+        rectify: bool,
+        sizes: tuple[int, ...],
+        stride: Sides,
+        padding: Sides,
+        dilation: Sides = (1, 1),
+        groups: int = 1,
+    ) -> Tensor | None:
         """Empty where there is nothing to keep; None: not yet."""
         f64, threads = self.filters.dtype == torch.float64, torch.get_num_threads()
         kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, most, rectify)[1]
@@ -94,7 +114,9 @@ class PreparedFilters:
             self._packed[key] = packed if good else packed.new_empty(0)
         return self._packed[key]
 
-    def _pack(self, sizes: tuple[int, ...], stride, padding, dilation=(1, 1), groups=1) -> Tensor | None:
+    def _pack(
+        self, sizes: tuple[int, ...], stride: Sides, padding: Sides, dilation: Sides = (1, 1), groups: int = 1
+    ) -> Tensor | None:
         """None: not yet."""
         f64, threads = self.filters.dtype == torch.float64, torch.get_num_threads()
         kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]

@@ -63,7 +63,14 @@ class Norm(NamedTuple):
 
 
 def square(
-    channels: int, size: int, filters: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, groups=1
+    channels: int,
+    size: int,
+    filters: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> Conv:
     """The convolution with the size that its map comes to."""
     out = conv_size(size, kernel, stride, padding, dilation)
@@ -82,7 +89,7 @@ def zfnet_layers() -> tuple[dict[int, Conv], dict[int, Pool], dict[int, Norm]]:
         elif layer.kind == "pool":
             pools[number] = Pool(row.channels, size, layer.kernel, layer.stride, layer.ceil_mode, out)
         elif layer.kind == "norm":
-            norm = model.get_submodule(layer.name)
+            norm = getattr(model, layer.name)
             norms[number] = Norm(row.channels, size, norm.size, norm.alpha, norm.beta, norm.k)
         size = out
     return convs, pools, norms

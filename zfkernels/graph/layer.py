@@ -22,7 +22,7 @@ from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
 from ..ops.kept import kept
 from ..window import Pair, Window, conv_map
 from .rules import Rules
-from .windowed import Affine, Conv, Pool
+from .windowed import Affine, Conv, Pool, capped, plain_filters
 
 Weights = tuple[Tensor, Tensor | None]  # filters and bias
 
@@ -41,6 +41,7 @@ class Layer:
     conv: Conv
     batch_norms: tuple[Affine, ...] = ()
     rectify: bool = False
+    cap: float = math.inf  # the most that a rectified value may be
     pool: Pool | None = None
     exact: bool = False  # whether a max-pool's ties depend on it, so that a run with switches must sum exactly
 
@@ -71,10 +72,11 @@ class Layer:
             pooling = pool.kernel, pool.stride, pool.padding, size
             y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
         else:
-            y = conv.by_filters(x, filters, bias, conv.padding, self.rectify and scale is None, rules)
-            if scale is not None:
+            cap = self.cap if self.rectify else None
+            y = conv.by_filters(x, filters, bias, conv.padding, cap if scale is None else None, rules)
+            if scale is not None and shift is not None:
                 y = torch.addcmul(shift, y, scale, out=y)
-                y = y.relu_() if self.rectify else y
+                y = capped(y, self.cap) if self.rectify else y
             if pool is not None:
                 y, switches = pool.run([y], rules)
         if rules.method is None:
@@ -93,7 +95,7 @@ class Layer:
             def own() -> Weights:
                 return conv.filters(weight.detach()), None if bias is None else bias.detach()
 
-            return (*self._kept([weight, bias], x, rules, own), None, None)
+            return (*self._kept(weight, [bias], x, rules, own), None, None)
         for batch_norm in self.batch_norms:
             batch_norm.check()
         rows, columns = conv_map(x.shape[2:], conv.window, conv.stride, conv.padding)
@@ -103,9 +105,9 @@ class Layer:
                 scale, shift = self._scale_and_shift(bias)
                 return conv.filters(weight.detach() * scale[:, None, None, None]), shift
 
-            tensors = [weight, bias, *(t for batch_norm in self.batch_norms for t in batch_norm.tensors)]
-            return (*self._kept(tensors, x, rules, folded), None, None)
-        filters, _ = self._kept([weight], x, rules, lambda: (conv.filters(weight.detach()), None))
+            tensors = [bias, *(t for batch_norm in self.batch_norms for t in batch_norm.tensors)]
+            return (*self._kept(weight, tensors, x, rules, folded), None, None)
+        filters, _ = self._kept(weight, [], x, rules, lambda: (conv.filters(weight.detach()), None))
         scale, shift = self._scale_and_shift(bias)
         return filters, None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
@@ -118,15 +120,20 @@ class Layer:
         return scale, shift if bias is None else torch.addcmul(shift, bias.detach(), scale)
 
     def _kept(
-        self, tensors: list[Tensor | None], x: Tensor, rules: Rules, make: Callable[[], Weights]
+        self,
+        weight: Tensor,
+        others: Sequence[Tensor | None],
+        x: Tensor,
+        rules: Rules,
+        make: Callable[[], Weights],
     ) -> tuple[Tensor | PreparedFilters, Tensor | None]:
         """The filters and bias that `make` makes of these tensors; or the same kept from an earlier run, and None."""
-        conv, (weight, *others) = self.conv, tensors
+        conv = self.conv
         if not conv.by_torch(rules):
-            kind = (conv.before, conv.after, *(b.batch_norm.eps for b in self.batch_norms))
+            kind: object = (conv.before, conv.after, *(b.batch_norm.eps for b in self.batch_norms))
             kind = None if conv.plain and not self.batch_norms else kind
-            others = [t for t in others if t is not None]
-            found = kept(weight, others, lambda: PreparedFilters(*make(), None, patient=True), x, rules.backend, kind)
+            there = [t for t in others if t is not None]
+            found = kept(weight, there, lambda: PreparedFilters(*make(), None, patient=True), x, rules.backend, kind)
             if found is not None:
                 return found, None
         return make()
@@ -141,7 +148,7 @@ class Layer:
         filters, scale, passed, switches = record
         plain = plain_filters(filters)
         if passed is not None:
-            g, own = passed_on(g, passed, own), True
+            g, own = passed_on(g, passed, own, self.cap), True
         if pool is not None and conv.dense:
             pooling = pool.kernel, pool.stride, paddings[1]
             return max_unpool2d_relu_conv_transpose2d(
@@ -149,7 +156,8 @@ class Layer:
             )
         if pool is not None:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])
-            g, own = pool.unpool(g, switches, paddings[1], middle, rules), True
+            g = pool.unpool(g, switches, paddings[1], middle, rules)  # type: ignore[arg-type]  # a pool records them
+            own = True
         if scale is not None and g.numel() > plain.numel():
             filters = plain * scale.view(-1, 1, 1, 1)
         elif scale is not None:
@@ -157,10 +165,6 @@ class Layer:
                 g, own, rectify = rectified(g, own), True, False
             g = g.mul_(scale.view(-1, 1, 1)) if own else g * scale.view(-1, 1, 1)
         return conv.transposed(g, filters, paddings[0], size, rectify, rules)
-
-
-def plain_filters(filters: Tensor | PreparedFilters) -> Tensor:
-    return filters.filters if isinstance(filters, PreparedFilters) else filters
 
 
 def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
@@ -173,8 +177,11 @@ def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
 def passed_on(g: Tensor, y: Tensor, own: bool = False, cap: float = math.inf) -> Tensor:
     """g where y is more than 0 and less than `cap`, 0 elsewhere; in the place of g if that is one's own."""
     into = {"grad_input": g} if own else {}
+    passed: Tensor
     if cap < math.inf:
         backward = torch.ops.aten.hardtanh_backward
-        return (backward.grad_input if own else backward)(g, y, 0, cap, **into)
-    backward = torch.ops.aten.threshold_backward
-    return (backward.grad_input if own else backward)(g, y, 0, **into)
+        passed = (backward.grad_input if own else backward)(g, y, 0, cap, **into)
+    else:
+        backward = torch.ops.aten.threshold_backward
+        passed = (backward.grad_input if own else backward)(g, y, 0, **into)
+    return passed

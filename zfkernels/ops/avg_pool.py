@@ -4,30 +4,45 @@ avg_pool2d            y[n,c,i,j] = (sum of x over window (i,j)) / (pixels that t
 avg_pool2d_backward   <avg_pool2d(x), g> = <x, avg_pool2d_backward(g)>
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from ..backends.memory import empty
+from ..window import Sides
 from . import checks
-from .define import define
+from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, pooled_size
 
 
 class _AvgPool2d:
     """Each window's mean."""
 
-    def fake(x, kernel_size, stride, padding, output_size, count_include_pad, backend):
+    @staticmethod
+    def fake(
+        x: Tensor,
+        kernel_size: Sides,
+        stride: Sides,
+        padding: Sides,
+        output_size: Sides,
+        count_include_pad: bool,
+        backend: str,
+    ) -> Tensor:
         return empty(x, *x.shape[:2], *output_size)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, *ctx.settings = inputs
         ctx.input_shape = x.shape
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         *pool, _, count_include_pad, backend = ctx.settings
         return (avg_pool2d_backward(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
 
 
-avg_pool2d_op = define(
+avg_pool2d_op: Callable[..., Tensor] = define(
     "avg_pool2d(Tensor x, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
     "bool count_include_pad, str backend) -> Tensor",
     _AvgPool2d,
@@ -37,19 +52,30 @@ avg_pool2d_op = define(
 class _AvgPool2dBackward:
     """Its adjoint, onto a map of `output_size`."""
 
-    def fake(g, kernel_size, stride, padding, output_size, count_include_pad, backend):
+    @staticmethod
+    def fake(
+        g: Tensor,
+        kernel_size: Sides,
+        stride: Sides,
+        padding: Sides,
+        output_size: Sides,
+        count_include_pad: bool,
+        backend: str,
+    ) -> Tensor:
         return empty(g, *g.shape[:2], *output_size)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         g, *ctx.settings = inputs
         ctx.input_shape = g.shape
 
-    def backward(ctx, gg):
+    @staticmethod
+    def backward(ctx: Context, gg: Tensor) -> Gradients:
         *pool, _, count_include_pad, backend = ctx.settings
         return (avg_pool2d_op(gg, *pool, ctx.input_shape[2:], count_include_pad, backend),)
 
 
-avg_pool2d_backward = define(
+avg_pool2d_backward: Callable[..., Tensor] = define(
     "avg_pool2d_backward(Tensor g, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
     "bool count_include_pad, str backend) -> Tensor",
     _AvgPool2dBackward,
@@ -91,8 +117,8 @@ def avg_pool2d(
     Source: torch.nn.functional.avg_pool2d.
     """
     checks.tensor("x", x, ("N", "C", "H", "W"))
-    pool = checks.window_of(kernel_size, stride, padding, POOL)
+    kernel, stride, padding = checks.window_of(kernel_size, stride, padding, POOL)
     checks.flag("ceil_mode", ceil_mode)
     checks.flag("count_include_pad", count_include_pad)
-    size = pooled_size("x's height and width", x.shape[2:], *pool, ceil_mode, "kernel_size")
-    return avg_pool2d_op(x, *pool, size, count_include_pad, checks.backend(backend, x))
+    size = pooled_size("x's height and width", x.shape[2:], kernel, stride, padding, ceil_mode, "kernel_size")
+    return avg_pool2d_op(x, kernel, stride, padding, size, count_include_pad, checks.backend(backend, x))

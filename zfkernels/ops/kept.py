@@ -53,7 +53,7 @@ def kept(
         if weight.device.type != "cpu" or weight.dtype not in DTYPES:
             KEPT.pop(weight, None)  # it moved, and what is kept holds its old memory
         return None
-    entry = KEPT.get(weight)
+    entry: Entry | None = KEPT.get(weight)
     if entry is None or entry.kind != kind or not entry.sources.same(sources):
         with torch.inference_mode(False), torch.no_grad():
             entry = KEPT[weight] = Entry(kind, Sources(watch_values=True), make())
@@ -79,14 +79,15 @@ def serves(sources: Sequence[Tensor], x: Tensor, backend: str) -> bool:
     )
 
 
-def of_module(module: torch.nn.Module, x: Tensor) -> tuple[Tensor | PreparedFilters, Tensor | None]:
-    """The weight and bias of a module, in evaluation mode its kept filters and None, for a convolution of x."""
-    weight, bias = module.weight, module.bias
-    if module.training or not isinstance(x, Tensor) or x.device.type != "cpu":
+def of_module(
+    weight: Tensor, bias: Tensor | None, training: bool, backend: str | None, x: Tensor
+) -> tuple[Tensor | PreparedFilters, Tensor | None]:
+    """A module's weight and bias, in evaluation mode its kept filters and None, for a convolution of x."""
+    if training or not isinstance(x, Tensor) or x.device.type != "cpu":
         return weight, bias
 
     def make() -> PreparedFilters:
         return PreparedFilters(weight.detach(), None if bias is None else bias.detach(), None, patient=True)
 
-    filters = kept(weight, [] if bias is None else [bias], make, x, backends.choose(module.backend, "cpu"))
+    filters = kept(weight, [] if bias is None else [bias], make, x, backends.choose(backend, "cpu"))
     return (weight, bias) if filters is None else (filters, None)

@@ -5,6 +5,7 @@ NumPy and slowly, on tensors in host memory: for tests, without a GPU.
 """
 
 import importlib.util
+from typing import Any, NoReturn
 
 import torch
 
@@ -41,7 +42,7 @@ NOTES = (
 )
 
 
-def avg_pool2d(x: torch.Tensor, *settings) -> torch.Tensor:
+def avg_pool2d(x: torch.Tensor, *settings: Any) -> NoReturn:
     refuse_averages("triton")
 
 
@@ -68,7 +69,7 @@ def unavailable() -> str | None:
     return None
 
 
-def measured() -> dict[str, dict]:
+def measured() -> dict[str, dict[str, Any]]:
     """The configurations that were measured on this machine's GPUs and are in use: device -> problem -> choice."""
     if not INSTALLED or INTERPRETED or not torch.cuda.is_available():
         return {}
