@@ -14,6 +14,7 @@ from ..memory import refuse_averages
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = False  # no kernels for groups or dilation
 AVERAGES = False  # nor for average pooling
+MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 
 INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
 if INSTALLED:
