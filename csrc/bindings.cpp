@@ -153,7 +153,7 @@ PYBIND11_MODULE(_C, m) {
     });
     m.def("pool", &zf::pool_name);
     m.def("sampled", [](Address table, int64_t count) {
-        return zf::sampled(reinterpret_cast<const int64_t (*)[2]>(table), count);
+        return zf::sampled(reinterpret_cast<const int64_t (*)[3]>(table), count);
     });
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });
