@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -314,17 +315,41 @@ def test_our_own_network():
     check(model, call, images(2, 48))
 
 
-def test_memory_of_a_call_is_given_back():
-    """No map is kept between calls, and none longer than its last reader."""
+def test_maps_share_memory_when_nobody_reads_them_any_more():
     model = randomised(nn.Sequential(*[conv(16, 16), nn.ReLU()] * 6), torch.randn(1, 16, 24, 24))
-    call, watched = compiled(model)
+    call, watched = compiled(model, options={"tune": False})
     x = torch.randn(1, 16, 24, 24)
     with torch.no_grad():
         call(x)
     (plan,) = watched.programs[0].plans.values()
-    freed = [i for _, dead in plan for i in dead]
+    freed = [i for _, dead in plan.calls for i in dead]
     assert len(freed) == len(set(freed))
-    assert sum(len(dead) for _, dead in plan[1:]) >= 5
+    assert sum(len(dead) for _, dead in plan.calls[1:]) >= 5
+    places = plan.layout.places
+    assert len(places) == 5  # not the result's
+    assert {at for at, _ in places} == {0, places[0][1].bytes}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_given_back_stays(name):
+    """Later calls, one after another and two at a time, write into memory of their own."""
+    model = made(name)
+    call, _ = compiled(model, options={"tune": False})
+    with torch.no_grad():
+        inputs = [inputs_of(name) for _ in range(8)]
+        outs = [flat(call(*x)) for x in inputs]
+        kept = [[out.clone() for out in each] for each in outs]
+        again = [flat(call(*x)) for x in reversed(inputs)][::-1]
+
+        def one(x):
+            with torch.no_grad():
+                return flat(call(*x))
+
+        with ThreadPoolExecutor(2) as pool:
+            at_once = list(pool.map(one, inputs * 4))
+    for i, each in enumerate(kept):
+        for versions in zip(each, outs[i], again[i], *at_once[i::8], strict=True):
+            assert all(torch.equal(versions[0], v) for v in versions[1:])
 
 
 @pytest.mark.parametrize("faster", ["ours", "onednn"])

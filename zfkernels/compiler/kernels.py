@@ -17,6 +17,7 @@ from ..backends import cpu
 from ..backends.memory import pool_sizes
 from ..backends.prepared import PreparedFilters
 from .match import Conv
+from .memory import Place
 
 LAST = torch.channels_last
 Registers = list
@@ -93,31 +94,32 @@ def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, thr
     if step.pool is not None:
         return pooled_run(step, at, r, filters, conv_size, threads)
     sizes, packed = filters.call(tuple(x.shape), conv_size, *step_window(step))
-    shape, strides = last(n, k, *conv_size)
+    made = Place(*last(n, k, *conv_size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
     ready, relu, cap, conv2d = dense(x), step.relu, step.cap, _C.conv2d
     if at.add < 0 and ready:
 
         def run(r: Registers) -> None:
             x = r[at.x]
-            y = r[at.out] = x.new_empty_strided(shape, strides)
+            y = r[at.out] = made.of(r, x)
             conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads)
 
-        return keeping(filters, run)
+        return keeping(run, filters, made)
 
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
         add = r[at.add].contiguous(memory_format=LAST) if at.add >= 0 else None
-        y = r[at.out] = x.new_empty_strided(shape, strides)
+        y = r[at.out] = made.of(r, x)
         z = 0 if add is None else add.data_ptr()
         conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads)
 
-    return keeping(filters, run_any)
+    return keeping(run_any, filters, made)
 
 
-def keeping(filters: PreparedFilters, run: Run) -> Run:
-    """The call, which knows the filters by their addresses alone, with the filters themselves."""
-    run.filters = filters
+def keeping(run: Run, filters: PreparedFilters | None, made: Place, *scratch: Place) -> Run:
+    """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's, and
+    what nobody reads after it."""
+    run.filters, run.makes, run.scratch = filters, (made,), scratch
     return run
 
 
@@ -130,17 +132,22 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         return torch_run(step, at)
     sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
     pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
-    shape, strides = last(n, k, *size)
+    made, marks = pooled_places(last(n, k, *size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
 
     def run(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
-        y = r[at.out] = x.new_empty_strided(shape, strides)
-        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        y = r[at.out] = made.of(r, x)
+        switches = marks.of(r, x)
         addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
         _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
 
-    return keeping(filters, run)
+    return keeping(run, filters, made, marks)
+
+
+def pooled_places(form: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> tuple[Place, Place]:
+    """The memory of a pooled map of this shape and strides, and of its switches."""
+    return Place(*form, dtype), Place(*form, torch.uint8)
 
 
 def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) -> Run | None:
@@ -151,16 +158,17 @@ def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) ->
     size = window.pool_map(x.shape[2:], kernel, stride, padding, ceil_mode)
     if x.device.type != "cpu" or not dense(x) or not pools(kernel, padding, size):
         return None
-    sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(*x.shape[:2], *size)
+    sizes = pool_sizes(x.shape, size, kernel, stride, padding)
+    made, marks = pooled_places(last(*x.shape[:2], *size), x.dtype)
     f64 = x.dtype == torch.float64
 
     def run(r: Registers) -> None:
         x = r[place]
-        y = r[out] = x.new_empty_strided(shape, strides)
-        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        y = r[out] = made.of(r, x)
+        switches = marks.of(r, x)
         _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), switches.data_ptr(), threads)
 
-    return run
+    return keeping(run, None, made, marks)
 
 
 def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]) -> bool:

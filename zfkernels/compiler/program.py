@@ -1,19 +1,42 @@
 """A graph as a flat list of calls, made anew for each set of input shapes, and again when a weight has changed."""
 
+from dataclasses import dataclass, field
+
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .. import _C
 from . import kernels
 from .choice import Choice
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
+from .memory import Layout, Lifetimes
 from .sources import Sources
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
 
-Plan = list[tuple[Run, tuple[int, ...]]]  # a call, and the registers that nobody reads after it
+
+@dataclass
+class Plan:
+    """Calls, each with the registers that nobody reads after it, and the memory of their maps. A block of it serves one
+    call at a time; those that no call uses are kept."""
+
+    calls: list[tuple[Run, tuple[int, ...]]]
+    layout: Layout
+    blocks: list[list[Tensor]] = field(default_factory=list)
+
+    def run(self, r: Registers) -> None:
+        try:
+            block = self.blocks.pop()
+        except IndexError:
+            block = self.layout.block()
+        r += block
+        for run, dead in self.calls:
+            run(r)
+            for i in dead:
+                r[i] = None
+        self.blocks.append(block)
 
 
 class Program:
@@ -55,28 +78,28 @@ class Program:
         if plan is None:
             self.record(key, r, threads)
         else:
-            for run, dead in plan:
-                run(r)
-                for i in dead:
-                    r[i] = None
+            plan.run(r)
         return self.result(r)
 
     def record(self, key: tuple, r: Registers, threads: int) -> None:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
-        filters, plan = self.filters, []
-        for step, dead in zip(self.steps, self.dead, strict=True):
+        filters, calls, lifetimes = self.filters, [], Lifetimes()
+        for number, (step, dead) in enumerate(zip(self.steps, self.dead, strict=True)):
             if isinstance(step, Conv):
                 run = self.conv(step, r, filters, threads)
             else:
                 run = of_node(step, self.place, r, threads)
             run(r)
+            out = self.place[step.node if isinstance(step, Conv) else step]
+            lifetimes.step(number, getattr(run, "makes", ()), getattr(run, "scratch", ()), out, r)
             for i in dead:
                 r[i] = None
-            plan.append((run, dead))
+            lifetimes.freed(number, dead)
+            calls.append((run, dead))
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
                 self.plans.clear()
-            self.plans[key] = plan
+            self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
 
     def conv(self, step: Conv, r: Registers, filters: dict, threads: int) -> Run:
         at = places(step, self.place)
