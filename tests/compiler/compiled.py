@@ -150,6 +150,19 @@ def padded():
     return Through(forward, first=first, second=second, third=nn.Conv2d(16, 16, 3))
 
 
+def viewed():
+    """Parts of maps that are read, and given back, when the maps themselves are not any more."""
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        part, other = x[:, 4:12], x.chunk(2, 1)[0]
+        for _ in range(3):
+            x = F.relu(self.second(x))
+        return x[:, :8] + part, other
+
+    return Through(forward, first=conv(3, 16), second=conv(16, 16))
+
+
 def named():
     """Two inputs, and outputs by name, one of them a map."""
 
@@ -171,7 +184,7 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, viewed)}
 NETWORKS |= {f.__name__: f for f in (named, broken)}
 
 

@@ -117,8 +117,8 @@ def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, thr
 
 
 def keeping(run: Run, filters: PreparedFilters | None, made: Place, *scratch: Place) -> Run:
-    """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's, and
-    what nobody reads after it."""
+    """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's,
+    and what nobody reads after it."""
     run.filters, run.makes, run.scratch = filters, (made,), scratch
     return run
 

@@ -1,8 +1,8 @@
 """Where the maps of a graph lie: one block of memory for all that live only inside a call, kept from call to call.
 
 Fresh memory for each map would be taken from the system and given back again at every call (a map of 32 MB and more
-always is), which for small networks of many large maps takes a third of the time. Lifetimes are seen when the graph runs
-for the first time with inputs of some shapes: a map's memory is used until the last register that shares it was read.
+always is), which for small networks of large maps takes a third of the time. Lifetimes are seen when the graph runs for
+the first time with inputs of some shapes: a map's memory is used until the last register that shares it was read.
 What the graph gives back is no part of the block.
 """
 
