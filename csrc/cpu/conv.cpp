@@ -44,6 +44,7 @@ class DirectRows {
         const int64_t rows = lines.size(), pitch = s.W * s.XP;
         if (s.PH == 0 && s.PW == 0 && (s.OH - 1) * s.SH + s.span_h() <= s.H && band_cols(s) <= s.W) {
             block_ = block(x + (n_ * s.H + from_ * s.SH) * pitch, pitch, s.XP, rows);
+            fresh_ = true;
             return;
         }
         const MapRows<T> map = input_rows(s, x);
@@ -55,8 +56,13 @@ class DirectRows {
     bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
         T* const out = target.row(n_, from_);
         const bool in_place = target.step == kWidth<T> && target.outputs == kWidth<T>;
-        const T* const next = filters + s_.KH * s_.KW * s_.C * kWidth<T>;
-        convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next,
+        const T* const next = fresh_ ? nullptr : filters + s_.KH * s_.KW * s_.C * kWidth<T>;
+        const auto fetch = [&](int64_t begin, int64_t end) {
+            for (const T* to = out + begin * target.step; begin < end; ++begin, to += target.step)
+                for (int64_t o = 0; o < target.outputs; o += 64 / sizeof(T)) __builtin_prefetch(to + o, 1);
+        };
+        fresh_ = false;
+        convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next, fetch,
                        [&](int64_t begin, int64_t end, const T* sums) {
                            for (int64_t p = begin; p < end; ++p, sums += kWidth<T>)
                                finish.pixel(out + p * target.step, sums, target.outputs);
@@ -79,6 +85,7 @@ class DirectRows {
     Band<T> band_;
     Block<T> block_{};
     int64_t n_ = 0, from_ = 0;
+    bool fresh_ = false;  // no block has read the map yet
 };
 
 // By Winograd's tiles; a line is a row of them.

@@ -28,7 +28,8 @@ struct Block {
 
 // each(from, to, make) for tiles of the block's pixels [from, to), numbered row by row: make(start, sums) adds the walk's
 // products to `start`. Tiles are of about equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
-// The first tiles fetch the memory at `ahead`, as much as the weights take.
+// The first tiles fetch the memory at `ahead`, as much as the weights take; where it is null each fetches the next one's
+// pixels.
 template <typename T, typename Each>
 void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, const Walk& walk, int64_t outputs,
                const Each& each) {
@@ -36,14 +37,18 @@ void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, c
         const bool joined = b.row_step == b.cols * b.col_step;  // rows follow each other as pixels do
         const int64_t rows = joined ? 1 : b.rows, cols = joined ? b.rows * b.cols : b.cols;
         const int64_t vectors = outputs <= Lanes<T>::count ? 1 : 2, lines = walk.rows * walk.run;  // that a tile fetches
-        const T* const end = ahead + (ahead ? 2 * lines * 64 / static_cast<int64_t>(sizeof(T)) : 0);
+        const int64_t fetched = lines * 64 / static_cast<int64_t>(sizeof(T));
+        int64_t left = ahead ? 2 : 0;  // tiles that fetch `ahead`
         for_row_tiles(rows, cols, [&](int64_t from, int64_t to, int64_t r0, int64_t c0, int64_t r1, int64_t c1) {
             const TwoRows<T> at{origin + r0 * b.row_step + c0 * b.col_step, origin + r1 * b.row_step + c1 * b.col_step,
                                 b.col_step};
+            const T* const soon = left > 0 ? ahead + (2 - left) * fetched
+                                  : ahead  ? w
+                                           : at.first + (to - from) * b.col_step;
+            --left;
             each(from, to, [&](const T* start, T* sums) {
-                tile_rows(to - from, vectors, at, walk, w, ahead == end ? w : ahead, start, sums);
+                tile_rows(to - from, vectors, at, walk, w, soon, start, sums);
             });
-            if (ahead != end) ahead += lines * 64 / static_cast<int64_t>(sizeof(T));
         });
         return;
     }
@@ -63,10 +68,11 @@ void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, c
 // bias + correlation for each pixel: `bias` has kWidth elements, `w` is one packed block of weights, of whose outputs the
 // first `outputs` matter. done(begin, end, sums) is called as soon as the sums of pixels [begin, end), numbered row by
 // row, are complete, kWidth a pixel, while they are in L1; they lie in `acc`, which holds all pixels' if `keep`, or
-// where there are several pieces. `next`: weights that will be read next, or null.
-template <typename T, typename Done>
+// where there are several pieces. soon(begin, end) is called before. `next_w`: weights that will be read next; null where
+// the pixels are read for the first time, and are to be fetched ahead instead.
+template <typename T, typename Soon, typename Done>
 void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_t outputs, bool keep, const T* next_w,
-                    const Done& done) {
+                    const Soon& soon, const Done& done) {
     const int64_t most = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk), runs = b.taps_h * b.taps_w;
     const int64_t step = b.taps_w == 1 ? b.pitch : b.tap_step;  // from one of a walk's runs to the next
     constexpr int64_t kMost = kTwoRows ? 2 * kRowPixels : kPixels;
@@ -82,9 +88,10 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_
             const T* const origin = b.origin + row * b.pitch + tap * b.tap_step + begin;
             const bool starts = first_run == 0 && piece == 0, ends = next == runs && piece + 1 == pieces;
             const bool all = keep || !(starts && ends);
-            for_tiles(b, origin, weights, next_w && ends ? next_w : nullptr, walk, outputs,
+            for_tiles(b, origin, weights, next_w, walk, outputs,
                       [&](int64_t from, int64_t to, const auto& make) {
                           T* const sums = all ? acc + from * kWidth<T> : acc;
+                          if (ends) soon(from, to);
                           make(starts ? first : sums, sums);
                           if (ends) done(from, to, sums);
                       });
