@@ -57,12 +57,8 @@ class DirectRows {
         T* const out = target.row(n_, from_);
         const bool in_place = target.step == kWidth<T> && target.outputs == kWidth<T>;
         const T* const next = fresh_ ? nullptr : filters + s_.KH * s_.KW * s_.C * kWidth<T>;
-        const auto fetch = [&](int64_t begin, int64_t end) {
-            for (const T* to = out + begin * target.step; begin < end; ++begin, to += target.step)
-                for (int64_t o = 0; o < target.outputs; o += 64 / sizeof(T)) __builtin_prefetch(to + o, 1);
-        };
         fresh_ = false;
-        convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next, fetch,
+        convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next,
                        [&](int64_t begin, int64_t end, const T* sums) {
                            for (int64_t p = begin; p < end; ++p, sums += kWidth<T>)
                                finish.pixel(out + p * target.step, sums, target.outputs);

@@ -68,11 +68,11 @@ void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, c
 // bias + correlation for each pixel: `bias` has kWidth elements, `w` is one packed block of weights, of whose outputs the
 // first `outputs` matter. done(begin, end, sums) is called as soon as the sums of pixels [begin, end), numbered row by
 // row, are complete, kWidth a pixel, while they are in L1; they lie in `acc`, which holds all pixels' if `keep`, or
-// where there are several pieces. soon(begin, end) is called before. `next_w`: weights that will be read next; null where
+// where there are several pieces. `next_w`: weights that will be read next; null where
 // the pixels are read for the first time, and are to be fetched ahead instead.
-template <typename T, typename Soon, typename Done>
+template <typename T, typename Done>
 void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_t outputs, bool keep, const T* next_w,
-                    const Soon& soon, const Done& done) {
+                    const Done& done) {
     const int64_t most = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk), runs = b.taps_h * b.taps_w;
     const int64_t step = b.taps_w == 1 ? b.pitch : b.tap_step;  // from one of a walk's runs to the next
     constexpr int64_t kMost = kTwoRows ? 2 * kRowPixels : kPixels;
@@ -91,7 +91,6 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_
             for_tiles(b, origin, weights, next_w, walk, outputs,
                       [&](int64_t from, int64_t to, const auto& make) {
                           T* const sums = all ? acc + from * kWidth<T> : acc;
-                          if (ends) soon(from, to);
                           make(starts ? first : sums, sums);
                           if (ends) done(from, to, sums);
                       });

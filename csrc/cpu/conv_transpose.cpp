@@ -91,7 +91,7 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         Block<T> block{band.data + first * s.K, band.pitch(), s.K,          row_end - row, pixels,
                        rh.pace * band.pitch(),  rh.taps,      rw.taps * s.K};
         if (rw.pace != 1) block.run = s.K, block.taps_w = rw.taps, block.tap_step = rw.pace * s.K;
-        convolve_block(block, weights, no_bias, acc, kWidth<T>, true, weights, [](int64_t, int64_t) {}, [&](int64_t begin, int64_t end, T*) {
+        convolve_block(block, weights, no_bias, acc, kWidth<T>, true, weights, [&](int64_t begin, int64_t end, T*) {
             for (int64_t e = begin * kWidth<T>; e < end * kWidth<T>; e += Lanes<T>::count)
                 seen += load<Vec<T>>(acc + e) * 0;
         });
@@ -163,7 +163,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, kWidth<T>, true, no_filters, [](int64_t, int64_t) {},
+                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, kWidth<T>, true, no_filters,
                                    [](int64_t, int64_t, T*) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {

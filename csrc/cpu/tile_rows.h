@@ -19,10 +19,8 @@ struct TwoRows {
     int64_t distance;
 };
 
-#if defined(__x86_64__) && defined(__AVX512F__)
-constexpr int kRowPixels = 7;
-constexpr bool kTwoRows = true;
-
+#if defined(ZF_REGISTER)
+constexpr int kRowPixels = kPixels < 7 ? kPixels : 7;
 // clang-format off
 // Pixel j of a row: its address, from a or b, and its accumulators; `lo` and `hi` are its vectors in memory too, in the
 // second row less 14.
@@ -35,25 +33,38 @@ constexpr bool kTwoRows = true;
 #define ZF_ROW_6(M, row) ZF_ROW_5(M, row) M(row, 5, ",%[d5]", 10, 11)
 #define ZF_ROW_7(M, row) ZF_ROW_6(M, row) M(row, 6, ",%[d3],2", 12, 13)
 
-#define ZF_OF_a(n) "%%zmm" #n
+#define ZF_OF_a(n) ZF_REGISTER(n)
 #define ZF_OF_b(n) ZF_SECOND_##n
-#define ZF_SECOND_0 "%%zmm14"
-#define ZF_SECOND_1 "%%zmm15"
-#define ZF_SECOND_2 "%%zmm16"
-#define ZF_SECOND_3 "%%zmm17"
-#define ZF_SECOND_4 "%%zmm18"
-#define ZF_SECOND_5 "%%zmm19"
-#define ZF_SECOND_6 "%%zmm20"
-#define ZF_SECOND_7 "%%zmm21"
-#define ZF_SECOND_8 "%%zmm22"
-#define ZF_SECOND_9 "%%zmm23"
-#define ZF_SECOND_10 "%%zmm24"
-#define ZF_SECOND_11 "%%zmm25"
-#define ZF_SECOND_12 "%%zmm26"
-#define ZF_SECOND_13 "%%zmm27"
-#define ZF_CLOBBERED_ALL \
-    ZF_CLOBBERED, "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27"
+#define ZF_SECOND_0 ZF_REGISTER(14)
+#define ZF_SECOND_1 ZF_REGISTER(15)
+#define ZF_SECOND_2 ZF_REGISTER(16)
+#define ZF_SECOND_3 ZF_REGISTER(17)
+#define ZF_SECOND_4 ZF_REGISTER(18)
+#define ZF_SECOND_5 ZF_REGISTER(19)
+#define ZF_SECOND_6 ZF_REGISTER(20)
+#define ZF_SECOND_7 ZF_REGISTER(21)
+#define ZF_SECOND_8 ZF_REGISTER(22)
+#define ZF_SECOND_9 ZF_REGISTER(23)
+#define ZF_SECOND_10 ZF_REGISTER(24)
+#define ZF_SECOND_11 ZF_REGISTER(25)
+#define ZF_SECOND_12 ZF_REGISTER(26)
+#define ZF_SECOND_13 ZF_REGISTER(27)
+// clang-format on
+#else
+constexpr int kRowPixels = (kPixels + 1) / 2;
+#endif
 
+#if defined(__x86_64__) && defined(__AVX512F__)
+constexpr bool kTwoRows = true;
+#define ZF_CLOBBERED_ALL                                                                                             \
+    ZF_CLOBBERED, "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", \
+        "zmm27"
+// call(n, m) for every tile of n pixels in one row and m in the next, n >= m, n <= m + 1.
+#define ZF_EACH_TWO_ROWS(call) \
+    call(1, 0) call(1, 1) call(2, 1) call(2, 2) call(3, 2) call(3, 3) call(4, 3) call(4, 4) call(5, 4) call(5, 5) \
+        call(6, 5) call(6, 6) call(7, 6) call(7, 7)
+
+// clang-format off
 #define ZF_ROWS_LOAD_1(row, j, at, lo, hi) "vmovups 64*" #lo "(%[k]), " ZF_OF_##row(lo) "\n\t"
 #define ZF_ROWS_LOAD_2(row, j, at, lo, hi) \
     ZF_ROWS_LOAD_1(row, j, at, lo, hi) "vmovups 64*" #hi "(%[k]), " ZF_OF_##row(hi) "\n\t"
@@ -118,20 +129,7 @@ constexpr bool kTwoRows = true;
     ZF_ROWS_OF(double, 8, n, m, 1) \
     ZF_ROWS_OF(double, 8, n, m, 2)
 // clang-format on
-ZF_ROWS(1, 0)
-ZF_ROWS(1, 1)
-ZF_ROWS(2, 1)
-ZF_ROWS(2, 2)
-ZF_ROWS(3, 2)
-ZF_ROWS(3, 3)
-ZF_ROWS(4, 3)
-ZF_ROWS(4, 4)
-ZF_ROWS(5, 4)
-ZF_ROWS(5, 5)
-ZF_ROWS(6, 5)
-ZF_ROWS(6, 6)
-ZF_ROWS(7, 6)
-ZF_ROWS(7, 7)
+ZF_EACH_TWO_ROWS(ZF_ROWS)
 
 // `count` pixels, the larger half in the first row; `ahead`: as many cache lines as the walk has steps are fetched from
 // there on.
@@ -146,7 +144,6 @@ ZF_INLINE void tile_rows(int64_t count, int64_t vectors, const TwoRows<T>& p, co
     });
 }
 #else
-constexpr int kRowPixels = (kPixels + 1) / 2;
 constexpr bool kTwoRows = false;
 template <typename T>
 void tile_rows(int64_t, int64_t, const TwoRows<T>&, const Walk&, const T*, const T*, const T*, T*) {}
