@@ -142,12 +142,16 @@ def padded():
     def forward(self, x):
         x = F.relu(self.first(F.pad(x, (1, 1, 2, 2))))
         x = self.second(F.pad(x, (0, 1, 0, 1)))
+        x = self.deep(F.pad(x, (2, 0, 1, 0))) + self.wide(F.pad(x, (0, 1, 1, 0)))
         x = self.third(F.pad(x, [2, 2, 1, 1], value=0.5))
         y = F.pad(x, (1, 1, 1, 1))
         return self.third(y), y.mean((2, 3)), self.third(F.pad(x, (1, 1), mode="constant"))
 
     first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2)
-    return Through(forward, first=first, second=second, third=nn.Conv2d(16, 16, 3))
+    deep = nn.Conv2d(16, 16, (2, 3), groups=16)
+    return Through(
+        forward, first=first, second=second, deep=deep, wide=nn.Conv2d(16, 16, 2), third=nn.Conv2d(16, 16, 3)
+    )
 
 
 def viewed():

@@ -67,7 +67,11 @@ def fastest(runs: tuple[Run, ...], r: Registers) -> list[float]:
 def possible(step: Conv, at: Places, r: Registers) -> bool:
     """Has oneDNN the step, in float32, and are direct sums not asked for?"""
     x = r[at.x]
-    fused = step.weight is not None and (step.add is None or r[at.add].shape == result_shape(step, at, r))
+    fused = (
+        step.weight is not None
+        and step.after == (0, 0)
+        and (step.add is None or r[at.add].shape == result_shape(step, at, r))
+    )
     return fused and x.dtype == torch.float32 and _C.winograd() != 0 and torch.backends.mkldnn.is_available()
 
 
@@ -80,9 +84,8 @@ def surely_ours(step: Conv, at: Places, r: Registers, filters: PreparedFilters) 
 
 
 def result_shape(step: Conv, at: Places, r: Registers) -> tuple[int, ...]:
-    x, weight = r[at.x], r[at.weight]
-    size = kernels.window.conv_map(x.shape[2:], weight.shape[2:], step.stride, step.padding, step.dilation)
-    return (x.shape[0], weight.shape[0], *size)
+    x, weight = r[at.x], r[at.weight] if at.weight >= 0 else r[at.norm[0]].view(-1, 1, 1, 1)
+    return (x.shape[0], weight.shape[0], *kernels.map_size(step, x, weight))
 
 
 def onednn_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters) -> Run:

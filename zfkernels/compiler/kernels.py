@@ -16,6 +16,7 @@ from .. import _C, window
 from ..backends import cpu
 from ..backends.memory import pool_sizes
 from ..backends.prepared import PreparedFilters
+from .joins import Slice
 from .match import Conv
 from .memory import Place
 
@@ -82,44 +83,53 @@ def possible(step: Conv, at: Places, r: Registers) -> bool:
     return filters.shape[1] * step.groups == x.shape[1]
 
 
-def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, threads: int) -> Run:
-    """One kernel for the whole step."""
+def conv_run(
+    step: Conv, at: Places, r: Registers, filters: PreparedFilters, threads: int, part: Slice | None = None
+) -> Run:
+    """One kernel for the whole step, whose result is `part` of a larger map if that is given."""
     x = r[at.x]
     n, k = x.shape[0], filters.shape[0]
-    conv_size = window.conv_map(x.shape[2:], filters.shape[2:], step.stride, step.padding, step.dilation)
+    conv_size = map_size(step, x, filters)
     if min(conv_size) < 1:
         return torch_run(step, at)  # torch says what is wrong
     if x.dtype not in (torch.float32, torch.float64):
-        return rounded_run(step, at, filters)
+        return rounded_run(step, at, filters) if step.after == (0, 0) else torch_run(step, at)
     if step.pool is not None:
         return pooled_run(step, at, r, filters, conv_size, threads)
     sizes, packed = filters.call(tuple(x.shape), conv_size, *step_window(step))
     made = Place(*last(n, k, *conv_size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
-    ready, relu, cap, conv2d = dense(x), step.relu, step.cap, _C.conv2d
-    if at.add < 0 and ready:
+    relu, cap, conv2d, x_pitch, y_pitch = step.relu, step.cap, _C.conv2d, pitch(x), k if part is None else part.pitch
+    if at.add < 0 and x_pitch:
+        to = part or made
 
         def run(r: Registers) -> None:
             x = r[at.x]
-            y = r[at.out] = made.of(r, x)
-            conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads)
+            y = r[at.out] = to.of(r, x)
+            conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads, x_pitch, y_pitch)
 
-        return keeping(run, filters, made)
+        return keeping(run, filters, *([made] if part is None else []))
 
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
         add = r[at.add].contiguous(memory_format=LAST) if at.add >= 0 else None
         y = r[at.out] = made.of(r, x)
         z = 0 if add is None else add.data_ptr()
-        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads)
+        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], k)
 
     return keeping(run_any, filters, made)
 
 
-def keeping(run: Run, filters: PreparedFilters | None, made: Place, *scratch: Place) -> Run:
+def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:
+    """Rows and columns of the convolution's map, before it is pooled."""
+    size = x.shape[2] + step.after[0], x.shape[3] + step.after[1]
+    return window.conv_map(size, filters.shape[2:], step.stride, step.padding, step.dilation)
+
+
+def keeping(run: Run, filters: PreparedFilters | None, made: Place | None = None, *scratch: Place) -> Run:
     """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's,
     and what nobody reads after it."""
-    run.filters, run.makes, run.scratch = filters, (made,), scratch
+    run.filters, run.makes, run.scratch = filters, () if made is None else (made,), scratch
     return run
 
 
@@ -200,7 +210,11 @@ def torch_run(step: Conv, at: Places) -> Run:
         value = r[at.x]
         if step.weight is not None:
             bias = r[at.bias] if at.bias >= 0 else None
-            value = F.conv2d(value, r[at.weight], bias, step.stride, step.padding, step.dilation, step.groups)
+            padding = step.padding
+            if step.after != (0, 0):
+                (top, left), (below, right) = padding, step.after
+                value, padding = F.pad(value, (left, left + right, top, top + below)), 0
+            value = F.conv2d(value, r[at.weight], bias, step.stride, padding, step.dilation, step.groups)
         if step.norm is not None:
             statistics = (r[place] if place >= 0 else None for place in at.norm)
             value = F.batch_norm(value, *statistics, False, 0.0, step.norm.eps)
@@ -229,6 +243,17 @@ def step_window(step: Conv) -> tuple:
 
 def dense(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=LAST)
+
+
+def pitch(x: Tensor) -> int:
+    """Elements from one pixel of a map to the next, where its pixels lie equally far apart, each one's channels side by
+    side; 0 where they do not."""
+    n, channels, height, width = x.shape
+    if dense(x):
+        return channels
+    image, channel, row, pixel = x.stride()
+    even = pixel >= channels and (height == 1 or row == width * pixel) and (n == 1 or image == height * width * pixel)
+    return pixel if even and channel == 1 and width > 1 else 0
 
 
 def last(n: int, channels: int, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -70,6 +70,12 @@ class Lifetimes:
             if type(value) is Tensor and value.layout == torch.strided and (life := self.owner.get(address(value))):
                 life.registers.add(out)
 
+    def whole(self, number: int, place: Place, register: int, r: list) -> None:
+        """Step `number` has taken memory for a map that later steps fill, and `register` holds."""
+        life = Life(place, number, registers={register})
+        self.lives.append(life)
+        self.owner[address(r[register])] = life
+
     def freed(self, number: int, dead: tuple[int, ...]) -> None:
         """After step `number` nobody reads these registers."""
         for key, life in list(self.owner.items()):

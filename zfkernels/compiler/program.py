@@ -7,7 +7,8 @@ from torch import Tensor, fx
 
 from .. import _C
 from . import kernels
-from .choice import Choice
+from .choice import Choice, result_shape
+from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
 from .memory import Layout, Lifetimes
@@ -53,9 +54,12 @@ class Program:
         watched = set(self.watched)
         self.data = [i for i in range(len(inputs)) if i not in watched]
         self.constants = [(self.place[node], node.target) for node in nodes if node.op == "get_attr"]
-        self.empty = [None] * (len(nodes) - len(inputs))
         self.steps = [step for step in self.steps if isinstance(step, Conv) or step.op != "get_attr"]
-        self.dead = last_reads(self.steps, nodes[-1], self.place)
+        self.joins = Joins(self.steps, len(nodes))
+        self.empty = [None] * (len(nodes) - len(inputs) + len(self.joins.all))
+        dead = last_reads(self.steps, nodes[-1], self.place)
+        wholes = [self.joins.last_cat.get(step, -1) for step in self.steps]
+        self.dead = [(*own, *([whole] if whole >= 0 else [])) for own, whole in zip(dead, wholes, strict=True)]
         self.result = result_of(nodes[-1], self.place)
         self.sources = Sources(watch_values)
         self.choice = Choice(tune)
@@ -83,13 +87,17 @@ class Program:
 
     def record(self, key: tuple, r: Registers, threads: int) -> None:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
-        filters, calls, lifetimes = self.filters, [], Lifetimes()
+        filters, calls, lifetimes, wholes, known = self.filters, [], Lifetimes(), {}, set()
         for number, (step, dead) in enumerate(zip(self.steps, self.dead, strict=True)):
             if isinstance(step, Conv):
-                run = self.conv(step, r, filters, threads)
+                run = self.conv(step, r, filters, threads, wholes)
             else:
-                run = of_node(step, self.place, r, threads)
+                run = self.joins.run(step, wholes, self.place, r) or of_node(step, self.place, r, threads)
             run(r)
+            for register in wholes.keys() - known:
+                if r[register] is not None:
+                    known.add(register)
+                    lifetimes.whole(number, wholes[register].place, register, r)
             out = self.place[step.node if isinstance(step, Conv) else step]
             lifetimes.step(number, getattr(run, "makes", ()), getattr(run, "scratch", ()), out, r)
             for i in dead:
@@ -101,13 +109,15 @@ class Program:
                 self.plans.clear()
             self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
 
-    def conv(self, step: Conv, r: Registers, filters: dict, threads: int) -> Run:
+    def conv(self, step: Conv, r: Registers, filters: dict, threads: int, wholes: dict[int, Whole]) -> Run:
         at = places(step, self.place)
         if not kernels.possible(step, at, r):
             return kernels.torch_run(step, at)
+        plain = step.pool is None and step.add is None
         if at.out not in filters:
             filters[at.out] = kernels.prepared(step, at, r)
-        ours = kernels.conv_run(step, at, r, filters[at.out], threads)
+        part = self.joins.slice(step.node, wholes, result_shape(step, at, r), r[at.x].dtype) if plain else None
+        ours = kernels.conv_run(step, at, r, filters[at.out], threads, part)
         run = self.choice.of(step, at, r, filters[at.out], ours)
         if run is not ours:  # oneDNN's filters are its own; calls of ours for other shapes keep theirs
             del filters[at.out]
