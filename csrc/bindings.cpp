@@ -51,8 +51,8 @@ const zf::Kernels& kernels_named(const char* name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    // `add` and `packed` may be null; without a cap it is infinity. Elements from one pixel of x, and of y and add, to the
-    // next: as many as channels, or more.
+    // `add` and `packed` may be null; without a cap it is infinity. Elements from one pixel of x, and of y and add, to
+    // the next: as many as channels, or more.
     m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address packed, Address bias, Address add,
                        Address y, bool relu, double cap, int threads, int64_t x_pitch, int64_t y_pitch) {
         zf::Conv sizes = conv(s);

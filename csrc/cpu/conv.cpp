@@ -270,7 +270,8 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* packed, const Epilog
         const Epilogue<T> own{end.bias ? end.bias + g * one.K : nullptr, end.add ? end.add + g * one.K : nullptr,
                               end.relu, end.cap};
         with_kernel(one, of_caller, filters, ready, [&](auto* kernel, const T* blocks) {
-            return conv2d_by(kernel, in_one_column(one), x + g * one.C, filters, blocks, own, y + g * one.K, own_threads);
+            return conv2d_by(kernel, in_one_column(one), x + g * one.C, filters, blocks, own, y + g * one.K,
+                             own_threads);
         });
     });
 }

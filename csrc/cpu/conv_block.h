@@ -26,17 +26,18 @@ struct Block {
     int64_t taps_w = 1, tap_step = 0;
 };
 
-// each(from, to, make) for tiles of the block's pixels [from, to), numbered row by row: make(start, sums) adds the walk's
-// products to `start`. Tiles are of about equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
-// The first tiles fetch the memory at `ahead`, as much as the weights take; where it is null each fetches the next one's
-// pixels.
+// each(from, to, make) for tiles of the block's pixels [from, to), numbered row by row: make(start, sums) adds the
+// walk's products to `start`. Tiles are of about equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and
+// one of 1. The first tiles fetch the memory at `ahead`, as much as the weights take; where it is null each fetches the
+// next one's pixels.
 template <typename T, typename Each>
 void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, const Walk& walk, int64_t outputs,
                const Each& each) {
     if constexpr (kTwoRows) {
         const bool joined = b.row_step == b.cols * b.col_step;  // rows follow each other as pixels do
         const int64_t rows = joined ? 1 : b.rows, cols = joined ? b.rows * b.cols : b.cols;
-        const int64_t vectors = outputs <= Lanes<T>::count ? 1 : 2, lines = walk.rows * walk.run;  // that a tile fetches
+        const int64_t vectors = outputs <= Lanes<T>::count ? 1 : 2,
+                      lines = walk.rows * walk.run;  // that a tile fetches
         const int64_t fetched = lines * 64 / static_cast<int64_t>(sizeof(T));
         int64_t left = ahead ? 2 : 0;  // tiles that fetch `ahead`
         for_row_tiles(rows, cols, [&](int64_t from, int64_t to, int64_t r0, int64_t c0, int64_t r1, int64_t c1) {
@@ -46,9 +47,8 @@ void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, c
                                   : ahead  ? w
                                            : at.first + (to - from) * b.col_step;
             --left;
-            each(from, to, [&](const T* start, T* sums) {
-                tile_rows(to - from, vectors, at, walk, w, soon, start, sums);
-            });
+            each(from, to,
+                 [&](const T* start, T* sums) { tile_rows(to - from, vectors, at, walk, w, soon, start, sums); });
         });
         return;
     }
@@ -65,9 +65,9 @@ void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, c
     }
 }
 
-// bias + correlation for each pixel: `bias` has kWidth elements, `w` is one packed block of weights, of whose outputs the
-// first `outputs` matter. done(begin, end, sums) is called as soon as the sums of pixels [begin, end), numbered row by
-// row, are complete, kWidth a pixel, while they are in L1; they lie in `acc`, which holds all pixels' if `keep`, or
+// bias + correlation for each pixel: `bias` has kWidth elements, `w` is one packed block of weights, of whose outputs
+// the first `outputs` matter. done(begin, end, sums) is called as soon as the sums of pixels [begin, end), numbered row
+// by row, are complete, kWidth a pixel, while they are in L1; they lie in `acc`, which holds all pixels' if `keep`, or
 // where there are several pieces. `next_w`: weights that will be read next; null where
 // the pixels are read for the first time, and are to be fetched ahead instead.
 template <typename T, typename Done>
@@ -88,12 +88,11 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_
             const T* const origin = b.origin + row * b.pitch + tap * b.tap_step + begin;
             const bool starts = first_run == 0 && piece == 0, ends = next == runs && piece + 1 == pieces;
             const bool all = keep || !(starts && ends);
-            for_tiles(b, origin, weights, next_w, walk, outputs,
-                      [&](int64_t from, int64_t to, const auto& make) {
-                          T* const sums = all ? acc + from * kWidth<T> : acc;
-                          make(starts ? first : sums, sums);
-                          if (ends) done(from, to, sums);
-                      });
+            for_tiles(b, origin, weights, next_w, walk, outputs, [&](int64_t from, int64_t to, const auto& make) {
+                T* const sums = all ? acc + from * kWidth<T> : acc;
+                make(starts ? first : sums, sums);
+                if (ends) done(from, to, sums);
+            });
         }
     }
 }
@@ -103,8 +102,8 @@ inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlock
     return smaller(most, larger(1, (pixels + cols / 2) / cols));
 }
 
-// conv2d's lines, `sets` times `lines`, in bands of up to `band`. Passing a block of filters over a band takes as long as
-// it has lines, and kPass lines for the filters' own sake.
+// conv2d's lines, `sets` times `lines`, in bands of up to `band`. Passing a block of filters over a band takes as long
+// as it has lines, and kPass lines for the filters' own sake.
 struct Bands {
     int64_t sets, lines, band;
     double pass;

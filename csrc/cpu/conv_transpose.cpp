@@ -103,8 +103,8 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         return seen;
     };
     return for_blocks<T>(
-        {s.N, q_rows, rows, 6.0 / static_cast<double>(q_cols)}, ceil_div(s.C, kWidth<T>), packer.size, packer, packed, threads,
-        [&](int thread) { return Band<T>{memory.of(thread) + acc_size, cols, s.K}; },
+        {s.N, q_rows, rows, 6.0 / static_cast<double>(q_cols)}, ceil_div(s.C, kWidth<T>), packer.size, packer, packed,
+        threads, [&](int thread) { return Band<T>{memory.of(thread) + acc_size, cols, s.K}; },
         [&](Band<T>& band, int64_t n, Range q) {
             band.require(n, q_begin + q.begin - above, q_begin + q.end,
                          [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
@@ -163,8 +163,8 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, kWidth<T>, true, no_filters,
-                                   [](int64_t, int64_t, T*) {});
+                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, kWidth<T>, true,
+                                   no_filters, [](int64_t, int64_t, T*) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {
                         next = smaller((e / run + 1) * run, end);

@@ -135,8 +135,8 @@ void sum_lanes(Index<kCount>, Index<kVectors>, const TapList<T>& list, const T* 
 }
 #endif
 
-// out[cols[t] * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors go;
-// returns the first channel that is left.
+// out[cols[t] * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors
+// go; returns the first channel that is left.
 template <typename T, int kCount, int kVectors>
 int64_t sum_taps(Index<kCount> count, Index<kVectors> vectors, const TapList<T>& list, const T* bias,
                  const Finish<T>& finish, T* out, int64_t step, int64_t c, int64_t end) {

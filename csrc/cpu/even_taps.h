@@ -1,7 +1,8 @@
-// Depthwise sums of pixels that lie equally far apart, all of whose taps are inside the map: one address a tap serves up
-// to kEvenPixels pixels, which need no list of their own (depthwise.h).
+// Depthwise sums of pixels that lie equally far apart, all of whose taps are inside the map: one address a tap serves
+// up to kEvenPixels pixels, which need no list of their own (depthwise.h).
 //
-//   out[t * step + c] = min(most, max(least, bias[c] + sum over taps n of w[n][c] * at[n][t * pixel + c]))      NaN kept
+//   out[t * step + c] = min(most, max(least, bias[c] + sum over taps n of w[n][c] * at[n][t * pixel + c]))      NaN
+//   kept
 #pragma once
 #include "tile_rows.h"
 
@@ -115,8 +116,8 @@ ZF_EVEN(6, 0)
 constexpr int kEvenPixels = 0;  // depthwise.h lists all pixels
 #endif
 
-// make(vectors, c, end) makes the channels from c on as far as whole steps of `vectors` vectors go, and returns the first
-// that is left: for all of [begin, end), at least a vector. The last vector may overlap the one before it.
+// make(vectors, c, end) makes the channels from c on as far as whole steps of `vectors` vectors go, and returns the
+// first that is left: for all of [begin, end), at least a vector. The last vector may overlap the one before it.
 template <typename T, typename Make>
 void for_lanes(int64_t begin, int64_t end, const Make& make) {
     int64_t c = make(Index<2>{}, begin, end);

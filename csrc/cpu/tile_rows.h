@@ -1,11 +1,11 @@
-// tile.h's micro-kernel where there are registers for more pixels than addresses: up to 14 pixels in two rows, those of a
-// row equally far apart.
+// tile.h's micro-kernel where there are registers for more pixels than addresses: up to 14 pixels in two rows, those of
+// a row equally far apart.
 //
 //   acc[i][v] = from[i][v] + sum over r < rows, k < run of p[i][r * row_step + k] * w[(r * run + k) * 2 + v]
 //
-// p[i] = first + i * distance in the first row, second + (i - row) * distance in the second. The sums of a pixel are made
-// in tile.h's order: its bits do not depend on which of the two makes it. v < kVectors: where a block has no more outputs
-// than a vector has lanes, its second vector is left out.
+// p[i] = first + i * distance in the first row, second + (i - row) * distance in the second. The sums of a pixel are
+// made in tile.h's order: its bits do not depend on which of the two makes it. v < kVectors: where a block has no more
+// outputs than a vector has lanes, its second vector is left out.
 #pragma once
 #include "tile.h"
 #include "units.h"
@@ -60,7 +60,7 @@ constexpr bool kTwoRows = true;
     ZF_CLOBBERED, "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", \
         "zmm27"
 // call(n, m) for every tile of n pixels in one row and m in the next, n >= m, n <= m + 1.
-#define ZF_EACH_TWO_ROWS(call) \
+#define ZF_EACH_TWO_ROWS(call)                                                                                    \
     call(1, 0) call(1, 1) call(2, 1) call(2, 2) call(3, 2) call(3, 3) call(4, 3) call(4, 4) call(5, 4) call(5, 5) \
         call(6, 5) call(6, 6) call(7, 6) call(7, 7)
 

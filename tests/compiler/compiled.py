@@ -97,6 +97,23 @@ def dense():
     )
 
 
+def joined():
+    """Concatenations whose parts are convolutions, and what is none of theirs: a map that two of them have, one that has
+    another reader, a sum, a pooled map, images, a concatenation; and one that is given back."""
+
+    def forward(self, x):
+        a, b = F.relu(self.first(x)), self.second(x)
+        one = torch.cat([a, b, x], 1)
+        two = torch.concat((one, F.relu(self.third(one)), self.fourth(one) + b), dim=1)
+        three = torch.cat([F.max_pool2d(F.relu(self.first(x)), 2), self.fifth(two), F.avg_pool2d(b, 2)], -3)
+        four = torch.cat([self.last(three), self.last(three)], 1)
+        return two, four.amax((2, 3)), torch.cat([a, a], 1)
+
+    layers = {"first": conv(3, 16), "second": conv(3, 8, 1), "third": conv(27, 24, 5), "fourth": conv(27, 8)}
+    layers |= {"fifth": conv(59, 16, stride=2), "last": conv(40, 16)}
+    return Through(forward, **layers)
+
+
 def excited():
     def forward(self, x):
         x = F.relu(self.first(x))
@@ -188,7 +205,7 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, viewed)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, viewed, joined)}
 NETWORKS |= {f.__name__: f for f in (named, broken)}
 
 
