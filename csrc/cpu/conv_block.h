@@ -118,7 +118,7 @@ inline CutFor cut_for(const Bands& b, int64_t blocks, int64_t threads) {
     CutFor best{};
     double best_time = 0;
     for (const int64_t bands : {least, least + 1, round_up(least, threads)}) {
-        if (bands > larger(1, b.lines)) continue;
+        if (bands < 1 || bands > b.lines) continue;
         for (const int64_t groups : {int64_t{1}, groups_for(blocks, b.sets * bands, threads)}) {
             const double units = static_cast<double>(ceil_div(b.sets * bands * groups, threads));
             const double lines = static_cast<double>(ceil_div(b.lines, bands)) + b.pass;

@@ -98,8 +98,8 @@ def dense():
 
 
 def joined():
-    """Concatenations whose parts are convolutions, and what is none of theirs: a map that two of them have, one that has
-    another reader, a sum, a pooled map, images, a concatenation; and one that is given back."""
+    """Concatenations whose parts are convolutions, and of what is none of theirs: a map that two of them have, one that
+    has another reader, a sum, a pooled map, images, a concatenation; and one that is given back."""
 
     def forward(self, x):
         a, b = F.relu(self.first(x)), self.second(x)
