@@ -330,6 +330,23 @@ def test_maps_share_memory_when_nobody_reads_them_any_more():
     assert {at for at, _ in places} == {0, places[0][1].bytes}
 
 
+def test_parts_are_written_where_they_belong(monkeypatch):
+    """Of the concatenations of a dense block no convolution's result is copied."""
+    copied = []
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, value: copied.append(tuple(value.shape)) or copy(to, value))
+    for name, parts, copies in (("dense", [3], []), ("joined", [5, 3, 2], [(2, 3), (2, 8), (2, 16), (2, 8)])):
+        model, inputs = made(name), inputs_of(name)
+        call, watched = compiled(model, options={"tune": False})
+        with torch.no_grad():
+            call(*inputs)
+            copied.clear()
+            call(*inputs)
+        (program,) = watched.programs
+        assert [len(join.parts) for join in program.joins.all] == parts
+        assert [shape[:2] for shape in copied] == copies
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_given_back_stays(name):
     """Later calls, one after another and two at a time, write into memory of their own."""
