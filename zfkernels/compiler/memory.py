@@ -3,7 +3,7 @@
 Fresh memory for each map would be taken from the system and given back again at every call (a map of 32 MB and more
 always is), which for small networks of large maps takes a third of the time. Lifetimes are seen when the graph runs for
 the first time with inputs of some shapes: a map's memory is used until the last register that shares it was read.
-What the graph gives back is no part of the block.
+What the graph gives back is no part of the block. One block serves all shapes of inputs, in turn.
 """
 
 from dataclasses import dataclass, field
@@ -102,20 +102,35 @@ class Lifetimes:
         return Layout([(at, life.place) for at, life in taken])
 
 
-@dataclass
+@dataclass(eq=False)
 class Layout:
-    """The places of a block, in the order of their registers."""
+    """Places and their addresses in a block, in the order of their registers."""
 
     places: list[tuple[int, Place]]
 
+    @property
+    def bytes(self) -> int:
+        return max((at + place.bytes for at, place in self.places), default=0)
+
+
+class Block:
+    """Memory of `size` bytes, and the tensors that layouts have in it. One call at a time uses it."""
+
     @torch.inference_mode(False)
-    def block(self) -> list[Tensor]:
-        """A block, as the tensors in it."""
-        size = max((at + place.bytes for at, place in self.places), default=0)
-        memory = torch.empty(size + PAGE, dtype=torch.uint8)
-        _C.prefer_huge_pages(memory.data_ptr(), memory.nbytes)
-        start = -memory.data_ptr() % PAGE if size >= PAGE else 0
-        return [tensor_at(memory.untyped_storage(), start + at, place) for at, place in self.places]
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.memory = torch.empty(size + PAGE, dtype=torch.uint8)
+        _C.prefer_huge_pages(self.memory.data_ptr(), self.memory.nbytes)
+        self.start = -self.memory.data_ptr() % (PAGE if size >= PAGE else LINE)
+        self.tensors: dict[Layout, list[Tensor]] = {}
+
+    @torch.inference_mode(False)
+    def of(self, layout: Layout) -> list[Tensor]:
+        found = self.tensors.get(layout)
+        if found is None:
+            storage = self.memory.untyped_storage()
+            found = self.tensors[layout] = [tensor_at(storage, self.start + at, p) for at, p in layout.places]
+        return found
 
 
 def tensor_at(storage: torch.UntypedStorage, at: int, place: Place) -> Tensor:

@@ -1,9 +1,9 @@
 """A graph as a flat list of calls, made anew for each set of input shapes, and again when a weight has changed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from .. import _C
 from . import kernels
@@ -11,7 +11,7 @@ from .choice import Choice, result_shape
 from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
-from .memory import Layout, Lifetimes
+from .memory import Block, Layout, Lifetimes
 from .sources import Sources
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
@@ -20,24 +20,25 @@ MOST_PLANS = 16  # sets of input shapes whose calls are kept
 
 @dataclass
 class Plan:
-    """Calls, each with the registers that nobody reads after it, and the memory of their maps. A block of it serves one
-    call at a time; those that no call uses are kept."""
+    """Calls, each with the registers that nobody reads after it, and where their maps lie."""
 
     calls: list[tuple[Run, tuple[int, ...]]]
     layout: Layout
-    blocks: list[list[Tensor]] = field(default_factory=list)
 
-    def run(self, r: Registers) -> None:
+    def run(self, r: Registers, blocks: list[Block]) -> None:
+        """In one of the blocks, or in a new one where none is free or large enough."""
         try:
-            block = self.blocks.pop()
+            block = blocks.pop()
         except IndexError:
-            block = self.layout.block()
-        r += block
+            block = Block(self.layout.bytes)
+        if block.size < self.layout.bytes:
+            block = Block(self.layout.bytes)
+        r += block.of(self.layout)
         for run, dead in self.calls:
             run(r)
             for i in dead:
                 r[i] = None
-        self.blocks.append(block)
+        blocks.append(block)
 
 
 class Program:
@@ -65,6 +66,7 @@ class Program:
         self.choice = Choice(tune)
         self.filters: dict[int, kernels.PreparedFilters] = {}
         self.plans: dict[tuple, Plan] = {}
+        self.blocks: list[Block] = []
 
     def __call__(self, *args: object) -> object:
         if torch._C._len_torch_dispatch_stack():  # a mode must see every op
@@ -75,14 +77,14 @@ class Program:
         sources = [r[i] for i in self.watched]
         if not self.sources.same(sources):
             self.sources.note(sources)
-            self.filters, self.plans = {}, {}
+            self.filters, self.plans, self.blocks = {}, {}, []
         threads = torch.get_num_threads()
         key = threads, _C.isa(), _C.winograd(), *[described(r, i) for i in self.data]
         plan = self.plans.get(key)
         if plan is None:
             self.record(key, r, threads)
         else:
-            plan.run(r)
+            plan.run(r, self.blocks)
         return self.result(r)
 
     def record(self, key: tuple, r: Registers, threads: int) -> None:
@@ -106,7 +108,7 @@ class Program:
             calls.append((run, dead))
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
-                self.plans.clear()
+                self.plans, self.blocks = {}, []
             self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
 
     def conv(self, step: Conv, r: Registers, filters: dict, threads: int, wholes: dict[int, Whole]) -> Run:
