@@ -100,8 +100,8 @@ def conv_run(
     made = Place(*last(n, k, *conv_size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
     relu, cap, conv2d, x_pitch, y_pitch = step.relu, step.cap, _C.conv2d, pitch(x), k if part is None else part.pitch
+    to = part or made
     if at.add < 0 and x_pitch:
-        to = part or made
 
         def run(r: Registers) -> None:
             x = r[at.x]
@@ -113,11 +113,11 @@ def conv_run(
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
         add = r[at.add].contiguous(memory_format=LAST) if at.add >= 0 else None
-        y = r[at.out] = made.of(r, x)
+        y = r[at.out] = to.of(r, x)
         z = 0 if add is None else add.data_ptr()
-        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], k)
+        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], y_pitch)
 
-    return keeping(run_any, filters, made)
+    return keeping(run_any, filters, *([made] if part is None else []))
 
 
 def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:
