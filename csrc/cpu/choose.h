@@ -24,18 +24,18 @@ constexpr double kDirectStep = 1.03;     // cycles for two multiply-adds
 constexpr double kDirectStore = 10;      // cycles for storing two vectors of an output
 constexpr double kDirectPack = 5;        // for packing a vector of filters
 constexpr double kTransposedPack = 0.6;  // for packing an element of the filters
-constexpr double kRowsOut = kWide ? 44 : 32;          // for transforming a vector of an output's points
-constexpr double kRowsMeasured = kWide ? 1.2 : 1;     // the whole over the sum of its parts
-constexpr double kRowsFilter = 43;                    // for transforming a vector of filters
-constexpr double kTilesIn = 36;                       // for transforming a channel of a tile
-constexpr double kTilesOut = 30;                      // for transforming an output of a tile back
-constexpr double kTilesFilter = kWide ? 5 : 13;       // for transforming a channel of an output's filter
-constexpr double kTilesChunk = 7;                     // steps that a chunk of channels costs besides its products
+constexpr double kRowsOut = kWide ? 44 : 32;           // for transforming a vector of an output's points
+constexpr double kRowsMeasured = kWide ? 1.2 : 1;      // the whole over the sum of its parts
+constexpr double kRowsFilter = 43;                     // for transforming a vector of filters
+constexpr double kTilesIn = 36;                        // for transforming a channel of a tile
+constexpr double kTilesOut = 30;                       // for transforming an output of a tile back
+constexpr double kTilesFilter = kWide ? 5 : 13;        // for transforming a channel of an output's filter
+constexpr double kTilesChunk = 7;                      // steps that a chunk of channels costs besides its products
 constexpr double kTilesMeasured = kWide ? 1.55 : 1.2;  // the whole over the sum of its parts
-constexpr double kNonzeroProduct = 1.1;               // for a vector of a value's products, with filters from L2
-constexpr double kNonzeroVisit = 3;                   // for loading and storing a vector of x for a pixel
-constexpr double kNonzeroPack = 0.7;                  // for packing an element of the filters
-constexpr double kNonzeroPlainElement = 2;            // for adding an element of a pixel's sums to x
+constexpr double kNonzeroProduct = 1.1;                // for a vector of a value's products, with filters from L2
+constexpr double kNonzeroVisit = 3;                    // for loading and storing a vector of x for a pixel
+constexpr double kNonzeroPack = 0.7;                   // for packing an element of the filters
+constexpr double kNonzeroPlainElement = 2;             // for adding an element of a pixel's sums to x
 
 template <typename... Sizes>
 constexpr double product(Sizes... sizes) {

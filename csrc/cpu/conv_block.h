@@ -103,7 +103,7 @@ inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlock
 }
 
 // conv2d's lines, `sets` times `lines`, in bands of up to `band`. Passing a block of filters over a band takes as long
-// as it has lines, and kPass lines for the filters' own sake.
+// as it has lines, and `pass` lines for the filters' own sake.
 struct Bands {
     int64_t sets, lines, band;
     double pass;
