@@ -331,11 +331,12 @@ def test_maps_share_memory_when_nobody_reads_them_any_more():
 
 
 def test_parts_are_written_where_they_belong(monkeypatch):
-    """Of the concatenations of a dense block no convolution's result is copied."""
+    """Of a concatenation's parts only what no convolution makes is copied, once."""
     copied = []
     copy = torch.Tensor.copy_
     monkeypatch.setattr(torch.Tensor, "copy_", lambda to, value: copied.append(tuple(value.shape)) or copy(to, value))
-    for name, parts, copies in (("dense", [3], []), ("joined", [5, 3, 2], [(2, 3), (2, 8), (2, 16), (2, 8)])):
+    of_joined = [(2, 3), (2, 27), (2, 8), (2, 16), (2, 8)]  # images; a concatenation and a sum; two pooled maps
+    for name, parts, copies in (("dense", [3], []), ("joined", [3, 3, 3, 2], of_joined)):
         model, inputs = made(name), inputs_of(name)
         call, watched = compiled(model, options={"tune": False})
         with torch.no_grad():
