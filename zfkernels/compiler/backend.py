@@ -31,7 +31,7 @@ def backend(
     Maps that live inside a call alone lie in one block of memory, which is kept for the next call with inputs of the
     same shapes (memory.py); the parts of a concatenation are written where they belong in it (joins.py).
 
-    A weight that changes is seen at the next call, however it was changed (sources.py says by what, and the one
+    A weight that changes is seen at the next call, however it was changed (ops/sources.py says by what, and the one
     change that is not seen), and its filters are prepared again.
 
     A graph runs as it is, by torch: where a tensor needs a gradient and gradients are enabled, under autocast, on other
