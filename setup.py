@@ -47,6 +47,9 @@ INSTRUCTION_SETS = {
 # that the convention for passing one depends on the instruction set (-Wpsabi).
 KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
+# Flags of csrc/cuda besides those of the architectures.
+NVCC_FLAGS = ["-std=c++17", "-O3", *([] if os.name == "nt" else ["-Xcompiler", "-fPIC,-fvisibility=hidden"])]
+
 # Machine code for Ampere (and, being binary compatible, Ada), Hopper with its "a" features, and Blackwell; the last
 # architecture is kept as PTX too, for GPUs that come after it. An nvcc too old for one leaves it out.
 # ZFKERNELS_CUDA_ARCHITECTURES names others.
@@ -233,9 +236,7 @@ class BuildKernels(build_ext):
         return target
 
     def _compile_cuda(self, nvcc: str, source: str) -> str:
-        flags = ["-std=c++17", "-O3", *cuda_code_flags(nvcc), "-I", str(CSRC), "-Xptxas", "-v"]
-        if os.name != "nt":
-            flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags = [*NVCC_FLAGS, *cuda_code_flags(nvcc), "-I", str(CSRC), "-Xptxas", "-v"]
         target = Path(self._object_folder("cuda", [nvcc, *flags]), source).with_suffix(".o")
         if not is_fresh(target, source):
             target.parent.mkdir(parents=True, exist_ok=True)
