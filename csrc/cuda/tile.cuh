@@ -22,8 +22,7 @@ namespace zf::cuda {
 constexpr int kChunkBytes = 16;
 constexpr int kRowBytes = 64;
 constexpr int kRowChunks = kRowBytes / kChunkBytes;
-constexpr int kTileRows = 128;          // BM
-constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU since sm_80
+constexpr int kTileRows = 128;  // BM
 
 struct Bf16 {
     using T = BFloat16;

@@ -28,8 +28,8 @@ struct Lane {
     Fiber fiber;
     State state;
     Together together;
-    int count;          // of matrices
-    uint64_t address;   // of a matrix's row
+    int count;           // of matrices
+    uint64_t address;    // of a matrix's row
     uint32_t given[10];  // words of a, b and c; value, mask
     uint32_t words[4];
     float sums[4];

@@ -84,8 +84,8 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, vo
         blocks.z > kMostBlocksYZ)
         return refused(cudaErrorInvalidConfiguration, "a grid beyond the limits");
     if (threads.x == 0 || threads.y != 1 || threads.z != 1 || threads.x > static_cast<unsigned>(kernel.threads))
-        return refused(cudaErrorInvalidConfiguration, "a block beyond the kernel's launch bounds of " +
-                                                          std::to_string(kernel.threads) + " threads");
+        return refused(cudaErrorInvalidConfiguration,
+                       "a block beyond the kernel's launch bounds of " + std::to_string(kernel.threads) + " threads");
     if (shared > kWithoutAsking && static_cast<std::size_t>(asked()[function]) < shared)
         return refused(cudaErrorInvalidValue, "more shared memory than cudaFuncSetAttribute asked for");
     std::vector<std::uint64_t> memory(512);
