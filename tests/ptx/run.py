@@ -65,7 +65,7 @@ MUTATIONS = [
     ),
     ("max_pool.cu", "if (switches[i] == static_cast<uint32_t>(tap)) ", "", "max_unpool2d", "error"),
     # What a device refuses, or answers with an error of its own.
-    ("max_pool.cu", "return s.C % kVector<T> == 0 && ", "return ", "max_pool2d", "misaligned access to global memory"),
+    ("conv.cu", "p.C % kChunk<M> == 0 && ", "", "conv2d", "misaligned access to global memory"),
     ("max_pool.cu", "smaller(kThreads, round_up", "smaller(1024, round_up", "max_pool2d", "launch bounds of 256"),
     (
         "contrast_norm.cu",
