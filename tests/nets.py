@@ -367,6 +367,25 @@ class DenseNet(nn.Module):
         return self.stages(x)["classifier"]
 
 
+class Padded(nn.Module):
+    """Constants around maps: zeros on some sides before filters of every kind, others before a pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 6, 3, 2), nn.ReLU())
+        self.depthwise = nn.Sequential(nn.ZeroPad2d((1, 2, 2, 1)), nn.Conv2d(6, 6, 5, 2, groups=6), nn.ReLU6())
+        self.dilated = nn.Conv2d(6, 6, 3, padding=(0, 1), dilation=2, groups=2)
+        self.pool = nn.Sequential(nn.ConstantPad2d((1, 0, 0, 2), 0.25), nn.MaxPool2d(3, 2))
+        self.last, self.fc = nn.Conv2d(6, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.last(self.pooled(x))).mean((2, 3)))
+
+    def pooled(self, x):
+        x = self.depthwise(self.stem(x))
+        return self.pool(torch.relu(self.dilated(F.pad(x, (2, 0, 4, 2)))))
+
+
 class MobileNet(nn.Module):
     """MobileNetV2's inverted residuals: depthwise and grouped convolutions, ReLU6, sums that are not rectified."""
 

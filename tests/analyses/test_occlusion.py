@@ -11,6 +11,7 @@ from torch import nn
 import zfkernels as zf
 from zfkernels.analyses import covering, occlusion
 from zfkernels.analyses.occlusion import occlusion_map
+from zfkernels.graph import run as graph_run
 from zfkernels.graph import windowed
 
 
@@ -175,6 +176,7 @@ NETWORKS = {
     "Inception": (nets.Inception, (41, 50), "five.3"),
     "DenseNet": (nets.DenseNet, (27, 34), "transition.1"),
     "MobileNet": (nets.MobileNet, (33, 26), "expand.1"),
+    "Padded": (nets.Padded, (43, 38), "pool"),
     "VGG with batch norms": (lambda: nets.vgg11(batch_norm=True), (70, 61), "features.8"),
     "functional": (nets.Functional, (41, 35), "conv_b"),
     "odd": (nets.odd, (23, 29), "6"),
@@ -199,6 +201,7 @@ def test_equals_whole_images(name, patch, monkeypatch):
     monkeypatch.setattr(covering, "MOST", float("inf"))
     found = occlusion_map(model, image, 1, **keep, batch_size=13)
     monkeypatch.setattr(covering, "MOST", 0)
+    monkeypatch.setattr(graph_run, "PASS_ELEMENTS_CPU", 10**5)
     fused = occlusion_map(model, image, 1, **keep)
     monkeypatch.setattr(covering, "_traced", lambda *_: None)
     expected = occlusion_map(model, image, 1, **keep)

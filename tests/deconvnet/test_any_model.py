@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import zfkernels as zf
+from zfkernels.graph.plan import plan
+from zfkernels.graph.trace import trace
 
 
 class Branches(nn.Module):
@@ -288,6 +290,20 @@ def test_pruned_and_parametrized_weights(method):
     assert deconv.engine("3").name == "traced"
     equal_to_modified(deconv, net, images, "3", 1, method)
     assert deconv.modules_below("3") == ["0.parametrizations.weight", "3"] or "3" in deconv.modules_below("3")
+
+
+def test_constants_around_maps_are_traced():
+    net, images = nets.alive(nets.Padded()), nets.images(2, 43, 38)
+    deconv = zf.Deconvnet(net)
+    assert all(deconv.engine(layer).name == "traced" for layer in ("depthwise", "pool", "last", "fc"))
+    graph = trace(net)
+    steps = [type(planned.step).__name__ for planned in plan(graph, [graph.stop("fc")]).steps]
+    assert steps.count("Pad") == 1  # that before the pool; the others are the filters' own
+    for method in METHODS:
+        equal_to_modified(deconv, net.pooled, images, "pool", 1, method)
+        equal_to_modified(deconv, net, images, "fc", 2, method)
+    net.stem[0].padding = (1, 0, 1, 0)
+    equal_to_modified(deconv, net, images, "fc", 2, "deconvnet")
 
 
 def test_what_changes_is_traced_again():

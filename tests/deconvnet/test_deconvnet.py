@@ -12,12 +12,12 @@ from torch import nn
 
 import zfkernels as zf
 from zfkernels import backends
-from zfkernels.deconvnet import deconvnet
 from zfkernels.deconvnet.boxes import Box
 from zfkernels.deconvnet.cones import Cones
 from zfkernels.deconvnet.single import Single
 from zfkernels.deconvnet.units import Units, at, strongest
 from zfkernels.graph import layer as graph_layer
+from zfkernels.graph import run as graph_run
 from zfkernels.graph import windowed
 from zfkernels.graph.rules import Rules
 from zfkernels.graph.steps import norm_factors
@@ -376,7 +376,7 @@ def test_no_projection_is_lost_on_overlapping_windows():
 # Many units
 
 
-@pytest.mark.parametrize("elements", [1, 20_000, deconvnet.PASS_ELEMENTS])
+@pytest.mark.parametrize("elements", [1, 20_000, graph_run.PASS_ELEMENTS_CPU])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_batch_equals_its_units(built, name, elements, monkeypatch):
     _, deconv, images = built[name]
@@ -392,7 +392,7 @@ def test_a_batch_equals_its_units(built, name, elements, monkeypatch):
             deconv.project(images[i : i + 1], layer, c.item(), tuple(at.tolist()), "gradient")
             for i, c, at in zip(index, channel, place, strict=True)
         ]
-        monkeypatch.setattr(deconvnet, "PASS_ELEMENTS", elements)
+        monkeypatch.setattr(graph_run, "PASS_ELEMENTS_CPU", elements)
         p = deconv.project(images, layer, channel, place, "gradient", image_index=index)
         pixels, values, positions, boxes = (torch.cat(parts) for parts in zip(*alone, strict=True))
         assert torch.equal(p.positions, positions)

@@ -9,7 +9,6 @@ from conftest import error
 from torch import nn
 
 import zfkernels as zf
-from zfkernels.deconvnet import deconvnet
 from zfkernels.deconvnet.boxes import Box
 from zfkernels.deconvnet.cones import Cones
 from zfkernels.deconvnet.units import Units, alone, at
@@ -69,13 +68,13 @@ def test_equals_the_modified_gradient(built, name, method):
     assert alive >= len(stages)
 
 
-@pytest.mark.parametrize("elements", [1, deconvnet.PASS_ELEMENTS])
+@pytest.mark.parametrize("elements", [1, run.PASS_ELEMENTS_CPU])
 @pytest.mark.parametrize("name", SIZES)
 def test_several_layers_are_served_by_one_pass(built, monkeypatch, name, elements):
     _, deconv, images = built[name]
     layers = [*deconv.layers[::2], *deconv.vector_layers]
     alone = {layer: deconv.activations(images, layer) for layer in layers}
-    monkeypatch.setattr(deconvnet, "PASS_ELEMENTS", elements)
+    monkeypatch.setattr(run, "PASS_ELEMENTS_CPU", elements)
     runs = []
     monkeypatch.setattr(graphs, "run", lambda *args, run=run.run: runs.append(args) or run(*args))
     found = deconv.activations(images, layers)
@@ -237,7 +236,7 @@ def test_units_of_many_images_in_small_passes(built, monkeypatch):
     index, channel = [0, 1, 1, 0, 1], [3, 2, 0, 1, 4]
     alone = [deconv.project(images[i : i + 1], "iadd_1", c) for i, c in zip(index, channel, strict=True)]
     for elements in (1, 5000, 10**8):
-        monkeypatch.setattr(deconvnet, "PASS_ELEMENTS", elements)
+        monkeypatch.setattr(run, "PASS_ELEMENTS_CPU", elements)
         p = deconv.project(images, "iadd_1", channel, image_index=index)
         assert error(p.pixels, torch.cat([one.pixels for one in alone])) < 1e-13
         assert torch.equal(p.positions, torch.cat([one.positions for one in alone]))

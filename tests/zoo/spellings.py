@@ -244,6 +244,22 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "einsum": lambda: Spelled(lambda m, x: torch.einsum("nchw,cd->ndhw", x, m.one.weight).relu(), one=nn.Linear(C, C)),
     # windows
     "ZeroPad2d": lambda: nn.Sequential(nn.ZeroPad2d((1, 2, 0, 1)), nn.Conv2d(C, C, 3, stride=2), nn.ReLU()),
+    "ConstantPad2d": lambda: nn.Sequential(nn.ConstantPad2d((0, 2, 1, 3), 0.5), nn.Conv2d(C, C, 3), nn.ReLU()),
+    "depthwise, zeros on one side": lambda: nn.Sequential(
+        nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(C, C, 3, 2, groups=C), nn.ReLU6(), nn.Conv2d(C, C, 5, padding=2, groups=C)
+    ),
+    "grouped and dilated, zeros on one side": lambda: nn.Sequential(
+        nn.ZeroPad2d((2, 0, 0, 4)), nn.Conv2d(C, C, 3, dilation=2, groups=2), nn.ReLU()
+    ),
+    "dilated, zeros not a dilation apart": lambda: nn.Sequential(
+        nn.ZeroPad2d((3, 2, 2, 2)), nn.Conv2d(C, C, 3, dilation=2, groups=4), nn.ReLU()
+    ),
+    "zeros around zeros": lambda: nn.Sequential(
+        nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(C, C, 3, padding=(1, 0)), nn.ReLU()
+    ),
+    "padded maps with two readers": lambda: Spelled(
+        lambda m, x: (y := F.pad(x, (1, 0, 1, 0)), m.one(y) + m.two(y))[1].relu(), one=conv(), two=conv()
+    ),
     "F.pad": rectified(lambda x: F.pad(x, (2, 0, 1, 0))),
     "reflected padding": lambda: nn.Sequential(conv(padding_mode="reflect"), nn.ReLU()),
     "circular padding": lambda: nn.Sequential(conv(padding_mode="circular"), nn.ReLU()),

@@ -9,27 +9,25 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
-from ..graph.rules import Rules, Shapes
+from ..graph.rules import Rules
 from ..graph.translate import is_leaf
 from ..ops import checks
-from .cones import Cones, largest, passes
+from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
-# The largest map, in elements, that one pass makes: more images or units are taken in several passes.
-PASS_ELEMENTS = 2**24
 CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
 
@@ -60,6 +58,18 @@ class Joint(NamedTuple):
     positions: Tensor  # (N, 2) int64
     boxes: Tensor  # (N, 4) int64
     difference: float  # ||together - sum of alone|| / ||sum of alone||; 0 where nothing is rectified away
+
+
+class Way(Protocol):
+    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
+
+    unit_elements: int
+
+    def up(self, images: Tensor, rules: Rules) -> Any: ...
+
+    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
+
+    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
 
 
 class Deconvnet:
@@ -101,12 +111,12 @@ class Deconvnet:
         self.model, self.forward, self.rules = model, forward, check_overrides(rules, OVERRIDES)
         self._planner = Planner(checked(model), forward, self.rules)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to this model, and not to a copy of it."""
         return {"model": self.model, "forward": self.forward, "rules": self.rules}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])  # type: ignore[misc]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -126,6 +136,12 @@ class Deconvnet:
         turns out to be something else, such as a reshape that is no flattening.
         """
         return self._planner.engine(layer)
+
+    @overload
+    def activations(self, images: Tensor, layer: str) -> Tensor: ...  # type: ignore[overload-overlap]  # also a Sequence
+
+    @overload
+    def activations(self, images: Tensor, layer: Sequence[str]) -> dict[str, Tensor]: ...
 
     @torch.no_grad()
     def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
@@ -150,7 +166,7 @@ class Deconvnet:
         if not layers:
             return {}
         plan, rules = self._planner.plan(images, layers, again), Rules(checks.backend(None, images))
-        parts = self._split(images, plan.shapes)
+        parts = graph_run.split(images, plan.shapes)
         try:
             with torch.autocast(images.device.type, enabled=False):
                 kept = [self._kept(plan, part, rules, lift) for part in parts]
@@ -158,7 +174,7 @@ class Deconvnet:
             if again:
                 raise RuntimeError(CHANGES) from None
             return self._values(images, layers, lift, again=True)
-        return {layer: _joined([values[number] for values in kept]) for layer, number in plan.stops.items()}
+        return {layer: graph_run.joined([values[number] for values in kept]) for layer, number in plan.stops.items()}
 
     def _kept(self, plan: Plan, images: Tensor, rules: Rules, lift: bool) -> dict[int, Tensor]:
         """The values of the plan's layers, by number."""
@@ -172,7 +188,9 @@ class Deconvnet:
             return {number: self._engine(plan, number).up(images, rules).value}
         return graph_run.run(uncapped(plan), max(numbers), images, rules, numbers).kept
 
-    def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
+    def boxes(
+        self, layer: str, positions: Tensor | Sequence[int] | Sequence[Sequence[int]], image_size: tuple[int, int]
+    ) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
 
         (N, 4) int64: top, left, bottom, right; half-open. Where branches see different fields, the smallest box that
@@ -182,9 +200,9 @@ class Deconvnet:
         graph = self._graph_for(layer, image_size)
         return torch.from_numpy(graph_run.fields(graph, graph.stop(layer), places, image_size))
 
-    def _graph_for(self, layer: str, image_size: tuple[int, int]) -> Graph:
+    def _graph_for(self, layer: str, image_size: tuple[int, ...]) -> Graph:
         """A graph that has `layer`, of images of this size if such have been seen."""
-        if self.engine(layer).name == "traced":
+        if self.engine(layer).name == "traced" and self._planner.graph is not None:
             return self._planner.graph
         sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
         return sizes.get(tuple(image_size)) or self._planner.names()
@@ -256,7 +274,7 @@ class Deconvnet:
         """
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(plan.shapes[-1], layer, len(images), image_index, channel, position)
+            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -281,7 +299,7 @@ class Deconvnet:
         the number is the sine of the angle between the two pictures: 0 where one is the other times a number, 1 where
         they have nothing in common (or one is empty). Arguments as of `project`.
         """
-        settings = {"image_index": image_index, "method": method, "strength": 1.0}
+        settings: dict[str, Any] = {"image_index": image_index, "method": method, "strength": 1.0}
         there = self.project(images, layer, channel, position, norm, **settings)
         turned = self.project(images.flip(2), layer, channel, there.positions, norm, **settings)
         cosine = torch.nn.functional.cosine_similarity(there.pixels.flatten(1), turned.pixels.flatten(1))
@@ -317,7 +335,7 @@ class Deconvnet:
             raise ValueError(f"image must be one image, got {len(images)}")
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(plan.shapes[-1], layer, 1, None, channel, alone.positions)
+        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -336,15 +354,16 @@ class Deconvnet:
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
         engine, cap = self._engine(plan, plan.stops[layer]), plan.uncapped.get(plan.stops[layer])
-        kind = {"dtype": images.dtype, "device": images.device}
+        kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
         needed, index = np.unique(units.images, return_inverse=True)
-        for part in passes(np.arange(len(needed)), largest(plan.shapes), PASS_ELEMENTS):
+        most = graph_run.pass_elements(device)
+        for part in passes(np.arange(len(needed)), graph_run.largest(plan.shapes), most):
             run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
             here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
-            for rows in passes(here, engine.unit_elements, PASS_ELEMENTS):
+            for rows in passes(here, engine.unit_elements, most):
                 chosen = units.take(rows)._replace(images=index[rows] - part[0])
                 if look:
                     units.positions[rows] = chosen.positions[:] = strongest(run.value, chosen)
@@ -354,14 +373,14 @@ class Deconvnet:
                 values[on(device, rows)] = own
                 sent = own if strength is None else torch.full_like(own, strength)
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
-        stop, size = plan.stops[layer], tuple(images.shape[2:])
+        stop, size = plan.stops[layer], images.shape[2:]
         boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
         told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
         projection = Projection(pixels, values, on(device, units.positions), boxes)
         projection.notes = told
         return projection
 
-    def _engine(self, plan: Plan, stop: int) -> Cones | Own:
+    def _engine(self, plan: Plan, stop: int) -> Way:
         """The way up to the value numbered `stop` and down."""
         if plan.seen is None:
             return Cones(uncapped(plan), stop, plan.shapes[: stop + 1])
@@ -374,8 +393,12 @@ class Deconvnet:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
 
-    def _split(self, images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
-        return images.split(max(1, PASS_ELEMENTS // largest(shapes)))
+
+def _shape(plan: Plan) -> Size:
+    """Of the last value."""
+    shape = plan.shapes[-1]
+    assert shape is not None
+    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:
@@ -388,8 +411,3 @@ def _owners(name: str, module: nn.Module) -> list[str]:
 def _parametrizations(module: nn.Module) -> list[tuple[str, nn.Module]]:
     kept = getattr(module, "parametrizations", {})
     return [(f"parametrizations.{key}", kept[key]) for key in kept]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The batch whose parts the passes served; of one pass its own tensor, not a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

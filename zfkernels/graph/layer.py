@@ -20,7 +20,7 @@ from ..ops.fused import layer as conv2d_relu_max_pool2d
 from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
 from ..window import Pair, Window, conv_map
 from .rules import Rules
-from .windowed import Affine, Conv, Pool
+from .windowed import Affine, Conv, Pool, capped
 
 
 class Record(NamedTuple):
@@ -37,6 +37,7 @@ class Layer:
     conv: Conv
     batch_norms: tuple[Affine, ...] = ()
     rectify: bool = False
+    cap: float = math.inf  # the most that a rectified value may be
     pool: Pool | None = None
     exact: bool = False  # whether a max-pool's ties depend on it, so that a run with switches must sum exactly
 
@@ -61,15 +62,16 @@ class Layer:
         filters, bias, scale, shift = self._weights(x)
         checks.alike("weight", filters, "x", x)
         switches = None
-        if pool is not None and self.rectify and not conv.by_torch:
+        if pool is not None and self.rectify and conv.dense:
             size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
             pooling = pool.kernel, pool.stride, pool.padding, size
             y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
         else:
-            y = conv.by_filters(x, filters, bias, conv.padding, self.rectify and scale is None, rules)
-            if scale is not None:
+            cap = self.cap if self.rectify else None
+            y = conv.by_filters(x, filters, bias, conv.padding, cap if scale is None else None, rules)
+            if scale is not None and shift is not None:
                 y = torch.addcmul(shift, y, scale, out=y)
-                y = y.relu_() if self.rectify else y
+                y = capped(y, self.cap) if self.rectify else y
             if pool is not None:
                 y, switches = pool.run([y], rules)
         if rules.method is None:
@@ -103,23 +105,22 @@ class Layer:
         conv, pool, rectify = self.conv, self.pool, self.rectify and rules.method != "gradient"
         filters, scale, passed, switches = record
         if passed is not None:
-            g, own = passed_on(g, passed, own), True
-        if pool is not None and not conv.by_torch:
+            g, own = passed_on(g, passed, own, self.cap), True
+        if pool is not None and conv.dense:
             pooling = pool.kernel, pool.stride, paddings[1]
             return max_unpool2d_relu_conv_transpose2d(
                 g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
             )
         if pool is not None:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])
-            g, own = pool.unpool(g, switches, paddings[1], middle, rules), True
+            g = pool.unpool(g, switches, paddings[1], middle, rules)  # type: ignore[arg-type]  # a pool records them
+            own = True
         if scale is not None and g.numel() > filters.numel():
             filters = filters * scale.view(-1, 1, 1, 1)
         elif scale is not None:
             if rectify:
                 g, own, rectify = rectified(g, own), True, False
             g = g.mul_(scale.view(-1, 1, 1)) if own else g * scale.view(-1, 1, 1)
-        if rectify and conv.by_torch:
-            g, rectify = rectified(g, own), False
         return conv.transposed(g, filters, paddings[0], size, rectify, rules)
 
 
@@ -133,8 +134,11 @@ def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
 def passed_on(g: Tensor, y: Tensor, own: bool = False, cap: float = math.inf) -> Tensor:
     """g where y is more than 0 and less than `cap`, 0 elsewhere; in the place of g if that is one's own."""
     into = {"grad_input": g} if own else {}
+    passed: Tensor
     if cap < math.inf:
         backward = torch.ops.aten.hardtanh_backward
-        return (backward.grad_input if own else backward)(g, y, 0, cap, **into)
-    backward = torch.ops.aten.threshold_backward
-    return (backward.grad_input if own else backward)(g, y, 0, **into)
+        passed = (backward.grad_input if own else backward)(g, y, 0, cap, **into)
+    else:
+        backward = torch.ops.aten.threshold_backward
+        passed = (backward.grad_input if own else backward)(g, y, 0, **into)
+    return passed

@@ -1,13 +1,16 @@
 """How a graph is run on whole maps: its steps in order, what stands on a convolution alone fused into it."""
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..window import as_pair
 from .graph import Graph, Node
 from .layer import Layer
-from .steps import Add, Affine, Concat, Conv, Copy, Pool, ReLU, Step
+from .steps import Add, Concat, Copy, Opaque, ReLU, Step
+from .windowed import Affine, Conv, Pad, Pool
 
 MAKES_NEW = (Layer, Add, Affine)  # whose value shares no memory with another
 
@@ -31,7 +34,8 @@ def plan(graph: Graph, wanted: Collection[int]) -> Plan:
     key = ("plan", *sorted(set(wanted)))
     if key not in graph.known:
         graph.known[key] = _plan(graph, set(wanted))
-    return graph.known[key]
+    found: Plan = graph.known[key]
+    return found
 
 
 def _plan(graph: Graph, wanted: set[int]) -> Plan:
@@ -47,19 +51,25 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
     for number, node in needed:
         if same[number] != number:
             continue
+        assert not isinstance(node.step, Opaque)
         inputs = taken[number]
         alone = made.get(inputs[0]) if readers[inputs[0]] == 1 and inputs[0] not in kept else None
         on = None if alone is None or not isinstance(alone.step, Layer) else _fused(alone.step, node)
-        if on is not None:
+        if alone is not None and on is not None:
             del made[inputs[0]]
             made[number] = Planned(number, on, alone.inputs)
+        elif (
+            isinstance(node.step, Conv) and alone is not None and isinstance(alone.step, Pad) and alone.step.margin == 0
+        ):
+            del made[inputs[0]]
+            made[number] = Planned(number, Layer(_padded(node.step, alone.step)), alone.inputs)
         elif isinstance(node.step, Conv):
             made[number] = Planned(number, Layer(node.step), inputs)
         elif isinstance(node.step, ReLU) and alone is not None and isinstance(alone.step, MAKES_NEW):
             made[number] = Planned(number, replace(node.step, in_place=True), inputs)
         elif isinstance(node.step, Add):
-            alone = [i for i in inputs if readers[i] == 1 and i not in kept and _makes_alone(made.get(i))]
-            step = replace(node.step, into=inputs.index(alone[0])) if alone else node.step
+            own = [i for i in inputs if readers[i] == 1 and i not in kept and _makes_alone(made.get(i))]
+            step = replace(node.step, into=inputs.index(own[0])) if own else node.step
             made[number] = Planned(number, step, inputs)
         else:
             made[number] = Planned(number, node.step, inputs)
@@ -70,6 +80,18 @@ def _makes_alone(planned: Planned | None) -> bool:
     """Whether its value is new memory that no record holds."""
     step = None if planned is None else planned.step
     return isinstance(step, MAKES_NEW) and not (isinstance(step, Layer) and step.rectify)
+
+
+def _zeros(step: Step | Layer) -> Pad | None:
+    return step if isinstance(step, Pad) and step.margin == 0 else None
+
+
+def _padded(conv: Conv, pad: Pad) -> Conv:
+    """The convolution with the zeros that stand before it as its own."""
+    before, after = (
+        as_pair(own[a] + more[a] for a in (0, 1)) for own, more in ((conv.before, pad.before), (conv.after, pad.after))
+    )
+    return replace(conv, before=before, after=after)
 
 
 def _nest(concats: list[int], taken: dict[int, tuple[int, ...]]) -> None:
@@ -88,11 +110,13 @@ def _nest(concats: list[int], taken: dict[int, tuple[int, ...]]) -> None:
 def _fused(layer: Layer, node: Node) -> Layer | None:
     """The layer with one more step on it, if one kernel does both."""
     step = node.step
-    if isinstance(step, Affine) and not layer.rectify and layer.pool is None:
+    if layer.pool is not None:
+        return None
+    if isinstance(step, Affine) and not layer.rectify:
         return replace(layer, batch_norms=(*layer.batch_norms, step))
-    if isinstance(step, ReLU) and step == ReLU(step.name) and not layer.rectify and layer.pool is None:
-        return replace(layer, rectify=True)
-    if isinstance(step, Pool) and layer.pool is None:
+    if isinstance(step, ReLU) and step.slope == 0 and not layer.rectify:
+        return replace(layer, rectify=True, cap=step.cap)
+    if isinstance(step, Pool) and layer.cap == math.inf:
         return replace(layer, pool=step)
     return None
 

@@ -4,18 +4,20 @@ steps.py says what a step has.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from ..ops import checks
-from ..ops.conv import conv2d, conv_transpose2d
+from ..ops.conv import conv2d, conv2d_add, conv_transpose2d
 from ..ops.max_pool import max_pool2d, max_unpool2d
-from ..window import Pair, Window, conv_map, pool_map
+from ..window import Pair, Window, as_pair, conv_map, pool_map
 from .rules import Read, Rules, Shapes, check_count, check_size
 
 
@@ -24,7 +26,7 @@ class Affine:
     """A batch norm."""
 
     name: str
-    batch_norm: nn.Module
+    batch_norm: Any  # torch's module, or what has its names
 
     maps = False
     windows = ()
@@ -58,6 +60,11 @@ class Affine:
         return g.mul_(scale) if own else g * scale
 
 
+def capped(y: Tensor, cap: float) -> Tensor:
+    """min(max(0, y), cap) in the place of y."""
+    return y.relu_() if cap == math.inf else F.hardtanh(y, 0.0, cap, True)
+
+
 @dataclass(frozen=True)
 class Conv:
     """A convolution, and the batch norms folded into it."""
@@ -79,37 +86,44 @@ class Conv:
     @cached_property
     def reach(self) -> Pair:
         """The height and width that a filter spans."""
-        return tuple((self.kernel[a] - 1) * self.dilation[a] + 1 for a in (0, 1))
+        return as_pair((self.kernel[a] - 1) * self.dilation[a] + 1 for a in (0, 1))
 
     @cached_property
     def padding(self) -> Pair:
-        return tuple(max(self.before[a], self.after[a]) for a in (0, 1))
+        return as_pair(max(self.before[a], self.after[a]) for a in (0, 1))
 
     @cached_property
     def window(self) -> Pair:
-        """The size of `filters()`: `reach`, and zeros in front where the padding differs between the sides."""
-        return tuple(self.reach[a] + self.padding[a] - self.before[a] for a in (0, 1))
+        """What `filters()` span: `reach`, and zeros on one side where the padding differs between the sides."""
+        return as_pair(self.reach[a] + 2 * self.padding[a] - self.before[a] - self.after[a] for a in (0, 1))
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
         return (Window(self.reach, self.stride, self.before),)
 
-    @property
-    def by_torch(self) -> bool:
-        """Grouped or dilated filters, which would be mostly zeros as dense ones: 99% of a depthwise convolution's at
-        100 maps, 64% of a 3x3 one's of dilation 2.
+    @cached_property
+    def dense(self) -> bool:
+        """Whether it is carried out as one without groups and dilation.
+
+        Grouped or dilated filters would be mostly zeros as dense ones: 99% of a depthwise convolution's at 100 maps,
+        64% of a 3x3 one's of dilation 2. They remain where zeros beside them cannot lie a dilation apart.
         """
-        return (self.groups > 1 or self.dilation != (1, 1)) and self.before == self.after
+        apart = [(self.window[a] - self.reach[a]) % self.dilation[a] for a in (0, 1)]
+        return (self.groups == 1 and self.dilation == (1, 1)) or any(apart)
 
     def filters(self, weight: Tensor) -> Tensor:
-        """Of this weight: itself if torch convolves, else the filters (C_out, C_in, *window) of a plain convolution
-        with `stride` and `padding` that does all of this one: groups, dilation, padding of other sizes on either side.
+        """Of this weight: the filters of a convolution with `stride` and `padding` that does all of this one, padding
+        of other sizes on either side too; with its groups and dilation, unless it is `dense`.
         """
-        if self.by_torch or (self.groups == 1 and self.window == self.kernel):
+        if self.window == self.reach and (self.groups == 1 or not self.dense):
             return weight
+        first = tuple(self.padding[a] - self.before[a] for a in (0, 1))
+        if not self.dense:
+            last = tuple(self.padding[a] - self.after[a] for a in (0, 1))
+            return F.pad(weight, [side[a] // self.dilation[a] for a in (1, 0) for side in (first, last)])
         before, after = (channels // self.groups for channels in self.channels)
         dense = weight.new_zeros(self.groups, after, self.groups, before, *self.window)
-        rows, columns = (slice(self.window[a] - self.reach[a], None, self.dilation[a]) for a in (0, 1))
+        rows, columns = (slice(first[a], first[a] + self.reach[a], self.dilation[a]) for a in (0, 1))
         for group, part in enumerate(weight.chunk(self.groups)):
             dense[group, :, group, :, rows, columns] = part
         return dense.reshape(*reversed(self.channels), *self.window)
@@ -129,26 +143,67 @@ class Conv:
     def convolve(self, x: Tensor, padding: Pair, rules: Rules) -> Tensor:
         filters = self.filters(self.weight().detach())
         checks.alike("weight", filters, "x", x)
-        return self.by_filters(x, filters, None if self.bias is None else self.bias().detach(), padding, False, rules)
+        return self.by_filters(x, filters, None if self.bias is None else self.bias().detach(), padding, None, rules)
 
     def by_filters(
-        self, x: Tensor, filters: Tensor, bias: Tensor | None, padding: Pair, rectify: bool, rules: Rules
+        self, x: Tensor, filters: Tensor, bias: Tensor | None, padding: Pair, cap: float | None, rules: Rules
     ) -> Tensor:
-        """The convolution with what `filters` gave and this padding."""
-        if self.by_torch:
+        """The convolution with what `filters` gave and this padding; with a cap, which may be infinite, rectified."""
+        rectify = cap is not None
+        if self._by_torch(rules):
             y = F.conv2d(x, filters, bias, self.stride, padding, self.dilation, self.groups)
-            return y.relu_() if rectify else y
-        return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend)
+            return y if cap is None else capped(y, cap)
+        if cap is not None and cap < math.inf:
+            window = self.stride, padding, rectify, cap
+            return conv2d_add(x, filters, bias, None, *window, rules.backend, *self._grouping)
+        return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend, *self._grouping)
 
     def transposed(self, g: Tensor, filters: Tensor, padding: Pair, size: Pair, rectify: bool, rules: Rules) -> Tensor:
         """Its adjoint, of g or, with `rectify`, of max(0, g), onto a map of `size`."""
-        if not self.by_torch:
-            return conv_transpose2d(g, filters, self.stride, padding, size, rectify, rules.backend)
-        least = [(g.shape[2 + a] - 1) * self.stride[a] + self.reach[a] - 2 * padding[a] for a in (0, 1)]
+        if not self._by_torch(rules):
+            settings = self.stride, padding, size, rectify, rules.backend
+            return conv_transpose2d(g, filters, *settings, *self._grouping)
+        least = [(g.shape[2 + a] - 1) * self.stride[a] + self.window[a] - 2 * padding[a] for a in (0, 1)]
         left = tuple(size[a] - least[a] for a in (0, 1))
         return F.conv_transpose2d(
             g.relu() if rectify else g, filters, None, self.stride, padding, left, self.groups, self.dilation
         )
+
+    @cached_property
+    def _grouping(self) -> tuple[Pair, int]:
+        return ((1, 1), 1) if self.dense else (self.dilation, self.groups)
+
+    def _by_torch(self, rules: Rules) -> bool:
+        """Of what is not dense our kernels are the faster ones for depthwise convolutions, on the CPU."""
+        depthwise = self.groups == self.channels[0] == self.channels[1] and self.dilation == (1, 1)
+        return not (self.dense or (depthwise and rules.backend == "cpu"))
+
+
+@dataclass(frozen=True)
+class Pad:
+    """A value around each map."""
+
+    name: str
+    before: Pair  # how many pixels above and left of the map
+    after: Pair  # and below and right of it
+    margin: float
+
+    maps = True
+    window = stride = (1, 1)
+
+    padding = property(lambda self: self.before)
+    windows = property(lambda self: (Window(self.window, self.stride, self.before),))
+
+    def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
+        size = (inputs[0][2 + a] + self.before[a] + self.after[a] for a in (0, 1))
+        return Size((*inputs[0][:2], *size))
+
+    def run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, None]:
+        (top, left), (bottom, right) = self.before, self.after
+        return F.pad(inputs[0], (left, right, top, bottom), value=self.margin), None
+
+    def inside(self, x: Tensor, low: np.ndarray, below: Size, above: Pair, rules: Rules) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True)
@@ -165,7 +220,7 @@ class Pool:
     window = property(lambda self: self.kernel)
     windows = property(lambda self: (Window(self.kernel, self.stride, self.padding),))
 
-    def size(self, below: Pair) -> Pair:
+    def size(self, below: Sequence[int]) -> Pair:
         return pool_map(below, self.kernel, self.stride, self.padding, self.ceil_mode)
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:
