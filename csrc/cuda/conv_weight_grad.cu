@@ -188,16 +188,18 @@ __global__ void __launch_bounds__(kFirstThreads, 2) first_layer_kernel(WeightGra
         const Window& q = p.pool;
         if constexpr (kPairs) {
             const int before = q.PW & 1;  // 1: the first pixel is the second of its pair
-            for (int at = t; at < (pixels + before + 1) / 2 * kChunks; at += kFirstThreads) {
-                const int j = at / kChunks * 2 - before, k = k0 + at % kChunks * 8;
+            const PairRows<T> over(q, p.g, p.switches, p.K, image, i);
+            Walk at(t, kFirstThreads, kChunks);
+            for (; at.column < (pixels + before + 1) / 2; at.next()) {
+                const int j = at.column * 2 - before, k = k0 + at.chunk * 8;
                 uint4 pair[2] = {};
                 if (j < p.OW && k < p.K) {
-                    unpooled_pair(q, p.g, p.switches, p.K, image, i, (j + q.PW) >> 1, k, pair);
+                    unpooled_pair(q, over, p.K, (j + q.PW) >> 1, k, pair);
                 }
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     if (static_cast<unsigned>(j + e) >= static_cast<unsigned>(pixels)) continue;
-                    *reinterpret_cast<uint4*>(to + (j + e) * kFirstPitch + at % kChunks * 8) =
+                    *reinterpret_cast<uint4*>(to + (j + e) * kFirstPitch + at.chunk * 8) =
                         j + e < p.OW ? pair[e] : uint4{};
                 }
             }

@@ -94,11 +94,13 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
         const int chunks = p.channels / 8, first = first_s - (p.taps - 1), count = kPixels + p.taps - 1;
         if constexpr (kPairs) {
             const int before = (first + p.pool.PW) & 1;  // 1: the first pixel is the second of its pair
-            for (int at = t; at < (count + before + 1) / 2 * chunks; at += kThreadsReversed) {
-                const int pixel = at / chunks * 2 - before, k = at % chunks * 8, j = first + pixel;
+            const PairRows<T> over(p.pool, p.y, p.switches, p.K, image, i);
+            Walk at(t, kThreadsReversed, chunks);
+            for (; at.column < (count + before + 1) / 2; at.next()) {
+                const int pixel = at.column * 2 - before, k = at.chunk * 8, j = first + pixel;
                 uint4 pair[2] = {};
                 if (j + 1 >= 0 && j < p.OW && k < p.K) {
-                    unpooled_pair(p.pool, p.y, p.switches, p.K, image, i, (j + p.pool.PW) >> 1, k, pair);
+                    unpooled_pair(p.pool, over, p.K, (j + p.pool.PW) >> 1, k, pair);
                 }
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
