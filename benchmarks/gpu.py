@@ -9,9 +9,9 @@ Each part runs in a process of its own and writes its results as they come, an o
 of the time, and what the parts before it left. At its end, and when its time is over, all that it started is killed.
 Parts, in order:
 
+    build           the compiled module for this GPU's architecture; ZFKERNELS_CUDA_ARCHITECTURES names others
     machine         what there is: the GPU, the backends that run, what verify has to check of each
     compile-triton  beside all others: ZFNet's kernels into Triton's cache, on all cores but one
-    build           the compiled module for this GPU's architecture; ZFKERNELS_CUDA_ARCHITECTURES names others
     verify-cuda     `zfkernels verify`, every op and dtype
     memcheck        compute-sanitizer over verify's fixed cases, where the tool is installed and takes the device
     racecheck
@@ -70,9 +70,9 @@ class Part(NamedTuple):
 GPU = ("cuda", "triton")
 BATCH = "batch"  # stands for the large rows' batch
 PARTS = {
+    "build": Part(70, "building", "build"),
     "machine": Part(15, "building", "machine"),
     "compile-triton": Part(300, "building", "compile_triton"),
-    "build": Part(70, "building", "build"),
     "verify-cuda": Part(60, "checking", "verify", ("cuda",), (), ("cuda",)),
     "memcheck": Part(30, "checking", "sanitizer", ("memcheck",)),
     "racecheck": Part(30, "checking", "sanitizer", ("racecheck",)),
@@ -136,11 +136,9 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             kept = (beside[0],) if beside else ()
             ended[name] = run_part(args, argv, name, limit_of(args, name, parts, until - time.monotonic()), kept)
-            if name == "machine" and ended[name].how != "passed":
+            if ended[name].code == 2 and name in ("build", "machine"):  # a wrong call, or nothing to run on
                 print(ended[name].log, file=sys.stderr)
                 return 2
-            if name == "build" and ended[name].how == "passed" and not args.rehearse:  # what runs may be more now
-                ended["machine"] = run_part(args, argv, "machine", PARTS["machine"].share, kept)
         if beside:
             limit = max(1.0, min(PARTS[BESIDE].share - (time.monotonic() - beside[1]), until - time.monotonic()))
             ended[BESIDE] = finish(args, BESIDE, *beside, limit)

@@ -32,8 +32,8 @@ def machine(run: Run) -> int:
     except ValueError as error:
         print(error)
         return 2
-    if not run.rehearsed and not torch.cuda.is_available():
-        print(f"torch {torch.__version__} finds no GPU here; `python benchmarks/gpu.py --rehearse` needs none")
+    if not run.rehearsed and (problem := no_gpu()):
+        print(problem)
         return 2
     found = {name: {"reason": backends.reason(name)} for name in dict.fromkeys((*run.wanted, "cpu"))}
     for name, words in found.items():
@@ -58,22 +58,37 @@ def checks_of(module, ops: tuple[str, ...]) -> list[list[str]]:
     return pairs + [[op, "tf32"] for op in ops if tf32 and "conv" in op]
 
 
-def architecture(capability: list[int]) -> str:
+def no_gpu() -> str:
+    """Why there is nothing to run on, "" where there is."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return f"torch {torch.__version__} finds no GPU here; `python benchmarks/gpu.py --rehearse` needs none"
+
+
+def architecture(capability: tuple[int, int]) -> str:
     """What setup.py calls the GPU: Hopper's with its own features."""
     major, minor = capability
     return f"{major}{minor}" + ("a" if major == 9 else "")
 
 
 def build(run: Run) -> int:
-    """zfkernels' compiled module for this GPU's architecture alone."""
+    """zfkernels' compiled module for this GPU's architecture alone. Without it the package cannot even be imported, so
+    this part imports nothing of it."""
+    import torch
+
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     if run.rehearsed:
         command = [sys.executable, "-c", "print('as if built')"]
+    elif problem := no_gpu():
+        print(problem)
+        return 2
     elif not (ROOT / "setup.py").exists():
         return skip("no sources here: what is installed runs")
     elif not (shutil.which("nvcc") or os.access("/usr/local/cuda/bin/nvcc", os.X_OK)):
         return skip("nvcc not found: install the CUDA toolkit; what is built already runs")
-    wanted = os.environ.get("ZFKERNELS_CUDA_ARCHITECTURES") or architecture(run.machine()["capability"])
+    wanted = os.environ.get("ZFKERNELS_CUDA_ARCHITECTURES") or architecture(torch.cuda.get_device_capability())
     variables = {"ZFKERNELS_CUDA": "1", "ZFKERNELS_CUDA_RESOURCES": "1", "ZFKERNELS_CUDA_ARCHITECTURES": wanted}
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode
 

@@ -91,7 +91,7 @@ def checked_by(run: Run, prefix: list[str], tool: str, ops: list[str]):
         done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, op, done.stdout + done.stderr
 
-    with ThreadPoolExecutor(max(1, cores() // 2)) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for done in as_completed([pool.submit(one, op) for op in ops]):
             yield done.result()
 

@@ -15,6 +15,7 @@ class Ended(NamedTuple):
     seconds: float
     why: str = ""
     log: str = ""
+    code: int | None = None
 
 
 def how(name: str, code: int | None, seconds: float, log: Path) -> Ended:
@@ -29,7 +30,7 @@ def how(name: str, code: int | None, seconds: float, log: Path) -> Ended:
         return Ended(name, "skipped", seconds, last)
     if code is None:
         return Ended(name, "stopped", seconds, f"its time was over; {log}")
-    return Ended(name, "FAILED", seconds, f"exit code {code}: {last} ({log})", words)
+    return Ended(name, "FAILED", seconds, f"exit code {code}: {last} ({log})", words, code)
 
 
 def said(ended: Ended) -> Ended:

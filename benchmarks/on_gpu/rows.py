@@ -23,7 +23,7 @@ from zfkernels.bench.shapes import CONVS
 from zfkernels.testing import compare
 
 from .clock import times
-from .settings import Run, skip, write
+from .settings import Run, append, skip, write
 
 PATHS = ("forward", "descent")
 CASES = [name for name, job in jobs.JOBS.items() if job.group == "op" or name in PATHS]
@@ -96,7 +96,7 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
             name = names[len(rows)]
             why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
             print(f"{name}: {why}", flush=True)
-            write(run, file, [*rows, {"case": name, "failures": {"row": why}, "us": {}}])
+            append(run, file, {"case": name, "failures": {"row": why}, "us": {}})
     rows = read_rows(path)
     wrong = [f"{row['case']}: {who}: {why}" for row in rows for who, why in row["failures"].items() if ours(run, who)]
     print("\n".join(wrong) or f"{len(rows)} rows")

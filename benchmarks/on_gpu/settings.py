@@ -74,6 +74,15 @@ def write(run: Run, name: str, rows: list[dict], **more: object) -> None:
     write_json(run.out / f"{name}.json", {"date": date, "part": run.part} | _head | more | {"rows": rows})
 
 
+def append(run: Run, name: str, row: dict) -> None:
+    """Adds a row to <name>.json and asks no device anything: of a process that forks, and so must not have used one."""
+    from zfkernels.files import write_json
+
+    file = run.out / f"{name}.json"
+    content = json.loads(file.read_text()) if file.exists() else {"part": run.part, "rows": []}
+    write_json(file, content | {"rows": [*content["rows"], row]})
+
+
 def head(run: Run) -> dict:
     """What does not change while a process runs."""
     import torch

@@ -178,7 +178,7 @@ def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
     assert sum(shares.values()) <= 9 * 60
     args = gpu.arguments(["--out", "x"])
     all_left = gpu.limit_of(args, "machine", parts, 540.0)
-    assert all_left == shares["machine"] + 540 - sum(shares.values())
+    assert all_left == shares["machine"] + shares["build"] + 540 - sum(shares.values())
     assert gpu.limit_of(args, "verify-cuda", parts, sum(shares.values())) > shares["verify-cuda"]
     assert gpu.limit_of(args, "torch-compile", parts, 3.0) == 3.0
 
@@ -205,6 +205,32 @@ def test_the_spin_outlasts_the_host(on_gpu, monkeypatch):
     assert spins[2] == 4 * spins[0] == spins[3]
     monkeypatch.setattr(Event, "query", lambda self: True)
     assert clock.times({"ours": lambda: None}, 2, "cpu")[1] == ["ours"]
+
+
+def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
+    """A fork of a process that has used CUDA cannot: a row that dies is written without asking the device anything."""
+    import torch
+    from on_gpu import rows, settings
+
+    forking, asked = os.getpid(), []
+
+    def name() -> str:
+        asked.extend([os.getpid()] if os.getpid() == forking else [])
+        return "a GPU"
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    (tmp_path / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
+    run = settings.Run(tmp_path, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
+
+    def make(case: str) -> dict:
+        if case != "last":
+            os._exit(3)
+        return {"case": case, "failures": {}, "us": {}}
+
+    assert rows.each_row(run, "bf16-1", ["first", "second", "last"], make) == 1
+    found = json.loads((tmp_path / "bf16-1.json").read_text())["rows"]
+    assert [row["failures"].get("row") for row in found] == ["exit code 3", "exit code 3", None]
+    assert asked == []
 
 
 def test_references_are_made_without_the_search_for_algorithms(on_gpu, monkeypatch):
