@@ -154,7 +154,13 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
         __syncthreads();
         char* const next = stages + (s + kStages - 1) % kStages * kStageBytes;
         const char* const a = stages + s % kStages * kStageBytes;
-        sums.template add<kRectify>(a, a + kTileRows * kRowBytes, [&](int part) { load(next, part); });
+        if constexpr (!kCopies) {  // all at once: among the products the elements do not fit into registers
+#pragma unroll
+            for (int part = 0; part < kLoadsA + kLoadsB; ++part) load(next, part);
+        }
+        sums.template add<kRectify>(a, a + kTileRows * kRowBytes, [&](int part) {
+            if constexpr (kCopies) load(next, part);
+        });
         ptx::cp_async_commit();
         advance();
     }

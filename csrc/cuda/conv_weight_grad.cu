@@ -132,8 +132,9 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
 
     Accumulators<M, BM, BN, true> sums;
     static_assert(kLoads <= decltype(sums)::kBetween);
-    // Among TF32's products, whose operands are rounded besides, the copies' addresses do not fit into registers.
-    constexpr bool kAmong = sizeof(T) == 2 || !M::kTensorCores;
+    // Neither single elements nor, among TF32's products, whose operands are rounded besides, the copies' addresses fit
+    // into registers beside the sums.
+    constexpr bool kAmong = kCopies && (sizeof(T) == 2 || !M::kTensorCores);
     sums.clear();
     const int steps = static_cast<int>(ceil_div(smaller(p.range, pixels - begin), kSum));
 #pragma unroll 1  // unrolling would only make three copies of the loader

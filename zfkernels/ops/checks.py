@@ -95,7 +95,7 @@ def switches(value: Any, y: Tensor) -> None:
 def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | None = None) -> str:
     """The name of the backend to use, which serves `value`'s device and dtype: for the op, the fastest."""
     device = value.device.type
-    candidates = None
+    candidates: tuple[str, ...] | None = None
     if name is None and weight is not None and device == "cuda":
         candidates = backends.order(device, op, weight.shape[1], value.dtype.itemsize == 2, value.device.index)
     name = backends.choose(name, device, candidates)
