@@ -10,6 +10,7 @@ __all__ = [
     "available_backends",
     "choose",
     "module",
+    "order",
     "reason",
     "use_backend",
     "use_exact",
