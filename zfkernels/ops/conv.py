@@ -417,9 +417,10 @@ def conv2d_relu(
         y: Tensor = module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
         return y
     if add is None and cap is None:
-        return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
+        name = checks.backend(backend, x, "conv2d", weight)
+        return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, name)
     cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
-    name = checks.backend(backend, x)
+    name = checks.backend(backend, x, "conv2d", weight)
     return _conv2d_add(x, weight, bias, add, stride, padding, True, cap, dilation, groups, name)
 
 
@@ -494,5 +495,5 @@ def relu_conv_transpose2d(
         transposed = module("cpu").conv_transpose2d
         result: Tensor = transposed(y, prepared, stride, padding, output_size, rectify, dilation, groups)
         return result
-    name = checks.backend(backend, y)
+    name = checks.backend(backend, y, "conv_transpose2d", weight)
     return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, name)

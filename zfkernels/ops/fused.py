@@ -211,7 +211,8 @@ def conv2d_relu_max_pool2d(
     if prepared is not None:
         made: Pooled = module("cpu").conv2d_relu_max_pool2d(x, prepared, None, stride, padding, *pool, size)
         return made
-    return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
+    name = checks.backend(backend, x, "conv2d_relu_max_pool2d", weight)
+    return layer(x, weight, bias, stride, padding, *pool, size, name)
 
 
 def max_unpool2d_relu_conv_transpose2d(
@@ -270,7 +271,7 @@ def max_unpool2d_relu_conv_transpose2d(
         reverse = module("cpu").max_unpool2d_relu_conv_transpose2d
         result: Tensor = reverse(y, switches, prepared, stride, padding, *pool, output_size, rectify)
         return result
-    name = checks.backend(backend, y)
+    name = checks.backend(backend, y, "max_unpool2d_relu_conv_transpose2d", weight)
     return layer_reversed(y, switches, weight, stride, padding, *pool, output_size, rectify, name)
 
 
