@@ -85,7 +85,7 @@ def top_activations(
             number met twice counts once. Otherwise images are counted from 0 through the loader.
         state: a file that keeps the result so far, written every 50 batches and at the end. When it exists, the
             search continues from it: the loader's first batches, which it has seen, are skipped.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     Returns:
         values, images and positions, on the CPU, to be fed to `Deconvnet.project`:
