@@ -36,6 +36,7 @@ DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ONE = (1, 1)
 GROUPS = False  # no kernels for groups or dilation
+MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/kernels.h, enum DType

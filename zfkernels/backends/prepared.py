@@ -30,9 +30,10 @@ class PreparedFilters:
         self.sources = {name: (value, state(name, value)) for name, value in sources.items() if value is not None}
         self.dtype, self.shape = weight.dtype, weight.shape
         with torch.no_grad():
-            filters = computed(weight.detach())
+            # A view with a pending negation holds the wrong sign in memory.
+            filters = computed(weight.detach().resolve_neg())
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
-            self.bias = None if bias is None else computed(bias.detach()).contiguous()
+            self.bias = None if bias is None else computed(bias.detach().resolve_neg()).contiguous()
         self._packed: dict[tuple[Any, ...], Tensor] = {}
         self._calls: dict[tuple[Any, ...], tuple[tuple[int, ...], int]] = {}
 

@@ -9,12 +9,15 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, overload
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
+from ..drawing import shown
+from ..drawing.style import Figure
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
@@ -24,7 +27,7 @@ from ..ops import checks
 from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
-from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
+from .serving import Engine, Plan, Planner, Way, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
@@ -48,6 +51,21 @@ class Projection(_Projected):
 
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        told = f", {len(self.notes)} note{'s' * (len(self.notes) > 1)}" if self.notes else ""
+        return f"Projection({shown.sizes(self.pixels)} pixels, values {shown.span(self.values)}{told})"
+
+    def plot(self, pictures: Tensor | None = None) -> Figure:
+        """A figure of the first 18: what each unit sees of its projection, on its own scale, the value above.
+
+        `pictures`: uint8 (N, 3, H, W), one a projection, to be shown below, with the box. `save(path)` writes it, and a
+        notebook shows it. Needs matplotlib.
+        """
+        return shown.projections(self.pixels, self.values, self.boxes, pictures)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
 
 class Joint(NamedTuple):
     """Several activations of an image projected at once, and each alone."""
@@ -59,17 +77,19 @@ class Joint(NamedTuple):
     boxes: Tensor  # (N, 4) int64
     difference: float  # ||together - sum of alone|| / ||sum of alone||; 0 where nothing is rectified away
 
+    def __repr__(self) -> str:
+        return f"Joint({len(self.alone)} units, {shown.sizes(self.together)} pixels, difference {self.difference:.4g})"
 
-class Way(Protocol):
-    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
+    def plot(self) -> Figure:
+        """A figure of `together`, of the sum of `alone`, and of what parts them, on one scale. Needs matplotlib."""
+        return shown.joint(self.together, self.alone)
 
-    unit_elements: int
+    def save(self, path: str | Path) -> None:
+        """Write `plot()` to a file, whole or not at all; its ending says in which format."""
+        shown.save(self, path)
 
-    def up(self, images: Tensor, rules: Rules) -> Any: ...
-
-    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
-
-    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
+    def _repr_html_(self) -> str | None:
+        return shown.repr_html(self)
 
 
 class Deconvnet:
@@ -274,7 +294,7 @@ class Deconvnet:
         """
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
+            units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -335,7 +355,7 @@ class Deconvnet:
             raise ValueError(f"image must be one image, got {len(images)}")
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
+        units, _ = named_units(plan.shape, layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -392,13 +412,6 @@ class Deconvnet:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
-
-
-def _shape(plan: Plan) -> Size:
-    """Of the last value."""
-    shape = plan.shapes[-1]
-    assert shape is not None
-    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:

@@ -413,6 +413,7 @@ def conv2d_relu(
     stride, padding, size, dilation = check_conv(x, weight, bias, stride, padding, dilation, groups)
     if prepared is not None:
         cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
+        add = None if add is None else add.resolve_neg()
         y: Tensor = module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
         return y
     if add is None and cap is None:

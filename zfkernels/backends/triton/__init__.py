@@ -11,6 +11,7 @@ import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = False  # no kernels for groups or dilation
+MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 
 INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
 if INSTALLED:
