@@ -45,6 +45,8 @@ class Part(NamedTuple):
 
 
 Sides = int | Sequence[int]
+Bias = Read | None
+Stride = Sides | None  # None: the window's own size
 
 
 def _pair(value: object) -> Pair:
@@ -57,7 +59,7 @@ def _pair(value: object) -> Pair:
 def _conv(
     name: str,
     weight: Read,
-    bias: Read | None = None,
+    bias: Bias = None,
     stride: Sides = 1,
     padding: Sides | str = 0,
     dilation: Sides = 1,
@@ -77,13 +79,7 @@ def _conv(
 
 
 def _conv_relu(
-    name: str,
-    weight: Read,
-    bias: Read | None = None,
-    stride: Sides = 1,
-    padding: Sides = 0,
-    *,
-    backend: str | None = None,
+    name: str, weight: Read, bias: Bias = None, stride: Sides = 1, padding: Sides = 0, *, backend: object = None
 ) -> Part:
     return Part("layer", (*_conv(name, weight, bias, stride, padding).steps, ReLU(name)))
 
@@ -98,7 +94,7 @@ def _pad(name: str, pad: Sequence[int], mode: str = "constant", value: float | N
 def _max_pool(
     name: str,
     kernel_size: Sides,
-    stride: Sides | None = None,
+    stride: Stride = None,
     padding: Sides = 0,
     dilation: Sides = 1,
     ceil_mode: bool = False,
@@ -117,11 +113,11 @@ def _max_pool(
 def _max_pool_with_switches(
     name: str,
     kernel_size: Sides,
-    stride: Sides | None = None,
+    stride: Stride = None,
     padding: Sides = 0,
     ceil_mode: bool = False,
     *,
-    backend: str | None = None,
+    backend: object = None,
 ) -> Part:
     return _max_pool(name, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
@@ -129,15 +125,15 @@ def _max_pool_with_switches(
 def _conv_relu_max_pool(
     name: str,
     weight: Read,
-    bias: Read | None,
+    bias: Bias,
     stride: Sides,
     padding: Sides,
     pool_kernel: Sides,
-    pool_stride: Sides | None,
+    pool_stride: Stride,
     pool_padding: Sides,
     ceil_mode: bool,
     *,
-    backend: str | None = None,
+    backend: object = None,
 ) -> Part:
     """A whole layer in one, whose only name is that of the pooled map."""
     below = _conv_relu(name, weight, bias, stride, padding)
@@ -153,7 +149,7 @@ def _contrast_norm(
     k: float = 2.0,
     *,
     center: bool = False,
-    backend: str | None = None,
+    backend: object = None,
 ) -> Part:
     return Part("layer", (Norm(name, (size, alpha, beta, k, center)),))
 
@@ -201,7 +197,7 @@ def _adaptive_average(name: str, output_size: object) -> Part:
 def _average_pool(
     name: str,
     kernel_size: Sides,
-    stride: Sides | None = None,
+    stride: Stride = None,
     padding: Sides = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
@@ -238,7 +234,7 @@ def with_number(name: str, operation: str, first: object, second: object) -> Par
     return Part("between", (Scale(name, float(scale), float(shift)),))
 
 
-def _linear(name: str, weight: Read, bias: Read | None = None) -> Part:
+def _linear(name: str, weight: Read, bias: Bias = None) -> Part:
     return Part("layer", (Linear(name, weight, bias, as_pair(reversed(weight().shape))),))
 
 
@@ -271,7 +267,7 @@ def _batch_norm_function(
     running_mean: Read | None,
     running_var: Read | None,
     weight: Read | None = None,
-    bias: Read | None = None,
+    bias: Bias = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
