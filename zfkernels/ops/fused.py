@@ -18,7 +18,8 @@ from ..backends.prepared import PreparedFilters
 from ..window import Sides
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
-from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
+from .conv import conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
+from .conv_checks import check_conv, check_transposed
 from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 from .prepared import opened
