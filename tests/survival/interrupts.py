@@ -101,7 +101,9 @@ def counted(stop: int | None) -> Callable[[], int]:
             call = getattr(module, name)
             if callable(call) and not isinstance(call, type):
                 wrapped = partial(around, call)
-                setattr(module, name, (lambda sink, data, f=wrapped: f(sink, data)) if module is files._Sink else wrapped)
+                setattr(
+                    module, name, (lambda sink, data, f=wrapped: f(sink, data)) if module is files._Sink else wrapped
+                )
     return lambda: count
 
 
