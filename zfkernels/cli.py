@@ -82,6 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that are no text
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        command = next((argument for argument in arguments if argument in COMMANDS), "")
+        print(f"{f'zfkernels {command}'.strip()}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     near = nearest(command, tuple(COMMANDS))
     if near and command not in COMMANDS and command == arguments[0]:
@@ -105,9 +114,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `zfkernels ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print(f"zfkernels {command}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
-        return 130
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise

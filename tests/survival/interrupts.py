@@ -4,6 +4,7 @@ A program of its own, because it forks: `python interrupts.py FOLDER COMMAND [--
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -136,18 +137,12 @@ def content(folder: Path, pattern: str) -> dict[str, object]:
     for file in sorted(folder.glob(pattern)):
         name = str(file.relative_to(folder))
         if file.suffix == ".pt":
-            found[name] = {key: value for key, value in plain(files.load_tensors(file)).items()}
+            found[name] = plain(files.load_tensors(file))
         elif file.suffix == ".jsonl":
-            found[name] = [plain(line) for line in files_lines(file)]
+            found[name] = [plain(json.loads(line)) for line in file.read_text().splitlines()]
         elif file.is_file() and file.suffix in (".png", ".html"):
             found[name] = file.read_bytes() if "training" not in name else b""
     return found
-
-
-def files_lines(file: Path) -> list[dict]:
-    import json
-
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def plain(value: object) -> object:

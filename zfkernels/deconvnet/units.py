@@ -55,6 +55,16 @@ def _positions(position: object, shape: Size, layer: str) -> np.ndarray:
     return positions
 
 
+def one_image(image: object) -> Tensor:
+    """`image` (C, H, W) or (1, C, H, W) as a batch."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
+    images = image[None] if image.ndim == 3 else image
+    if images.ndim != 4 or len(images) != 1:
+        raise ValueError(f"image must be one image, (C, H, W) or (1, C, H, W), got shape {tuple(image.shape)}")
+    return images
+
+
 def integers(name: str, value: object, axes: int) -> np.ndarray:
     """`value` as an int64 array with at most `axes` dimensions."""
     try:
