@@ -77,6 +77,8 @@ def top_activations(
         raise TypeError(f"layer must be a layer's name, or several, got {layer!r}")
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must give batches of images, got {type(loader).__name__}")
+    if state is not None and not isinstance(state, (str, Path)):
+        raise TypeError(f"state must be a file's path or None, got {state!r}")
     loader = bar(loader, f"strongest of {', '.join(layers)}", "batch", progress)
     best = _search(deconv, loader, layers, k, numbered, None if state is None else Path(state))
     return best[layer] if isinstance(layer, str) else {name: best[name] for name in layers}
