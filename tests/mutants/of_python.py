@@ -95,7 +95,7 @@ PYTHON = [
         "zfkernels/training/history.py",
         "                half.unlink()\n",
         "                pass\n",
-        RUNS,
+        f"{RUNS} -k half_written",
     ),
     Mutant(
         "folders-are-not-held",

@@ -28,6 +28,7 @@ from mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COPIED = ("zfkernels", "tests", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+EMULATED = Path("build/emulator/plain")
 LONGEST = 420  # seconds of a mutant's tests, and of its build
 
 BUILD = """
@@ -51,16 +52,28 @@ class Result(NamedTuple):
     said: str = ""
 
 
-def copied(root: Path, to: Path, objects: bool = False) -> Path:
-    """The tree without what a mutant does not need; with the CPU's objects if asked."""
+def kind(mutant: Mutant) -> str:
+    """What of csrc is built for it: "cpu", "cuda" or ""."""
+    if not mutant.file.startswith("csrc"):
+        return ""
+    return "cuda" if mutant.file.startswith("csrc/cuda") else "cpu"
+
+
+def copied(root: Path, to: Path, objects: str = "") -> Path:
+    """The tree without what a mutant does not need; with the objects of "cpu" or "cuda" if asked."""
     for name in COPIED:
         source = root / name
         if source.is_dir():
-            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(source, to / name, ignore=ignored, dirs_exist_ok=True)
         elif source.exists():
             shutil.copy2(source, to / name)
-    for folder in (root / "build").glob("temp.*") if objects else ():
-        shutil.copytree(folder, to / "build" / folder.name)
+    for folder in (root / "build").glob("temp.*") if objects == "cpu" else ():
+        shutil.copytree(folder, to / "build" / folder.name, dirs_exist_ok=True)
+    for name in ("bindings.cpp.o", "module.cpp.o") if objects == "cuda" else ():
+        if (root / EMULATED / name).exists():
+            (to / EMULATED).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / EMULATED / name, to / EMULATED / name)
     return to
 
 
@@ -85,12 +98,12 @@ def run(command: list, tree: Path, **variables: str) -> subprocess.CompletedProc
 
 def build(mutant: Mutant, tree: Path) -> tuple[subprocess.CompletedProcess | None, dict[str, str]]:
     """What the build said, None where there is nothing to build; and variables of the tests."""
-    if mutant.file.startswith("csrc/cuda"):
+    if kind(mutant) == "cuda":
         sources = mutant.sources or (mutant.file,)
         done = run([sys.executable, "tests/emulator/build.py", *sources], tree)
-        module = next((tree / "build" / "emulator").glob("plain/*.so"), None)
+        module = next((tree / EMULATED).glob("*.so"), None)
         return done, {"ZFKERNELS_EMULATED": str(module)}
-    if mutant.file.startswith("csrc"):
+    if kind(mutant) == "cpu":
         isa = run(
             [sys.executable, "-c", "import torch; from zfkernels import _C; print(_C.isa())"], tree
         ).stdout.strip()
@@ -107,8 +120,7 @@ def tried(mutant: Mutant, base: Path) -> Result:
         return Result(mutant, word, time.monotonic() - began, said)
 
     with tempfile.TemporaryDirectory() as folder:
-        cpu = mutant.file.startswith("csrc") and not mutant.file.startswith("csrc/cuda")
-        tree = copied(base, Path(folder) / "tree", objects=cpu)
+        tree = copied(base, Path(folder) / "tree", kind(mutant))
         text = (tree / mutant.file).read_text()
         if text.count(mutant.old) != 1:
             return result("DOES NOT APPLY", f"its text occurs {text.count(mutant.old)} times in {mutant.file}")
@@ -123,7 +135,7 @@ def tried(mutant: Mutant, base: Path) -> Result:
             return result("killed", "it hung")
         tail = done.stdout[-3000:]
         if done.returncode == 0:
-            return result("SURVIVED", tail)
+            return result("SURVIVED" if " passed" in tail else "NO TEST RAN", tail)
         if done.returncode == 1:
             failed = re.search(r"^(FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
             return result("killed", failed[2] if failed else "")
@@ -135,10 +147,9 @@ def tried(mutant: Mutant, base: Path) -> Result:
 
 def prepared(mutants: list[Mutant], folder: Path) -> Path:
     """The tree that mutants are copied from: this one, or a copy in which the CPU's objects were built."""
-    kernels = [mutant for mutant in mutants if mutant.file.startswith("csrc") and "cuda" not in mutant.file]
-    if not kernels:
+    if not any(kind(mutant) == "cpu" for mutant in mutants):
         return ROOT
-    base = copied(ROOT, folder / "base", objects=True)
+    base = copied(ROOT, copied(ROOT, folder / "base", "cuda"), "cpu")
     done = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], base, ZFKERNELS_CUDA="0")
     if done.returncode != 0:
         raise SystemExit(f"the tree as it is does not build:\n{done.stdout[-3000:]}")
