@@ -1,16 +1,18 @@
 """Files that are whole or not there, and errors that name the file. What torch writes is read without running code."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import pickle
 import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -59,6 +61,21 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def as_json(value: Any) -> Any:
+    """What JSON can hold: tensors as lists, paths as text, records as objects, NaN and infinities as null."""
+    if hasattr(value, "tolist"):
+        return as_json(value.tolist())
+    if dataclasses.is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
 def check_writable(path: Path, option: str = "--out", folder: bool = False) -> None:
     """ValueError, before any work, if `path` cannot become a file, or a folder of files. Leaves nothing behind."""
     if folder and path.exists() and not path.is_dir():
@@ -105,7 +122,8 @@ class _Sink:
     """A file for torch.save, which does not say why a write failed: the first error is kept, the rest dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | KeyboardInterrupt | None = None
 
     def write(self, data: bytes) -> int:
         if self.error is None:
@@ -126,7 +144,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     def write(beside: Path) -> None:
         with beside.open("wb") as file:
             sink = _Sink(file)
-            torch.save(content, sink)
+            torch.save(content, cast("BinaryIO", sink))
             if sink.error is not None:
                 raise sink.error
 

@@ -40,7 +40,7 @@ def test_each_checkpoint_is_loaded_once_when_it_is_its_turn(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "load", lambda file: loaded.append(file.name) or load(file))
     files = evolution.checkpoints(sorted(tmp_path.iterdir()))
     assert list(files) == ["epoch 2", "epoch 10"]
-    networks = evolution.load_each(files, pixels)
+    networks = evolution.load_each(files, checkpoint.load, pixels)
     name, _, images = next(networks)
     assert (name, loaded) == ("epoch 2", ["epoch_002.pt"])
     assert torch.equal(images, (pixels.float() - 120) / 2)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +146,131 @@ def test_a_network_of_ones_own_by_module_and_callable(capsys, world, tmp_path, m
     code, _, errors = call(capsys, f"atlas {world}/photos --model my_nets:small --size 43 --out a")
     assert code == 2
     assert "cannot take pictures of 43 x 43" in errors
+
+
+# --json: the numbers that a command prints
+
+
+def of_project(numbers, out):
+    assert f"{numbers['value']:.4g}"[:5] in out
+    assert numbers["layer"] == "conv5"
+    assert len(numbers["box"]) == 4
+    assert numbers["method"] == "deconvnet"
+
+
+def of_occlude(numbers, out):
+    rows, columns = len(numbers["probability"]), len(numbers["probability"][0])
+    assert f"cells       {rows} x {columns}" in out
+    assert f"= {numbers['clear_probability']:.4f}" in out
+    assert len(numbers["boxes"][0][0]) == 4
+
+
+def of_atlas(numbers, out):
+    top = numbers["layers"]["conv5"]
+    assert len(top["values"]) == len(top["images"]) == len(top["positions"]) == 5
+    assert top["values"][0] == sorted(top["values"][0], reverse=True)
+    assert len(numbers["pictures"]) == 18
+
+
+def of_filters(numbers, out):
+    (counted,) = numbers["networks"].values()
+    assert len(counted["rms"]) == 6
+    assert "weight" not in counted
+
+
+def of_evolution(numbers, out):
+    for name, moments in numbers["checkpoints"].items():
+        assert all(f"map {m['map']}: {m['value']:.4g}" in out for m in moments), name
+        assert all(Path(m["picture"]).is_file() for m in moments)
+
+
+def of_invariance(numbers, out):
+    assert [curve["transform"] for curve in numbers["curves"]] == ["translation", "scale", "rotation"]
+    assert f"from {min(map(min, numbers['curves'][0]['probability'])):.2f}" in out
+    assert numbers["classes"] == ["a"] * 6
+
+
+def of_neighbours(numbers, out):
+    for found in numbers["layers"].values():
+        assert found["distances"] == sorted(found["distances"])
+        assert found["distances"][0] == 0
+        assert str(found["pictures"][1]) in out
+
+
+def of_correspond(numbers, out):
+    cell = numbers["layers"]["fc7"]["nose"]
+    assert f"{cell['delta']:.3f} ± {cell['deviation']:.3f}" in out
+    assert len(cell["per_image"]) == 4
+
+
+def of_probe(numbers, out):
+    assert all(f"{100 * cell['accuracy']:.1f}" in out for cell in numbers["cells"])
+
+
+def of_ablate(numbers, out):
+    assert [f"{row['parameters']:,}" in out for row in numbers["rows"]] == [True]
+
+
+def of_sanity(numbers, out):
+    assert all(stage["module"] in out for stage in numbers["stages"])
+
+
+NUMBERS = {
+    of_project: "project {w}/photos/a/00.png --out {t}/o.png",
+    of_occlude: "occlude {w}/photos/a/00.png --stride 9 --patch 16 --out {t}/o.png",
+    of_atlas: "atlas {w}/photos --layers conv5 --maps 2 --top 3 --out {t}/a",
+    of_filters: "filters --out {t}/o.png",
+    of_evolution: "evolution {w}/photos --layer conv3 --maps 1 2 --out {t}/o.png",
+    of_invariance: "invariance {w}/photos/a --layers conv2 --out {t}/o.png",
+    of_neighbours: "neighbours {w}/photos/a/00.png {w}/photos --layers conv1 --top 3 --out {t}/o.png",
+    of_correspond: "correspond {w}/parts.json --layers fc7",
+    of_probe: "probe {w}/photos --per-class 3 --draws 1 --layers fc7",
+    of_ablate: "ablate {w}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 60 --epochs 1 --rows 1 "
+    "--device cpu --out {t}/runs",
+    of_sanity: "sanity {w}/photos/a/00.png --layer conv2 --repeats 1 --out {t}/o.png",
+}
+
+
+@pytest.mark.parametrize("check", NUMBERS, ids=lambda check: check.__name__)
+def test_json_holds_the_numbers_that_are_printed(capsys, world, tmp_path, check):
+    if check is of_probe:
+        pytest.importorskip("sklearn")
+    command = NUMBERS[check].format(w=world, t=tmp_path)
+    name = command.split()[0]
+    weights = "" if name == "ablate" else f" --weights {world}/zfnet.pt"
+    code, out, errors = call(capsys, f"{command}{weights} --json {tmp_path}/deeper/numbers.json")
+    assert (code, errors) == (0, "")
+    assert f"numbers     {tmp_path}/deeper/numbers.json" in out
+    numbers = json.loads((tmp_path / "deeper" / "numbers.json").read_text())
+    assert numbers["command"] == name
+    check(numbers, out)
+
+
+def test_every_command_of_networks_takes_a_device_and_refuses_one_that_is_not_there(capsys, world):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for check, command in NUMBERS.items():
+        if check is of_ablate:
+            continue
+        line = f"{command.format(w=world, t=world)} --weights {world}/zfnet.pt --device"
+        assert "torch sees no CUDA device" in call(capsys, f"{line} cuda")[2], command
+        assert "--device must be cpu, cuda or cuda:NUMBER" in call(capsys, f"{line} gpu")[2], command
+
+
+def test_an_evolution_of_a_network_of_ones_own(capsys, world, tmp_path, monkeypatch):
+    (tmp_path / "my_small.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 5, 2), nn.ReLU(), "
+        "nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(125, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    net = build("my_small:net")
+    for epoch in (1, 2):
+        torch.nn.init.normal_(net[0].weight, std=epoch)
+        torch.save(net.state_dict(), tmp_path / f"epoch_{epoch:03d}.pt")
+    line = f"evolution {world}/photos --weights epoch_001.pt epoch_002.pt --model my_small:net --size 32 --layer 3"
+    means = [
+        re.findall(r"map \d: ([\d.]+)", call(capsys, f"{line} --maps 0 4 {more} --out o.png")[1])
+        for more in ("", "--mean 0.1 --std 0.5")
+    ]
+    assert len(means[0]) == len(means[1]) == 4
+    assert means[0] != means[1]

@@ -17,7 +17,9 @@ Image = pytest.importorskip("PIL.Image")
 def opened(tmp_path):
     mean, scale = torch.full((3, 48, 48), 120.0), torch.full((1, 1, 1), 60.0)
     checkpoint.save(tmp_path / "zfnet.pt", Network(network(), ["a", "b", "c"], mean, scale, (48, 48)), SMALL)
-    return options.open_network(argparse.Namespace(weights=tmp_path / "zfnet.pt", model=None, size=224))
+    parser = argparse.ArgumentParser()
+    options.add_network(parser)
+    return options.open_network(parser.parse_args(["--weights", str(tmp_path / "zfnet.pt")]))
 
 
 def test_layers_are_those_named_or_every_convolution(opened):

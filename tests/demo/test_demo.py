@@ -132,7 +132,8 @@ def test_training_repeats_bit_for_bit():
 
 
 def test_normalise_subtracts_the_mean_before_it_scales():
-    network = checkpoint.Network(None, [], torch.tensor([[[4.0, 8.0]]]), torch.full((1, 1, 1), 2.0), (1, 2))
+    mean, scale = torch.tensor([[[4.0, 8.0]]]), torch.full((1, 1, 1), 2.0)
+    network = checkpoint.Network(torch.nn.Identity(), [], mean, scale, (1, 2))
     images = torch.tensor([[[[10, 20]]]], dtype=torch.uint8)
     assert network.normalise(images).tolist() == [[[[3.0, 6.0]]]]
 

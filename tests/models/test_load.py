@@ -310,8 +310,11 @@ def test_networks_that_do_not_work_are_named_in_one_line(capsys, models, model, 
 
 def adjusted(models, **given):
     torch.save(models.state_dict(), "w.pt")
-    args = {"weights": paths("w.pt")[0], "model": "user_models:plain", "size": 40} | given
-    return options.open_network(argparse.Namespace(**args)).network
+    parser = argparse.ArgumentParser()
+    options.add_network(parser)
+    args = parser.parse_args(["--weights", "w.pt", "--model", "user_models:plain", "--size", "40"])
+    vars(args).update(given)
+    return options.open_network(args).network
 
 
 def test_mean_and_std_are_of_pixels_in_0_to_1(models):

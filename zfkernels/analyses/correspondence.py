@@ -74,7 +74,7 @@ def _hide(images: Tensor, part: str, boxes: Sequence[Box], fill: float | Tensor)
         raise ValueError(f"part {part!r} must have a box for each of {len(images)} images, got {len(boxes)}")
     height, width = images.shape[2:]
     hidden = images.clone()
-    cover = torch.as_tensor(fill, dtype=images.dtype).expand(images.shape[1:])
+    cover = torch.as_tensor(fill, dtype=images.dtype, device=images.device).expand(images.shape[1:])
     for image, box in zip(hidden, boxes, strict=True):
         top, left, bottom, right = box
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):

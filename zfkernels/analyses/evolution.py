@@ -1,7 +1,7 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, Figure, new_figure
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..models import checkpoint
+from ..models.checkpoint import Network
+from ..progress import Shown, bar
 from .activations import top_activations
 from .choices import method_for
 from .projection import Unit, unit
@@ -32,6 +34,7 @@ def evolution(
     norm: str = "identity",
     method: str | None = None,
     batch: int = 64,
+    progress: Shown = False,
 ) -> Evolution:
     """For each checkpoint the strongest activation of each map over all images, projected to pixels.
 
@@ -42,9 +45,10 @@ def evolution(
             a time, so an iterator that loads holds one in memory.
         channels: the maps of `layer`.
         norm, method: as of `Deconvnet.project`; method None for the layer's (choices.method_for).
+        progress: show a progress bar (needs tqdm).
     """
     channels, moments = list(channels), {}
-    for name, model, images in networks:
+    for name, model, images in bar(networks, "evolution", "checkpoint", progress):
         deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
         top = top_activations(deconv, images.split(batch), layer, k=1)
         if not channels or min(channels) < 0 or max(channels) >= len(top.values):
@@ -131,8 +135,10 @@ def _run(identity: str | None) -> str:
     return f"run {identity}" if identity else "an unnamed run"
 
 
-def load_each(files: dict[str, Path], pixels: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
+def load_each(
+    files: dict[str, Path], load: Callable[[Path], Network], pixels: Tensor
+) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """What `evolution` takes, of checkpoints and uint8 pictures (N, 3, H, W): each is loaded when it is its turn."""
     for name, file in files.items():
-        network = checkpoint.load(file)
+        network = load(file)
         yield name, network.model, network.normalise(pixels)

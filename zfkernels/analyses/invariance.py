@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, Axes, Figure, new_figure, plain_axes
 from ..models.modes import evaluated
+from ..progress import Shown, bar
 
 TRANSFORMS = ("translation", "scale", "rotation")
 UNITS = {"translation": "shift down (pixels)", "scale": "magnification", "rotation": "turn (degrees)"}
@@ -90,6 +91,7 @@ def invariance(
     *,
     labels: Tensor | None = None,
     fill: float = 0.0,
+    progress: Shown = False,
 ) -> Invariance:
     """||f(T(x)) - f(x)|| of each layer's features f, and P(true class of T(x)), for each image x and transform T.
 
@@ -100,25 +102,30 @@ def invariance(
         transforms: transform -> parameters, see `transformed`; the paper's when None.
         labels: (N,) int64, the true classes.
         fill: the pixels from outside the image; 0 is the mean image where the mean was subtracted.
+        progress: show a progress bar (needs tqdm).
+
+    Returns:
+        distances and probabilities on the CPU.
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be {len(images)}, one an image, got shape {tuple(labels.shape)}")
     clear = deconv.activations(images, layers)
+    truth = None if labels is None else labels.to(images.device)[:, None]
     curves = []
     for transform, parameters in (paper_parameters(images.shape[2]) if transforms is None else transforms).items():
         distances: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         probability = []
-        for parameter in parameters:
+        for parameter in bar(parameters, transform, "step", progress):
             moved = transformed(images, transform, parameter, fill)
             for layer, features in deconv.activations(moved, layers).items():
-                distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1))
-            if labels is not None:
+                distances[layer].append((features - clear[layer]).flatten(1).norm(dim=1).cpu())
+            if truth is not None:
                 logits = evaluated(deconv.model, moved)
-                probability.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
+                probability.append(logits.softmax(1).gather(1, truth)[:, 0].cpu())
         columns = {layer: torch.stack(column, 1) for layer, column in distances.items()}
         curves.append(Curve(transform, list(parameters), columns, torch.stack(probability, 1) if probability else None))
-    return Invariance({layer: features.flatten(1).norm(dim=1) for layer, features in clear.items()}, curves)
+    return Invariance({layer: features.flatten(1).norm(dim=1).cpu() for layer, features in clear.items()}, curves)
 
 
 def table(result: Invariance) -> str:

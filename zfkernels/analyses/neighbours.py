@@ -1,6 +1,6 @@
 """The images whose features lie nearest to an image's, in any layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import ACCENT, SOFT, Figure, new_figure
 from ..drawing.tiles import plain_picture
+from .activations import Batches
 
 METRICS = ("euclidean", "cosine")
 
@@ -26,7 +27,7 @@ class Neighbours:
 def neighbours(
     model: nn.Module | Deconvnet,
     queries: Tensor,
-    loader: Iterable,
+    loader: Batches,
     layer: str,
     k: int = 8,
     *,
@@ -40,6 +41,9 @@ def neighbours(
     Args:
         queries: (Q, C, H, W), as the model takes them.
         loader: batches (N, C, H, W), or tuples or lists that begin with one; counted from 0.
+
+    Returns:
+        distances and numbers on the CPU.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -54,10 +58,10 @@ def neighbours(
         return values
 
     wanted, seen = features(queries), 0
-    distances, numbers = wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64)
+    distances, numbers = torch.empty(len(wanted), 0, dtype=wanted.dtype), torch.empty(len(wanted), 0, dtype=torch.int64)
     for batch in loader:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        distances = torch.cat([distances, _distances(wanted, features(images), metric)], 1)
+        distances = torch.cat([distances, _distances(wanted, features(images), metric).cpu()], 1)
         numbers = torch.cat([numbers, torch.arange(seen, seen + len(images)).expand(len(wanted), -1)], 1)
         seen += len(images)
         nearest = distances.argsort(dim=1, stable=True)[:, :k]

@@ -15,7 +15,7 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
-from ..progress import bar
+from ..progress import Shown, bar
 from ..window import Pair, pair
 from .choices import method_for
 from .covering import check_layer, covering, last_call
@@ -55,7 +55,7 @@ def occlusion_map(
     layer: str | None = None,
     channel: int | None = None,
     batch_size: int = 64,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> OcclusionMap:
     """Slide a covering window over `image` and record what `model` says at each position.
 
@@ -83,6 +83,9 @@ def occlusion_map(
     images are run where that is nearly all (gates that see the whole image, say), with `forward`, and, after a warning,
     where what a window reaches cannot be told: a model that torch.fx cannot trace, or that has hooks.
 
+    Returns:
+        OcclusionMap, on the CPU.
+
     Raises:
         ValueError: for a shape, size or name that does not fit, naming the argument.
         TypeError: for an image or fill of the wrong type.
@@ -90,13 +93,13 @@ def occlusion_map(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     image = _check_image(image)
-    patch, stride = _check_windows(patch, stride, tuple(image.shape[1:]))
+    patch, stride = _check_windows(patch, stride, (image.shape[1], image.shape[2]))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if layer is None and channel is not None:
         raise ValueError(f"channel {channel} needs a layer: pass layer= too")
     cover = _check_fill(fill, image, patch)
-    boxes = _windows(*image.shape[1:], patch, stride)
+    boxes = _windows(image.shape[1], image.shape[2], patch, stride)
     with evaluation(model):
         check_layer(model, layer)
         network = covering(model, image, layer, patch, forward)
@@ -104,22 +107,23 @@ def occlusion_map(
         like_probabilities = float(clear_logits.min()) >= 0 and float(clear_logits.max()) <= 1
         last = last_call(model, image, forward) if like_probabilities else ""
         target = _one_of("target", target, clear_logits, "a class")
-        if layer is not None:
+        if clear_maps is not None:
             channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
-        logits, activity = [], []
+        answers: list[torch.Tensor] = []
+        activity: list[torch.Tensor] = []
         for windows in bar(boxes.reshape(-1, 4).split(batch_size), "occlusion", "batch", progress):
             found, maps = network.covered(windows, cover, channel)
-            logits.append(found)
+            answers.append(found)
             activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
     grid = boxes.shape[:2]
-    logits = torch.cat(logits).reshape(*grid, len(clear_logits))
+    logits = torch.cat(answers).cpu().reshape(*grid, len(clear_logits))
     clear = _probabilities(clear_logits, last)
     return OcclusionMap(
         probability=_probabilities(logits, last)[..., target],
         logit=logits[..., target].clone(),
         label=_labels(logits, last),
-        activity=torch.cat(activity).reshape(grid) if activity else None,
+        activity=torch.cat(activity).cpu().reshape(grid) if activity else None,
         boxes=boxes,
         target=target,
         layer=layer,
@@ -127,7 +131,7 @@ def occlusion_map(
         clear_probability=float(clear[target]),
         clear_logit=float(clear_logits[target]),
         clear_label=int(_labels(clear_logits, last)),
-        clear_activity=None if layer is None else float(clear_maps[channel].sum()),
+        clear_activity=None if clear_maps is None else float(clear_maps[channel].sum()),
     )
 
 
@@ -144,7 +148,7 @@ def _labels(logits: torch.Tensor, last: str) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def _one_of(name: str, wanted: object, strengths: torch.Tensor, kind: str) -> int:
+def _one_of(name: str, wanted: int | None, strengths: torch.Tensor, kind: str) -> int:
     """`wanted` as an index of `strengths`, which of them is largest for None."""
     if wanted is None:
         return int(strengths.argmax())
@@ -272,9 +276,9 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     """The paper's Fig. 7: the image, the map's activity, the target's probability and the most probable class."""
     result = occluded.result
     drawn = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
-    upper = drawn
+    upper: Figure | SubFigure = drawn
     if occluded.projected:
-        upper, lower = drawn.subfigures(2, 1)
+        upper, lower = drawn.subfigures(2, 1, squeeze=False).ravel()
         _projected_row(lower, occluded.projected)
     picture, activity, probability, label = upper.subplots(1, 4)
     height, width = occluded.image.shape[1:]
@@ -284,6 +288,8 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
+    assert result.activity is not None
+    assert result.clear_activity is not None
     sums = result.activity.numpy()
     low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
     scale = _cells(activity, occluded, sums, "viridis", (low, high))

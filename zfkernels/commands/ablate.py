@@ -5,7 +5,7 @@ from pathlib import Path
 from .. import progress
 from ..training.recipe import Plan
 from . import train
-from .options import add_quiet, add_skip
+from .options import add_json, add_quiet, add_skip, write_numbers
 
 EXAMPLES = """examples:
   zfkernels ablate photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-ablation"), help="folder of the runs (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
             print(HEAD, flush=True)
         run = train.chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))
         report = (lambda result: print(line(result), flush=True)) if first else None
-        ablation(rows, run, train.zfnet_arguments(args, len(sets.classes)), device, args.out, report)
+        results = ablation(rows, run, train.zfnet_arguments(args, len(sets.classes)), device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
+        write_numbers(args, classes=sets.classes, epochs=args.epochs, seed=args.seed, rows=results)

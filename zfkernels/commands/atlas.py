@@ -1,10 +1,15 @@
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from ..graph.methods import NORMS
 from .options import (
     NETWORK,
+    add_json,
     add_method,
     add_network,
     add_quiet,
@@ -14,7 +19,11 @@ from .options import (
     find,
     open_network,
     write_found,
+    write_numbers,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("zfkernels-atlas"), help="folder of the atlas (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,7 +68,11 @@ def run(args: argparse.Namespace) -> None:
         return
 
     names, sheets = [path.name for path in paths], []
-    read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
+
+    def read(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        pixels, inputs = opened.read([paths[i] for i in numbers])
+        return inputs, pixels
+
     methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))
@@ -70,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
         f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)",
         sep="\n",
     )
+    strongest = {layer: top._asdict() for layer, top in tops.items()}
+    write_numbers(args, pictures=paths, methods=methods, layers=strongest)
 
 
 EXAMPLES = f"""examples:

@@ -1,7 +1,20 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_network, add_skip, check_out, check_pictures, find, open_network, report
+from .. import progress
+from .options import (
+    NETWORK,
+    add_json,
+    add_network,
+    add_quiet,
+    add_skip,
+    check_out,
+    check_pictures,
+    find,
+    open_network,
+    report,
+    write_numbers,
+)
 
 EXAMPLES = f"""examples:
   zfkernels invariance cat.jpg dog.jpg --weights run/zfnet.pt --class cat
@@ -19,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the clear picture is taken for)"
     )
     add("--class", dest="label", help=text)
+    add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("invariance.png"), help="picture to write (%(default)s)")
+    add_json(parser)
 
 
 def pictures(args: argparse.Namespace) -> list[Path]:
@@ -48,5 +63,7 @@ def run(args: argparse.Namespace) -> None:
     paths = pictures(args)
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
-    result = invariance(deconv, images, layers, labels=labels)
+    result = invariance(deconv, images, layers, labels=labels, progress=progress.wanted(args.quiet))
     report(figure(result, [path.stem for path in paths]), args.out, table(result), *opened.notes)
+    names = [opened.network.classes[label] for label in labels.tolist()]
+    write_numbers(args, pictures=paths, classes=names, **vars(result))

@@ -1,8 +1,26 @@
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
-from .options import NETWORK, add_network, add_quiet, add_skip, at_least, check_out, find, open_network, report
+from .options import (
+    NETWORK,
+    add_json,
+    add_network,
+    add_quiet,
+    add_skip,
+    at_least,
+    check_out,
+    find,
+    open_network,
+    report,
+    write_numbers,
+)
+
+if TYPE_CHECKING:
+    from ..analyses.activations import Batches
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
 EXAMPLES = f"""examples:
@@ -21,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--out", type=Path, default=Path("neighbours.png"), help="picture to write (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,7 +53,10 @@ def run(args: argparse.Namespace) -> None:
     query, inputs = opened.read([args.picture])
     paths = find(args, args.folder).paths
     shown = progress.wanted(args.quiet)
-    stream = lambda layer: progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)  # noqa: E731
+
+    def stream(layer: str) -> Batches:
+        return progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)
+
     results = [
         neighbours(opened.deconv, inputs, stream(layer), layer, args.top, metric=args.metric)
         for layer in dict.fromkeys(layers)
@@ -43,3 +65,8 @@ def run(args: argparse.Namespace) -> None:
     pictures, _ = opened.read([paths[image] for image in numbers])
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)))
     report(drawn, args.out, table(results, paths), *opened.notes)
+    found = {
+        result.layer: {"distances": result.distances[0], "pictures": [paths[i] for i in result.images[0].tolist()]}
+        for result in results
+    }
+    write_numbers(args, picture=args.picture, metric=args.metric, layers=found)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import progress
 from ..drawing.style import Figure, check_format, save
-from ..files import check_writable, write_text
+from ..files import as_json, check_writable, write_json, write_text
 from ..graph.methods import METHODS
 from ..words import listed, nearest
 
@@ -50,16 +50,25 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """The options that `open_network` reads."""
+def add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The options that `open_network` reads; with `several` weights, those that `network_of` does."""
     add = parser.add_argument
-    add("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
+    if several:
+        add("--weights", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoints in order, epoch_*.pt")
+    else:
+        add("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
     add("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
     add("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
     text = "of pixels in 0..1, one number or one a channel (default: the network's own)"
     add("--mean", type=float, nargs="+", metavar="LEVEL", help=text)
     add("--std", type=float, nargs="+", metavar="LEVEL", help="likewise, what pixels less their mean are divided by")
     add("--classes", type=Path, metavar="FILE", help="the classes' names, one a line or a JSON list")
+    add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:1, ... (%(default)s)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option that `write_numbers` reads."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
 
 
 def add_skip(parser: argparse.ArgumentParser) -> None:
@@ -218,19 +227,27 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
 
     `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
     """
-    from ..models import checkpoint, load
-
-    if args.size < 1:
-        raise ValueError(f"--size must be at least 1, got {args.size}")
-    if or_random and args.model is None and args.weights is None:
-        network = checkpoint.untrained()
-    else:
-        network = load.network(args.weights, args.model, args.size)
-    network = load.adjusted(network, **{name: getattr(args, name, None) for name in ("mean", "std", "classes")})
+    network = network_of(args, args.weights, or_random)
     if args.weights is not None:
         return opened(network)
     warn_random(args)
     return Opened(network)
+
+
+def network_of(args: argparse.Namespace, weights: Path | None, or_random: bool = False) -> Network:
+    """The network of these weights, as the other options of `add_network` say; `or_random` as of `open_network`."""
+    from ..models import checkpoint, load
+    from ..training.processes import chosen_device
+
+    if args.size < 1:
+        raise ValueError(f"--size must be at least 1, got {args.size}")
+    device = chosen_device(args.device)
+    if or_random and args.model is None and weights is None:
+        network = checkpoint.untrained()
+    else:
+        network = load.network(weights, args.model, args.size)
+    network.model.to(device)
+    return load.adjusted(network, args.mean, args.std, args.classes)
 
 
 def warn_random(args: argparse.Namespace) -> None:
@@ -263,11 +280,25 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
 def check_out(args: argparse.Namespace, folder: bool = False) -> None:
     """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read."""
     check_writable(args.out, folder=folder)
+    check_json(args)
     if not folder:
         check_format(args.out)
     for path in _paths(args):
         if args.out.exists() and path.is_file() and path.samefile(args.out):
             raise ValueError(f"--out {args.out} would overwrite a file that is read")
+
+
+def check_json(args: argparse.Namespace) -> None:
+    """ValueError, before any work, if --json cannot be written."""
+    if getattr(args, "json", None):
+        check_writable(args.json, "--json")
+
+
+def write_numbers(args: argparse.Namespace, **numbers: object) -> None:
+    """Write them, with the command's name, to the file of --json, if it is given; and say so."""
+    if args.json:
+        write_json(args.json, as_json({"command": args.command, **numbers}))
+        print(f"numbers     {args.json}")
 
 
 def _paths(args: argparse.Namespace) -> Iterator[Path]:

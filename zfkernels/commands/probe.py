@@ -2,7 +2,18 @@ import argparse
 from pathlib import Path
 
 from .. import progress
-from .options import NETWORK, add_network, add_quiet, add_skip, at_least, find, open_network
+from .options import (
+    NETWORK,
+    add_json,
+    add_network,
+    add_quiet,
+    add_skip,
+    at_least,
+    check_json,
+    find,
+    open_network,
+    write_numbers,
+)
 
 CLASSIFIERS = ("svm", "softmax")  # those of analyses.probes
 EXAMPLES = f"""examples:
@@ -24,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
     add_skip(parser)
     add("--seed", type=int, default=0, help="of the choices (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.probes import check_counts, features, probes, table
     from ..data.folders import class_folders
 
+    check_json(args)
     at_least(args, 1, "draws")
     at_least(args, 0, "grid")
     opened = open_network(args)
@@ -48,4 +61,7 @@ def run(args: argparse.Namespace) -> None:
         f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation",
         *opened.notes,
         sep="\n",
+    )
+    write_numbers(
+        args, pictures=len(pictures), classes=pictures.classes, draws=args.draws, seed=args.seed, cells=result
     )

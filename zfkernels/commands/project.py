@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from ..graph.methods import NORMS
-from .options import PICTURE, add_method, add_picture, check_out, open_network, report
+from .options import PICTURE, add_json, add_method, add_picture, check_out, open_network, report, write_numbers
 
 EXAMPLES = f"""examples:
   zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default="identity", help=text)
     add_method(parser)
     add("--out", type=Path, default=Path("projection.png"), help="picture to write (%(default)s)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     opened = open_network(args, or_random=True)
     pixels, images = opened.read([args.picture])
     layer = opened.layer(args.layer) if args.layer else last_convolution(opened.network.model)
+    method = opened.method(layer, args.method, images)
     unit = projection(
         opened.deconv,
         images[0],
@@ -41,9 +43,11 @@ def run(args: argparse.Namespace) -> None:
         args.channel,
         tuple(args.position) if args.position else None,
         norm=args.norm,
-        method=opened.method(layer, args.method, images),
+        method=method,
     )
     report(figure(unit, pixels[0]), args.out, table(unit), *opened.notes)
+    numbers = {name: getattr(unit, name) for name in ("layer", "channel", "position", "value", "box", "notes")}
+    write_numbers(args, picture=args.picture, method=method, norm=args.norm, **numbers)
     if unit.value == 0:
         print("zfkernels project: warning: the activation is 0, so its projection is empty", file=sys.stderr)
     elif not unit.pixels.any():

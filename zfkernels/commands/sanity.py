@@ -1,11 +1,19 @@
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from .. import progress
-from ..files import check_writable, write_json
 from ..graph.methods import METHODS, NORMS
-from .options import NETWORK, add_network, add_quiet, at_least, check_out, open_network, report
+from .options import (
+    NETWORK,
+    add_json,
+    add_network,
+    add_quiet,
+    at_least,
+    check_out,
+    open_network,
+    report,
+    write_numbers,
+)
 
 EXAMPLES = f"""examples:
   zfkernels sanity cat.jpg --weights run/zfnet.pt
@@ -29,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the noise (%(default)s)")
     add_quiet(parser)
     add("--out", type=Path, default=Path("sanity.png"), help="picture to write (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="also write the numbers")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,8 +45,6 @@ def run(args: argparse.Namespace) -> None:
 
     check_out(args)
     at_least(args, 1, "repeats")
-    if args.json:
-        check_writable(args.json, "--json")
     opened = open_network(args)
     pixels, images = opened.read([args.picture])
     result = sanity_check(
@@ -56,8 +62,5 @@ def run(args: argparse.Namespace) -> None:
     print(table(result, args.repeats))
     print("1: the picture is as before, whatever was learned there; 0: nothing of it is left")
     report(figure(result, pixels[0]), args.out, *opened.notes)
-    if args.json:
-        unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box")}
-        stages = [{name: None if x != x else x for name, x in asdict(s).items()} for s in result.stages]  # NaN: null
-        write_json(args.json, unit | {"stages": stages})
-        print(f"numbers     {args.json}")
+    unit = {name: getattr(result, name) for name in ("layer", "channel", "position", "method", "box", "stages")}
+    write_numbers(args, picture=args.picture, repeats=args.repeats, seed=args.seed, **unit)

@@ -9,11 +9,11 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from ..graph import run as graph_run
 from ..graph.graph import Graph
@@ -27,7 +27,7 @@ from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
 from .signals import OVERRIDES
-from .units import Units, at, check_finite, integers, named_units, on, one_image, strongest
+from .units import Units, at, check_finite, integers, named_layers, named_units, on, one_image, strongest
 
 CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
@@ -59,6 +59,18 @@ class Joint(NamedTuple):
     positions: Tensor  # (N, 2) int64
     boxes: Tensor  # (N, 4) int64
     difference: float  # ||together - sum of alone|| / ||sum of alone||; 0 where nothing is rectified away
+
+
+class Way(Protocol):
+    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
+
+    unit_elements: int
+
+    def up(self, images: Tensor, rules: Rules) -> Any: ...
+
+    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
+
+    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
 
 
 class Deconvnet:
@@ -100,12 +112,12 @@ class Deconvnet:
         self.model, self.forward, self.rules = model, forward, check_overrides(rules, OVERRIDES)
         self._planner = Planner(checked(model), forward, self.rules)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to this model, and not to a copy of it."""
         return {"model": self.model, "forward": self.forward, "rules": self.rules}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])  # type: ignore[misc]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -126,6 +138,12 @@ class Deconvnet:
         """
         return self._planner.engine(layer)
 
+    @overload
+    def activations(self, images: Tensor, layer: str) -> Tensor: ...  # type: ignore[overload-overlap]  # also a Sequence
+
+    @overload
+    def activations(self, images: Tensor, layer: Sequence[str]) -> dict[str, Tensor]: ...
+
     @torch.no_grad()
     def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
         """The value of `layer`: images (N, C, H, W) -> (N, channels, height, width), for a vector layer (N, features).
@@ -133,7 +151,7 @@ class Deconvnet:
         Of several layers a dict of their values, by one pass. Nothing above the layers is run. Dropout is passed over,
         whatever the model's mode.
         """
-        found = self._values(images, _listed(layer), lift=False)
+        found = self._values(images, named_layers(layer), lift=False)
         return found[layer] if isinstance(layer, str) else found
 
     @torch.no_grad()
@@ -142,7 +160,7 @@ class Deconvnet:
 
         Most maps of such layers peak at the cap at many places, among which it does not tell the strongest.
         """
-        return self._values(images, _listed(layer), lift=True)
+        return self._values(images, named_layers(layer), lift=True)
 
     def _values(self, images: Tensor, layers: list[str], lift: bool, again: bool = False) -> dict[str, Tensor]:
         if not layers:
@@ -170,7 +188,9 @@ class Deconvnet:
             return {number: self._engine(plan, number).up(images, rules).value}
         return graph_run.run(uncapped(plan), max(numbers), images, rules, numbers).kept
 
-    def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
+    def boxes(
+        self, layer: str, positions: Tensor | Sequence[int] | Sequence[Sequence[int]], image_size: tuple[int, int]
+    ) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
 
         (N, 4) int64: top, left, bottom, right; half-open. Where branches see different fields, the smallest box that
@@ -183,9 +203,9 @@ class Deconvnet:
         graph = self._graph_for(layer, image_size)
         return torch.from_numpy(graph_run.fields(graph, graph.stop(layer), places, image_size))
 
-    def _graph_for(self, layer: str, image_size: tuple[int, int]) -> Graph:
+    def _graph_for(self, layer: str, image_size: tuple[int, ...]) -> Graph:
         """A graph that has `layer`, of images of this size if such have been seen."""
-        if self.engine(layer).name == "traced":
+        if self.engine(layer).name == "traced" and self._planner.graph is not None:
             return self._planner.graph
         sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
         return sizes.get(tuple(image_size)) or self._planner.names()
@@ -258,7 +278,7 @@ class Deconvnet:
         strength = None if strength is None else checks.number("strength", strength)
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(plan.shapes[-1], layer, len(images), image_index, channel, position)
+            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -283,7 +303,7 @@ class Deconvnet:
         the number is the sine of the angle between the two pictures: 0 where one is the other times a number, 1 where
         they have nothing in common (or one is empty). Arguments as of `project`.
         """
-        settings = {"image_index": image_index, "method": method, "strength": 1.0}
+        settings: dict[str, Any] = {"image_index": image_index, "method": method, "strength": 1.0}
         there = self.project(images, layer, channel, position, norm, **settings)
         turned = self.project(images.flip(2), layer, channel, there.positions, norm, **settings)
         cosine = torch.nn.functional.cosine_similarity(there.pixels.flatten(1), turned.pixels.flatten(1))
@@ -317,7 +337,7 @@ class Deconvnet:
         images = one_image(image)
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(plan.shapes[-1], layer, 1, None, channel, alone.positions)
+        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -336,7 +356,7 @@ class Deconvnet:
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
         engine, cap = self._engine(plan, plan.stops[layer]), plan.uncapped.get(plan.stops[layer])
-        kind = {"dtype": images.dtype, "device": images.device}
+        kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
@@ -355,14 +375,14 @@ class Deconvnet:
                 values[on(device, rows)] = own
                 sent = own if strength is None else torch.full_like(own, strength)
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
-        stop, size = plan.stops[layer], tuple(images.shape[2:])
+        stop, size = plan.stops[layer], images.shape[2:]
         boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
         told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
         projection = Projection(pixels, values, on(device, units.positions), boxes)
         projection.notes = told
         return projection
 
-    def _engine(self, plan: Plan, stop: int) -> Cones | Own:
+    def _engine(self, plan: Plan, stop: int) -> Way:
         """The way up to the value numbered `stop` and down."""
         if plan.seen is None:
             return Cones(uncapped(plan), stop, plan.shapes[: stop + 1])
@@ -376,8 +396,11 @@ class Deconvnet:
         return Rules(checks.backend(None, images), method, norm)
 
 
-def _listed(layer: str | Sequence[str]) -> list[str]:
-    return [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
+def _shape(plan: Plan) -> Size:
+    """Of the last value."""
+    shape = plan.shapes[-1]
+    assert shape is not None
+    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ NumPy and slowly, on tensors in host memory: for tests, without a GPU.
 """
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def unavailable() -> str | None:
     return None
 
 
-def measured() -> dict[str, dict]:
+def measured() -> dict[str, dict[str, Any]]:
     """The configurations that were measured on this machine's GPUs and are in use: device -> problem -> choice."""
     if not INSTALLED or INTERPRETED or not torch.cuda.is_available():
         return {}

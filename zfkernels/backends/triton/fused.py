@@ -16,6 +16,8 @@ convolution, it would be elementwise work on the product's first operand, which 
 (conv_transpose.py), and each pixel would be gathered for every tap that reads it.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -215,23 +217,25 @@ def conv2d_relu_max_pool2d(
     return y, switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Pair | bool) -> Grads:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Any) -> Grads:
     """The composition: the weight gradient reads each gradient once a tile of taps, and would gather it each time."""
-    kernel_size, stride, padding, *pool, with_bias = settings
-    gradient = max_unpool2d(g, switches, *pool, conv_map(x.shape[2:], kernel_size, stride, padding))
+    kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias = settings
+    size = conv_map(x.shape[2:], kernel_size, stride, padding)
+    gradient = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
     return conv2d_weight_grad(x, gradient, kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x: Tensor, *settings: Pair | float) -> tuple[Tensor, Tensor, Tensor]:
+def max_pool2d_contrast_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The composition: one program would have to hold a pooled pixel's whole stack of maps."""
     y, switches = max_pool2d(x, *settings[:4])
     return y, switches, contrast_norm(y, *settings[4:])
 
 
 def max_unpool2d_relu_conv_transpose2d(
-    y: Tensor, switches: Tensor, weight: Tensor, stride: Pair, padding: Pair, *settings: Pair | bool
+    y: Tensor, switches: Tensor, weight: Tensor, stride: Pair, padding: Pair, *settings: Any
 ) -> Tensor:
-    *pool, output_size, rectify = settings
+    kernel_size, pool_stride, pool_padding, output_size, rectify = settings
+    pool = Pool(kernel_size, pool_stride, pool_padding, y.shape[2:])
     size = conv_map(output_size, weight.shape[2:], stride, padding)
-    whole = unpooled(y, switches, Pool(*pool, y.shape[2:]), size, rectify)
+    whole = unpooled(y, switches, pool, size, rectify)
     return conv_transpose2d(whole, weight, stride, padding, output_size, False)
