@@ -22,7 +22,7 @@ from small import SMALL, network
 
 from zfkernels import cli, files
 from zfkernels.backends import cpu
-from zfkernels.data import pictures
+from zfkernels.data import folders
 from zfkernels.models import checkpoint
 
 TRAIN = "--side 64 --channels 4 4 4 4 4 --fc 8 8 --he --scale 32 --batch 4 --held-out 0.3 --device cpu"
@@ -69,9 +69,11 @@ def world(folder: Path) -> Path:
 
 
 def shorten() -> None:
-    """The networks of demo and gallery learn from fewer crops, and an atlas writes its state more often."""
+    """The networks of demo and gallery learn from fewer crops, and an atlas writes its state more often. What commands
+    import is imported once, before any process is forked."""
     from zfkernels.analyses import activations
-    from zfkernels.demo import gallery, network
+    from zfkernels.demo import demo, gallery, network  # noqa: F401
+    from zfkernels.testing import verify  # noqa: F401
 
     activations.SAVE_EVERY = 2
     network.CROPS = 6
@@ -94,7 +96,7 @@ def counted(stop: int | None) -> Callable[[], int]:
 
     for module, names in (
         (cpu, [name for name in vars(cpu) if name.startswith(("conv", "max_", "contrast", "linear"))]),
-        (pictures, ["read_picture"]),
+        (folders, ["read_picture"]),
         (files.os, ["replace"]),
         (files._Sink, ["write"]),
     ):
@@ -165,7 +167,8 @@ def check(name: str, w: Path, folder: Path, places: int) -> None:
     assert whole.events > 1, "nothing to count"
     expected = content(folder / "whole", RESULTS[name]) if name in RESULTS else None
     assert expected is None or expected, "no results"
-    for place in np.unique(np.linspace(1, whole.events, places).astype(int)).tolist():
+    chosen = np.linspace(1, whole.events, places) if places > 1 else np.array([(whole.events + 1) / 2])
+    for place in np.unique(chosen.astype(int)).tolist():
         t = folder / f"{place}"
         stopped = forked(command(t), t, place)
         assert stopped.code == 130, f"place {place} of {whole.events}: code {stopped.code}, {stopped.errors}"
