@@ -63,14 +63,14 @@ KERNELS = [
         "csrc/cpu/rounding.h",
         "(bits + 0x7fff + ((bits >> 16) & 1))",
         "(bits + 0x8000)",
-        f"{CPU} 'cpu and test_fused and bfloat16'",
+        f"{CPU} 'cpu and even_one and bfloat16'",
     ),
     Mutant(
         "float16-ties-away-from-even",
         "csrc/cpu/rounding.h",
         "(bits + 0xfff + ((bits >> 13) & 1))",
         "(bits + 0x1000)",
-        f"{CPU} 'cpu and test_fused and float16'",
+        f"{CPU} 'cpu and even_one and float16'",
     ),
     # Pooling
     Mutant(

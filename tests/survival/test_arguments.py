@@ -123,7 +123,7 @@ FUNCTIONS = {
     ),
     "top_activations": Function(
         zf.top_activations,
-        {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False, "state": None},
+        {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False},
     ),
     "sanity_check": Function(
         zf.sanity_check,
