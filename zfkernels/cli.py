@@ -111,7 +111,7 @@ def interrupts() -> Iterator[list[int]]:
         seen.append(number)
         signal.default_int_handler(number, frame)
 
-    def unraisable(found: sys.UnraisableHookArgs) -> None:
+    def unraisable(found: "sys.UnraisableHookArgs") -> None:
         if found.exc_type is not KeyboardInterrupt:
             hook(found)
 

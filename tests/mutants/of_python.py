@@ -158,7 +158,7 @@ PYTHON = [
         "a-picture-s-name-ends-the-page-s-script",
         "zfkernels/drawing/templates/atlas.html",
         "{{ data|tojson }}",
-        r"{{ data|tojson|replace('\u003c', '<')|safe }}",
+        r"{{ data|tojson|replace('\\u003c', '<')|safe }}",
         "tests/analyses/test_atlas.py tests/drawing/test_page.py",
     ),
     Mutant(

@@ -112,8 +112,8 @@ def build(mutant: Mutant, tree: Path) -> tuple[subprocess.CompletedProcess | Non
     return None, {}
 
 
-def tried(mutant: Mutant, base: Path) -> Result:
-    """One mutant in a copy of its own."""
+def tried(mutant: Mutant, base: Path, twice: bool) -> Result:
+    """One mutant in a copy of its own; `twice`: the test that failed must pass without it."""
     began = time.monotonic()
 
     def result(word: str, said: str = "") -> Result:
@@ -137,8 +137,15 @@ def tried(mutant: Mutant, base: Path) -> Result:
         if done.returncode == 0:
             return result("SURVIVED" if " passed" in tail else "NO TEST RAN", tail)
         if done.returncode == 1:
-            failed = re.search(r"^(FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-            return result("killed", failed[2] if failed else "")
+            failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - |$)", done.stdout, re.MULTILINE)
+            name = failed[1] if failed else ""
+            if (
+                twice
+                and kind(mutant) != "cuda"
+                and run([*tests[: -len(mutant.arguments())], name], base).returncode != 0
+            ):
+                return result("FAILS ANYWAY", name)
+            return result("killed", name)
         crashed = done.returncode < 0
         return result(
             "killed" if crashed else "BREAKS MORE THAN A TEST", f"signal {-done.returncode}" if crashed else tail
@@ -173,6 +180,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("-n", type=int, default=1, metavar="WORKERS", help="mutants at a time (%(default)s)")
+    parser.add_argument("--twice", action="store_true", help="the test that fails must pass without the mutant")
     parser.add_argument("--list", action="store_true", help="print the names and what each changes")
     arguments = parser.parse_args()
     mutants = chosen(arguments)
@@ -183,7 +191,7 @@ def main() -> int:
     began, wrong = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.n) as pool:
         base = prepared(mutants, Path(folder))
-        for result in pool.map(lambda mutant: tried(mutant, base), mutants):
+        for result in pool.map(lambda mutant: tried(mutant, base, arguments.twice), mutants):
             good = result.word == "killed"
             said = result.said if good else f"\n{result.said}"
             print(f"{result.word:<9} {result.mutant.name:<36} {result.seconds:4.0f} s  {said}", flush=True)
