@@ -83,6 +83,9 @@ BROKEN = [
     ("max_pool2d", "last maximum wins", last_maximum_wins),
     ("max_unpool2d", "collisions not summed", one_write_wins),
     ("max_unpool2d_backward", "shifted by one", lambda g, *a: sound["max_unpool2d_backward"](g.roll(1, -1), *a)),
+    ("avg_pool2d", "padding always counted", lambda x, *a: sound["avg_pool2d"](x, *a[:-1], True)),
+    ("avg_pool2d", "one pixel more", lambda x, *a: sound["avg_pool2d"](x, *a) * 8 / 9),
+    ("avg_pool2d_backward", "not divided", lambda g, k, *a: sound["avg_pool2d_backward"](g, k, *a) * k[0] * k[1]),
     ("contrast_norm", "never centred", lambda *a: sound["contrast_norm"](*a[:-1], False)),
     (
         "contrast_norm",
@@ -195,6 +198,29 @@ def test_seed_chooses_the_random_cases():
 )
 def test_relative_error(out, right, expected):
     assert relative_error(torch.tensor(out), torch.tensor(right)) == pytest.approx(expected)
+
+
+def test_a_backend_gets_the_memory_that_the_case_names(monkeypatch):
+    """Also where its device is another: the tensors are placed there, and moved nowhere after."""
+    strided = []
+
+    def watched(x, *settings):
+        strided.append(not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last))
+        return sound["max_pool2d"](x, *settings)
+
+    moves, to = [], torch.Tensor.to
+
+    def noted(self, *arguments):
+        if arguments == ("cpu",):  # to the backend's device
+            moves.append(self.is_contiguous())
+        return to(self, *arguments)
+
+    monkeypatch.setattr(cpu, "max_pool2d", watched)
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    verify.run("cpu", cases=0, ops=["max_pool2d"])
+    assert any(strided)
+    assert moves
+    assert all(moves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])

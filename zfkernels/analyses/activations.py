@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing import shown
+from ..drawing.style import Figure
 from ..files import load_tensors, save_tensors
 from ..progress import Shown, bar
 
@@ -23,6 +25,16 @@ class TopActivations(NamedTuple):
     values: Tensor  # (channels, k)
     images: Tensor  # (channels, k) int64: the image's number
     positions: Tensor  # (channels, k, 2) int64: (vertical, horizontal) in the map
+
+    def __repr__(self) -> str:
+        return f"TopActivations({self.values.shape[1]} of each of {len(self.values)} maps, {shown.span(self.values)})"
+
+    def plot(self) -> Figure:
+        """A figure of how activations fall with their rank, over all maps. Needs matplotlib."""
+        return shown.ranked(self.values)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
 
 
 Found = TypeVar("Found", TopActivations, dict[str, TopActivations])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing import shown
 from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
@@ -40,6 +41,26 @@ class OcclusionMap:
     clear_logit: float
     clear_label: int
     clear_activity: float | None
+
+    def __repr__(self) -> str:
+        rows, columns = self.probability.shape
+        return (
+            f"OcclusionMap({rows} x {columns} cells, P(class {self.target}) {shown.span(self.probability)}, "
+            f"{self.clear_probability:.4g} when clear)"
+        )
+
+    def plot(self, picture: torch.Tensor | None = None, classes: Sequence[str] | None = None) -> Figure:
+        """A figure of the probability, of the most probable class and, with a layer, of the map's sum.
+
+        picture: uint8 (3, H, W), shown beside. classes: their names. Needs matplotlib.
+        """
+        names = list(classes or map(str, range(1 + max(self.target, int(self.label.max())))))
+        size = self.boxes.flatten(0, 1)[:, 2:].amax(0).tolist()
+        image = torch.full((3, *size), 255, dtype=torch.uint8) if picture is None else picture
+        return figure(Occluded("" if picture is None else "the picture", image, self), names)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
 
 
 @torch.no_grad()
@@ -256,7 +277,7 @@ def project_map(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     images = image[None] if others is None else torch.cat([image[None], others])
     result = deconv.project(images, layer, channel, method=method_for(deconv, layer, method))
-    titles = ["(c) projection, this picture", *(f"(c) {name}" for name in names)]
+    titles = ["(c) projection, this picture", *names]
     return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
 
 
@@ -288,17 +309,15 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
-    assert result.activity is not None
-    assert result.clear_activity is not None
-    sums = result.activity.numpy()
-    low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
-    scale = _cells(activity, occluded, sums, "viridis", (low, high))
-    activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
-    scale.axhline(result.clear_activity, color="w", linewidth=1.5)
+    if result.activity is None or result.clear_activity is None:
+        activity.set_axis_off()
+    else:
+        _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
+        activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
 
     third, fourth = "de" if occluded.projected else "cd"
-    _cells(probability, occluded, result.probability.numpy(), "magma", (0, 1))
-    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.2f} when clear"
+    _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
+    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
     label.set_title(f"({fourth}) most probable class", fontsize=9)
@@ -323,14 +342,16 @@ def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
     return left, left + columns * stride_w, top + rows * stride_h, top
 
 
-def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, limits: tuple[float, float]) -> Axes:
-    """Draws a number a cell, with a bar of its colours, whose axes are returned."""
-    low, high = limits
+def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, clear: float) -> None:
+    """Draws a number a cell, with a bar of its colours from the least to the largest, and on it a line at `clear`."""
+    low, high = min(float(values.min()), clear), max(float(values.max()), clear)
     drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
     scale = axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
     scale.ax.tick_params(colors=SOFT, labelsize=7)
     scale.outline.set_visible(False)
-    return scale.ax
+    scale.set_ticks([low, (low + high) / 2, high])
+    scale.set_ticklabels([f"{level:.3g}" for level in (low, (low + high) / 2, high)])
+    scale.ax.axhline(clear, color="w", linewidth=1.5)
 
 
 def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> None:

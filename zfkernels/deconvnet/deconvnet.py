@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Size, Tensor, nn
 
+from ..drawing import shown
+from ..drawing.style import Figure
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
@@ -49,6 +51,21 @@ class Projection(_Projected):
 
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        told = f", {len(self.notes)} note{'s' * (len(self.notes) > 1)}" if self.notes else ""
+        return f"Projection({shown.sizes(self.pixels)} pixels, values {shown.span(self.values)}{told})"
+
+    def plot(self, pictures: Tensor | None = None) -> Figure:
+        """A figure of the first 18: what each unit sees of its projection, on its own scale, the value above.
+
+        `pictures`: uint8 (N, 3, H, W), one a projection, to be shown below, with the box. `save(path)` writes it, and a
+        notebook shows it. Needs matplotlib.
+        """
+        return shown.projections(self.pixels, self.values, self.boxes, pictures)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
 
 class Joint(NamedTuple):
     """Several activations of an image projected at once, and each alone."""
@@ -59,6 +76,16 @@ class Joint(NamedTuple):
     positions: Tensor  # (N, 2) int64
     boxes: Tensor  # (N, 4) int64
     difference: float  # ||together - sum of alone|| / ||sum of alone||; 0 where nothing is rectified away
+
+    def __repr__(self) -> str:
+        return f"Joint({len(self.alone)} units, {shown.sizes(self.together)} pixels, difference {self.difference:.4g})"
+
+    def plot(self) -> Figure:
+        """A figure of `together`, of the sum of `alone`, and of what parts them, on one scale. Needs matplotlib."""
+        return shown.joint(self.together, self.alone)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
 
 
 class Way(Protocol):

@@ -160,7 +160,9 @@ def conv2d_relu_max_pool2d_kernel(
                     bits = tl.where(bits > INFINITY, INFINITY | (1 << (MANTISSA - 1)), bits)  # a quiet NaN
                     maxima = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
                     offset = (pooled_pixel + i * POOLED_W * C_OUT)[:, None] + o[None, :]
-                    mask = (exists & (i < i0 + rows))[:, None] & (o < C_OUT)[None, :]
+                    # (The interpreter of triton 3.9 cannot take a block's mask "and" a scalar for one.)
+                    written = ahead < tl.where(i < i0 + rows, remaining, 0)
+                    mask = written[:, None] & (o < C_OUT)[None, :]
                     tl.store(y + pooled + offset, maxima, mask=mask)
                     tl.store(switches + pooled + offset, (255 - (best & 255)).to(tl.uint8), mask=mask)
                     best = line if SHARED else tl.full((BM, BN), -1, tl.int32)
