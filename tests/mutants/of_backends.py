@@ -84,8 +84,8 @@ BACKENDS = [
     Mutant(
         "cuda-reversed-layer-does-not-rectify",
         "csrc/cuda/fused_transpose.cu",
-        "                if (p.rectify) {\n                    v = {rectified_pair",
-        "                if (!p.rectify) {\n                    v = {rectified_pair",
+        "o.x = static_cast<T*>(x), o.rectify = rectify;",
+        "o.x = static_cast<T*>(x), o.rectify = !rectify;",
         f"{EMULATED} max_unpool2d_relu_conv_transpose2d'",
     ),
     Mutant(
