@@ -454,7 +454,7 @@ PYTHON = [
         "zfkernels/models/zfnet.py",
         "hooked._forward_hooks or hooked._forward_pre_hooks or",
         "hooked._forward_hooks or",
-        "tests/models/test_zfnet.py -k hooks",
+        "tests/models/test_zfnet.py -k hook",
     ),
     # The command line
     Mutant(
