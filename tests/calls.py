@@ -100,6 +100,10 @@ POOLINGS = [
     ("ties", (2, 6, 9, 7), 3, 2, 1, True, "ties"),
     ("zeros", (1, 2, 5, 5), 3, 2, 0, False, "zeros"),
     ("special", (2, 9, 9, 8), 3, 2, 1, True, "nonfinite"),
+    ("ties_of_many_maps", (1, 37, 8, 9), 3, 2, 1, True, "ties"),
+    ("special_of_many_maps", (1, 37, 8, 9), 3, 2, 1, False, "nonfinite"),
+    ("ties_2x2", (1, 37, 6, 8), 2, None, 0, False, "ties"),
+    ("special_2x2", (1, 37, 6, 8), 2, None, 0, False, "nonfinite"),
 ]
 
 # name, x (N, C, H, W), kernel, stride, padding, ceil_mode, count_include_pad, fill

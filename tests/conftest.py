@@ -26,6 +26,7 @@ if os.environ.get("ZFKERNELS_EMULATED"):
 
 def pytest_addoption(parser):
     parser.addoption("--zoo", action="store_true", help="every network of tests/zoo, not the quick ones alone")
+    parser.addoption("--long", action="store_true", help="the longer form of the tests of tests/survival")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -49,6 +50,12 @@ def same_start():
     with zf.use_backend(None), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def long(request) -> bool:
+    """Whether --long was given."""
+    return request.config.getoption("--long")
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from . import __version__
 from .words import nearest
@@ -82,6 +87,45 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that are no text
+    with interrupts() as seen:
+        try:
+            return _run(arguments, seen)
+        except KeyboardInterrupt:
+            command = next((argument for argument in arguments if argument in COMMANDS), "")
+            print(f"{f'zfkernels {command}'.strip()}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Within the block Ctrl-C is remembered in the list: Python drops it in a destructor or at a fork, and torch puts
+    an error of its own in its place; what fails after it was stopped by it. Nothing is said of one that was dropped.
+    """
+    seen: list[int] = []
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    def unraisable(found: "sys.UnraisableHookArgs") -> None:
+        if found.exc_type is not KeyboardInterrupt:
+            hook(found)
+
+    hook = sys.unraisablehook
+    signal.signal(signal.SIGINT, remember)
+    sys.unraisablehook = unraisable
+    try:
+        yield seen
+    finally:
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(arguments: list[str], seen: list[int]) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     near = nearest(command, tuple(COMMANDS))
     if near and command not in COMMANDS and command == arguments[0]:
@@ -93,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = args.run(args) or 0
         for line in getattr(args, "at_end", ()):
             print(line)
+        if seen and code:
+            raise KeyboardInterrupt
         return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -105,10 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `zfkernels ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print(f"zfkernels {command}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
-        return 130
     except Exception as error:
+        if seen:
+            raise KeyboardInterrupt from error
         if os.environ.get(TRACEBACK):
             raise
         return mistake(f"zfkernels {command}", in_one_line(error))

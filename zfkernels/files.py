@@ -38,6 +38,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the error that led here says more
             beside.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch.save, stopped, ends its archive and fails at that
+            raise error.__context__ from None
         if isinstance(error, OSError) and error.errno is not None:
             raise type(error)(f"{path} cannot be written: {error.strerror}; it is as it was before") from error
         raise
@@ -117,17 +119,17 @@ def hold(folder: Path) -> None:
 
 
 class _Sink:
-    """A file for torch.save, which does not say what a full disk said: the first error is kept, the rest dropped."""
+    """A file for torch.save, which does not say why a write failed: the first error is kept, the rest dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None
+        self.error: OSError | KeyboardInterrupt | None = None
 
     def write(self, data: bytes) -> int:
         if self.error is None:
             try:
                 self.file.write(data)
-            except OSError as error:
+            except (OSError, KeyboardInterrupt) as error:
                 self.error = error
         return len(data)
 

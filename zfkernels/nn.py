@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .backends.prepared import PreparedFilters
+from .ops.checks import flag
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
@@ -49,6 +50,7 @@ class ConvReLU(nn.Module):
         super().__init__()
         count("in_channels", in_channels)
         count("out_channels", out_channels)
+        flag("bias", bias)
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.stride = pair("stride", stride, 1)
         self.padding = pair("padding", padding, 0)

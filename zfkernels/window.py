@@ -24,8 +24,8 @@ def count(name: str, value: object) -> int:
     """`value`, a number of channels or the like; TypeError or ValueError naming `name` unless it is an int >= 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} must be at {'least 1' if value < 1 else f'most {LARGEST}'}, got {value!r}")
     return value
 
 

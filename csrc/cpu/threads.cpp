@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
+#include <pthread.h>
 #endif
 
 namespace zf {
@@ -90,10 +91,24 @@ class Pool {
     uint64_t round_ = 0;
 };
 
+// A process that was forked has none of its parent's threads: it gets a pool of its own, and leaves OpenMP alone, whose
+// threads would be waited for without end.
+bool forked = false;
+Pool* pool = new Pool;
+
+#if defined(__linux__)
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+    forked = true;
+    pool = new Pool;
+});
+#endif
+
+bool uses_openmp() { return !forked && openmp().parallel; }
+
 }  // namespace
 
 void run_team(int threads, Body body, void* context) {
-    if (openmp().parallel) {
+    if (uses_openmp()) {
         Job job{body, context};
         openmp().parallel(
             [](void* opaque) {
@@ -103,10 +118,9 @@ void run_team(int threads, Body body, void* context) {
             &job, static_cast<unsigned>(threads), 0u);
         return;
     }
-    static Pool* const pool = new Pool;
     pool->run(threads, Job{body, context});
 }
 
-const char* pool_name() { return openmp().parallel ? "torch's OpenMP" : "own"; }
+const char* pool_name() { return uses_openmp() ? "torch's OpenMP" : "own"; }
 
 }  // namespace zf

@@ -170,6 +170,18 @@ class Squeeze(nn.Module):
         return self.fc(self.norm(x).amax((2, 3)))
 
 
+class BelowZero(nn.Module):
+    """What is pooled is negative everywhere, so that 0 around a map would be its maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 5, 3, 1, 1), nn.MaxPool2d(3, 2, 1)
+        self.head = nn.Conv2d(5, 4, 3, 2)
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x) - 1000)).mean((2, 3))
+
+
 NETWORKS = {
     "ZFNet": (lambda: zf.ZFNet(4, channels=(6, 8, 6, 6, 5), fc=(9, 9), image_size=(90, 77)), (90, 77), "conv4"),
     "ResNet": (nets.ResNet, (45, 38), "layer2.0"),
@@ -181,6 +193,7 @@ NETWORKS = {
     "functional": (nets.Functional, (41, 35), "conv_b"),
     "odd": (nets.odd, (23, 29), "6"),
     "Squeeze": (Squeeze, (37, 42), "dilated"),
+    "BelowZero": (BelowZero, (37, 42), "pool"),
 }
 
 

@@ -166,14 +166,23 @@ def test_a_backend_without_averages_says_so(backend):
 
 
 @pytest.mark.parametrize("op", ["unpool", "layer"])
-@pytest.mark.parametrize("switch", [9, 255, 1, 3, 7, 5])
+@pytest.mark.parametrize(
+    ("switch", "window"),
+    [
+        (9, (0, 0)),
+        (255, (0, 0)),
+        (9, (1, 1)),
+        (255, (1, 1)),
+    ]  # outside the 3x3 window, one that is cut and one that is not
+    + [(switch, (0, 0)) for switch in (0, 1, 2, 3, 6)]  # above and left of the map
+    + [(switch, (2, 2)) for switch in (2, 5, 6, 7, 8)]  # below and right of it
+    + [(0, (0, 1)), (6, (1, 0)), (8, (2, 1)), (8, (1, 2))],
+)
 @pytest.mark.parametrize("backend", [name for name in ("reference", "cpu") if name in zf.available_backends()])
-def test_switch_out_of_range_raises(backend, switch, op):
-    """9 and 255 lie outside the 3x3 window, 1 and 3 above and left of the map in the first window, 7 and 5 below and
-    right of it in the last."""
+def test_switch_out_of_range_raises(backend, switch, window, op):
     y = torch.ones(2, 3, 3, 3)
     switches = torch.full((2, 3, 3, 3), 4, dtype=torch.uint8)  # the middle pixel: right everywhere
-    position = (1, 2, 2, 2) if switch in (5, 7) else (1, 2, 0, 0)
+    position = (1, 2, *window)
     weight = torch.ones(3, 2, 1, 1)
 
     def call():
@@ -189,6 +198,32 @@ def test_switch_out_of_range_raises(backend, switch, op):
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
+
+
+@pytest.mark.parametrize("maps", [1, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_lies_between_two_numbers_goes_to_the_even_one(backend, dtype, maps):
+    """Inside the fused ops: a convolution's sum before it is pooled, an unpooled sum before it is filtered."""
+    if dtype not in backends.module(backend).DTYPES:
+        pytest.skip(f"{backend} does not serve {dtype}")
+    if backend in INTERPRETED:
+        pytest.skip("the interpreter cuts digits off")
+    step = torch.finfo(dtype).eps
+    below = torch.tensor([1, 1 + step, 1 + 2 * step, 1 + 3 * step], dtype=torch.float64)
+    expected = torch.tensor([1, 1 + 2 * step, 1 + 2 * step, 1 + 4 * step], dtype=torch.float64)
+    assert torch.equal((below + step / 2).to(dtype).double(), expected)
+    eye = torch.eye(maps, dtype=dtype, device=device[backend])[:, :, None, None]
+    x = below.to(dtype).expand(1, maps, 1, 4).to(device[backend])
+    bias = torch.full((maps,), step / 2, dtype=dtype, device=device[backend])
+    y, _ = zf.conv2d_relu_max_pool2d(x, eye, bias, 1, 0, 1, 1, 0, False, backend=backend)
+    assert torch.equal(y.double().cpu(), expected.expand(1, maps, 1, 4))
+    # Windows of 1x3, 2 apart: pixels 2 and 4 lie in two, and get a half step from the second
+    g = torch.tensor([1 + step, step / 2, 1], dtype=dtype, device=device[backend]).expand(1, maps, 1, 3)
+    switches = torch.tensor([2, 0, 1], dtype=torch.uint8, device=device[backend]).expand(1, maps, 1, 3)
+    window = {"pool_kernel": (1, 3), "pool_stride": (1, 2), "pool_padding": 0, "output_size": (1, 7)}
+    back = zf.max_unpool2d_relu_conv_transpose2d(g, switches, eye, 1, 0, **window, backend=backend)
+    assert back[0, :, 0].double().cpu().tolist() == [[0, 0, 1 + 2 * step, 0, 0, 1, 0]] * maps
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if "weight" in c.shapes and c.fill == "normal"], ids=lambda c: c.id)

@@ -110,6 +110,25 @@ def test_what_is_not_finite_is_what_the_dense_kernels_make_of_it(shape, value):
         assert error(found.nan_to_num(0, 1, -1), dense.nan_to_num(0, 1, -1)) <= BOUNDS[torch.float32]
 
 
+@pytest.mark.parametrize("place", range(40))
+@pytest.mark.parametrize("few", [True, False], ids=["tap rows", "blocks"])
+def test_what_is_not_finite_is_seen_wherever_it_is(place, few):
+    """Among 40 values and 40 filters, the last of which end inside a vector: with filters of 0 there, too."""
+    channels = 2 if few else 33
+    y, weight = torch.ones(1, 40, 1, 1), torch.ones(40, channels, 3, 3)
+    y[0, place] = float("inf")
+    weight[place] = 0
+    found = cpu.conv_transpose2d(y, weight, (1, 1), (1, 1), (1, 1), False)
+    assert found.isnan().all()
+    y[0, place] = 0
+    for i, j in ((0, 0), (1, 1), (2, 2)):
+        weight[place] = 1
+        weight[place, channels - 1, i, j] = float("inf")
+        found = cpu.conv_transpose2d(y, weight, (1, 1), (1, 1), (1, 1), False)
+        assert found[0, -1].isnan().item() == ((i, j) == (1, 1))
+        assert not found[0, :-1].isnan().any()
+
+
 def test_zeros_cost_nothing_in_accuracy():
     """A map of zeros gives zeros, and a single value its filter, to the bit."""
     weight = torch.randn(40, 96, 5, 5)

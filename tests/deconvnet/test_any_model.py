@@ -334,6 +334,21 @@ def test_copies_stand_alone():
             net[3].weight.div_(2)
 
 
+def doubled(model, images):
+    return model(2 * images)
+
+
+def test_copies_keep_rules_and_a_forward():
+    net, images = nets.alive(chain()), nets.images(1, 20, 17)
+    plain = zf.Deconvnet(net).project(images, "3", 1).pixels
+    for settings in ({"rules": {nn.ReLU: "gradient"}}, {"forward": doubled}):
+        deconv = zf.Deconvnet(net, **settings)
+        p = deconv.project(images, "3", 1).pixels
+        assert not torch.equal(p, plain)
+        for made in (copy.deepcopy(deconv), pickle.loads(pickle.dumps(deconv))):
+            assert torch.equal(made.project(images, "3", 1).pixels, p)
+
+
 def test_the_model_is_left_as_it_was():
     class Constants(nn.Module):
         def __init__(self):

@@ -221,6 +221,20 @@ def test_hooks_see_every_map():
         assert error(seen[name], nets.plain_zfnet(model, images, name)) < 1e-12
 
 
+@pytest.mark.parametrize("name", [layer.name for layer in TABLE])
+def test_a_hook_before_a_layer_sees_the_map_below_and_may_change_it(name):
+    """Before a pool too, whose convolution is otherwise one kernel with it."""
+    model = nets.alive(small())
+    images, seen = nets.images(1, 64, 64), []
+    expected = model(images)
+    hook = getattr(model, name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert error(model(images), expected) < 1e-12
+    assert len(seen) == 1
+    hook.remove()
+    getattr(model, name).register_forward_pre_hook(lambda _, inputs: inputs[0] * 0)
+    assert error(model(images), expected) > 1e-3
+
+
 def test_replaced_modules_are_used():
     model = nets.alive(small())
     images = nets.images(1, 64, 64)

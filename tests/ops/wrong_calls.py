@@ -345,6 +345,7 @@ WRONG = [
         "kernel_size must be an int or a pair of ints",
     ),
     ("window over 256", pool, {"kernel_size": (16, 17)}, ValueError, "kernel_size must cover at most 256 pixels"),
+    ("window of 257", pool, {"kernel_size": (257, 1)}, ValueError, "kernel_size must cover at most 256 pixels"),
     ("layer's window over 256", layer, {"pool_kernel": 17}, ValueError, "pool_kernel must cover at most 256 pixels"),
     ("pool stride 0", pool, {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
     ("layer's pool stride", layer, {"pool_stride": -1}, ValueError, "pool_stride must be at least 1, got -1"),

@@ -94,6 +94,27 @@ def test_evaluation_averages_the_probabilities_of_the_crops(crops, which, count)
     assert error5 == pytest.approx(1 - right5 / count) == 0
 
 
+class OfOneCrop(torch.nn.Module):
+    """Sure of class 0 in the crop that begins with a bright pixel, and a little for class 1 in the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        bright = x[:, 0, 0, 0] > 100
+        return torch.where(bright[:, None], torch.tensor([20.0, 0.0]), torch.tensor([0.0, 1.0])) * self.weight
+
+
+def test_one_sure_crop_does_not_outvote_nine():
+    """Probabilities are averaged, of which no crop has more than 1; their logits would let it."""
+    images = torch.zeros(1, 3, 46, 46, dtype=torch.uint8)
+    images[..., 0, 0] = 255  # the top left crop's, and no other's
+    pictures = Memory(images, torch.ones(1, dtype=torch.long))
+    run = Run(Plan(), pictures, pictures, (40, 40), 1.0)
+    assert evaluate(OfOneCrop(), run, pictures, torch.zeros(3, 46, 46))[0] == 0
+
+
 def test_it_learns_and_holds_the_filters_to_the_clamp():
     model, history = run(Plan(epochs=16, batch_size=6, learning_rate=0.015), network(dropout=0.1))
     assert history[-1].loss < 0.5 * history[0].loss

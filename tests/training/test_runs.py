@@ -183,6 +183,15 @@ def test_a_finished_run_is_mended_by_resuming_it(capsys, folder, trained, tmp_pa
             assert torch.equal(value, expected[name])
 
 
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_what_a_kill_left_half_written_is_removed(capsys, folder, trained, tmp_path, how):
+    out = copied(trained, tmp_path / "run")
+    half = files.half_of(out / "epoch_007.pt")  # of an epoch that is not written again
+    half.write_bytes(b"half")
+    assert train(capsys, folder, out, f"--epochs 2 {how}")[0] == 0
+    assert not half.exists()
+
+
 def test_the_best_epoch_is_kept_beside_the_last(capsys, folder, tmp_path, monkeypatch):
     errors = iter([0.5, 0.25, 0.75, 0.25])
     monkeypatch.setattr("zfkernels.training.fit.evaluate", lambda *rest: (next(errors), 0.0))

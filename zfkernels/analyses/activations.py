@@ -118,7 +118,15 @@ def top_activations(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
-    layers = [layer] if isinstance(layer, str) else list(layer)
+    layers = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
+    if not all(isinstance(name, str) for name in layers):
+        raise TypeError(f"layer must be a layer's name, or several, got {layer!r}")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader must give batches of images, got {type(loader).__name__}")
+    if state is not None and not isinstance(state, (str, Path)):
+        raise TypeError(f"state must be a file's path or None, got {state!r}")
+    if state is not None and Path(state).is_dir():
+        raise ValueError(f"state must be a file, and {state!r} is a folder")
     loader = bar(loader, f"strongest of {', '.join(layers)}", "batch", progress)
     best = _search(deconv, loader, layers, k, numbered, None if state is None else Path(state))
     return best[layer] if isinstance(layer, str) else {name: best[name] for name in layers}

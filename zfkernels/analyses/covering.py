@@ -162,6 +162,8 @@ def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:
 
 
 def check_layer(model: nn.Module, layer: str | None) -> None:
+    if layer is not None and not isinstance(layer, str):
+        raise TypeError(f"layer must be a submodule's name or None, got {layer!r}")
     names = [name for name, _ in model.named_modules() if name]
     if layer is not None and layer not in names:
         near = nearest(layer, names)

@@ -111,6 +111,8 @@ def occlusion_map(
         ValueError: for a shape, size or name that does not fit, naming the argument.
         TypeError: for an image or fill of the wrong type.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     image = _check_image(image)
     patch, stride = _check_windows(patch, stride, (image.shape[1], image.shape[2]))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

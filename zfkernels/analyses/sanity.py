@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..deconvnet.units import one_image
 from ..drawing.style import Figure, new_figure
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..progress import Shown, bar
@@ -84,15 +85,17 @@ def sanity_check(
     """
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a positive int, got {repeats!r}")
-    images = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    images = one_image(image)
     trained = Deconvnet(model)
     layer = (trained.layers + trained.vector_layers)[-1] if layer is None else layer
-    if isinstance(images, Tensor) and len(images) != 1:
-        raise ValueError(f"image must be one image, got {len(images)}")
     if channel is None:
         value = trained.activations(images, layer)[0]
         channel = int(value.flatten(1).amax(1).argmax() if value.ndim == 3 else value.argmax())
     original = trained.project(images, layer, channel, position, norm, method=method, strength=1.0)
+    if len(original.values) != 1:
+        raise ValueError(f"channel and position must name one unit, got {len(original.values)}")
     place = tuple(original.positions[0].tolist())
     box = tuple(original.boxes[0].tolist())
     picture = original.pixels[0]
@@ -108,7 +111,7 @@ def sanity_check(
     for repeat, name in bar(rounds, f"randomising below {layer}", "layer", progress):
         if name == names[0]:
             deconv = copy.deepcopy(trained)
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + repeat)
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + repeat) % 2**63)
         _randomise(deconv.model.get_submodule(name), generator)
         noise = deconv.project(images, layer, channel, place, norm, method=method, strength=1.0)
         pictures.append(noise.pixels[0])

@@ -24,12 +24,13 @@ from ..graph.methods import METHODS, NORMS
 from ..graph.rules import Rules
 from ..graph.translate import is_leaf
 from ..ops import checks
+from ..window import pair
 from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, Way, check_overrides, checked, uncapped
 from .signals import OVERRIDES
-from .units import Units, at, check_finite, integers, named_units, on, strongest
+from .units import Units, at, check_finite, integers, named_layers, named_units, on, one_image, strongest
 
 CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
@@ -170,8 +171,7 @@ class Deconvnet:
         Of several layers a dict of their values, by one pass. Nothing above the layers is run. Dropout is passed over,
         whatever the model's mode.
         """
-        layers = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
-        found = self._values(images, layers, lift=False)
+        found = self._values(images, named_layers(layer), lift=False)
         return found[layer] if isinstance(layer, str) else found
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ class Deconvnet:
 
         Most maps of such layers peak at the cap at many places, among which it does not tell the strongest.
         """
-        return self._values(images, list(layer), lift=True)
+        return self._values(images, named_layers(layer), lift=True)
 
     def _values(self, images: Tensor, layers: list[str], lift: bool, again: bool = False) -> dict[str, Tensor]:
         if not layers:
@@ -216,7 +216,10 @@ class Deconvnet:
         (N, 4) int64: top, left, bottom, right; half-open. Where branches see different fields, the smallest box that
         holds them all. A vector layer's units see the whole image.
         """
-        places = integers("positions", positions, 2).reshape(-1, 2)
+        places = integers("positions", positions, 2)
+        if places.size % 2:
+            raise ValueError(f"positions must be (vertical, horizontal), or one such pair a unit, got {positions!r}")
+        places, image_size = places.reshape(-1, 2), pair("image_size", image_size, 1)
         graph = self._graph_for(layer, image_size)
         return torch.from_numpy(graph_run.fields(graph, graph.stop(layer), places, image_size))
 
@@ -292,6 +295,7 @@ class Deconvnet:
             RuntimeError: a batch norm in training mode; a model that does something else at each call.
             NotImplementedError: a layer that depends on the images through nothing that torch differentiates.
         """
+        strength = None if strength is None else checks.number("strength", strength)
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
             units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
@@ -350,9 +354,7 @@ class Deconvnet:
         Raises:
             ValueError: units that are named twice; and all that `project` raises.
         """
-        images = image[None] if isinstance(image, Tensor) and image.ndim == 3 else image
-        if isinstance(images, Tensor) and len(images) != 1:
-            raise ValueError(f"image must be one image, got {len(images)}")
+        images = one_image(image)
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
         units, _ = named_units(plan.shape, layer, 1, None, channel, alone.positions)
@@ -407,9 +409,9 @@ class Deconvnet:
         return Own(self._planner.model, self.forward, self.rules, plan.seen, stop, plan.uncapped)
 
     def _rules(self, images: Tensor, method: str, norm: str) -> Rules:
-        if norm not in NORMS:
+        if not isinstance(norm, str) or norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
 

@@ -1,5 +1,6 @@
 """Which activations are meant: an image, a map and a place each."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,21 @@ def _positions(position: object, shape: Size, layer: str) -> np.ndarray:
     for axis, side in enumerate(("vertical", "horizontal")):
         _check_range(f"{side} position", positions[:, axis], size[axis], f"layer {layer!r} is {size[0]}x{size[1]}")
     return positions
+
+
+def named_layers(layer: str | Sequence[str]) -> list[str]:
+    """One layer's name, or several's, as a list; what is neither stands in it as it is, to be refused by name."""
+    return [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
+
+
+def one_image(image: object) -> Tensor:
+    """`image` (C, H, W) or (1, C, H, W) as a batch."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
+    images = image[None] if image.ndim == 3 else image
+    if images.ndim != 4 or len(images) != 1:
+        raise ValueError(f"image must be one image, (C, H, W) or (1, C, H, W), got shape {tuple(image.shape)}")
+    return images
 
 
 def integers(name: str, value: object, axes: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn import ContrastNorm, ConvReLU, Linear, MaxPoolSwitches
+from ..ops.checks import number
 from ..ops.fused import conv2d_relu_max_pool2d
 from ..window import Field, conv_size, count, pair, pool_size, receptive_field
 
@@ -101,7 +102,10 @@ class ZFNet(nn.Module):
         self.in_channels = count("in_channels", in_channels)
         self.image_size = pair("image_size", image_size, 1)
         self.num_classes = count("num_classes", num_classes)
-        self.weight_std = weight_std
+        self.weight_std = None if weight_std is None else number("weight_std", weight_std)
+        if weight_std is not None and weight_std < 0:
+            raise ValueError(f"weight_std must not be negative, got {weight_std!r}")
+        dropout = number("dropout", dropout)
         layers = _vary(table, self.num_classes, channels, fc, without)
         self.table = _measure(layers, self.in_channels, self.image_size)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -193,14 +197,19 @@ def _vary(
         raise ValueError(f"table must have a name of its own for each layer, got {', '.join(names)}")
     if not table or table[-1].kind != "fc":
         raise ValueError(f"table must end with an fc layer, got {', '.join(names)}")
-    left_out = {without} if isinstance(without, str) else set(without)
+    try:
+        left_out = {without} if isinstance(without, str) else set(without)
+    except TypeError:
+        raise TypeError(f"without must name layers of {', '.join(names[:-1])}, got {without!r}") from None
     if not left_out <= set(names[:-1]):
-        raise ValueError(f"without must name layers of {', '.join(names[:-1])}, got {sorted(left_out)}")
+        raise ValueError(f"without must name layers of {', '.join(names[:-1])}, got {sorted(map(str, left_out))}")
     table = (*table[:-1], replace(table[-1], channels=num_classes))
     for argument, kind, given in (("channels", "conv", channels), ("fc", "fc", fc)):
         if given is None:
             continue
         named = [layer.name for layer in table[:-1] if layer.kind == kind]
+        if not isinstance(given, Sequence):
+            raise TypeError(f"{argument} must be a list or tuple of ints, got {given!r}")
         if len(given) != len(named):
             raise ValueError(f"{argument} must have {len(named)} numbers, for {', '.join(named)}, got {given!r}")
         counts = {name: count(argument, number) for name, number in zip(named, given, strict=True)}

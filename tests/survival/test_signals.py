@@ -1,0 +1,83 @@
+"""Ctrl-C: 130 and one line, at any place of any long command; what is continued gives the same bits."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from interrupts import COMMANDS, RESULTS, TRAIN, world
+
+pytest.importorskip("PIL.Image")
+pytest.importorskip("skimage")
+TESTS = Path(__file__).resolve().parent.parent
+# Of the commands that begin anew, what one process each stops a few; the others with --long.
+SHORT = [*RESULTS, "occlude,neighbours"]
+
+
+def environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(TESTS), *(p for p in sys.path if p)])
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+def stopped_everywhere(folder: Path, names: list[str], places: int) -> None:
+    command = [sys.executable, TESTS / "survival" / "interrupts.py", folder, *names, "--places", str(places)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == names
+
+
+@pytest.mark.parametrize("names", SHORT)
+def test_a_command_is_stopped_and_continued(tmp_path, names, long):
+    stopped_everywhere(tmp_path, names.split(","), 30 if long else 1)
+
+
+def test_all_commands_are_stopped(tmp_path, long):
+    if not long:
+        pytest.skip("with --long")
+    stopped_everywhere(tmp_path, [name for name in COMMANDS if name not in RESULTS], 12)
+
+
+def test_ctrl_c_reaches_the_processes_that_read_pictures_too(tmp_path):
+    """A terminal sends it to all processes of the command; none of them says more than the one line."""
+    w = world(tmp_path)
+    arguments = f"train {w}/photos --out {tmp_path}/run --epochs 100000 --workers 2 --quiet {TRAIN}".split()
+    command = [sys.executable, "-m", "zfkernels", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    ) as process:
+        while not (tmp_path / "run" / "best.pt").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "zfkernels train: stopped; --resume continues the run after its last whole epoch\n"
+
+
+@pytest.mark.parametrize("after", [0.3, 0.8])
+def test_ctrl_c_while_a_command_still_starts(tmp_path, after):
+    """Before any work, while modules are imported."""
+    command = [sys.executable, "-c", STARTS, "filters", "--out", tmp_path / "o.png"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout.readline() == "starts\n"
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130, 2), errors
+    if process.returncode == 130:
+        assert errors == "zfkernels filters: stopped\n"
+    else:  # it was faster
+        assert not re.search("Traceback|Interrupt", errors)
+
+
+STARTS = """
+import sys
+from zfkernels.cli import main
+print("starts", flush=True)
+sys.exit(main())
+"""
