@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from .options import (
@@ -16,6 +19,9 @@ from .options import (
     opened,
     warn_random,
 )
+
+if TYPE_CHECKING:
+    from ..explorer.state import Explored
 
 PORT = 8311
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -61,9 +67,9 @@ def run(args: argparse.Namespace) -> None:
     socket = None if args.export else server.bound(args.host, args.port)
     title = str(args.weights or args.model or "a ZFNet with random weights")
     state = explored(network, shown.deconv, found, layers, title, _setup(args, shown))
-    it = server.explorer(state, Live(checkpoints))
     if args.export is not None:
-        return _export(args, it)
+        return _export(args, state)
+    it = server.explorer(state, Live(checkpoints))
     if args.host not in LOOPBACK:
         text = f"--host {args.host}: whoever reaches this machine sees these pictures and can upload others"
         print(f"zfkernels: warning: {text}", file=sys.stderr)
@@ -78,12 +84,12 @@ def _ready(address: str, browser: bool) -> None:
         webbrowser.open(address)
 
 
-def _export(args: argparse.Namespace, it) -> None:
+def _export(args: argparse.Namespace, found: Explored) -> None:
     from ..explorer.export import export
 
     command = " ".join(["zfkernels explore", str(args.folder), *_network_options(args)])
-    size, count = export(it.state, args.export, command, args.maps, progress.wanted(args.quiet))
-    print(f"page        {(args.export / 'index.html').resolve()} ({count} files, {size / 1e6:.1f} MB)")
+    size = export(found, args.export, command, args.maps, progress.wanted(args.quiet))
+    print(f"page        {(args.export / 'index.html').resolve()} ({size / 1e6:.1f} MB, opens from a disk)")
 
 
 def _network_options(args: argparse.Namespace) -> list[str]:

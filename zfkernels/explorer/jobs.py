@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from queue import PriorityQueue
 from typing import Any
 
-URGENT, PATIENT = 0, 1
+URGENT, SOON, PATIENT = 0, 1, 2  # what somebody looks at; what comes into view; the search
 
 
 class Worker:

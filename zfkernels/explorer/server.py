@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import live as of_live
 from . import pictures, state
-from .jobs import Search, Worker
+from .jobs import URGENT, Search, Worker
 from .live import Live
 from .state import Explored, Layer
 
@@ -84,11 +84,11 @@ def application(it: Explorer) -> Starlette:
             return missing("there is no such page")
         return Response(files[name], media_type=KINDS[Path(name).suffix])
 
-    def route(path: str, answer: Callable, method: str = "GET") -> Route:
+    def route(path: str, answer: Callable, priority: int = URGENT) -> Route:
         async def endpoint(request: Request) -> Response:
-            return await _answered(it, answer, request)
+            return await _answered(it, answer, request, priority)
 
-        return Route(path, endpoint, methods=[method])
+        return Route(path, endpoint)
 
     async def watch(request: Request) -> Response:
         headers = {"cache-control": "no-store"}
@@ -139,11 +139,11 @@ def words(it: Explorer) -> dict:
     }
 
 
-async def _answered(it: Explorer, answer: Callable[[Request], Any], request: Request) -> Response:
+async def _answered(it: Explorer, answer: Callable[[Request], Any], request: Request, priority: int) -> Response:
     """What `answer` gives in the worker's thread: bytes are WebP, None is not found, all else JSON."""
     began = time.perf_counter()
     try:
-        result = await asyncio.wrap_future(it.worker.submit(lambda: answer(request)))
+        result = await asyncio.wrap_future(it.worker.submit(lambda: answer(request), priority))
     except Missing as error:
         return missing(str(error))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -198,8 +198,7 @@ def _views(it: Explorer, request: Request) -> bytes | None:
     method = request.path_params["method"]
     if method not in state.METHODS:
         raise Missing("there is no such method")
-    found = state.views(it.state, *_unit(it, request.path_params), method)
-    return found and found[0]
+    return state.views(it.state, *_unit(it, request.path_params), method)
 
 
 def _picture(it: Explorer, number: int) -> bytes | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -226,8 +227,8 @@ def likeness(peaks: Tensor) -> list[int]:
     return place
 
 
-def card_of(state: Explored, layer: Layer, channel: int, method: str) -> Card | None:
-    """A map's strongest activations; None where no picture drives it, or none was searched yet."""
+def card_of(state: Explored, layer: Layer, channel: int, method: str, k: int = TOP) -> Card | None:
+    """A map's `k` strongest activations; None where no picture drives it, or none was searched yet."""
     top = state.tops.get(layer.name)
     if top is None:
         return None
@@ -236,76 +237,83 @@ def card_of(state: Explored, layer: Layer, channel: int, method: str) -> Card | 
         pixels = state.read(numbers)
         return state.network.normalise(pixels), pixels
 
-    return next(cards(state.deconv, top, layer.name, read, [channel], method=method), None)
+    few = TopActivations(top.values[:, :k], top.images[:, :k], top.positions[:, :k])
+    return next(cards(state.deconv, few, layer.name, read, [channel], method=method), None)
 
 
-def views(state: Explored, layer: Layer, channel: int, method: str) -> tuple[bytes, float] | None:
-    """A map's projections below one another, and the value of their full colour."""
+def views(state: Explored, layer: Layer, channel: int, method: str) -> bytes | None:
+    """A map's projections below one another."""
+    if method == layer.method:
+        return _page_of(state, layer, channel)[1]
 
-    def make() -> tuple[bytes, float] | None:
+    def make() -> bytes | None:
         card = card_of(state, layer, channel, method)
-        return None if card is None else (pictures.strip(card.projections), card.limit)
+        return None if card is None else pictures.strip(card.projections)
 
     return state.once(("views", layer.number, channel, method), make)
 
 
 def patches(state: Explored, layer: Layer, channel: int) -> bytes | None:
     """The parts of the pictures that caused them, likewise."""
-
-    def make() -> bytes | None:
-        card = card_of(state, layer, channel, layer.method)
-        return None if card is None else pictures.strip(card.patches)
-
-    return state.once(("patches", layer.number, channel), make)
-
-
-def tile_of(state: Explored, layer: Layer, channel: int) -> bytes | None:
-    """What the wall shows of a map: its strongest projection, and the patch that caused it."""
-
-    def make() -> bytes | None:
-        top = state.tops.get(layer.name)
-        if top is None or float(top.values[channel, 0]) <= 0:
-            return None
-        first = TopActivations(top.values[:, :1], top.images[:, :1], top.positions[:, :1])
-        pixels = state.read(first.images[channel].tolist())
-        read = lambda _: (state.network.normalise(pixels), pixels)  # noqa: E731
-        card = next(cards(state.deconv, first, layer.name, read, [channel], method=layer.method))
-        return pictures.webp(pictures.pair(card.projections[0], card.patches[0]))
-
-    return state.once(("tile", layer.number, channel), make)
+    return _page_of(state, layer, channel)[2]
 
 
 def unit_words(state: Explored, layer: Layer, channel: int) -> dict:
     """All that a unit's page says, its pictures apart."""
+    return _page_of(state, layer, channel)[0]
 
-    def make() -> dict:
+
+def _page_of(state: Explored, layer: Layer, channel: int) -> tuple[dict, bytes | None, bytes | None]:
+    """A unit's words, its projections and its patches, all of one pass."""
+
+    def make() -> tuple[dict, bytes | None, bytes | None]:
         card = card_of(state, layer, channel, layer.method)
-        words = {"layer": layer.name, "map": channel, "searched": state.searched, "pairs": [], "classes": []}
-        words |= {"histogram": histogram(state, layer, channel), "python": [], "limit": None, "purity": 0.0}
-        if card is None:
-            return words
-        numbers, positions = card.numbers.tolist(), state.tops[layer.name].positions[channel].tolist()
-        rows = zip(card.values.tolist(), numbers, positions, card.boxes.tolist(), card.frames, strict=True)
-        words["pairs"] = [
-            {
-                "value": float(f"{value:.4g}"),
-                "picture": number,
-                "name": state.name(number),
-                "class": state.label(number),
-                "position": position,
-                "box": box,
-                "frame": frame,
-            }
-            for value, number, position, box, frame in rows
-        ]
-        counts = Counter(filter(None, (state.label(number) for number in numbers)))
-        words["classes"] = counts.most_common()
-        words["purity"] = _main_class(state, state.tops[layer.name], channel)[1]
-        words["limit"] = float(f"{card.limit:.3g}")
-        words["python"] = python(state, layer, channel, numbers[0], positions[0])
-        return words
+        words = _words_of(state, layer, channel, card)
+        return (words, None, None) if card is None else (words, *map(pictures.strip, (card.projections, card.patches)))
 
     return state.once(("unit", layer.number, channel), make)
+
+
+def pair_of(state: Explored, layer: Layer, channel: int) -> np.ndarray | None:
+    """What the wall shows of a map: its strongest projection, and the patch that caused it; uint8 (H, W, 3)."""
+    card = card_of(state, layer, channel, layer.method, 1)
+    return None if card is None else pictures.pair(card.projections[0], card.patches[0])
+
+
+def tile_of(state: Explored, layer: Layer, channel: int) -> bytes | None:
+    """The same as a file."""
+
+    def make() -> bytes | None:
+        pair = pair_of(state, layer, channel)
+        return None if pair is None else pictures.webp(pair)
+
+    return state.once(("tile", layer.number, channel), make)
+
+
+def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) -> dict:
+    words = {"layer": layer.name, "map": channel, "searched": state.searched, "pairs": [], "classes": []}
+    words |= {"histogram": histogram(state, layer, channel), "python": [], "limit": None, "purity": 0.0}
+    if card is None:
+        return words
+    numbers, positions = card.numbers.tolist(), state.tops[layer.name].positions[channel].tolist()
+    rows = zip(card.values.tolist(), numbers, positions, card.boxes.tolist(), card.frames, strict=True)
+    words["pairs"] = [
+        {
+            "value": float(f"{value:.4g}"),
+            "picture": number,
+            "name": state.name(number),
+            "class": state.label(number),
+            "position": position,
+            "box": box,
+            "frame": frame,
+        }
+        for value, number, position, box, frame in rows
+    ]
+    words["classes"] = Counter(filter(None, map(state.label, numbers))).most_common()
+    words["purity"] = _main_class(state, state.tops[layer.name], channel)[1]
+    words["limit"] = float(f"{card.limit:.3g}")
+    words["python"] = python(state, layer, channel, numbers[0], positions[0])
+    return words
 
 
 def histogram(state: Explored, layer: Layer, channel: int) -> dict:

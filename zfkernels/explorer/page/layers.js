@@ -4,7 +4,8 @@ import { byId, make } from "./dom.js";
 export function drawLayers(network, current) {
   const items = network.layers.map((layer) => {
     const [height, width] = layer.field;
-    const sees = height === network.size[0] && width === network.size[1] ? "sees all" : `sees ${height} × ${width}`;
+    const isAll = height === network.size[0] && width === network.size[1];
+    const sees = isAll ? "sees the whole picture" : `sees ${height} × ${width}, every ${layer.stride[0]} pixels`;
     const dead = layer.dead ? `, ${layer.dead} silent` : "";
     return make(
       "li",
@@ -14,7 +15,7 @@ export function drawLayers(network, current) {
         { href: `#${encodeURIComponent(layer.name)}`, "aria-current": layer.name === current ? "true" : null },
         make("strong", {}, layer.name),
         make("span", { class: "soft" }, `${layer.maps} maps${dead}`),
-        make("span", { class: "soft" }, `${sees}, every ${layer.stride[0]}`),
+        make("span", { class: "soft" }, sees),
         layer.note ? make("span", { class: "note" }, layer.note) : null,
       ),
     );
