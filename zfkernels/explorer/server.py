@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import live as of_live
 from . import pictures, state
-from .jobs import URGENT, Search, Worker
+from .jobs import SOON, URGENT, Search, Worker
 from .live import Live
 from .state import Explored, Layer
 
@@ -116,9 +116,7 @@ def application(it: Explorer) -> Starlette:
             route("/live/epoch/{layer:int}/{map:int}/{epoch:int}.webp", lambda r: _epoch(it, r)),
             route("/data/network.json", lambda r: words(it)),
             route("/data/layer/{layer:int}.json", lambda r: _layer_words(it, r)),
-            route(
-                "/data/tile/{layer:int}/{map:int}.webp", lambda r: state.tile_of(it.state, *_unit(it, r.path_params))
-            ),
+            route("/data/tile/{layer:int}/{map:int}.webp", lambda r: _tile(it, r), SOON),
             route("/data/picture/{number:int}.webp", lambda r: _picture(it, r.path_params["number"])),
             route(unit + ".json", lambda r: state.unit_words(it.state, *_unit(it, r.path_params))),
             route(unit + "/patches.webp", lambda r: state.patches(it.state, *_unit(it, r.path_params))),

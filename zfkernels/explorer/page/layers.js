@@ -5,7 +5,7 @@ export function drawLayers(network, current) {
   const items = network.layers.map((layer) => {
     const [height, width] = layer.field;
     const isAll = height === network.size[0] && width === network.size[1];
-    const sees = isAll ? "sees the whole picture" : `sees ${height} × ${width}, every ${layer.stride[0]} pixels`;
+    const sees = isAll ? "sees the whole picture" : `sees ${height} × ${width}, step ${layer.stride[0]}`;
     const dead = layer.dead ? `, ${layer.dead} silent` : "";
     return make(
       "li",

@@ -55,6 +55,8 @@ export function drawEpochs({ network, index, map, words }) {
   if (!names.length) return make("section", { class: "grey" }, heading, make("p", {}, "Start it with ", make("code", {}, "--checkpoints run/epoch_*.pt")));
   const count = words.pairs.length;
   const views = words.pairs.map((pair) => make("div", { class: "view pixels", role: "img", "aria-label": `projection in ${pair.name} by the epoch chosen` }));
+  const [top, left, bottom, right] = words.pairs[0].frame;
+  views.forEach((view) => (view.style.aspectRatio = `${right - left} / ${bottom - top}`));
   const said = make("output", { class: "soft" }, names[names.length - 1]);
   const slider = make("input", { type: "range", min: 0, max: names.length - 1, value: names.length - 1, "aria-label": "epoch" });
   const show = () => {
@@ -84,6 +86,7 @@ async function fill(section, list, network, answer) {
   const index = network.layers.findIndex((layer) => layer.name === answer.layer);
   const words = index < 0 ? null : await dataOf(`layer/${index}`);
   list.replaceChildren(...answer.inputs.map(({ map, sum }) => input(answer, map, sum, index, words)));
+  if (index >= 0) list.style.setProperty("--shape", (2 * network.layers[index].field[1]) / network.layers[index].field[0]);
   const text = `Sums of weight × input of its strongest activation, largest first; all together ${number(answer.total)}.`;
   list.before(make("p", { class: "soft" }, text));
 }

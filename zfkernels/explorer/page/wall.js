@@ -94,6 +94,7 @@ function drawTiles() {
   const known = words.sprites ? (map) => words.sprites[map] : (map) => words.strength[map] > 0;
   wall.shown = sortedMaps().filter(isWanted).filter((map) => !words.sprites || known(map));
   const list = byId("wall").querySelector(".tiles");
+  list.style.setProperty("--shape", (2 * wall.layer.field[1]) / wall.layer.field[0]);
   list.replaceChildren(...wall.shown.map((map, place) => tileOf(map, place === 0, known(map))));
   const silent = words.strength.filter((value) => value <= 0).length;
   const found = words.searched ? `over ${words.searched} pictures` : "the search has not reached it yet";
