@@ -450,7 +450,7 @@ def test_parameters_out_of_range_are_refused_in_one_line(app, path, query):
 
 
 def test_the_first_answer_of_a_unit_takes_less_than_150_ms(world):
-    """A network as the demo's, a unit nobody asked for: its words and its first strip. The best of some, for loaded machines."""
+    """A network as the demo's, a unit nobody asked for: its words and a strip. The best of some: machines are busy."""
     arguments = SMALL | {"image_size": 96, "channels": (24, 48, 64, 64, 48), "fc": (128, 128), "num_classes": 10}
     torch.manual_seed(0)
     model = zf.ZFNet(**arguments).eval()

@@ -9,6 +9,14 @@ import { focusUnit, markUnit, neighbourOf, showWall } from "./wall.js";
 let net = null;
 let at = { layer: -1, map: null, picture: null };
 let searched = 0;
+let lastMap = null; // the last unit that was asked for, drawn or not
+let turn = Promise.resolve();
+
+// One thing after the other: an answer that comes late must not draw over a later page.
+function inTurn(call) {
+  turn = turn.then(call).catch((error) => byId("side").replaceChildren(make("p", { role: "alert" }, error.message)));
+  return turn;
+}
 
 function parsed() {
   const address = location.hash.slice(1);
@@ -22,7 +30,7 @@ function parsed() {
   return { layer, map: isMap ? map : null, picture: null };
 }
 
-async function route(isFirst = false) {
+async function route(isFirst) {
   if (location.hash === "#wall") return byId("wall").focus();
   const before = at;
   at = parsed();
@@ -30,24 +38,23 @@ async function route(isFirst = false) {
   if (before.layer !== at.layer) await showWall(net, at.layer);
   drawLayers(net, net.layers[at.layer].name);
   markUnit(at.map);
-  const mine = at;
   document.body.dataset.open = at.map !== null ? "unit" : at.picture !== null ? "picture" : "nothing";
   const title = at.map === null ? showPicture(net, at.picture, at.layer) : await showUnit(net, at.layer, at.map);
-  if (mine !== at) return;
   byId("side").scrollTop = 0;
   document.title = `${at.map === null ? net.layers[at.layer].name : `${net.layers[at.layer].name}/${at.map}`} · zfkernels explore`;
   if (at.map !== null || (at.picture !== null && !isFirst)) title.focus({ preventScroll: innerWidth > 1000 });
-  else if (before.map !== null) focusUnit(before.map);
+  else if (before.map !== null) focusUnit(lastMap);
 }
 
 function onKey(event) {
-  if (event.key === "Escape" && (at.map !== null || at.picture !== null)) {
-    location.hash = encodeURIComponent(net.layers[at.layer].name);
+  const there = parsed(); // where the address is; what is drawn may be on its way
+  if (event.key === "Escape" && (there.map !== null || there.picture !== null)) {
+    location.hash = encodeURIComponent(net.layers[there.layer].name);
   }
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step || at.map === null || isTyping(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
-  const next = neighbourOf(at.map, step);
-  if (next !== null) location.hash = unitHref(net.layers[at.layer].name, next);
+  if (!step || there.map === null || isTyping(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
+  const next = neighbourOf(there.map, step);
+  if (next !== null) location.hash = unitHref(net.layers[there.layer].name, next);
 }
 
 async function reload() {
@@ -82,7 +89,7 @@ function watchSearch() {
     // The first results, each doubling of them, and the last are shown; between, what is looked at stays still.
     if (report.done && report.done !== shown && (isOver || report.done >= 2 * shown)) {
       shown = report.done;
-      await reload();
+      await inTurn(reload);
     }
   };
   events.onerror = () => {
@@ -102,9 +109,13 @@ async function begin() {
   searched = net.searched;
   setVersion(`${net.run}-${searched}`);
   byId("title").textContent = net.title;
-  window.addEventListener("hashchange", () => route());
+  lastMap = parsed().map;
+  window.addEventListener("hashchange", () => {
+    lastMap = parsed().map ?? lastMap;
+    inTurn(() => route(false));
+  });
   document.addEventListener("keydown", onKey);
-  await route(true);
+  await inTurn(() => route(true));
   if (!isLive) {
     byId("command").replaceChildren("Live: ", make("code", {}, liveCommand));
     return;
