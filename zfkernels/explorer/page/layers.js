@@ -16,7 +16,7 @@ export function drawLayers(network, current) {
         make("strong", {}, layer.name),
         make("span", { class: "soft" }, `${layer.maps} maps${dead}`),
         make("span", { class: "soft" }, sees),
-        layer.note ? make("span", { class: "note" }, layer.note) : null,
+        layer.note ? make("span", { class: "note" }, layer.note.split(/[:;]/)[0]) : null,
       ),
     );
   });

@@ -22,7 +22,7 @@ export function showPicture(shownNetwork, name, layerIndex) {
   if (!view.side) view.side = Math.max(1, Math.round(Math.min(...network.size) / 4));
   if (name) view.picture = name.startsWith("u") ? -Number(name.slice(1)) : Number(name);
   [view.row, view.column] = network.size.map((side) => Math.floor(side / 2));
-  const title = make("h2", { tabIndex: -1 }, "A picture of your own");
+  const title = make("h2", { tabIndex: -1 }, view.picture < 0 ? "Your picture" : "A picture of your own");
   const close = make("a", { class: "button", href: `#${encodeURIComponent(network.layers[layerIndex].name)}`, id: "close" }, "Close ×");
   const head = make("div", { class: "unit-head" }, title, close);
   if (!isLive) {

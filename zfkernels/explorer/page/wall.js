@@ -47,7 +47,8 @@ export async function showWall(network, index, query = "") {
     { class: "soft" },
     `Left: the strongest activation projected to pixels (${layer.method}). Right: what it saw.`,
   );
-  byId("wall").replaceChildren(heading, explained, tools, make("ul", { class: "tiles", onkeydown: moveFocus }));
+  const note = layer.note ? make("p", { class: "note" }, layer.note) : "";
+  byId("wall").replaceChildren(heading, explained, note, tools, make("ul", { class: "tiles", onkeydown: moveFocus }));
   drawTiles();
 }
 
