@@ -3,9 +3,15 @@
 import asyncio
 import json
 import os
+import sys
 
+import pytest
 import torch
 from small import SMALL, network, photographs
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("PIL.Image")
 
 from zfkernels import Deconvnet
 from zfkernels.data.scan import scan
@@ -96,6 +102,11 @@ def told(app, path, **more):
     return json.loads(body)
 
 
-def screenshots():
-    """The folder for screenshots, or None."""
-    return os.environ.get("ZFKERNELS_SCREENSHOTS")
+def command(*arguments):
+    """`zfkernels explore` as a process's arguments."""
+    return [sys.executable, "-m", "zfkernels", "explore", *map(str, arguments)]
+
+
+def environment():
+    """The variables of such a process."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}

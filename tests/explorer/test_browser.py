@@ -8,31 +8,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from asked import CLASSES, make_world
+from asked import CLASSES, command, environment, make_world
+from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-Image = pytest.importorskip("PIL.Image")
 
 CHROMIUM = os.environ.get("ZFKERNELS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 WAIT = 20_000  # ms
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "zfkernels", "explore", *map(str, arguments)]
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from asked import LAYERS, make_world, searched
-from test_browser import command, environment
+from asked import LAYERS, command, environment, make_world, searched
 
 from zfkernels import cli
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("PIL.Image")
-
 from zfkernels.explorer import export as of_export
 
 

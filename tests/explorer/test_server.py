@@ -12,18 +12,14 @@ import numpy as np
 import pytest
 import torch
 from asked import CLASSES, HOST, HOSTILE, LAYERS, PORT, ask, explorer, make_world, searched, small, told
+from PIL import Image
 from small import SMALL
 
 import zfkernels as zf
 from zfkernels.analyses.activations import top_activations
 from zfkernels.data.scan import scan
+from zfkernels.explorer import live, pictures, server, state
 from zfkernels.models import checkpoint
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-Image = pytest.importorskip("PIL.Image")
-
-from zfkernels.explorer import live, pictures, server, state  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +266,7 @@ def test_the_inputs_below_add_up_to_the_unit(app, it, layer):
     values = it.state.tops[name].values[:, 0]
     channel = int(values.argmax())
     answer = told(app, "/live/below", query=f"layer={layer}&map={channel}")
-    value, bias = float(values[channel]), float(it.state.network.model.get_submodule(name).bias[channel])
+    value, bias = float(values[channel]), float(it.state.network.model.get_submodule(name).bias[channel].detach())
     assert answer["total"] + bias == pytest.approx(value, rel=5e-3)
     assert answer["layer"] is None  # what each of these reads is not shown here
     sums = [abs(one["sum"]) for one in answer["inputs"]]
