@@ -9,18 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
-    from . import nn
-    from .analyses.activations import top_activations
-    from .analyses.occlusion import occlusion_map
-    from .analyses.sanity import sanity_check
-    from .backends import available_backends, use_backend, use_exact
-    from .deconvnet import Deconvnet
-    from .models.zfnet import ZFNet
-    from .ops.contrast_norm import contrast_norm
-    from .ops.conv import conv2d_relu, relu_conv_transpose2d
-    from .ops.fused import conv2d_relu_max_pool2d, max_pool2d_contrast_norm, max_unpool2d_relu_conv_transpose2d
-    from .ops.max_pool import max_pool2d_with_switches, max_unpool2d_with_switches
-    from .ops.prepared import prepare
+    from . import nn as nn
+    from .analyses.activations import top_activations as top_activations
+    from .analyses.occlusion import occlusion_map as occlusion_map
+    from .analyses.sanity import sanity_check as sanity_check
+    from .backends import available_backends as available_backends
+    from .backends import use_backend as use_backend
+    from .backends import use_exact as use_exact
+    from .deconvnet import Deconvnet as Deconvnet
+    from .models.zfnet import ZFNet as ZFNet
+    from .ops.contrast_norm import contrast_norm as contrast_norm
+    from .ops.conv import conv2d_relu as conv2d_relu
+    from .ops.conv import relu_conv_transpose2d as relu_conv_transpose2d
+    from .ops.fused import conv2d_relu_max_pool2d as conv2d_relu_max_pool2d
+    from .ops.fused import max_pool2d_contrast_norm as max_pool2d_contrast_norm
+    from .ops.fused import max_unpool2d_relu_conv_transpose2d as max_unpool2d_relu_conv_transpose2d
+    from .ops.max_pool import max_pool2d_with_switches as max_pool2d_with_switches
+    from .ops.max_pool import max_unpool2d_with_switches as max_unpool2d_with_switches
+    from .ops.prepared import prepare as prepare
 
 __version__ = "0.1.0"
 

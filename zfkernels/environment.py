@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from . import backends
 from .backends import cuda, triton
 
 
-def environment() -> dict:
+def environment() -> dict[str, Any]:
     """Versions, backends, instruction sets, threads and devices, as plain values that JSON can hold."""
     devices = [device | {"self_test": self_test(index)} for index, device in enumerate(cuda.devices())]
     return {
@@ -35,7 +36,7 @@ def environment() -> dict:
     }
 
 
-def compiled() -> dict:
+def compiled() -> dict[str, Any]:
     """The instruction set in use, those that this CPU can use, and whose threads the kernels run on."""
     try:
         from . import _C

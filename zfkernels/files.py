@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -120,7 +120,8 @@ class _Sink:
     """A file for torch.save, which does not say what a full disk said: the first error is kept, the rest dropped."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         if self.error is None:
@@ -141,7 +142,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     def write(beside: Path) -> None:
         with beside.open("wb") as file:
             sink = _Sink(file)
-            torch.save(content, sink)
+            torch.save(content, cast("BinaryIO", sink))
             if sink.error is not None:
                 raise sink.error
 

@@ -150,7 +150,7 @@ class ConvReLUMaxPool(ConvReLU):
         self.ceil_mode = ceil_mode
         self.return_switches = return_switches
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]  # the switches beside y
         conv = self.weight, self.bias, self.stride, self.padding
         pool = self.pool_kernel, self.pool_stride, self.pool_padding, self.ceil_mode
         y, switches = conv2d_relu_max_pool2d(x, *conv, *pool, backend=self.backend)

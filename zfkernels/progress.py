@@ -2,9 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Item = TypeVar("Item")
 Shown = bool | Literal["lines"]
 EVERY = 30.0  # seconds between two lines
 
@@ -15,8 +19,8 @@ def wanted(quiet: bool = False) -> Shown:
 
 
 def bar(
-    items: Iterable, what: str, unit: str, shown: Shown, *, leave: bool = True, sizes: Sequence[int] | None = None
-) -> Iterable:
+    items: Iterable[Item], what: str, unit: str, shown: Shown, *, leave: bool = True, sizes: Sequence[int] | None = None
+) -> Iterable[Item]:
     """`items`, with a bar on stderr while a loop takes them if `shown` (needs tqdm), and without one otherwise.
 
     Args:
@@ -29,23 +33,26 @@ def bar(
     if not shown:
         return items
     if shown == "lines":
-        total = sum(sizes) if sizes is not None else len(items) if hasattr(items, "__len__") else None
+        total = sum(sizes) if sizes is not None else len(items) if isinstance(items, Sized) else None
         return _in_lines(items, what, unit.strip(), sizes, total)
     from tqdm import tqdm
 
     if sizes is None:
-        return tqdm(items, desc=what, unit=unit, leave=leave)
+        drawn: Iterable[Item] = tqdm(items, desc=what, unit=unit, leave=leave)
+        return drawn
     return _in_units(items, sizes, tqdm(total=sum(sizes), desc=what, unit=unit, leave=leave))
 
 
-def _in_units(items: Iterable, sizes: Sequence[int], drawn: Any) -> Iterator:
+def _in_units(items: Iterable[Item], sizes: Sequence[int], drawn: "tqdm") -> Iterator[Item]:
     with drawn:
         for item, size in zip(items, sizes, strict=True):
             yield item
             drawn.update(size)
 
 
-def _in_lines(items: Iterable, what: str, unit: str, sizes: Sequence[int] | None, total: int | None) -> Iterator:
+def _in_lines(
+    items: Iterable[Item], what: str, unit: str, sizes: Sequence[int] | None, total: int | None
+) -> Iterator[Item]:
     began = said = time.monotonic()
     done = 0
     for number, item in enumerate(items):

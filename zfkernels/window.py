@@ -4,7 +4,7 @@ Every function here works on one axis unless it says otherwise, and every part o
 this file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 LARGEST = 2**31 - 1
 Pair = tuple[int, int]
+Sides = Sequence[int]  # likewise two numbers, such as the end of a tensor's shape
 
 
 def whole(value: object) -> bool:
@@ -47,6 +48,12 @@ def pair(name: str, value: object, least: int) -> Pair:
     return vertical, horizontal
 
 
+def as_pair(values: Iterable[int]) -> Pair:
+    """Two values as a pair."""
+    vertical, horizontal = values
+    return vertical, horizontal
+
+
 def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
     """How many windows of `kernel` taps, `dilation` pixels apart, fit into `size` pixels padded on both sides:
     floor((size + 2 padding - ((kernel - 1) dilation + 1)) / stride) + 1."""
@@ -64,7 +71,7 @@ def pool_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool
     return windows - 1 if (windows - 1) * stride >= size + padding else windows
 
 
-def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
+def conv_map(size: Sides, kernel: Sides, stride: Sides, padding: Sides, dilation: Sides = (1, 1)) -> Pair:
     """The (height, width) of a convolution's map over an input of (height, width) `size`."""
     return (
         conv_size(size[0], kernel[0], stride[0], padding[0], dilation[0]),
@@ -72,7 +79,7 @@ def conv_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pa
     )
 
 
-def pool_map(size: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Pair:
+def pool_map(size: Sides, kernel: Sides, stride: Sides, padding: Sides, ceil_mode: bool) -> Pair:
     """The (height, width) of a map of (height, width) `size` after pooling."""
     return (
         pool_size(size[0], kernel[0], stride[0], padding[0], ceil_mode),

@@ -84,3 +84,20 @@ def test_by_default_the_transforms_are_the_papers_and_the_table_names_the_extrem
     assert "P(true class)" not in invariance.table(unlabelled)
     assert len(invariance.figure(unlabelled, ["a", "b"]).axes) == 1
     assert len(invariance.figure(result, ["a", "b"]).axes) == 6
+
+
+def test_many_images_are_a_median_and_a_band_a_class():
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(0)
+    classes = ["cat"] * 9 + ["dog"] * 5
+    curve = invariance.Curve("rotation", [0.0, 10.0], {"conv1": torch.rand(14, 2)}, torch.rand(14, 2))
+    drawn = invariance.figure(
+        invariance.Invariance({"conv1": torch.ones(14)}, [curve]), [str(i) for i in range(14)], classes
+    )
+    axes = drawn.axes[0]
+    assert [line.get_label() for line in axes.lines] == ["cat (9)", "dog (5)"]
+    assert len(axes.collections) == 2
+    expected = curve.distances["conv1"][:9].median(0).values.tolist()
+    assert axes.lines[0].get_ydata() == pytest.approx(expected)
+    few = invariance.figure(invariance.Invariance({"conv1": torch.ones(14)}, [curve]), [str(i) for i in range(14)])
+    assert [line.get_label() for line in few.axes[0].lines] == ["all (14)"]

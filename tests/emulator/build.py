@@ -22,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-march=native", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 COMMON += ["-Wno-unknown-pragmas", "-fno-strict-aliasing", "-fvisibility=hidden"]
 PLAIN = ["-O2"]
+# GCC gives equal functions one address, by which instances.py tells them apart. (clang does not, and has no option.)
+ONE_ADDRESS_EACH = "-fno-ipa-icf"
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
@@ -37,6 +39,8 @@ def build(
     out = out / ("sanitized" if sanitize else "plain")
     out.mkdir(parents=True, exist_ok=True)
     flags = COMMON + (SANITIZED if sanitize else PLAIN)
+    if "clang" not in compiler()[0]:
+        flags = [*flags, ONE_ADDRESS_EACH]
     include = [ROOT / "csrc", HERE, pybind11.get_include(), sysconfig.get_path("include")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda s: compile_one(s, out, flags, include), sources))

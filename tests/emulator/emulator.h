@@ -22,6 +22,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -100,6 +101,11 @@ struct Machine {
 inline Machine& machine() {
     static Machine m{};
     return m;
+}
+// The kernels that were launched, each instance of a template by its own address.
+inline std::set<const void*>& launched() {
+    static std::set<const void*> kernels;
+    return kernels;
 }
 inline Thread& self() { return *machine().threads[machine().current]; }
 
@@ -330,6 +336,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     if (shared > kLargestShared) refuse(std::to_string(shared) + " bytes of shared memory");
     if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         refuse(triple("grid", grid.x, grid.y, grid.z));
+    launched().insert(reinterpret_cast<const void*>(kernel));
     while (m.threads.size() < threads) m.threads.push_back(std::make_unique<Thread>());
 
     struct Work {

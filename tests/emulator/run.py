@@ -4,7 +4,8 @@
 
 1. Kernels that are wrong on purpose (faults.cpp), and real ones without a barrier or a wait: each must be caught.
 2. tests/backends/test_backends.py through the emulated backend, in several orders of the threads.
-3. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
+3. The cases that are made to run every instance of a kernel: none may be left (instances.py).
+4. The same op by op under AddressSanitizer and UndefinedBehaviorSanitizer (`zfkernels verify`'s cases).
 
 --quick leaves out what takes longest: all orders except the first, and the sanitizers. Objects are kept in
 build/emulator.
@@ -77,7 +78,7 @@ def main() -> int:
         faults(sanitize=True)
     module = build.build()
     mutations()
-    runs = [lambda: pytest(module, ORDERS[0], "emulated")]
+    runs = [lambda: pytest(module, ORDERS[0], "emulated"), lambda: every_instance(module)]
     if not quick:
         runs.append(lambda: verify(build.build(sanitize=True), sanitize=True))
         few = "emulated and against_reference and channels_last"
@@ -153,6 +154,15 @@ def pytest(module: Path, order: str, which: str) -> None:
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run([*command, "-k", which], cwd=build.ROOT, env=environment(module, order), **output)
     print(f"order {order}: pytest -k {which!r}\n{done.stdout}", flush=True)
+    done.check_returncode()
+
+
+def every_instance(module: Path) -> None:
+    """instances.py in a process of its own; its output is printed in one piece."""
+    command = [sys.executable, str(build.HERE / "instances.py"), str(module)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=build.ROOT, env=environment(module, ORDERS[0]), **output)
+    print(f"every instance of a kernel\n{done.stdout}", flush=True)
     done.check_returncode()
 
 

@@ -49,6 +49,22 @@ def test_same_bits_as_the_weight(name, dtype):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(2, 20, 9, 8), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("which", ["x", "weight", "bias", "add"])
+def test_views_with_a_pending_negation(which, shape):
+    """Their memory has the wrong sign. (One of a single value counts as contiguous, and is copied by nothing.)"""
+    values = {"x": torch.rand(shape), "weight": torch.rand(shape[1], shape[1], 1, 1), "bias": torch.rand(shape[1])}
+    values["add"] = torch.rand(shape)
+
+    def result(x, weight, bias, add):
+        return zf.conv2d_relu(x, zf.prepare(weight, bias), None, add=add)
+
+    expected = result(**values)
+    values[which] = torch.complex(torch.zeros_like(values[which]), -values[which]).conj().imag
+    assert values[which].is_neg()
+    assert torch.equal(result(**values), expected)
+
+
 def test_one_object_serves_every_stride_size_and_mode():
     weight = torch.randn(64, 64, 3, 3)
     prepared = zf.prepare(weight)

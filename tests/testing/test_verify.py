@@ -197,6 +197,29 @@ def test_relative_error(out, right, expected):
     assert relative_error(torch.tensor(out), torch.tensor(right)) == pytest.approx(expected)
 
 
+def test_a_backend_gets_the_memory_that_the_case_names(monkeypatch):
+    """Also where its device is another: the tensors are placed there, and moved nowhere after."""
+    strided = []
+
+    def watched(x, *settings):
+        strided.append(not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last))
+        return sound["max_pool2d"](x, *settings)
+
+    moves, to = [], torch.Tensor.to
+
+    def noted(self, *arguments):
+        if arguments == ("cpu",):  # to the backend's device
+            moves.append(self.is_contiguous())
+        return to(self, *arguments)
+
+    monkeypatch.setattr(cpu, "max_pool2d", watched)
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    verify.run("cpu", cases=0, ops=["max_pool2d"])
+    assert any(strided)
+    assert moves
+    assert all(moves)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_layouts_hold_the_same_values(dtype):
     layouts = (*LAYOUTS, "permuted")

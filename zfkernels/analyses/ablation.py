@@ -44,7 +44,7 @@ def variants(channels: Sequence[int] | None = None, fc: Sequence[int] | None = N
     wide = (*channels[:2], channels[2] * 4 // 3, channels[3] * 8 // 3, channels[4] * 2)
     half, double = (tuple(max(1, int(size * factor)) for size in fc) for factor in (0.5, 2))
     base = {"channels": channels, "fc": fc}
-    rows: Iterable[tuple[str, dict, tuple | None]] = (
+    rows: Iterable[tuple[str, dict[str, Any], tuple[float, float, float] | None]] = (
         ("as in the paper", {}, (33.1, 38.4, 16.5)),
         ("without 3, 4", {"without": ("conv3", "conv4")}, None),
         ("without 7", {"without": ("fc7",), "fc": (fc[0], fc[1])}, None),

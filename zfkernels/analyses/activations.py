@@ -3,15 +3,17 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing import shown
+from ..drawing.style import Figure
 from ..files import load_tensors, save_tensors
-from ..progress import bar
+from ..progress import Shown, bar
 
 FORMAT = "zfkernels.top_activations.1"
 SAVE_EVERY = 50  # batches
@@ -24,16 +26,56 @@ class TopActivations(NamedTuple):
     images: Tensor  # (channels, k) int64: the image's number
     positions: Tensor  # (channels, k, 2) int64: (vertical, horizontal) in the map
 
+    def __repr__(self) -> str:
+        return f"TopActivations({self.values.shape[1]} of each of {len(self.values)} maps, {shown.span(self.values)})"
+
+    def plot(self) -> Figure:
+        """A figure of how activations fall with their rank, over all maps. Needs matplotlib."""
+        return shown.ranked(self.values)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
+
+Found = TypeVar("Found", TopActivations, dict[str, TopActivations])
+Batches = Iterable[Tensor | tuple[Any, ...] | list[Any]]  # of images, alone or first of several things
+
+
+@overload
+def top_activations(  # type: ignore[overload-overlap]  # a str is a sequence of them, too
+    model: nn.Module | Deconvnet,
+    loader: Batches,
+    layer: str,
+    k: int = 9,
+    *,
+    numbered: bool = False,
+    state: str | Path | None = None,
+    progress: Shown = False,
+) -> TopActivations: ...
+
+
+@overload
+def top_activations(
+    model: nn.Module | Deconvnet,
+    loader: Batches,
+    layer: Sequence[str],
+    k: int = 9,
+    *,
+    numbered: bool = False,
+    state: str | Path | None = None,
+    progress: Shown = False,
+) -> dict[str, TopActivations]: ...
+
 
 def top_activations(
     model: nn.Module | Deconvnet,
-    loader: Iterable,
+    loader: Batches,
     layer: str | Sequence[str],
     k: int = 9,
     *,
     numbered: bool = False,
     state: str | Path | None = None,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> TopActivations | dict[str, TopActivations]:
     """The `k` strongest activations of every map of `layer` over the images of `loader`, in one pass over it.
 
@@ -79,9 +121,9 @@ def top_activations(
 
 
 def _search(
-    deconv: Deconvnet, loader: Iterable, layers: list[str], k: int, numbered: bool, file: Path | None
+    deconv: Deconvnet, loader: Batches, layers: list[str], k: int, numbered: bool, file: Path | None
 ) -> dict[str, TopActivations]:
-    search = None if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
+    search = {} if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
     done, seen, best = _resume(file, search)
     for count, batch in enumerate(loader):
         if count < done:
@@ -126,14 +168,14 @@ def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
     )
 
 
-def gather(top: TopActivations | dict[str, TopActivations], k: int = 9) -> TopActivations | dict[str, TopActivations]:
+def gather(top: Found, k: int = 9) -> Found:
     """Every process's part, merged, the same on each process of torch.distributed; `top` itself without it.
 
     A process whose part of the set is empty cannot search it; give each at least one image.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return top
-    parts: list = [None] * dist.get_world_size()
+    parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, top)
     if isinstance(top, dict):
         return {name: merge([part[name] for part in parts], k) for name in top}
@@ -178,7 +220,7 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str, TopActivations]]:
+def _resume(file: Path | None, search: dict[str, Any]) -> tuple[int, int, dict[str, TopActivations]]:
     if file is None or not file.exists():
         return 0, 0, {}
     try:
@@ -200,7 +242,7 @@ def _resume(file: Path | None, search: dict | None) -> tuple[int, int, dict[str,
         raise ValueError(f"state {file} is damaged ({error!r}); delete it to search anew") from error
 
 
-def _save(file: Path, search: dict, batches: int, images: int, best: dict[str, TopActivations]) -> None:
+def _save(file: Path, search: dict[str, Any], batches: int, images: int, best: dict[str, TopActivations]) -> None:
     kept = {name: tuple(top) for name, top in best.items()}
     state = search | {"batches": batches, "images": images, "best": kept}
     save_tensors(file, state)

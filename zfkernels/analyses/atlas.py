@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.page import data_uri, render
 from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signed_picture, tile, zoom_to
 from ..files import write_text, write_whole
+from ..progress import Shown
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
@@ -78,7 +80,7 @@ def search(
     k: int,
     paths: Sequence[Path],
     folder: Path,
-    progress: bool = False,
+    progress: Shown = False,
     also: bytes = b"",
 ) -> dict[str, TopActivations]:
     """The `k` strongest activations of every map over the pictures `paths`, the same on each process.
@@ -186,7 +188,7 @@ class LayerSheet:
     name: str
     maps: int
     png: Path
-    cards: list[dict]  # what the page shows of each
+    cards: list[dict[str, Any]]  # what the page shows of each
 
 
 def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheet:
@@ -216,7 +218,7 @@ def _on_sheet(card: Card, side: int, pixels: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _on_page(card: Card, side: int, pixels: np.ndarray, names: Sequence[str]) -> dict:
+def _on_page(card: Card, side: int, pixels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """What the page shows of a card."""
     # PNG for small tiles, whose pixels are looked at one by one; WebP for the rest, at a fifth of the bytes.
     kind, options = ("png", {"optimize": True}) if side <= 32 else ("webp", {"quality": 88})

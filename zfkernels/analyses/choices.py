@@ -15,7 +15,7 @@ from ..words import listed, nearest
 
 def last_convolution(model: nn.Module) -> str:
     """The name of the model's last convolution, in the order of its modules."""
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, ConvReLU))]
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, ConvReLU))]
     if not names:
         raise ValueError(f"--layer must be given, for {type(model).__name__} has no convolution among its modules")
     return names[-1]

@@ -6,6 +6,7 @@ covered(windows, cover, channel) the logits (N, classes) and one of the maps (N,
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,25 +31,27 @@ class Regions:
 
     def __init__(self, graph: Graph, image: Tensor, layer: str | None) -> None:
         self.image, self.layer, self.graph = image, layer, graph
-        self.maps = None if layer is None else graph.submodules[layer]
-        wanted = [graph.output] if layer is None else [graph.output, self.maps]
+        assert graph.output is not None
+        self.logits = graph.output
+        self.maps = self.logits if layer is None else graph.submodules[layer]
+        wanted = [self.logits] if layer is None else [self.logits, self.maps]
         self.run = Recomputed(graph, image[None], wanted, Rules(checks.backend(None, image)))
 
     def clear(self) -> tuple[Tensor, Tensor | None]:
-        logits = _check_logits(self.run.clear[self.graph.output], 1)[0]
+        logits = _check_logits(self.run.clear[self.logits], 1)[0]
         return logits, None if self.layer is None else _check_maps(self.run.clear[self.maps], self.layer)[0]
 
     def covered(self, windows: Tensor, cover: Tensor, channel: int | None) -> tuple[Tensor, Tensor | None]:
-        windows = windows.numpy()
+        places: np.ndarray = windows.numpy()
         size = np.array(self.image.shape[1:])
-        box = (windows[:, 2:] - windows[:, :2]).max(0)
-        origins = np.minimum(windows[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
+        box: np.ndarray = (places[:, 2:] - places[:, :2]).max(0)
+        origins = np.minimum(places[:, :2], size - box)  # windows cut at the edge hold uncovered pixels, too
         pixels = self.image.new_empty(len(windows), len(self.image), *box.tolist())
         for part, (y, x), (top, left, bottom, right) in zip(pixels, origins.tolist(), windows.tolist(), strict=True):
             part.copy_(self.image[:, y : y + part.shape[1], x : x + part.shape[2]])
             part[:, top - y : bottom - y, left - x : right - x] = cover[:, top:bottom, left:right]
         values = self.run(Region(pixels, origins))
-        logits = self.run.whole(self.graph.output, values[self.graph.output])
+        logits = self.run.whole(self.logits, values[self.logits])
         if self.layer is None:
             return _check_logits(logits, len(windows)), None
         return _check_logits(logits, len(windows)), self.run.whole(self.maps, values[self.maps], channel)[:, 0]
@@ -84,7 +87,7 @@ def by_model(model: nn.Module, layer: str | None, forward: Forward | None) -> An
     def answer(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if layer is None:
             return _check_logits(run(images), len(images)), None
-        outputs: list = []
+        outputs: list[Any] = []
         with model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output)):
             logits = _check_logits(run(images), len(images))
         if not outputs:
@@ -133,8 +136,8 @@ def _traced(model: nn.Module, image: Tensor, layer: str | None, patch: Pair) -> 
             return Regions(graph, image, layer)
         graph = trace(model, reshapes=True)
         regions = Regions(graph, image, layer)
-        shapes = [getattr(regions.run.clear.get(i), "shape", None) for i in range(len(graph.nodes) + 1)]
-        return regions if share(graph, regions.run.wanted, shapes, patch) <= MOST else None
+        clear = [getattr(regions.run.clear.get(i), "shape", None) for i in range(len(graph.nodes) + 1)]
+        return regions if share(graph, regions.run.wanted, clear, patch) <= MOST else None
     except (NotImplementedError, RuntimeError) as error:
         warnings.warn(f"each window will cost a whole forward pass, because: {error}", stacklevel=5)
         return None
@@ -148,7 +151,8 @@ def _shapes(graph: Graph, image: Tensor, wanted: list[int]) -> Shapes | None:
         shapes = graph.shapes(image[None].shape, *wanted)
     except (NotImplementedError, ValueError):
         return None
-    return shapes if [len(shapes[number]) for number in wanted] in ([2], [2, 4]) else None
+    wanted_shapes = [shapes[number] for number in wanted]
+    return shapes if [len(shape) for shape in wanted_shapes if shape is not None] in ([2], [2, 4]) else None
 
 
 def last_call(model: nn.Module, image: Tensor, forward: Forward | None) -> str:

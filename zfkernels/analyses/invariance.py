@@ -12,6 +12,7 @@ from ..drawing.style import SOFT, Axes, Figure, new_figure, plain_axes
 from ..models.modes import evaluated
 from ..progress import Shown, bar
 
+MOST_LINES = 12  # images, or classes, that a legend names
 TRANSFORMS = ("translation", "scale", "rotation")
 UNITS = {"translation": "shift down (pixels)", "scale": "magnification", "rotation": "turn (degrees)"}
 
@@ -143,11 +144,15 @@ def table(result: Invariance) -> str:
     return "\n".join(lines)
 
 
-def figure(result: Invariance, names: Sequence[str]) -> Figure:
+def figure(result: Invariance, names: Sequence[str], classes: Sequence[str] | None = None) -> Figure:
     """A row a transform: for each layer the distance over the features' own norm, and P(true class).
 
-    `names`: of the images.
+    A line an image; of more than 12 images the median of each class, and as a band the middle half of it.
+
+    Args:
+        names, classes: of the images; without classes they are all of one.
     """
+    groups = list(classes or ["all"] * len(names)) if len(names) > MOST_LINES else None
     first, rows = result.curves[0], len(result.curves)
     columns = len(result.norms) + (first.probability is not None)
     drawn = new_figure(3.4 * columns + 1.2, 2.5 * rows)
@@ -155,20 +160,28 @@ def figure(result: Invariance, names: Sequence[str]) -> Figure:
     for row, curve in zip(grid, result.curves, strict=True):
         for axes, (layer, distance) in zip(row, curve.distances.items(), strict=False):
             relative = distance / result.norms[layer].clamp_min(1e-30)[:, None]
-            _lines(axes, curve, relative, names, f"{layer}: distance / norm")
+            _lines(axes, curve, relative, names, groups, f"{layer}: distance / norm")
             axes.set_ylim(0, None)
         if curve.probability is not None:
-            _lines(row[-1], curve, curve.probability, names, "P(true class)")
+            _lines(row[-1], curve, curve.probability, names, groups, "P(true class)")
             row[-1].set_ylim(-0.02, 1.02)
-    if len(names) <= 12:
+    if groups is None or len(set(groups)) <= MOST_LINES:
         grid[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return drawn
 
 
-def _lines(axes: Axes, curve: Curve, values: Tensor, names: Sequence[str], title: str) -> None:
-    """A line an image over the transform's parameters."""
-    for name, line in zip(names, values.tolist(), strict=True):
-        axes.plot(curve.parameters, line, linewidth=1.2, label=name)
+def _lines(
+    axes: Axes, curve: Curve, values: Tensor, names: Sequence[str], groups: Sequence[str] | None, title: str
+) -> None:
+    """Over the transform's parameters a line an image; of groups each one's median, and its middle half as a band."""
+    if groups is None:
+        for name, line in zip(names, values.tolist(), strict=True):
+            axes.plot(curve.parameters, line, linewidth=1.2, label=name)
+    for group in dict.fromkeys(groups or ()):
+        own = values[[i for i, name in enumerate(groups or ()) if name == group]].float()
+        lower, middle, upper = own.quantile(torch.tensor([0.25, 0.5, 0.75]), 0).tolist()
+        (drawn,) = axes.plot(curve.parameters, middle, linewidth=1.4, label=f"{group} ({len(own)})")
+        axes.fill_between(curve.parameters, lower, upper, color=drawn.get_color(), alpha=0.15, linewidth=0)
     axes.set_title(title, fontsize=9)
     plain_axes(axes)
     axes.set_xlabel(UNITS[curve.transform], fontsize=8, color=SOFT)

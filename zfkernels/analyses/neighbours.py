@@ -1,6 +1,6 @@
 """The images whose features lie nearest to an image's, in any layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import ACCENT, SOFT, Figure, new_figure
 from ..drawing.tiles import plain_picture
+from .activations import Batches
 
 METRICS = ("euclidean", "cosine")
 
@@ -26,7 +27,7 @@ class Neighbours:
 def neighbours(
     model: nn.Module | Deconvnet,
     queries: Tensor,
-    loader: Iterable,
+    loader: Batches,
     layer: str,
     k: int = 8,
     *,

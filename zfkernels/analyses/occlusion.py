@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing import shown
 from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
-from ..progress import bar
+from ..progress import Shown, bar
 from ..window import Pair, pair
 from .choices import method_for
 from .covering import check_layer, covering, last_call
@@ -41,6 +42,26 @@ class OcclusionMap:
     clear_label: int
     clear_activity: float | None
 
+    def __repr__(self) -> str:
+        rows, columns = self.probability.shape
+        return (
+            f"OcclusionMap({rows} x {columns} cells, P(class {self.target}) {shown.span(self.probability)}, "
+            f"{self.clear_probability:.4g} when clear)"
+        )
+
+    def plot(self, picture: torch.Tensor | None = None, classes: Sequence[str] | None = None) -> Figure:
+        """A figure of the probability, of the most probable class and, with a layer, of the map's sum.
+
+        picture: uint8 (3, H, W), shown beside. classes: their names. Needs matplotlib.
+        """
+        names = list(classes or map(str, range(1 + max(self.target, int(self.label.max())))))
+        size = self.boxes.flatten(0, 1)[:, 2:].amax(0).tolist()
+        image = torch.full((3, *size), 255, dtype=torch.uint8) if picture is None else picture
+        return figure(Occluded("" if picture is None else "the picture", image, self), names)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
 
 @torch.no_grad()
 def occlusion_map(
@@ -55,7 +76,7 @@ def occlusion_map(
     layer: str | None = None,
     channel: int | None = None,
     batch_size: int = 64,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> OcclusionMap:
     """Slide a covering window over `image` and record what `model` says at each position.
 
@@ -91,13 +112,13 @@ def occlusion_map(
         TypeError: for an image or fill of the wrong type.
     """
     image = _check_image(image)
-    patch, stride = _check_windows(patch, stride, tuple(image.shape[1:]))
+    patch, stride = _check_windows(patch, stride, (image.shape[1], image.shape[2]))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if layer is None and channel is not None:
         raise ValueError(f"channel {channel} needs a layer: pass layer= too")
     cover = _check_fill(fill, image, patch)
-    boxes = _windows(*image.shape[1:], patch, stride)
+    boxes = _windows(image.shape[1], image.shape[2], patch, stride)
     with evaluation(model):
         check_layer(model, layer)
         network = covering(model, image, layer, patch, forward)
@@ -105,16 +126,17 @@ def occlusion_map(
         like_probabilities = float(clear_logits.min()) >= 0 and float(clear_logits.max()) <= 1
         last = last_call(model, image, forward) if like_probabilities else ""
         target = _one_of("target", target, clear_logits, "a class")
-        if layer is not None:
+        if clear_maps is not None:
             channel = _one_of("channel", channel, clear_maps.amax(dim=(1, 2)), f"a map of {layer}")
-        logits, activity = [], []
+        answers: list[torch.Tensor] = []
+        activity: list[torch.Tensor] = []
         for windows in bar(boxes.reshape(-1, 4).split(batch_size), "occlusion", "batch", progress):
             found, maps = network.covered(windows, cover, channel)
-            logits.append(found)
+            answers.append(found)
             activity += [] if maps is None else [maps.sum(dim=(1, 2))]
 
     grid = boxes.shape[:2]
-    logits = torch.cat(logits).cpu().reshape(*grid, len(clear_logits))
+    logits = torch.cat(answers).cpu().reshape(*grid, len(clear_logits))
     clear = _probabilities(clear_logits, last)
     return OcclusionMap(
         probability=_probabilities(logits, last)[..., target],
@@ -128,7 +150,7 @@ def occlusion_map(
         clear_probability=float(clear[target]),
         clear_logit=float(clear_logits[target]),
         clear_label=int(_labels(clear_logits, last)),
-        clear_activity=None if layer is None else float(clear_maps[channel].sum()),
+        clear_activity=None if clear_maps is None else float(clear_maps[channel].sum()),
     )
 
 
@@ -156,7 +178,7 @@ def _labels(logits: torch.Tensor, last: str) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def _one_of(name: str, wanted: object, strengths: torch.Tensor, kind: str) -> int:
+def _one_of(name: str, wanted: int | None, strengths: torch.Tensor, kind: str) -> int:
     """`wanted` as an index of `strengths`, which of them is largest for None."""
     if wanted is None:
         return int(strengths.argmax())
@@ -264,7 +286,7 @@ def project_map(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     images = image[None] if others is None else torch.cat([image[None], others])
     result = deconv.project(images, layer, channel, method=method_for(deconv, layer, method))
-    titles = ["(c) projection, this picture", *(f"(c) {name}" for name in names)]
+    titles = ["(c) projection, this picture", *names]
     return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
 
 
@@ -284,9 +306,9 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     """The paper's Fig. 7: the image, the map's activity, the target's probability and the most probable class."""
     result = occluded.result
     drawn = new_figure(11.2, 2.9 if not occluded.projected else 5.4)
-    upper = drawn
+    upper: Figure | SubFigure = drawn
     if occluded.projected:
-        upper, lower = drawn.subfigures(2, 1)
+        upper, lower = drawn.subfigures(2, 1, squeeze=False).ravel()
         _projected_row(lower, occluded.projected)
     picture, activity, probability, label = upper.subplots(1, 4)
     height, width = occluded.image.shape[1:]
@@ -296,15 +318,15 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.set_title(f"(a) {occluded.name}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
-    sums = result.activity.numpy()
-    low, high = min(sums.min(), result.clear_activity), max(sums.max(), result.clear_activity)
-    scale = _cells(activity, occluded, sums, "viridis", (low, high))
-    activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
-    scale.axhline(result.clear_activity, color="w", linewidth=1.5)
+    if result.activity is None or result.clear_activity is None:
+        activity.set_axis_off()
+    else:
+        _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
+        activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
 
     third, fourth = "de" if occluded.projected else "cd"
-    _cells(probability, occluded, result.probability.numpy(), "magma", (0, 1))
-    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.2f} when clear"
+    _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
+    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
     label.set_title(f"({fourth}) most probable class", fontsize=9)
@@ -329,14 +351,16 @@ def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
     return left, left + columns * stride_w, top + rows * stride_h, top
 
 
-def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, limits: tuple[float, float]) -> Axes:
-    """Draws a number a cell, with a bar of its colours, whose axes are returned."""
-    low, high = limits
+def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, clear: float) -> None:
+    """Draws a number a cell, with a bar of its colours from the least to the largest, and on it a line at `clear`."""
+    low, high = min(float(values.min()), clear), max(float(values.max()), clear)
     drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
     scale = axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
     scale.ax.tick_params(colors=SOFT, labelsize=7)
     scale.outline.set_visible(False)
-    return scale.ax
+    scale.set_ticks([low, (low + high) / 2, high])
+    scale.set_ticklabels([f"{level:.3g}" for level in (low, (low + high) / 2, high)])
+    scale.ax.axhline(clear, color="w", linewidth=1.5)
 
 
 def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> None:

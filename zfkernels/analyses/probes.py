@@ -1,6 +1,6 @@
 """How much of the answer each layer holds: linear classifiers on its features (Zeiler & Fergus, Table 7)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from .activations import Batches
 
 CLASSIFIERS = ("svm", "softmax")
 
@@ -26,7 +27,7 @@ class Probe:
 
 
 @torch.no_grad()
-def features(model: nn.Module | Deconvnet, loader: Iterable, layers: Sequence[str], grid: int = 6) -> dict[str, Tensor]:
+def features(model: nn.Module | Deconvnet, loader: Batches, layers: Sequence[str], grid: int = 6) -> dict[str, Tensor]:
     """Each layer's features of every image: (N, D) float32.
 
     Maps larger than grid x grid are max-pooled to it (adaptively): the paper does not say how it handled the 290,400
@@ -121,7 +122,7 @@ def _accuracy(
     else:
         model = LogisticRegression(C=regularisation, max_iter=2000)
     right = model.fit(inputs[train], targets[train]).predict(inputs[test]) == targets[test]
-    return np.mean([right[targets[test] == label].mean() for label in np.unique(targets)])
+    return float(np.mean([right[targets[test] == label].mean() for label in np.unique(targets)]))
 
 
 def table(result: Sequence[Probe]) -> str:

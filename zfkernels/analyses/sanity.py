@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import Figure, new_figure
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
-from ..progress import bar
+from ..progress import Shown, bar
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def sanity_check(
     method: str = "deconvnet",
     repeats: int = 3,
     seed: int = 0,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> Sanity:
     """Randomise weights layer by layer from `layer` down to the pixels, and compare the unit's pictures.
 
@@ -148,7 +148,8 @@ def _ranks(values: Tensor) -> Tensor:
     """Each value's rank; equal values have their ranks' mean."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[inverse]
+    ranks: Tensor = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

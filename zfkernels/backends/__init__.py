@@ -2,3 +2,15 @@
 
 from .exact import use_exact
 from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, reason, use_backend
+
+__all__ = [
+    "BEST",
+    "MODULES",
+    "VARIABLE",
+    "available_backends",
+    "choose",
+    "module",
+    "reason",
+    "use_backend",
+    "use_exact",
+]

@@ -13,11 +13,13 @@ convolution direct. Transposed ones of unpooled maps, or on small maps, are dire
 
 import math
 import os
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import _C, window
+from ..window import Sides
 from .memory import Grads, Pooled, address, bad_switch, conv_sizes, pixels, pool_sizes
 from .prepared import PreparedFilters
 
@@ -48,11 +50,31 @@ def unavailable() -> str | None:
     return None
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu, dilation=ONE, groups=1) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     return conv2d_add(x, weight, bias, None, stride, padding, relu, None, dilation, groups)
 
 
-def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1) -> Tensor:
+def conv2d_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    cap: float | None,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = _empty(x, x.shape[0], weight.shape[0], output_size)
     xs, ys, zs = _dense(x), _computed_empty(y), None if add is None else _dense(add)
@@ -62,7 +84,16 @@ def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, g
     return _rounded(ys, y)
 
 
-def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dilation=ONE, groups=1) -> Tensor:
+def conv_transpose2d(
+    y: Tensor,
+    weight: Tensor,
+    stride: Sides,
+    padding: Sides,
+    output_size: Sides,
+    rectify: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     x = _empty(y, y.shape[0], weight.shape[1] * groups, output_size)
     ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
     sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding, dilation, groups)
@@ -70,17 +101,27 @@ def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dil
     return _rounded(xs, x)
 
 
-def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias: bool, dilation=ONE, groups=1) -> Grads:
+def conv2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    with_bias: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Grads:
     gw = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel_size))
     gb = x.new_empty(g.shape[1]) if with_bias else None
     xs, gs, gws, gbs = _dense(x), _dense(g), _computed(gw), _computed(gb)
     sizes = conv_sizes(xs.shape, gws, g.shape[2:], stride, padding, dilation, groups)
-    _C.conv2d_weight_grad(_f64(x), sizes, *map(address, (xs, gs, gws, gbs)), _threads())
+    addresses = xs.data_ptr(), gs.data_ptr(), gws.data_ptr(), address(gbs)
+    _C.conv2d_weight_grad(_f64(x), sizes, *addresses, _threads())
     return gws.to(x.dtype), None if gbs is None else gbs.to(x.dtype)
 
 
-def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> Pooled:
-    y = _empty(x, *x.shape[:2], output_size)
+def max_pool2d(x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides) -> Pooled:
+    y = _empty(x, x.shape[0], x.shape[1], output_size)
     switches = torch.empty_like(y, dtype=torch.uint8)
     xs, ys = _dense(x), _computed_empty(y)
     sizes = pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
@@ -88,8 +129,10 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> Pooled:
     return _rounded(ys, y), switches
 
 
-def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
-    x = _empty(y, *y.shape[:2], output_size)
+def max_unpool2d(
+    y: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides
+) -> Tensor:
+    x = _empty(y, y.shape[0], y.shape[1], output_size)
     ys, s, xs = _dense(y), _dense(switches), _computed_empty(x)
     sizes = pool_sizes(xs.shape, y.shape[2:], kernel_size, stride, padding)
     bad = _C.max_unpool2d(_f64(y), sizes, ys.data_ptr(), s.data_ptr(), xs.data_ptr(), _threads())
@@ -97,31 +140,35 @@ def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, outp
     return _rounded(xs, x)
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
-    gy = _empty(g, *switches.shape[:2], switches.shape[2:])
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides) -> Tensor:
+    gy = _empty(g, switches.shape[0], switches.shape[1], switches.shape[2:])
     gs, s, gys = _dense(g), _dense(switches), _computed_empty(gy)
-    sizes = pool_sizes(gs.shape, switches.shape[2:], *pool)
+    sizes = pool_sizes(gs.shape, switches.shape[2:], kernel_size, stride, padding)
     bad = _C.max_unpool2d_backward(_f64(g), sizes, gs.data_ptr(), s.data_ptr(), gys.data_ptr(), _threads())
-    _check_switches(bad, s, *pool, g.shape[2:])
+    _check_switches(bad, s, kernel_size, stride, padding, g.shape[2:])
     return _rounded(gys, gy)
 
 
-def contrast_norm(x: Tensor, *norm) -> Tensor:
-    y = _empty(x, *x.shape[:2], x.shape[2:])
+def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
+    y = _empty(x, x.shape[0], x.shape[1], x.shape[2:])
     xs, ys = _dense(x), _computed_empty(y)
+    norm = size, alpha, beta, k, center
     _C.contrast_norm(_f64(x), pixels(x), x.shape[1], *norm, xs.data_ptr(), ys.data_ptr(), _threads())
     return _rounded(ys, y)
 
 
-def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
-    gx = _empty(x, *x.shape[:2], x.shape[2:])
+def contrast_norm_backward(
+    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
+) -> Tensor:
+    gx = _empty(x, x.shape[0], x.shape[1], x.shape[2:])
     gs, xs, gxs = _dense(g), _dense(x), _computed_empty(gx)
-    args = pixels(x), x.shape[1], *norm, *map(address, (gs, xs, gxs))
-    _C.contrast_norm_backward(_f64(x), *args, _threads())
+    norm = size, alpha, beta, k, center
+    addresses = gs.data_ptr(), xs.data_ptr(), gxs.data_ptr()
+    _C.contrast_norm_backward(_f64(x), pixels(x), x.shape[1], *norm, *addresses, _threads())
     return _rounded(gxs, gx)
 
 
-def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Pooled:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Pooled:
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
@@ -135,31 +182,36 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     return _rounded(ys, y), switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings) -> Grads:
-    kernel_size, stride, padding, *pool, with_bias = settings
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Any) -> Grads:
+    kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias = settings
     size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
-    return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
+    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:
+def max_pool2d_contrast_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     y, switches = max_pool2d(x, *settings[:4])
     return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings) -> Tensor:
-    stride, padding, *pool, output_size, rectify = settings
+def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+    stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify = settings
+    pool = pool_kernel, pool_stride, pool_padding
     n, k = y.shape[:2]
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = _empty(y, n, weight.shape[1], output_size)
     ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
     sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
-    args = *map(address, (ys, s, ws, xs)), rectify, _ROUNDING.get(y.dtype, 0), _threads()
-    bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *args)
+    addresses = ys.data_ptr(), s.data_ptr(), ws.data_ptr(), xs.data_ptr()
+    rounding = _ROUNDING.get(y.dtype, 0)
+    bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *addresses, rectify, rounding, _threads())
     _check_switches(bad, s, *pool, conv_size)
     return _rounded(xs, x)
 
 
-def _filters(weight, bias, shape, output_size, *settings) -> tuple[tuple[int, ...], Tensor, int, Tensor | None]:
+def _filters(
+    weight: Tensor | PreparedFilters, bias: Tensor | None, shape: Sides, output_size: Sides, *settings: Any
+) -> tuple[tuple[int, ...], Tensor, int, Tensor | None]:
     """A convolution's sizes, filters, the address of the same packed (0: they are not) and bias."""
     if isinstance(weight, PreparedFilters):
         sizes, packed = weight.call(tuple(shape), output_size, *settings)
@@ -176,7 +228,7 @@ def _f64(x: Tensor) -> bool:
     return x.dtype == torch.float64
 
 
-def _empty(like: Tensor, n: int, channels: int, size) -> Tensor:
+def _empty(like: Tensor, n: int, channels: int, size: Sides) -> Tensor:
     height, width = size
     row = width * channels
     # As torch.empty with memory_format=torch.channels_last, a microsecond sooner.
@@ -186,7 +238,10 @@ def _empty(like: Tensor, n: int, channels: int, size) -> Tensor:
     return y
 
 
-def _computed(x: Tensor | None) -> Tensor | None:
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
+
+
+def _computed(x: Maybe) -> Maybe:
     """x in the type that the kernels compute in."""
     return x.float() if x is not None and x.dtype in _ROUNDING else x
 
@@ -210,7 +265,7 @@ def _rounded(computed: Tensor, y: Tensor) -> Tensor:
     return y if computed is y else y.copy_(computed)
 
 
-def _check_switches(bad: int, switches: Tensor, kernel_size, stride, padding, size) -> None:
+def _check_switches(bad: int, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, size: Sides) -> None:
     """Raises for the switch at the flat channels-last index that a kernel refused (-1: none)."""
     if bad >= 0:
         _, c, h, w = switches.shape

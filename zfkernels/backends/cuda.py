@@ -5,10 +5,14 @@ torch.backends.cudnn allows it, as torch's own do. Inputs of any strides are tak
 memory is copied into it first. Work is queued on the current stream of the tensors' device, and nothing waits for it.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import window
+from ..window import Sides
 from .memory import (
     Grads,
     Pooled,
@@ -26,12 +30,13 @@ from .memory import (
 try:
     from .. import _C
 except ImportError as error:
-    _C, _missing = None, error
+    _C, _missing = None, error  # type: ignore[assignment]
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ONE = (1, 1)
 GROUPS = False  # no kernels for groups or dilation
+MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/kernels.h, enum DType
@@ -69,7 +74,7 @@ def device_problem() -> str | None:
     return None
 
 
-def devices() -> list[dict[str, object]]:
+def devices() -> list[dict[str, Any]]:
     """The devices that can be used: name, capability (major, minor), memory in bytes of each."""
     return [] if device_problem() is not None else [_C.cuda_device(i) for i in range(_C.cuda_device_count())]
 
@@ -79,7 +84,16 @@ def version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu, dilation=ONE, groups=1) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     refuse_windows("cuda", dilation, groups)
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = empty(x, x.shape[0], weight.shape[0], *output_size)
@@ -89,13 +103,33 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, relu
     return y
 
 
-def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1) -> Tensor:
+def conv2d_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    cap: float | None,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     """The convolution, and the rest in a pass of torch's for each part of it."""
     y = conv2d(x, weight, bias, stride, padding, relu and add is None, dilation, groups)
     return finished(y, add, relu, cap)
 
 
-def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dilation=ONE, groups=1) -> Tensor:
+def conv_transpose2d(
+    y: Tensor,
+    weight: Tensor,
+    stride: Sides,
+    padding: Sides,
+    output_size: Sides,
+    rectify: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     refuse_windows("cuda", dilation, groups)
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
     sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
@@ -103,7 +137,16 @@ def conv_transpose2d(y, weight, stride, padding, output_size, rectify: bool, dil
     return x
 
 
-def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias: bool, dilation=ONE, groups=1) -> Grads:
+def conv2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    with_bias: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Grads:
     refuse_windows("cuda", dilation, groups)
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
@@ -111,41 +154,43 @@ def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias: bool, dila
     return gw, gb
 
 
-def max_pool2d(x: Tensor, kernel_size, stride, padding, output_size) -> Pooled:
+def max_pool2d(x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides) -> Pooled:
     y, switches = pooled(x, *x.shape[:2], *output_size)
     sizes = pool_sizes(x.shape, output_size, kernel_size, stride, padding)
     _queue("max_pool2d", _call(x), (sizes,), (dense(x), y, switches))
     return y, switches
 
 
-def max_unpool2d(y: Tensor, switches: Tensor, kernel_size, stride, padding, output_size) -> Tensor:
+def max_unpool2d(
+    y: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides
+) -> Tensor:
     x = empty(y, *y.shape[:2], *output_size)
     sizes = pool_sizes(x.shape, y.shape[2:], kernel_size, stride, padding)
     _queue("max_unpool2d", _call(y), (sizes,), (dense(y), dense(switches), x))
     return x
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool) -> Tensor:
+def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool: Any) -> Tensor:
     gy = empty(g, *switches.shape)
     sizes = pool_sizes(g.shape, switches.shape[2:], *pool)
     _queue("max_unpool2d_backward", _call(g), (sizes,), (dense(g), dense(switches), gy))
     return gy
 
 
-def contrast_norm(x: Tensor, *norm) -> Tensor:
+def contrast_norm(x: Tensor, *norm: Any) -> Tensor:
     y = empty(x, *x.shape)
     _queue("contrast_norm", _call(x), ((pixels(x), x.shape[1], *norm),), (dense(x), y))
     return y
 
 
-def contrast_norm_backward(g: Tensor, x: Tensor, *norm) -> Tensor:
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm: Any) -> Tensor:
     gx = empty(x, *x.shape)
     _queue("contrast_norm_backward", _call(x), ((pixels(x), x.shape[1], *norm),), (dense(g), dense(x), gx))
     return gx
 
 
 def max_pool2d_contrast_norm(
-    x: Tensor, kernel_size, stride, padding, output_size, *norm
+    x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, *norm: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, switches = pooled(x, *x.shape[:2], *output_size)
     normalized = empty(x, *x.shape[:2], *output_size)
@@ -154,7 +199,7 @@ def max_pool2d_contrast_norm(
     return y, switches, normalized
 
 
-def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Pooled:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Pooled:
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
@@ -164,7 +209,7 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     return y, switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings) -> Grads:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Any) -> Grads:
     kernel_size, stride, padding, *pool, with_bias = settings
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     conv_size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
@@ -175,7 +220,7 @@ def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *
     return gw, gb
 
 
-def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings) -> Tensor:
+def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings: Any) -> Tensor:
     stride, padding, *pool, output_size, rectify = settings
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
@@ -190,29 +235,34 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
 def _call(x: Tensor) -> tuple[int, int, int, bool]:
     """csrc/cuda/kernels.h, struct Call."""
     index = x.get_device()
-    return index, _stream(index), _DTYPE[x.dtype], torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return index, _stream(index), _DTYPE[x.dtype], torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def _stream(index: int) -> int:
     """The handle of the current stream of device `index`."""
-    return torch._C._cuda_getCurrentRawStream(index)
+    stream: int = torch._C._cuda_getCurrentRawStream(index)
+    return stream
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _weight_grads(x: Tensor, g: Tensor, kernel_size, with_bias: bool) -> Grads:
+def _weight_grads(x: Tensor, g: Tensor, kernel_size: Sides, with_bias: bool) -> Grads:
     """Where the gradients of the weight and, if wanted, of the bias go."""
     return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1]) if with_bias else None
 
 
-def _queue(op: str, call, sizes, tensors, *rest: int) -> None:
+def _queue(
+    op: str, call: tuple[int, int, int, bool], sizes: tuple[object, ...], tensors: Iterable[Tensor | None], *rest: int
+) -> None:
     """Queues the op's kernels on tensors that the caller keeps until they are queued."""
     getattr(_C, f"cuda_{op}")(call, *sizes, *map(address, tensors), *rest)
 
 
-def _queue_with_workspace(op: str, x: Tensor, sizes, tensors, *flags: bool) -> None:
+def _queue_with_workspace(
+    op: str, x: Tensor, sizes: tuple[object, ...], tensors: Iterable[Tensor | None], *flags: bool
+) -> None:
     """The same with as much workspace as the kernels ask for: torch gives it to nobody else before they are done."""
     call = _call(x)
     size = getattr(_C, f"cuda_{op}_workspace")(call, *sizes)

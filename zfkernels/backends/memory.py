@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..window import Sides
+
 Grads = tuple[Tensor, Tensor | None]  # of a weight and, if wanted, of its bias
 Pooled = tuple[Tensor, Tensor]  # a map and its switches
 
@@ -30,13 +32,21 @@ def pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def conv_sizes(shape, weight: Tensor, output_size, stride, padding, dilation=(1, 1), groups=1) -> tuple[int, ...]:
+def conv_sizes(
+    shape: Sides,
+    weight: Tensor,
+    output_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    dilation: Sides = (1, 1),
+    groups: int = 1,
+) -> tuple[int, ...]:
     """csrc/problem.h, struct Conv, for x of this shape."""
     kernel, strides = weight.shape[2:], weight.stride()
     return *shape, weight.shape[0], *output_size, *kernel, *stride, *padding, *strides, *dilation, groups
 
 
-def refuse_windows(backend: str, dilation, groups: int) -> None:
+def refuse_windows(backend: str, dilation: Sides, groups: int) -> None:
     """For a backend that has neither dilated nor grouped convolutions."""
     if tuple(dilation) != (1, 1) or groups != 1:
         raise RuntimeError(
@@ -54,12 +64,14 @@ def finished(y: Tensor, add: Tensor | None, relu: bool, cap: float | None) -> Te
     return y if cap is None else y.clamp_(max=cap)
 
 
-def pool_sizes(shape, output_size, kernel_size, stride, padding) -> tuple[int, ...]:
+def pool_sizes(shape: Sides, output_size: Sides, kernel_size: Sides, stride: Sides, padding: Sides) -> tuple[int, ...]:
     """csrc/problem.h, struct Pool, for a map of this shape."""
     return *shape, *output_size, *kernel_size, *stride, *padding
 
 
-def bad_switch(value: int, place: tuple[int, ...], kernel_size, stride, padding, size) -> ValueError:
+def bad_switch(
+    value: int, place: tuple[int, ...], kernel_size: Sides, stride: Sides, padding: Sides, size: Sides
+) -> ValueError:
     """The error for the switch of this value at (n, c, h, w), which a backend found while it unpooled onto `size`."""
     return ValueError(
         f"switches: the value {value} at {place} points outside its {kernel_size[0]}x{kernel_size[1]} window "

@@ -6,10 +6,13 @@ were made of: the same memory, the same version (torch counts every change made 
 is written through `.data` or a NumPy array it does not count), the same shape and dtype.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _C
+from ..window import Sides
 from .memory import conv_sizes
 
 MOST_SHAPES = 64  # calls of different shapes whose sizes are kept
@@ -27,11 +30,12 @@ class PreparedFilters:
         self.sources = {name: (value, state(name, value)) for name, value in sources.items() if value is not None}
         self.dtype, self.shape = weight.dtype, weight.shape
         with torch.no_grad():
-            filters, bias = (v if v is None else computed(v.detach()) for v in (weight, bias))
+            # A view with a pending negation holds the wrong sign in memory.
+            filters = computed(weight.detach().resolve_neg())
             self.filters = filters if scale is None else filters * computed(scale.detach()).view(-1, 1, 1, 1)
-            self.bias = None if bias is None else bias.contiguous()
-        self._packed: dict[tuple, Tensor] = {}
-        self._calls: dict[tuple, tuple[tuple[int, ...], int]] = {}
+            self.bias = None if bias is None else computed(bias.detach().resolve_neg()).contiguous()
+        self._packed: dict[tuple[Any, ...], Tensor] = {}
+        self._calls: dict[tuple[Any, ...], tuple[tuple[int, ...], int]] = {}
 
     def check(self) -> None:
         """RuntimeError unless the tensors are still those that this was made of."""
@@ -43,7 +47,7 @@ class PreparedFilters:
                     "of the old one. Call prepare again after each change, or give the weight itself"
                 )
 
-    def call(self, shape: tuple[int, ...], output_size, *window) -> tuple[tuple[int, ...], int]:
+    def call(self, shape: tuple[int, ...], output_size: Sides, *window: Any) -> tuple[tuple[int, ...], int]:
         """The sizes of a convolution of x of this shape, and the address of the filters packed for its kernel."""
         self.check()
         key = shape, output_size, window, _C.isa(), _C.winograd()
@@ -55,7 +59,9 @@ class PreparedFilters:
             found = self._calls[key] = sizes, self._pack(sizes, *window).data_ptr()
         return found
 
-    def _pack(self, sizes: tuple[int, ...], stride, padding, dilation=(1, 1), groups=1) -> Tensor:
+    def _pack(
+        self, sizes: tuple[int, ...], stride: Sides, padding: Sides, dilation: Sides = (1, 1), groups: int = 1
+    ) -> Tensor:
         f64, threads = self.filters.dtype == torch.float64, torch.get_num_threads()
         kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]
         key = kernel, stride, groups, _C.isa()

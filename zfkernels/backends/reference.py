@@ -8,12 +8,15 @@ Names: n image, c or i input channel, o output channel, g group; (kh, kw) a tap,
 p padding; d dilation. Tap (kh, kw) of window (i, j) is the padded map's pixel (i*s + kh*d, j*s + kw*d).
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..window import Sides
 from ..window import conv_map as map_size
-from .memory import bad_switch
+from .memory import Grads, Pooled, bad_switch
 
 DEVICES = ("cpu", "cuda")  # other devices' tensors are copied to the CPU and back
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,14 +39,17 @@ def _bytes(switches: Tensor) -> np.ndarray:
 
 
 def _tensor(
-    array: np.ndarray, like: Tensor, dtype: torch.dtype | None = None, memory_format=torch.channels_last
+    array: np.ndarray,
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """`array` rounded to `like`'s dtype (or `dtype`) on `like`'s device."""
     out = torch.empty(array.shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
     return out.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
-def _pad(x: np.ndarray, padding, size, value) -> np.ndarray:
+def _pad(x: np.ndarray, padding: Sides, size: Sides, value: float) -> np.ndarray:
     """x with `padding` above and on the left, on a canvas of at least `size`, filled with `value`."""
     height, width = max(size[0], x.shape[2] + 2 * padding[0]), max(size[1], x.shape[3] + 2 * padding[1])
     canvas = np.full((*x.shape[:2], height, width), value, x.dtype)
@@ -51,18 +57,18 @@ def _pad(x: np.ndarray, padding, size, value) -> np.ndarray:
     return canvas
 
 
-def _crop(canvas: np.ndarray, padding, size) -> np.ndarray:
+def _crop(canvas: np.ndarray, padding: Sides, size: Sides) -> np.ndarray:
     return canvas[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
 
 
-def _tap(canvas: np.ndarray, kh, kw, stride, windows) -> np.ndarray:
+def _tap(canvas: np.ndarray, kh: int, kw: int, stride: Sides, windows: Sides) -> np.ndarray:
     """The pixels at (kh, kw) from every window's first, as a view of shape (..., *windows)."""
     rows = slice(kh, kh + (windows[0] - 1) * stride[0] + 1, stride[0])
     columns = slice(kw, kw + (windows[1] - 1) * stride[1] + 1, stride[1])
     return canvas[..., rows, columns]
 
 
-def _extent(windows, kernel, stride) -> tuple[int, int]:
+def _extent(windows: Sides, kernel: Sides, stride: Sides) -> tuple[int, int]:
     """The size of the canvas that `windows` windows cover."""
     return (windows[0] - 1) * stride[0] + kernel[0], (windows[1] - 1) * stride[1] + kernel[1]
 
@@ -80,7 +86,9 @@ def _filters(w: np.ndarray, groups: int) -> np.ndarray:
     return w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
 
 
-def _convolve(a, w, bias, stride, padding, dilation, groups) -> np.ndarray:
+def _convolve(
+    a: np.ndarray, w: np.ndarray, bias: np.ndarray | None, stride: Sides, padding: Sides, dilation: Sides, groups: int
+) -> np.ndarray:
     kernel = w.shape[2:]
     windows = map_size(a.shape[2:], kernel, stride, padding, dilation)
     canvas, w = _grouped(_pad(a, padding, (0, 0), 0.0), groups), _filters(w, groups)
@@ -93,28 +101,57 @@ def _convolve(a, w, bias, stride, padding, dilation, groups) -> np.ndarray:
 
 
 @quiet
-def conv2d(x, weight, bias, stride, padding, relu, dilation=ONE, groups=1):
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     """y[n,o,i,j] = bias[o] + sum over c,kh,kw of w[o,c,kh,kw] x[n,c', i*s+kh*d-p, j*s+kw*d-p]; then max(0, y) if relu.
 
     c' is channel c of o's group.
     """
-    bias = None if bias is None else _array(bias)
-    y = _convolve(_array(x), _array(weight), bias, stride, padding, dilation, groups)
+    offsets = None if bias is None else _array(bias)
+    y = _convolve(_array(x), _array(weight), offsets, stride, padding, dilation, groups)
     return _tensor(np.maximum(y, 0) if relu else y, x)
 
 
 @quiet
-def conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation=ONE, groups=1):
+def conv2d_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    cap: float | None,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     """y = conv2d(x) + add (or not); then max(0, y) if relu, and min(y, cap) unless cap is None."""
-    bias = None if bias is None else _array(bias)
-    y = _convolve(_array(x), _array(weight), bias, stride, padding, dilation, groups)
+    offsets = None if bias is None else _array(bias)
+    y = _convolve(_array(x), _array(weight), offsets, stride, padding, dilation, groups)
     y = y if add is None else y + _array(add)
     y = np.maximum(y, 0) if relu else y
     return _tensor(y if cap is None else np.minimum(y, cap), x)
 
 
 @quiet
-def conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation=ONE, groups=1):
+def conv_transpose2d(
+    y: Tensor,
+    weight: Tensor,
+    stride: Sides,
+    padding: Sides,
+    output_size: Sides,
+    rectify: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     """x[n,c', i*s+kh*d-p, j*s+kw*d-p] += sum over o of w[o,c,kh,kw] max(0, y[n,o,i,j]), for every window and tap."""
     b, w = _array(y), _filters(_array(weight), groups)
     if rectify:
@@ -129,7 +166,16 @@ def conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation=
 
 
 @quiet
-def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias, dilation=ONE, groups=1):
+def conv2d_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    with_bias: bool,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Grads:
     """gw[o,c,kh,kw] = sum over n,i,j of g[n,o,i,j] x[n,c', i*s+kh*d-p, j*s+kw*d-p]; gb[o] = sum over n,i,j of g."""
     a, b = _array(x), _array(g)
     canvas, grouped = _grouped(_pad(a, padding, (0, 0), 0.0), groups), _grouped(b, groups)
@@ -145,7 +191,7 @@ def conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias, dilation=O
 # Pooling
 
 
-def max_pool2d(x, kernel_size, stride, padding, output_size):
+def max_pool2d(x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides) -> Pooled:
     """The first maximum of each window in row-major order; NaN is the maximum, and the first NaN wins."""
     a = _array(x)
     size = _extent(output_size, kernel_size, stride)
@@ -164,7 +210,7 @@ def max_pool2d(x, kernel_size, stride, padding, output_size):
     return _tensor(best, x), _tensor(switches, x, torch.uint8)
 
 
-def _check_switches(switches, kernel_size, stride, padding, size) -> None:
+def _check_switches(switches: np.ndarray, kernel_size: Sides, stride: Sides, padding: Sides, size: Sides) -> None:
     """Every switch must point into its own window (below KH*KW) and onto the map of (height, width) `size`."""
     s = switches.astype(np.int64)
     i, j = np.indices(s.shape)[2:]
@@ -177,7 +223,9 @@ def _check_switches(switches, kernel_size, stride, padding, size) -> None:
 
 
 @quiet
-def max_unpool2d(y, switches, kernel_size, stride, padding, output_size):
+def max_unpool2d(
+    y: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides
+) -> Tensor:
     """x[n,c, i*s+kh-p, j*s+kw-p] += y[n,c,i,j] for every window (i,j), (kh,kw) being its switch."""
     b, s = _array(y), _bytes(switches)
     _check_switches(s, kernel_size, stride, padding, output_size)
@@ -190,7 +238,7 @@ def max_unpool2d(y, switches, kernel_size, stride, padding, output_size):
     return _tensor(_crop(canvas, padding, output_size), y)
 
 
-def max_unpool2d_backward(g, switches, kernel_size, stride, padding):
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides) -> Tensor:
     """gy[n,c,i,j] = g[n,c, i*s+kh-p, j*s+kw-p], (kh,kw) being window (i,j)'s switch."""
     a, s = _array(g), _bytes(switches)
     _check_switches(s, kernel_size, stride, padding, a.shape[2:])
@@ -211,7 +259,9 @@ def _windows(channels: int, size: int) -> list[slice]:
     return [slice(max(0, c - size // 2), min(channels, c - size // 2 + size)) for c in range(channels)]
 
 
-def _difference_and_scale(x, size, alpha, k, center):
+def _difference_and_scale(
+    x: np.ndarray, size: int, alpha: float, k: float, center: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """d (x, less its window's mean if `center`) and s_c = k + alpha/size * sum over j in W(c) of d_j^2."""
     d, s = x.copy(), np.empty_like(x)
     for c, window in enumerate(_windows(x.shape[1], size)):
@@ -223,14 +273,16 @@ def _difference_and_scale(x, size, alpha, k, center):
 
 
 @quiet
-def contrast_norm(x, size, alpha, beta, k, center):
+def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
     """y_c = d_c s_c^(-beta)."""
     d, s = _difference_and_scale(_array(x), size, alpha, k, center)
     return _tensor(d * s**-beta, x)
 
 
 @quiet
-def contrast_norm_backward(g, x, size, alpha, beta, k, center):
+def contrast_norm_backward(
+    g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool
+) -> Tensor:
     """gd_j = g_j s_j^(-beta) - 2 alpha beta / size * d_j * sum over {c : j in W(c)} of g_c d_c s_c^(-beta-1).
 
     gx is gd, less, if `center`, the sum over {c : j in W(c)} of gd_c / |W(c)|.
@@ -252,27 +304,30 @@ def contrast_norm_backward(g, x, size, alpha, beta, k, center):
 # Whole layers: the parts, composed
 
 
-def conv2d_relu_max_pool2d(x, weight, bias, stride, padding, *pool):
+def conv2d_relu_max_pool2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides, *pool: Any
+) -> Pooled:
     """max_pool2d(conv2d(x)); the convolution's result is rounded to x's dtype before a window compares it."""
     return max_pool2d(conv2d(x, weight, bias, stride, padding, True), *pool)
 
 
-def conv2d_relu_max_pool2d_weight_grad(x, g, switches, *settings):
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Any) -> Grads:
     """conv2d_weight_grad(x, max_unpool2d(g, switches))."""
-    kernel_size, stride, padding, *pool, with_bias = settings
+    kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias = settings
     size = map_size(x.shape[2:], kernel_size, stride, padding)
-    return conv2d_weight_grad(x, max_unpool2d(g, switches, *pool, size), kernel_size, stride, padding, with_bias)
+    unpooled = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
+    return conv2d_weight_grad(x, unpooled, kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x, *settings):
+def max_pool2d_contrast_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     """y, switches = max_pool2d(x); contrast_norm(y), of y rounded to x's dtype."""
     y, switches = max_pool2d(x, *settings[:4])
     return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(y, switches, weight, *settings):
+def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings: Any) -> Tensor:
     """conv_transpose2d(max_unpool2d(y, switches))."""
-    stride, padding, *pool, output_size, rectify = settings
+    stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify = settings
     size = map_size(output_size, weight.shape[2:], stride, padding)
-    unpooled = max_unpool2d(y, switches, *pool, size)
+    unpooled = max_unpool2d(y, switches, pool_kernel, pool_stride, pool_padding, size)
     return conv_transpose2d(unpooled, weight, stride, padding, output_size, rectify)

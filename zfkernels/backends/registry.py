@@ -21,7 +21,8 @@ _loaded: dict[str, ModuleType] = {}
 def reason(name: str) -> str | None:
     """Why backend `name` cannot run here and what to install; None when it can."""
     try:
-        return importlib.import_module(MODULES[name]).unavailable()
+        why: str | None = importlib.import_module(MODULES[name]).unavailable()
+        return why
     except ImportError as error:
         return f"its module cannot be imported ({error}); build zfkernels again with: pip install --force-reinstall ."
 
@@ -46,7 +47,7 @@ def module(name: str) -> ModuleType:
 
 # torch.compile may take the module as a constant: a backend's module does not change within a process; which one is
 # used may. This is all that torch.compiler.assume_constant_result does, but that imports torch._dynamo: 2 seconds.
-module._dynamo_marked_constant = True
+module._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(name: str | None, device_type: str) -> str:

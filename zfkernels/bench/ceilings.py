@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ class Ceilings:
         return max(flops / self.flops, bytes_ / self.copies[nearest])
 
 
-def measured(device: str, synchronize: Callable, quick: bool) -> Ceilings:
+def measured(device: str, synchronize: Callable[[], None], quick: bool) -> Ceilings:
     """The ceilings, on the threads that torch uses."""
     side = 8192 if device == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device)
@@ -33,12 +34,12 @@ def measured(device: str, synchronize: Callable, quick: bool) -> Ceilings:
     for megabytes in (0.25, 1, 4, 16, 64, 256):
         x = torch.randn(int(megabytes * 2**17), device=device)
         y = torch.empty_like(x)
-        seconds = best(lambda x=x, y=y: y.copy_(x), 20 if quick else 40, synchronize)
+        seconds = best(partial(y.copy_, x), 20 if quick else 40, synchronize)
         copies[2 * x.nbytes] = 2 * x.nbytes / seconds
     return Ceilings(2 * side**3 / product, copies)
 
 
-def best(call: Callable, repeats: int, synchronize: Callable) -> float:
+def best(call: Callable[[], object], repeats: int, synchronize: Callable[[], None]) -> float:
     """Seconds of a call, in the fastest of the bursts."""
     call()
     synchronize()

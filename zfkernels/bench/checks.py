@@ -2,6 +2,7 @@
 relative in norm, to compare with the case's bound; infinity for what rounding cannot explain."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ def values(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     return max(relative_error(out, r) for out, r in zip(outs, right, strict=False))
 
 
-def apart_from(pixels: Tensor):
+Check = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float]
+
+
+def apart_from(pixels: Tensor) -> Check:
     """The check that compares the first output everywhere except at `pixels`, a mask."""
 
     def check(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
@@ -33,7 +37,7 @@ def apart_from(pixels: Tensor):
     return check
 
 
-def pooled(p: Pool, bound: float):
+def pooled(p: Pool, bound: float) -> Check:
     """The check of (map, switches) against (map, the values that were pooled).
 
     With `bound` 0 all pooled the same numbers, and map and switches must be equal to the bit. Otherwise a convolution
@@ -82,21 +86,21 @@ def switches_of(p: Pool, indices: Tensor) -> Tensor:
 
 def projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     """The error of pixels (N, C, H, W) except LEFT_OUT of them; infinity if the whole's is above FORKED_BOUND."""
-    out, right = outs[0][: len(right[0])].cpu().double(), right[0].cpu()
-    if not relative_error(out, right) <= FORKED_BOUND:
+    out, wanted = outs[0][: len(right[0])].cpu().double(), right[0].cpu()
+    if not relative_error(out, wanted) <= FORKED_BOUND:
         return math.inf
-    difference = (out - right).flatten().abs()
+    difference = (out - wanted).flatten().abs()
     kept = difference.sort().values[: int(len(difference) * (1 - LEFT_OUT))]
-    return float(kept.norm() / right.norm())
+    return float(kept.norm() / wanted.norm())
 
 
 def small_projections(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
     """As `projections`, where most pixels are 0: the share that is not compared is of the others."""
-    out, right = outs[0].cpu().double(), right[0].cpu()
-    if out.shape != right.shape:
+    out, wanted = outs[0].cpu().double(), right[0].cpu()
+    if out.shape != wanted.shape:
         return math.inf
-    reached = (out != 0) | (right != 0)
-    return projections((out[reached],), (right[reached],))
+    reached = (out != 0) | (wanted != 0)
+    return projections((out[reached],), (wanted[reached],))
 
 
 def training_step(outs: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:

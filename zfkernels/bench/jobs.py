@@ -4,7 +4,7 @@
 networks through the public API.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -59,7 +59,9 @@ def grown(axis: str, value: int) -> Job:
 
 
 LAYERS = {i: (CONVS[i], p) for i, p in POOLS.items()}
-OPS = {  # op: its words, what builds its case, the layers
+OPS: dict[
+    str, tuple[str, Callable[..., Case], Mapping[int, object]]
+] = {  # op: its words, what builds its case, the layers
     "conv": ("conv{} + bias + ReLU", ops.conv, CONVS),
     "convt": ("conv{}'s input gradient", ops.convt, CONVS),
     "wgrad": ("conv{}'s weight gradient", ops.wgrad, CONVS),

@@ -9,14 +9,15 @@ is measured again, at most as often as there are rounds.
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 
 from . import jobs
 from .ceilings import Ceilings
-from .peers import Case, Setting
+from .peers import Call, Case, Setting
+from .record import Row
 
 OURS = "zfkernels"
 NOISY = 1.25
@@ -51,7 +52,7 @@ def errors(case: Case) -> dict[str, float]:
     return result
 
 
-def burst(run: Callable, calls: int, synchronize: Callable) -> float:
+def burst(run: Callable[[], object], calls: int, synchronize: Callable[[], None]) -> float:
     """The median of the calls' seconds, after one that is not counted unless calls is 1."""
     times = []
     for _ in range(calls + (calls > 1)):
@@ -63,7 +64,7 @@ def burst(run: Callable, calls: int, synchronize: Callable) -> float:
 
 
 def timed(
-    runs: dict[str, Callable], pace: Pace, synchronize: Callable = lambda: None
+    runs: Mapping[str, Callable[[], object]], pace: Pace, synchronize: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, list[float]], int, int]:
     """Seconds a call, for each contender and round; how many rounds were measured again, and how many stayed noisy."""
     once = {who: burst(run, 1, synchronize) for who, run in runs.items()}
@@ -102,11 +103,11 @@ def noisiest(rounds: list[dict[str, float]]) -> int | None:
     return worst if ratios[worst] > NOISY else None
 
 
-def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
+def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> Row:
     """One row: the error of every contender, the times and ratios of those that are right."""
     error = errors(case)
     runs = {who: run for who, run in case.run.items() if error[who] <= case.setting.bound}
-    row = {"job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes}
+    row: Row = {"job": case.name, "n": case.n, "items": case.items or case.n, "flops": case.flops, "bytes": case.bytes}
     row |= {"errors": {who: e if e < float("inf") else str(e) for who, e in error.items()}, "missing": case.missing}
     row |= {"ms": {}, "spread": {}, "ratio": {}}
     if OURS not in runs:
@@ -119,16 +120,16 @@ def measure(case: Case, pace: Pace, ceilings: Ceilings | None = None) -> dict:
     peers = [who for who in times if who != OURS]
     for who in peers:
         row["ratio"][who] = statistics.median(a / b for a, b in zip(times[who], times[OURS], strict=True))
-    row["fastest"] = min(peers, key=row["ms"].get, default=None)
+    row["fastest"] = min(peers, key=row["ms"].__getitem__, default=None)
     if ceilings is not None and (case.flops or case.bytes):
         row["floor_ms"] = ceilings.floor(case.flops, case.bytes) * 1e3
     return row
 
 
-def thread_scaling(setting: Setting, names: tuple[str, ...], n: int, pace: Pace) -> list[dict]:
+def thread_scaling(setting: Setting, names: tuple[str, ...], n: int, pace: Pace) -> list[Row]:
     """Our time on one thread and on setting.threads, interleaved."""
 
-    def on(threads: int, run: Callable) -> Callable:
+    def on(threads: int, run: Call) -> Callable[[], None]:
         def call() -> None:
             torch.set_num_threads(threads)
             run()
@@ -138,7 +139,8 @@ def thread_scaling(setting: Setting, names: tuple[str, ...], n: int, pace: Pace)
     rows = []
     for name in names:
         alone = Setting(setting.backend, setting.threads, ())
-        run = jobs.make(name, jobs.JOBS[name].sizes[0] if jobs.JOBS[name].sizes else n, alone).run[OURS]
+        sizes = jobs.JOBS[name].sizes
+        run = jobs.make(name, sizes[0] if sizes else n, alone).run[OURS]
         times, _, noisy = timed({str(t): on(t, run) for t in (1, setting.threads)}, pace, setting.synchronize)
         torch.set_num_threads(setting.threads)
         ms = {threads: statistics.median(t) * 1e3 for threads, t in times.items()}

@@ -19,17 +19,19 @@ import torch
 from . import jobs
 from .measure import OURS
 from .peers import Setting
+from .record import Row
 
 JOBS = ("forward", "smallstep", "step")
 STATUS = Path("/proc/self/status")
 
 
-def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[dict]:
+def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[Row]:
     """For each job the bytes of ours and of torch eager in both formats; for a contender that failed, why."""
     result = []
     for name in names:
-        size = jobs.JOBS[name].sizes[0] if jobs.JOBS[name].sizes else n
-        row = {"job": name, "n": size, "bytes": {}, "missing": {}}
+        sizes = jobs.JOBS[name].sizes
+        size = sizes[0] if sizes else n
+        row: Row = {"job": name, "n": size, "bytes": {}, "missing": {}}
         for who in (OURS, "eager nchw", "eager nhwc"):
             command = [sys.executable, "-m", __name__, name, who, str(size), str(setting.threads), setting.backend]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -43,7 +45,9 @@ def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[dict]:
 
 def status(name: str) -> int:
     """A line of /proc/self/status, in bytes."""
-    return int(re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.M)[1]) * 1024
+    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.M)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def of_this_process(name: str, who: str, n: int, setting: Setting) -> dict[str, int]:

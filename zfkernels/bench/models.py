@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ..compiler import backend
 from ..testing.torchvision import torchvision
 from . import networks
 from .nets import NETS, SIDE, Net, in_float64
-from .peers import LAST, Case, Setting
+from .peers import LAST, Call, Case, Setting
 
 NAMES = {
     **{key: NETS[key] for key in ("vgg16", "alexnet", "resnet18", "resnet50")},
@@ -39,10 +40,13 @@ def model_of(net: Net, dtype: torch.dtype) -> nn.Module:
         if net.package == "zfkernels":
             return networks.twin(networks.network("cpu", dtype), torch.contiguous_format)
         if net.package == "torchvision":
-            model = torchvision().models.get_model(net.name, weights=None)
+            package = torchvision()
+            assert package is not None
+            model = package.models.get_model(net.name, weights=None)
         else:
             model = import_module(net.package).EfficientNet.from_name(net.name)
-    return model.to(dtype).eval().requires_grad_(False)
+    made: nn.Module = model.to(dtype).eval().requires_grad_(False)
+    return made
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Exported:
     x: Tensor
 
     def done(self) -> tuple[bytes, dict[str, np.ndarray]]:
-        to = io.BytesIO()
+        to: Any = io.BytesIO()  # torch's types name files alone
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that another exporter is newer
             torch.onnx.export(self.model, (self.x,), to, input_names=["x"], opset_version=17, dynamo=False)
@@ -65,14 +69,15 @@ def logits(net: Net, n: int, setting: Setting) -> Case:
     model, x = model_of(net, setting.dtype), torch.randn(n, 3, SIDE, SIDE)
     torch._dynamo.reset()  # networks share code, and torch.compile gives up on code seen too often
     case = Case(setting, n, lambda: (in_float64(model)(x.double()),))
-    last, last_x = copy.deepcopy(model).to(memory_format=LAST), x.contiguous(memory_format=LAST)
+    last: Any = copy.deepcopy(model)
+    last, last_x = last.to(memory_format=LAST), x.contiguous(memory_format=LAST)
 
-    def eager(memory_format: torch.memory_format) -> Callable[[], tuple]:
+    def eager(memory_format: torch.memory_format) -> Call:
         m, images = (last, last_x) if memory_format == LAST else (model, x)
         return lambda: (m(images),)
 
-    def frozen() -> Callable[[], tuple]:
-        call = torch.compile(last, dynamic=False, options={"freezing": True})
+    def frozen() -> Call:
+        call: Callable[[Tensor], Tensor] = torch.compile(last, dynamic=False, options={"freezing": True})
         return lambda: (call(last_x),)
 
     case.add_eager(eager)

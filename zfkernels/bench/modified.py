@@ -3,8 +3,9 @@
 The forward stops at the layer that is asked for. The images and filters are channels-last.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class Rectifier(torch.autograd.Function):
     """max(0, x), at most cap, in place; its backward max(0, g), times the derivative when guided."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, cap: float, guided: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: float, guided: bool) -> Tensor:
         ctx.cap, ctx.guided = cap, guided
         ctx.mark_dirty(x)
         x.clamp_(0, cap) if cap else x.relu_()
@@ -28,13 +29,16 @@ class Rectifier(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         g = g.clamp(min=0)
         if not ctx.guided:
             return g, None, None
         (y,) = ctx.saved_tensors
         passed = (y > 0) & (y < ctx.cap) if ctx.cap else y > 0
         return g * passed, None, None
+
+
+rectified: Callable[[Tensor, float, bool], Tensor] = Rectifier.apply
 
 
 class Rules(TorchFunctionMode):
@@ -44,11 +48,17 @@ class Rules(TorchFunctionMode):
         super().__init__()
         self.guided = guided
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         if function in RELUS:
-            return Rectifier.apply(args[0], 0.0, self.guided)
+            return rectified(args[0], 0.0, self.guided)
         if function in CAPPED:
-            return Rectifier.apply(args[0], 6.0, self.guided)
+            return rectified(args[0], 6.0, self.guided)
         return function(*args, **(kwargs or {}))
 
 
@@ -61,7 +71,7 @@ def stopping(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """Within it a forward of `model` that reaches `layer` raises `Reached`, and its value is in the list."""
     values: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
         values[:] = [output]
         raise Reached
 
@@ -86,8 +96,8 @@ def project(
     model: nn.Module,
     layer: str,
     images: Tensor,
-    index: Sequence[int],
-    channels: Sequence[int],
+    index: Sequence[int] | Tensor,
+    channels: Sequence[int] | Tensor,
     positions: Tensor,
     method: str = "deconvnet",
     batched: bool = True,

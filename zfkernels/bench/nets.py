@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from ..analyses.occlusion import occlusion_map
 from ..testing.torchvision import torchvision
 from ..testing.weights import pictures, randomised
 from . import checks, modified
-from .peers import LAST, Case, Setting
+from .peers import LAST, Call, Case, Setting
 
 SIDE = 224
 UNITS = 9
@@ -79,11 +79,14 @@ def network(net: Net, device: str, dtype: torch.dtype) -> nn.Module:
     """The network, channels-last. It is shared: nothing may train it."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         if net.package == "torchvision":
-            model = torchvision().models.get_model(net.name, weights=None)
+            package = torchvision()
+            assert package is not None
+            model = package.models.get_model(net.name, weights=None)
         else:
             model = import_module(net.package).EfficientNet.from_name(net.name)
-        model = randomised(model, pictures(SIDE).float())
-    return model.to(device, dtype, memory_format=LAST)
+        made: Any = randomised(model, pictures(SIDE).float())
+    network: nn.Module = made.to(device, dtype, memory_format=LAST)
+    return network
 
 
 def images_of(count: int, setting: Setting) -> Tensor:
@@ -98,7 +101,7 @@ def strongest(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return channels, torch.stack([place // value.shape[3], place % value.shape[3]], 1)
 
 
-def case_of(setting: Setting, n: int, right: Callable, check: Callable, items: int) -> Case:
+def case_of(setting: Setting, n: int, right: Call, check: checks.Check, items: int) -> Case:
     return Case(replace(setting, bound=BOUND), n, right, check=check, items=items)
 
 
@@ -143,10 +146,14 @@ def project(net: Net, depth: str, count: int, method: str, n: int, setting: Sett
     for who, batched in ways.items():
         if setting.wants(who):
             call = partial(modified.project, model, layer, x, zeros, channels, positions, method, batched)
-            case.run[who] = lambda call=call: (call(),)
+            case.run[who] = partial(alone, call)
     if count == 1:
         add_captum(case, model, layer, x, (int(channels[0]), *positions[0].tolist()), method)
     return case
+
+
+def alone(call: Callable[[], Tensor]) -> tuple[Tensor]:
+    return (call(),)
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -172,7 +179,8 @@ def add_captum(case: Case, model: nn.Module, layer: str, x: Tensor, unit: tuple[
     for module in until.modules():
         if isinstance(module, (nn.ReLU, nn.ReLU6)):
             module.inplace = False
-    value = modified.value_of(model, layer, x)[(0, *unit)]
+    place = (0, *unit)
+    value = modified.value_of(model, layer, x)[place]
     attribution = getattr(import_module("captum.attr"), CAPTUM[method])(until)
     settings = {"abs": False} if method == "gradient" else {}
 
@@ -218,7 +226,8 @@ def folder(net: Net, n: int, setting: Setting) -> Case:
     def ours() -> Tensor:
         top = top_activations(made(), [x], layer, UNITS)
         index, positions = top.images[channel], top.positions[channel]
-        return made().project(x, layer, channel, positions, method="guided", image_index=index).pixels
+        projection = made().project(x, layer, channel, positions, method="guided", image_index=index)
+        return projection.pixels
 
     case.add_ours(ours)
     if setting.wants("autograd"):

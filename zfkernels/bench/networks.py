@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 import zfkernels
 
-from .. import ZFNet
 from ..deconvnet.cones import Cones
 from ..deconvnet.units import Units, at, strongest
 from ..graph.rules import Rules
 from ..graph.trace import trace
-from ..models.zfnet import clamp_filters_
+from ..models.zfnet import ZFNet, clamp_filters_
 from . import checks
-from .peers import LAST, Case, Graph, Setting, in_float64
+from .peers import LAST, Call, Case, Graph, Setting, in_float64
 from .shapes import CONVS, POOLS
 from .stacks import FLOPS, add_climb, add_descent, alone, climb, descend, empty_maps
 from .torch_ops import in_whole
@@ -66,7 +65,7 @@ def logits(n: int, setting: Setting) -> Case:
     case = Case(setting, n, lambda: (twin(copy.deepcopy(model).double())(x.double()),), n * flops, traffic)
     last = x.contiguous(memory_format=LAST)
 
-    def run(module: Callable, x: Tensor) -> tuple[Tensor]:
+    def run(module: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
         return (module(x),)
 
     case.add_ours(lambda: model(last))
@@ -129,7 +128,7 @@ def reverse(n: int, setting: Setting) -> Case:
 
     def ours() -> tuple[Tensor]:
         pixels = torch.empty(x.shape, device=x.device, memory_format=LAST).zero_()
-        engine.down(run, units, values, rules, pixels)
+        engine.down(run, units, values, rules, list(pixels))
         return (pixels,)
 
     # The same switches for all, so that there is one right answer.
@@ -144,8 +143,8 @@ def reverse(n: int, setting: Setting) -> Case:
     case = Case(setting, n, right, n * FLOPS, x.nbytes + sum(w.nbytes for w in flat))
     case.run["zfkernels"] = ours
     case.add_torch(dense, kept, first, second, *maps, *flat)
-    graph = Graph(x=kept, first=in_whole(POOLS[1], n, first), second=in_whole(POOLS[2], n, second))
-    return case.add_graph(add_descent(graph, parameters(model), n, {1: "first", 2: "second"}))
+    written = Graph(x=kept, first=in_whole(POOLS[1], n, first), second=in_whole(POOLS[2], n, second))
+    return case.add_graph(add_descent(written, parameters(model), n, {1: "first", 2: "second"}))
 
 
 def indices_of(i: int, switches: Tensor) -> Tensor:
@@ -212,10 +211,10 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
     images = torch.randn(n, model.in_channels, *model.image_size, generator=seeded)
     labels = torch.randint(model.num_classes, (n,), generator=seeded)
 
-    def stepping(module: nn.Module, images: Tensor, call: Callable | None = None) -> Callable[[], tuple]:
+    def stepping(module: nn.Module, images: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> Call:
         optimiser = torch.optim.SGD(module.parameters(), lr=1e-12, momentum=0.9)
 
-        def run() -> tuple[Tensor, ...]:
+        def run() -> tuple[Tensor | None, ...]:
             with torch.enable_grad(), zfkernels.use_backend(setting.backend):
                 loss = F.cross_entropy((call or module)(images), labels)
                 optimiser.zero_grad()
@@ -241,7 +240,7 @@ def training(model: ZFNet, n: int, setting: Setting) -> Case:
     case.run["zfkernels"] = stepping(copy.deepcopy(model).train(), last)
     case.add_eager(lambda order: stepping(fresh(order), images.contiguous(memory_format=order)))
 
-    def compiled() -> Callable[[], tuple]:
+    def compiled() -> Call:
         module = fresh(LAST)
         return stepping(module, last, torch.compile(module, dynamic=False))
 

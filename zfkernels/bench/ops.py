@@ -48,7 +48,7 @@ def convt(c: Conv, n: int, setting: Setting) -> Case:
     def dense(g: Tensor, w: Tensor) -> tuple[Tensor]:
         return (F.conv_transpose2d(g, w, None, c.stride, c.padding, c.extra),)
 
-    def backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor]:
+    def backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         return conv_backward(c, g, x, w, (True, False, False))[:1]
 
     case = Case(setting, n, in_float64(dense, g, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
@@ -65,7 +65,7 @@ def wgrad(c: Conv, n: int, setting: Setting) -> Case:
     """The gradients of filters and biases."""
     x, g, (w, _) = torch.randn(n, c.channels, c.size, c.size), torch.randn(n, c.filters, c.out, c.out), weights(c)
 
-    def dense(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def dense(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         return conv_backward(c, g, x, w, (False, True, True))[1:]
 
     case = Case(setting, n, in_float64(dense, g, x, w), n * c.flops, c.bytes(n, setting.dtype.itemsize))
@@ -102,7 +102,7 @@ def unpool(p: Pool, n: int, setting: Setting) -> Case:
     once = checks.apart_from(scattered(p, torch.ones_like(g), indices) > 1)
 
     def unpool_once(g: Tensor, indices: Tensor) -> tuple[Tensor]:
-        return (F.max_unpool2d(g, indices, p.kernel, p.stride, output_size=size),)
+        return (F.max_unpool2d(g, indices, [p.kernel] * 2, [p.stride] * 2, output_size=size),)
 
     case.add_torch(unpool_once, g, indices, label="max_unpool2d", compiled=False)
     case.checks |= {who: once for who in case.run if "max_unpool2d" in who}
@@ -177,7 +177,7 @@ def normtrain(s: Norm, n: int, setting: Setting) -> Case:
     x, g = torch.randn(2, n, s.channels, s.size, s.size) * 30
     constants = s.window, s.alpha, s.beta, s.k, False
 
-    def train(x: Tensor, g: Tensor, forward: Callable = normalized) -> tuple[Tensor, ...]:
+    def train(x: Tensor, g: Tensor, forward: Callable[[Norm, Tensor], Tensor] = normalized) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = forward(s, x)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from .shapes import Conv, Norm, Pool
 LAST = torch.channels_last
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": LAST}
 PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")
+Outputs = tuple[Any, ...]  # tensors or arrays
+Call = Callable[[], Outputs]
 PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
 
 
@@ -61,6 +64,12 @@ class Setting:
             torch.cuda.synchronize()
 
 
+class Written(Protocol):
+    """A model that can be written as ONNX."""
+
+    def done(self) -> tuple[bytes, dict[str, np.ndarray]]: ...
+
+
 @dataclass
 class Case:
     """One job at one batch size. Each function of `run` returns a tuple of tensors or arrays for `check`."""
@@ -71,10 +80,10 @@ class Case:
     flops: int = 0  # floating-point operations a call, a convolution's counted as if done directly
     bytes: int = 0  # the least that a call reads and writes
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float] = checks.values
-    checks: dict[str, Callable] = field(default_factory=dict)  # of single contenders, where theirs differs
+    checks: dict[str, checks.Check] = field(default_factory=dict)  # of single contenders, where theirs differs
     items: int = 0  # results of a call (0: n)
     name: str = ""
-    run: dict[str, Callable[[], tuple]] = field(default_factory=dict)
+    run: dict[str, Call] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # contender: why it has no time
 
     def add_ours(self, call: Callable[[], Tensor]) -> None:
@@ -84,19 +93,21 @@ class Case:
 
         self.run["zfkernels"] = run
 
-    def add_eager(self, build: Callable[[torch.memory_format], Callable[[], tuple]], label: str = "") -> None:
+    def add_eager(self, build: Callable[[torch.memory_format], Call], label: str = "") -> None:
         for name, memory_format in FORMATS.items():
             who = " ".join(filter(None, ("eager", label, name)))
             if self.setting.wants(who):
                 self.run[who] = build(memory_format)
 
-    def add_torch(self, function: Callable[..., tuple], *tensors: Tensor, label: str = "", compiled: bool = True):
+    def add_torch(
+        self, function: Callable[..., Outputs], *tensors: Tensor, label: str = "", compiled: bool = True
+    ) -> None:
         """`function` on copies of the tensors in each memory format (biases as they are), and compiled."""
         self.add_eager(lambda memory_format: partial(function, *formatted(memory_format, tensors)), label)
         if compiled:
             self.add_compiled(lambda: partial(torch.compile(function, dynamic=False), *formatted(LAST, tensors)))
 
-    def add_compiled(self, build: Callable[[], Callable[[], tuple]]) -> None:
+    def add_compiled(self, build: Callable[[], Call]) -> None:
         """What `build` returns, a function whose first call compiles, within the time that is left for compiling."""
         import torch._inductor.config
 
@@ -139,7 +150,7 @@ class Case:
             call = torch.ops.mkldnn._convolution_transpose_pointwise
             self.run["onednn"] = lambda: (call(g, packed, None, *window, "none", [], ""),)
 
-    def add_graph(self, graph: Graph) -> Case:
+    def add_graph(self, graph: Written) -> Case:
         """ONNX Runtime's and OpenVINO's sessions of the graph; the case itself."""
         model = None
         for who, start in (("ort", onnxruntime_session), ("openvino", openvino_session)):
@@ -156,7 +167,7 @@ class Case:
         return self
 
 
-def in_float64(function: Callable[..., tuple], *tensors: Tensor) -> Callable[[], tuple]:
+def in_float64(function: Callable[..., Outputs], *tensors: Tensor) -> Call:
     """The call of `function` on the tensors in float64, and on those of integers as they are."""
     return lambda: function(*(t.double() if t.is_floating_point() else t for t in tensors))
 
@@ -188,8 +199,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 class Graph:
     """A small ONNX model, written node by node. `value` names the last result; `indices` are outputs, too."""
 
-    def __init__(self, **inputs: Tensor):
-        self.inputs, self.nodes, self.constants, self.indices = inputs, [], [], []
+    def __init__(self, **inputs: Tensor) -> None:
+        self.inputs = inputs
+        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        self.constants: list[tuple[str, Tensor]] = []
+        self.indices: list[str] = []
         self.value = "x"
 
     def name(self) -> str:
@@ -200,7 +214,7 @@ class Graph:
         self.constants.append((name, torch.as_tensor(value).detach().contiguous()))
         return name
 
-    def node(self, kind: str, inputs: list[str], outputs: int = 1, **attributes) -> str:
+    def node(self, kind: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
         """Appends a node; the name of its first output, which becomes `value`."""
         out = [f"{self.name()}_{i}" for i in range(outputs)]
         self.nodes.append((kind, inputs, out, attributes))
@@ -214,12 +228,16 @@ class Graph:
         return self
 
     def transposed(self, c: Conv, w: Tensor) -> Graph:
-        window = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
+        window: dict[str, Any] = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "output_padding": [c.extra] * 2}
         self.node("ConvTranspose", [self.value, self.constant(w)], **window)
         return self
 
     def pool(self, p: Pool, keep_indices: bool = True) -> Graph:
-        window = {"kernel_shape": [p.kernel] * 2, "strides": [p.stride] * 2, "ceil_mode": int(p.ceil_mode)}
+        window: dict[str, Any] = {
+            "kernel_shape": [p.kernel] * 2,
+            "strides": [p.stride] * 2,
+            "ceil_mode": int(p.ceil_mode),
+        }
         self.node("MaxPool", [self.value], 2 if keep_indices else 1, **window)
         self.indices += [self.value[:-1] + "1"] if keep_indices else []
         return self
@@ -252,7 +270,7 @@ class Graph:
         return model.SerializeToString(), {k: t.contiguous().numpy() for k, t in self.inputs.items()}
 
 
-def onnxruntime_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], tuple]:
+def onnxruntime_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -262,7 +280,7 @@ def onnxruntime_session(model: bytes, inputs: dict[str, np.ndarray], threads: in
     return lambda: tuple(session.run(None, inputs))
 
 
-def openvino_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], tuple]:
+def openvino_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Call:
     import openvino
 
     core = openvino.Core()
@@ -271,7 +289,7 @@ def openvino_session(model: bytes, inputs: dict[str, np.ndarray], threads: int) 
     request = compiled.create_infer_request()
     shapes = [(tuple(port.shape), port.element_type.to_dtype()) for port in compiled.outputs]
 
-    def run() -> tuple:
+    def run() -> Outputs:
         outputs = [np.empty(*shape) for shape in shapes]
         for i, output in enumerate(outputs):
             request.set_output_tensor(i, openvino.Tensor(output, shared_memory=True))

@@ -1,13 +1,20 @@
 """A run's record as pictures: ratio bars, roofline, growth."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import tables
 from .jobs import JOBS
 from .measure import OURS
+from .record import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def write(record: dict, folder: Path) -> list[Path]:
+def write(record: Row, folder: Path) -> list[Path]:
     """Writes ratios.png, roofline.png and growth.png into `folder`, those that the record has data for."""
     from matplotlib.figure import Figure
 
@@ -21,10 +28,10 @@ def write(record: dict, folder: Path) -> list[Path]:
     return written
 
 
-def ratios(record: dict, figure) -> bool:
+def ratios(record: Row, figure: Figure) -> bool:
     """For each job and N a bar: how many times as fast as the fastest peer."""
     rows = [row for row in record["rows"] if row.get("fastest") and JOBS[row["job"]].group != "growth"]
-    names = list(dict.fromkeys(row["job"] for row in rows))
+    names = list(Row.fromkeys(row["job"] for row in rows))
     sizes = sorted({row["n"] for row in rows})
     if not rows:
         return False
@@ -45,7 +52,7 @@ def ratios(record: dict, figure) -> bool:
     return True
 
 
-def roofline(record: dict, figure) -> bool:
+def roofline(record: Row, figure: Figure) -> bool:
     """Arithmetic intensity against rate, under the ceilings."""
     rows = [row for row in record["rows"] if row["flops"] and row["bytes"] and OURS in row["ms"]]
     if not rows or not record.get("ceilings"):
@@ -69,7 +76,7 @@ def roofline(record: dict, figure) -> bool:
     return True
 
 
-def growth(record: dict, figure) -> bool:
+def growth(record: Row, figure: Figure) -> bool:
     """Time of a 3x3 convolution as its batch, channels or pixels grow."""
     grown = tables.growth(record["rows"])
     if not grown:
@@ -85,6 +92,6 @@ def growth(record: dict, figure) -> bool:
     return True
 
 
-def caption(record: dict) -> str:
+def caption(record: Row) -> str:
     commit = (record["commit"] or "unknown")[:10]
     return f"{record['cpu']}, {record['threads']} threads, {record['date'][:10]}, commit {commit}"

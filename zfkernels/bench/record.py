@@ -3,14 +3,16 @@
 import hashlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from .. import environment as machine
 from ..environment import installed
 
+Row = dict[str, Any]  # a line of what is measured, as plain values that JSON can hold; a whole record, too
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout; an installed package has no csrc/ and no commit
 
 
-def environment(backend: str) -> dict:
+def environment(backend: str) -> Row:
     """Device, versions, commit and the digests of the kernel sources."""
     peers = {package: installed(package) for package in ("onnxruntime", "openvino")}
     return machine.environment() | peers | {"backend": backend, "commit": commit()} | digests()

@@ -11,6 +11,7 @@ from .. import backends
 from . import ceilings, measure, memory, record, tables
 from .jobs import JOBS, make
 from .peers import Setting
+from .record import Row
 
 SIZES = {"cpu": (1, 8, 32), "cuda": (1, 16, 128)}
 QUICK_OPS = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1", "normtrain1")
@@ -48,9 +49,9 @@ def run(
     setting: Setting,
     quick: bool = False,
     extras: bool = True,
-    save: Callable[[dict], None] = lambda result: None,
+    save: Callable[[Row], None] = lambda result: None,
     report: Callable[[str], None] = lambda text: None,
-) -> dict:
+) -> Row:
     """Measures and returns the record. `extras`: memory and threads as well.
 
     `save` is called with the record so far after each row, because a long run may be stopped; `report` with what there

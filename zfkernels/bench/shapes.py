@@ -71,7 +71,7 @@ def zfnet_layers() -> tuple[dict[int, Conv], dict[int, Pool], dict[int, Norm]]:
         elif layer.kind == "pool":
             pools[number] = Pool(row.channels, size, layer.kernel, layer.stride, layer.ceil_mode, out)
         elif layer.kind == "norm":
-            norm = model.get_submodule(layer.name)
+            norm = getattr(model, layer.name)
             norms[number] = Norm(row.channels, size, norm.size, norm.alpha, norm.beta, norm.k)
         size = out
     return convs, pools, norms

@@ -50,7 +50,8 @@ def descend(g: Tensor, first: Tensor, second: Tensor, map1: Tensor, map2: Tensor
 
 
 def empty_maps(n: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
+    first, second = (torch.empty(n, POOLS[i].channels, POOLS[i].size, POOLS[i].size) for i in (1, 2))
+    return first, second
 
 
 def add_climb(

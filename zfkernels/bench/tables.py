@@ -7,6 +7,7 @@ from textwrap import wrap
 from .jobs import JOBS
 from .measure import OURS
 from .peers import PEERS
+from .record import Row
 
 SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT", "openvino": "OpenVINO"} | {
     "autograd": "autograd",
@@ -22,7 +23,7 @@ def heading() -> str:
     return f"{'job':<24}{'N':>4}{'ours ms':>10}{'spread':>8}{'rate':>16}{'floor':>7}   {'fastest peer':<30}{peers}"
 
 
-def line(row: dict) -> str:
+def line(row: Row) -> str:
     """Our time, spread between quartiles, rate, the floor's share; the fastest peer; each peer's best ratio."""
     if OURS not in row["ms"]:
         return f"{row['job']:<24}{row['n']:>4}{'WRONG':>10}  error {row['errors'][OURS]}"
@@ -45,11 +46,11 @@ def line(row: dict) -> str:
     return "".join(cells)
 
 
-def cell(row: dict, peer: str) -> str:
+def cell(row: Row, peer: str) -> str:
     """The ratio of a peer's fastest contender, "wrong", or "-" where it has none."""
     times = {who: t for who, t in row["ms"].items() if who.split()[0] == peer}
     if times:
-        return f"{row['ratio'][min(times, key=times.get)]:.2f}x"
+        return f"{row['ratio'][min(times, key=times.__getitem__)]:.2f}x"
     return "wrong" if any(who.split()[0] == peer for who in row["errors"]) else "-"
 
 
@@ -66,7 +67,7 @@ def exponent(points: list[tuple[float, float]]) -> float:
     return above / sum((x - mean_x) ** 2 for x in xs)
 
 
-def growth(rows: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def growth(rows: list[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """axis -> contender -> (size along the axis, ms), for ours and the fastest eager."""
     result: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
@@ -79,7 +80,7 @@ def growth(rows: list[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     return result
 
 
-def summaries(record: dict) -> list[str]:
+def summaries(record: Row) -> list[str]:
     """What follows the table: groups of jobs, growth, memory, threads, ceilings, what is missing and why."""
     return [
         *group_lines(record["rows"]),
@@ -91,14 +92,14 @@ def summaries(record: dict) -> list[str]:
     ]
 
 
-def group_lines(rows: list[dict]) -> Iterator[str]:
+def group_lines(rows: list[Row]) -> Iterator[str]:
     groups: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         words = words_of(row["job"])
         if words and row.get("fastest"):
             groups.setdefault(words, {})[row["job"], row["n"]] = row["ratio"][row["fastest"]]
     for words, ratios in groups.items():
-        job, n = min(ratios, key=ratios.get)
+        job, n = min(ratios, key=ratios.__getitem__)
         ahead = sum(r > 1 for r in ratios.values())
         yield (
             f"{words}: {geometric_mean(ratios.values()):.2f}x the fastest peer on the geometric mean, ahead in "
@@ -112,7 +113,7 @@ def words_of(job: str) -> str | None:
     return f"nets, {job.partition('-')[2]}" if group == "nets" else GROUPS.get(group)
 
 
-def growth_lines(rows: list[dict]) -> Iterator[str]:
+def growth_lines(rows: list[Row]) -> Iterator[str]:
     for axis, series in growth(rows).items():
         parts = ", ".join(f"{who} ~ {axis}^{exponent(points):.2f}" for who, points in series.items() if len(points) > 1)
         if parts:
@@ -120,7 +121,7 @@ def growth_lines(rows: list[dict]) -> Iterator[str]:
             yield f"time of a 3x3 convolution: {parts} (its arithmetic: ^{expected})"
 
 
-def thread_line(row: dict) -> str:
+def thread_line(row: Row) -> str:
     most = max(row["ms"], key=int)
     return (
         f"threads: {row['job']}, N = {row['n']}: {most} threads {row['speedup']:.2f}x as fast as one "
@@ -128,7 +129,7 @@ def thread_line(row: dict) -> str:
     )
 
 
-def ceiling_line(ceilings: dict) -> str:
+def ceiling_line(ceilings: Row) -> str:
     rates = [rate / 1e9 for rate in ceilings["copies"].values()]
     return (
         f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s (matrix product); copying {min(rates):.0f} to "
@@ -136,7 +137,7 @@ def ceiling_line(ceilings: dict) -> str:
     )
 
 
-def missing_lines(rows: list[dict]) -> Iterator[str]:
+def missing_lines(rows: list[Row]) -> Iterator[str]:
     jobs: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for who, why in row["missing"].items():
@@ -146,7 +147,7 @@ def missing_lines(rows: list[dict]) -> Iterator[str]:
         yield f"no time for {who}: {why} ({first})"
 
 
-def memory_line(row: dict) -> str:
+def memory_line(row: Row) -> str:
     above = {who: (b["peak"] - b["held"]) / 2**20 for who, b in row["bytes"].items()}
     parts = [f"{who} {mb:.0f} MB" for who, mb in above.items()]
     parts += [f"{who} failed: {why}" for who, why in row["missing"].items()]
@@ -155,7 +156,7 @@ def memory_line(row: dict) -> str:
     return f"memory above weights and images: {row['job']}, N = {row['n']}: {', '.join(parts)}{ratio}"
 
 
-def table(record: dict) -> str:
+def table(record: Row) -> str:
     """The whole record for a terminal."""
     return "\n".join([heading(), *map(line, record["rows"]), "", *summaries(record)])
 
@@ -163,7 +164,7 @@ def table(record: dict) -> str:
 # README.md
 
 
-def markdown(record: dict, source: str) -> str:
+def markdown(record: Row, source: str) -> str:
     """The table of README.md: one line a job, the ratio to the fastest peer at each N; `source` is the JSON's path."""
     rows = [row for row in record["rows"] if JOBS[row["job"]].group in ("op", "network")]
     jobs = [job for job in JOBS if any(row["job"] == job for row in rows)]
@@ -201,7 +202,7 @@ def folded(text: str) -> list[str]:
     return wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def markdown_cell(row: dict | None) -> str:
+def markdown_cell(row: Row | None) -> str:
     if row is None:
         return ""
     if OURS not in row["ms"]:

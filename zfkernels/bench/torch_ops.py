@@ -9,9 +9,11 @@ from .shapes import Conv, Norm, Pool
 aten = torch.ops.aten
 
 
-def conv_backward(c: Conv, g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]) -> tuple:
+def conv_backward(c: Conv, g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
     stride, padding = [c.stride] * 2, [c.padding] * 2
-    return aten.convolution_backward(g, x, w, [c.filters], stride, padding, [1, 1], False, [0, 0], 1, mask)
+    grads: tuple[Tensor, ...]
+    grads = aten.convolution_backward(g, x, w, [c.filters], stride, padding, [1, 1], False, [0, 0], 1, mask)
+    return grads
 
 
 def pooled(p: Pool, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,9 @@ def scattered(p: Pool, values: Tensor, indices: Tensor) -> Tensor:
 def unpooled(p: Pool, g: Tensor, indices: Tensor, like: Tensor) -> Tensor:
     """The same by the backward of torch's max-pooling, its fastest way; `like` has the result's shape and format."""
     kernel, stride = [p.kernel] * 2, [p.stride] * 2
-    return aten.max_pool2d_with_indices_backward(g, like, kernel, stride, [0, 0], [1, 1], p.ceil_mode, indices)
+    window = kernel, stride, [0, 0], [1, 1], p.ceil_mode
+    maps: Tensor = aten.max_pool2d_with_indices_backward(g, like, *window, indices)
+    return maps
 
 
 def normalized(s: Norm, x: Tensor) -> Tensor:

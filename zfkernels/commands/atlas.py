@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from ..graph.methods import NORMS
@@ -17,6 +21,9 @@ from .options import (
     write_found,
     write_numbers,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +68,11 @@ def run(args: argparse.Namespace) -> None:
         return
 
     names, sheets = [path.name for path in paths], []
-    read = lambda numbers: opened.read([paths[i] for i in numbers])[::-1]  # noqa: E731
+
+    def read(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        pixels, inputs = opened.read([paths[i] for i in numbers])
+        return inputs, pixels
+
     methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))

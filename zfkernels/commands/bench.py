@@ -6,6 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..files import check_writable, write_json
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(OURS in row["ms"] for row in result["rows"]) else 1
 
 
-def shown(path: Path) -> dict:
+def shown(path: Path) -> dict[str, Any]:
     """The record in a file that --json wrote.
 
     Raises:
@@ -77,7 +78,7 @@ def shown(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -85,7 +86,7 @@ def shown(path: Path) -> dict:
     return result
 
 
-def measured(args: argparse.Namespace) -> dict:
+def measured(args: argparse.Namespace) -> dict[str, Any]:
     """The record of the run that the options ask for; ValueError for what does not exist."""
     import torch
 
@@ -115,7 +116,7 @@ def measured(args: argparse.Namespace) -> dict:
         command = [sys.executable, "-m", "zfkernels", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {bench.MALLOC: bench.KEEP})
 
-    def save(result: dict) -> None:
+    def save(result: dict[str, Any]) -> None:
         if args.json:
             write_json(args.json, result)
 

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 EXAMPLES = """examples:
   zfkernels completion bash > ~/.local/share/bash-completion/completions/zfkernels
@@ -34,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the script; 0."""
     from ..cli import COMMANDS, parser
 
-    commands = parser()._subparsers._group_actions[0].choices
+    groups = parser()._subparsers
+    assert groups is not None
+    commands: Any = groups._group_actions[0].choices
     if args.shell == "fish":
         print(*fish(commands, COMMANDS), sep="\n")
     else:
@@ -50,7 +53,7 @@ def bash_cases(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
         for action in filter(lambda action: action.choices, command._actions):
             count = ' 1"' if action.nargs is None else ' "*'
             for option in action.option_strings or [""]:
-                yield f'        "{name} {option}{count}) choices="{" ".join(action.choices)}" ;;'
+                yield f'        "{name} {option}{count}) choices="{" ".join(action.choices or ())}" ;;'
 
 
 def fish(commands: dict[str, argparse.ArgumentParser], summaries: dict[str, str]) -> Iterator[str]:

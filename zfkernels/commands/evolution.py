@@ -1,6 +1,10 @@
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from ..graph.methods import NORMS
@@ -18,6 +22,11 @@ from .options import (
     report,
     write_numbers,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..deconvnet.deconvnet import Deconvnet
 
 EXAMPLES = f"""examples:
   zfkernels evolution photos --weights run/epoch_*.pt
@@ -57,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
     if maps is None:
         strongest = top_activations(last.deconv, images.split(64), layer, k=1).values[:, 0]
         maps = strongest.argsort(descending=True, stable=True)[:6].tolist()
-    networks = chain(load_each(files, load, pixels), [(name, last.deconv, images)])
+    networks: Iterable[tuple[str, nn.Module | Deconvnet, Tensor]] = chain(
+        load_each(files, load, pixels), [(name, last.deconv, images)]
+    )
     method = last.method(layer, args.method, images)
     shown = progress.wanted(args.quiet)
     result = evolution(networks, layer, maps, norm=args.norm, method=method, progress=shown)

@@ -1,6 +1,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import zfkernels
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(report, indent=1) if args.json else text(report))
 
 
-def text(report: dict) -> str:
+def text(report: dict[str, Any]) -> str:
     """The report for a reader."""
     from ..backends import VARIABLE
 

@@ -64,6 +64,6 @@ def run(args: argparse.Namespace) -> None:
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels, progress=progress.wanted(args.quiet))
-    report(figure(result, [path.stem for path in paths]), args.out, table(result), *opened.notes)
     names = [opened.network.classes[label] for label in labels.tolist()]
+    report(figure(result, [path.stem for path in paths], names), args.out, table(result), *opened.notes)
     write_numbers(args, pictures=paths, classes=names, **vars(result))

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import progress
 from .options import (
@@ -15,6 +18,9 @@ from .options import (
     report,
     write_numbers,
 )
+
+if TYPE_CHECKING:
+    from ..analyses.activations import Batches
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
 EXAMPLES = f"""examples:
@@ -47,14 +53,18 @@ def run(args: argparse.Namespace) -> None:
     query, inputs = opened.read([args.picture])
     paths = find(args, args.folder).paths
     shown = progress.wanted(args.quiet)
-    stream = lambda layer: progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)  # noqa: E731
+
+    def stream(layer: str) -> Batches:
+        return progress.bar(opened.stream(paths), f"features of {layer}", "batch", shown)
+
     results = [
         neighbours(opened.deconv, inputs, stream(layer), layer, args.top, metric=args.metric)
         for layer in dict.fromkeys(layers)
     ]
     numbers = sorted({image for result in results for image in result.images[0].tolist()})
     pictures, _ = opened.read([paths[image] for image in numbers])
-    drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)))
+    names = [f"\n{path.parent.name}/{path.stem}"[-18:] for path in paths]
+    drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)), names)
     report(drawn, args.out, table(results, paths), *opened.notes)
     found = {
         result.layer: {"distances": result.distances[0], "pictures": [paths[i] for i in result.images[0].tolist()]}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import progress
 from ..files import check_writable, write_whole
@@ -25,7 +25,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from ..models.checkpoint import Network
@@ -88,11 +87,14 @@ def run(args: argparse.Namespace) -> None:
         channel=args.channel,
         progress=progress.wanted(args.quiet),
     )
-    others = (
-        _exciting(opened, images[0], result.layer, result.channel, paths, progress.wanted(args.quiet)) if paths else ()
+    layer, channel = result.layer, result.channel
+    assert layer is not None
+    assert channel is not None
+    others: tuple[Tensor | None, Sequence[str]] = (
+        _exciting(opened, images[0], layer, channel, paths, progress.wanted(args.quiet)) if paths else (None, ())
     )
-    method = opened.method(result.layer, args.method, images)
-    projected = project_map(opened.deconv, images[0], result.layer, result.channel, *(others or ()), method=method)
+    method = opened.method(layer, args.method, images)
+    projected = project_map(opened.deconv, images[0], layer, channel, *others, method=method)
     drawn = figure(Occluded(args.picture.stem, pixels[0], result, projected), network.classes)
     note = ", with the map's projections from other pictures" if args.images else ""
     report(drawn, args.out, table(result, network.classes), *opened.notes, note=note)
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"raw cells   {args.raw}")
 
 
-def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _savez(path: Path, arrays: dict[str, Any]) -> None:
     """Arrays as NumPy's archive, under the very name."""
     import numpy as np
 
@@ -112,12 +114,12 @@ def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
-def _sides(option: str, values: list[int] | None) -> int | tuple[int, ...] | None:
+def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
     if not values:
         return None
     if len(values) > 2:
         raise ValueError(f"--{option} takes one number or two (height width), got {len(values)}")
-    return values[0] if len(values) == 1 else tuple(values)
+    return values[0] if len(values) == 1 else (values[0], values[1])
 
 
 def _fill(levels: list[str] | None, network: Network, picture: Tensor) -> Tensor | float | str:

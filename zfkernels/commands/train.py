@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import progress
 from ..progress import Shown
@@ -80,9 +80,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
 
 
-def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict:
+def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict[str, Any]:
     """The keyword arguments of the ZFNet that the options describe."""
-    result = {"num_classes": classes, "image_size": args.side}
+    result: dict[str, Any] = {"num_classes": classes, "image_size": args.side}
     result |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
     return result | ({"weight_std": None} if args.he else {})
 
@@ -97,7 +97,8 @@ def chosen_run(
 
     precision = getattr(torch, args.precision or ("bfloat16" if device.type == "cuda" else "float32"))
     side = (args.side, args.side)
-    return Run(plan, *sets, side, args.scale, precision=precision, workers=args.workers, progress=shown)
+    training, validation = sets
+    return Run(plan, training, validation, side, args.scale, precision=precision, workers=args.workers, progress=shown)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def batch_of(batch: int, pictures: int) -> int:
     """`batch`, or where it exceeds the set a power of two, 4 or more, that makes 8 steps or more of an epoch."""
     if batch <= pictures:
         return batch
-    return min(pictures, 2 ** max(2, (pictures // 8).bit_length() - 1))
+    return min(pictures, 1 << max(2, (pictures // 8).bit_length() - 1))
 
 
 def batch_note(batch: int, given: int, pictures: int) -> str:
@@ -224,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"zfkernels train: warning: {note}", file=sys.stderr)
 
 
-def say_resumed(state: dict, run: Run) -> None:
+def say_resumed(state: dict[str, Any], run: Run) -> None:
     """Where a run is continued, and whether it is with the same pictures."""
     from ..training.history import pictures_digest
 

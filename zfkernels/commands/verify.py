@@ -2,18 +2,28 @@
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..files import check_writable, write_json
 
+if TYPE_CHECKING:
+    from ..testing.search import Found, Search
+    from ..testing.verify import Row
+
 # Those of testing.cases.
-OPS = ("conv2d", "conv2d_add", "conv_transpose2d", "conv2d_weight_grad", "max_pool2d", "max_unpool2d")
+OPS: tuple[str, ...] = ("conv2d", "conv2d_add", "conv_transpose2d", "conv2d_weight_grad", "max_pool2d", "max_unpool2d")
 OPS += ("max_unpool2d_backward", "contrast_norm", "contrast_norm_backward", "max_pool2d_contrast_norm")
 OPS += ("conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d")
 EXAMPLES = """examples:
   zfkernels verify
+  zfkernels verify --seconds 60 --seed 7
+  zfkernels verify --case 'conv2d backward n=2 c=3 k=5 size=9x8 kernel=3x3 stride=2x2 flag=1 x=nan/strided'
+  zfkernels verify --coverage
   zfkernels verify --compile-only --quick
 """
 
@@ -25,6 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ops", help=f"check these only, by commas: {', '.join(OPS)}")
     add("--seed", type=int, default=0, help="seed of the random cases (default 0)")
     add("--cases", type=int, default=20, help="random cases an op, besides the fixed ones (default 20)")
+    add(
+        "--seconds",
+        type=float,
+        default=0,
+        metavar="S",
+        help="besides, search random shapes, memory and values for S seconds: results, gradients, fused against "
+        "separate, runs and threads to the bit, prepared filters; a failure is shrunk to a small case",
+    )
+    add("--case", metavar="CASE", help="run this case alone, as the search printed it")
+    add(
+        "--coverage",
+        action="store_true",
+        help="besides, run the cases that are made for single kernel instances, on every instruction set, and fail if "
+        "there is an instance that no case ran",
+    )
     add("--json", type=Path, metavar="FILE", help="write the results, with device and versions, to FILE")
     add(
         "--compile-only",
@@ -37,34 +62,131 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0 when every check passed, 1 when one failed."""
-    from .. import backends
-    from ..environment import environment
-    from ..testing import verify
-
+    if not 0 <= args.seconds < math.inf:
+        raise ValueError(f"--seconds must be a number of seconds, got {args.seconds}")
     if args.json:
         check_writable(args.json, "--json")
     if args.compile_only:
         return compile_only(args)
-    ops = args.ops.split(",") if args.ops else None
-    print(verify.heading())
     try:
-        rows = verify.run(args.backend, args.seed, args.cases, ops, lambda rows: print(verify.line(rows), flush=True))
+        return one_case(args) if args.case else everything(args)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    failures = [row for row in rows if row.failure]
-    for row in failures:
-        print(f"\nFAILED {row.op} on {row.backend} in {row.dtype}: {row.failure}")
+
+
+def everything(args: argparse.Namespace) -> int:
+    """The fixed cases and, if asked for, those of the instances and the search."""
+    from .. import backends
+    from ..environment import environment
+    from ..testing import coverage, verify
+
+    ops = args.ops.split(",") if args.ops else None
+    names = (args.backend,) if args.backend else backends.available_backends()
+    missing: list[str] = []
+    print(verify.heading())
+    with coverage.recording(names) if args.coverage else nullcontext(set()) as ran:
+        rows = verify.run(args.backend, args.seed, args.cases, ops, lambda rows: print(verify.line(rows), flush=True))
+        found = instances(names, ops) if args.coverage else []
+        searched = search(args, names, ops) if args.seconds else None
+    if args.coverage:
+        known = {instance for name in names for instance in coverage.expected(name)}
+        missing = sorted(known - ran)
+        for instance in missing:
+            print(f"NOT RUN {instance}")
+        print(f"{len(known)} kernel instances, {len(missing)} that no case ran")
     if args.backend is None:
         for name in backends.MODULES:
             if reason := backends.reason(name):
                 print(f"not checked: {name}: {reason}")
-    checked = sum(row.cases for row in rows)
-    print(f"{checked} checks, {len(failures)} of {len(rows)} combinations of op, backend and dtype failed")
+    found += searched.found if searched else []
+    failures = report(rows, searched)
     if args.json:
         head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": args.seed}
         results = [asdict(row) | {"error": row.error if math.isfinite(row.error) else str(row.error)} for row in rows]
-        write_json(args.json, head | environment() | {"results": results})
-    return 1 if failures else 0
+        more: dict[str, Any] = {"failed_cases": [in_words(one) for one in found]}
+        more |= {"searched": {"cases": searched.cases, "checks": searched.checks}} if searched else {}
+        more |= {"coverage": {"instances": len(known), "not_run": missing}} if args.coverage else {}
+        write_json(args.json, head | environment() | {"results": results} | more)
+    return 1 if failures or found or missing else 0
+
+
+def report(rows: "list[Row]", searched: "Search | None") -> int:
+    """Prints the failures of the fixed cases and the totals; how many failed."""
+    failures = [row for row in rows if row.failure]
+    for row in failures:
+        print(f"\nFAILED {row.op} on {row.backend} in {row.dtype}: {row.failure}")
+    if searched:
+        print(
+            f"searched {searched.cases} cases, {searched.checks} checks in {searched.seconds:.0f} s: "
+            f"{len(searched.found)} failures"
+        )
+    checked = sum(row.cases for row in rows)
+    print(f"{checked} checks, {len(failures)} of {len(rows)} combinations of op, backend and dtype failed")
+    return len(failures)
+
+
+def instances(names: tuple[str, ...], ops: list[str] | None) -> "list[Found]":
+    """Runs the cases that are made for the kernel instances; those that failed."""
+    from ..progress import bar, wanted
+    from ..testing import coverage
+    from ..testing.checks import failure
+    from ..testing.search import Found
+
+    found = []
+    cases = [case for name in names for case in coverage.cases(name) if not ops or case.op in ops]
+    for case in bar(cases, "kernel instances", " cases", wanted(), leave=False):
+        if reason := failure(case):
+            found.append(Found(case, reason, case))
+            say(found[-1])
+    return found
+
+
+def search(args: argparse.Namespace, names: tuple[str, ...], ops: list[str] | None) -> "Search":
+    from ..progress import bar, wanted
+    from ..testing.search import search
+
+    seconds: Iterator = iter(bar(range(math.ceil(args.seconds)), "searching", "s", wanted(), leave=False))
+    passed = 0
+
+    def tick(elapsed: float) -> None:
+        nonlocal passed
+        while passed < elapsed:
+            next(seconds, None)
+            passed += 1
+
+    chosen = [name for name in names if name != "reference" or len(names) == 1]
+    return search(args.seconds, args.seed, chosen, ops, say, tick)
+
+
+def say(found: "Found") -> None:
+    """One line that reproduces the failure."""
+    print(f"FAILED {found.failure}: zfkernels verify --case '{found.case.text()}'", flush=True)
+
+
+def in_words(found: "Found") -> dict[str, str]:
+    return {"case": found.case.text(), "failure": found.failure, "met": found.met.text()}
+
+
+def one_case(args: argparse.Namespace) -> int:
+    """Runs the case of --case; 0 where it passes, 1 where it fails."""
+    from ..environment import environment
+    from ..testing.checks import applies, failure
+    from ..testing.search import Found
+    from ..testing.spec import parse
+
+    spec = parse(args.case)
+    if not applies(spec.check, spec):
+        raise ValueError(f"case: there is no check {spec.check!r} of such a case, got {args.case!r}")
+    reason = failure(spec)
+    if reason:
+        say(Found(spec, reason, spec))
+    else:
+        print(f"passed: {spec.text()}")
+    if args.json:
+        head = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        cases = [{"case": spec.text(), "failure": reason}] if reason else []
+        write_json(args.json, head | environment() | {"case": spec.text(), "failed_cases": cases})
+    return 1 if reason else 0
 
 
 def compile_only(args: argparse.Namespace) -> int:

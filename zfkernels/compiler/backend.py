@@ -1,6 +1,7 @@
 """The backend that torch.compile finds under the name "zfkernels" (pyproject.toml, torch_dynamo_backends)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +20,7 @@ def backend(
     *,
     mode: str | None = None,
     options: dict[str, bool] | None = None,
-) -> Callable:
+) -> graph.Function:
     """torch.compile(model, backend="zfkernels"): for inference on a CPU, with no gradients and no autocast.
 
     Batch norms are folded into the convolutions before them; a convolution, its bias, batch norm, residual sum, ReLU or
@@ -51,7 +52,7 @@ def backend(
     if not for_us(gm, example_inputs) or not graph.functional(gm.graph):
         return gm.forward
     program = Program(gm, **(OPTIONS | settings))
-    filters = [example_inputs[i] for i in program.watched if i < len(example_inputs)]
+    filters: list[Any] = [example_inputs[i] for i in program.watched if i < len(example_inputs)]
     ours = program.watched and not any(t.is_inference() for t in filters)  # the changes of these nobody counts
     return program if ours else gm.forward
 

@@ -6,12 +6,15 @@ of the graph made, and nothing but plain ops has read it before, the later reade
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-METHODS = {  # a tensor's method -> the function that does the same
+Function = Callable[..., Any]
+
+METHODS: dict[object, Function] = {  # a tensor's method -> the function that does the same
     "relu": torch.relu,
     "relu_": torch.relu_,
     "add": torch.add,
@@ -23,7 +26,7 @@ METHODS = {  # a tensor's method -> the function that does the same
     "sigmoid": torch.sigmoid,
     "sigmoid_": torch.sigmoid_,
 }
-PLAIN = {  # in place -> the same as a plain function
+PLAIN: dict[object, Function] = {  # in place -> the same as a plain function
     operator.iadd: operator.add,
     operator.imul: operator.mul,
     operator.isub: operator.sub,
@@ -34,10 +37,11 @@ PLAIN = {  # in place -> the same as a plain function
     torch.sigmoid_: torch.sigmoid,
 }
 # Functions with an argument `inplace` whose result is of its first argument's shape and dtype.
+WITH_INPLACE: tuple[Function, ...]
 WITH_INPLACE = (F.relu, F.relu6, F.hardtanh, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.celu, F.selu)
 WITH_INPLACE += (F.mish, F.threshold)
 # Their results share no memory with their arguments.
-FRESH = {
+FRESH: set[object] = {
     *(torch.conv2d, F.conv2d, torch.conv1d, torch.conv3d, torch.conv_transpose2d, F.batch_norm, F.group_norm),
     *(F.layer_norm, F.linear, torch.cat, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d),
     *(torch.relu, torch.add, torch.mul, torch.clamp, torch.sigmoid, torch.tanh, operator.add, operator.mul),
@@ -75,11 +79,13 @@ def functional(graph: fx.Graph) -> bool:
     return not any(unsupported(node) for node in graph.nodes)
 
 
-def function(node: object) -> Callable | None:
-    return node.target if isinstance(node, fx.Node) and node.op == "call_function" else None
+def function(node: object) -> Function | None:
+    if not isinstance(node, fx.Node) or node.op != "call_function" or isinstance(node.target, str):
+        return None
+    return node.target
 
 
-def argument(node: fx.Node, place: int, name: str, default: object = None) -> object:
+def argument(node: fx.Node, place: int, name: str, default: object = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
@@ -94,7 +100,7 @@ def writes(node: fx.Node) -> bool:
     """Does it write into its first argument?"""
     target = function(node)
     if target is None:
-        return node.op == "call_method" and named_in_place(node.target)
+        return node.op == "call_method" and named_in_place(str(node.target))
     if target in PLAIN or target is operator.setitem or node.kwargs.get("out") is not None:
         return True
     place = inplace_argument(node)
@@ -117,7 +123,8 @@ def named_in_place(name: str) -> bool:
 
 
 def name_of(target: object) -> str:
-    return getattr(target, "__name__", str(target))
+    name: str = getattr(target, "__name__", str(target))
+    return name
 
 
 def may_be_plain(node: fx.Node, order: dict[fx.Node, int]) -> bool:
@@ -131,7 +138,7 @@ def may_be_plain(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     return all(function(u) in FRESH or (u.op == "call_method" and u.target in READERS) for u in earlier)
 
 
-def alone(written: object) -> bool:
+def alone(written: Any) -> bool:
     """Is it memory that an op of the graph made, or a part of such memory of which nothing else is read?"""
     if function(written) is operator.getitem and function(base := written.args[0]) in FRESH:
         return len(base.users) == 1
@@ -140,7 +147,8 @@ def alone(written: object) -> bool:
 
 def same_kind(node: fx.Node) -> bool:
     """Does a plain op give the shape and dtype of the tensor that the op in place writes into?"""
-    written, result = (n.meta.get("example_value") for n in (node.args[0], node))
+    into: Any = node.args[0]
+    written, result = (n.meta.get("example_value") for n in (into, node))
     other = node.args[1].meta.get("example_value") if isinstance(node.args[1], fx.Node) else node.args[1]
     if not isinstance(written, torch.Tensor) or not isinstance(result, torch.Tensor):
         return False

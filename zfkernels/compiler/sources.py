@@ -8,14 +8,14 @@ evenly spread, first and last among them) are compared too. A scaling, an update
 a write through `.data` or NumPy to a few single values, none of them among those words, is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import _C
 
-VERSION = torch.Tensor._version.__get__
+VERSION: Callable[[Tensor], int] = torch.Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class Sources:

@@ -3,6 +3,7 @@ graph gives back."""
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ..backends.memory import address
 from ..ops.define import PLAIN
 from ..ops.linear import MOST_IMAGES
 from . import kernels
-from .graph import argument, function
+from .graph import Function, argument, function
 from .kernels import LAST, Registers, Run
 from .match import LINEARS, POOLS, pool_of
 
@@ -58,7 +59,9 @@ def linear_run(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads: 
 
 def by_torch(node: fx.Node, place: dict[fx.Node, int]) -> Run:
     """The node's function on the registers; the commonest forms of arguments without a search for nodes in them."""
-    target, out, args, kwargs = function_of(node), place[node], node.args, dict(node.kwargs)
+    target, out = function_of(node), place[node]
+    args: Any = node.args
+    kwargs: Any = dict(node.kwargs)
     if not nodes_in(kwargs) and args:
         head, rest = args[0], args[1:]
         if isinstance(head, fx.Node) and not nodes_in(rest):
@@ -75,23 +78,24 @@ def by_torch(node: fx.Node, place: dict[fx.Node, int]) -> Run:
     return run
 
 
-def of_one(target: Callable, first: int, rest: tuple, kwargs: dict, out: int) -> Run:
+def of_one(target: Function, first: int, rest: tuple[Any, ...], kwargs: dict[str, Any], out: int) -> Run:
     def run(r: Registers) -> None:
         r[out] = target(r[first], *rest, **kwargs)
 
     return run
 
 
-def of_list(target: Callable, many: list[int], rest: tuple, kwargs: dict, out: int) -> Run:
+def of_list(target: Function, many: list[int], rest: tuple[Any, ...], kwargs: dict[str, Any], out: int) -> Run:
     def run(r: Registers) -> None:
         r[out] = target([r[i] for i in many], *rest, **kwargs)
 
     return run
 
 
-def of_tensors(target: Callable, many: list[int | None], kwargs: dict, out: int) -> Run:
-    if len(many) == 2 and None not in many and not kwargs:
-        one, two = many
+def of_tensors(target: Function, many: list[int | None], kwargs: dict[str, Any], out: int) -> Run:
+    known = [i for i in many if i is not None]
+    if len(known) == len(many) == 2 and not kwargs:
+        one, two = known
 
         def run_two(r: Registers) -> None:
             r[out] = target(r[one], r[two])
@@ -104,21 +108,22 @@ def of_tensors(target: Callable, many: list[int | None], kwargs: dict, out: int)
     return run
 
 
-def function_of(node: fx.Node) -> Callable:
+def function_of(node: fx.Node) -> Function:
     """A method is looked up by name. `view` is `reshape`, for maps are channels-last here."""
     if node.op == "call_method":
-        name = node.target
+        name = str(node.target)
         if name == "view" and not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
             name = "reshape"
         return operator.methodcaller(name) if len(node.args) == 1 and not node.kwargs else method(name)
+    assert not isinstance(node.target, str)
     return node.target
 
 
-def method(name: str) -> Callable:
+def method(name: str) -> Function:
     return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
 
 
-def nodes_in(values: object) -> list[fx.Node]:
+def nodes_in(values: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(values, found.append)
     return found
@@ -142,7 +147,7 @@ def result_of(output: fx.Node, place: dict[fx.Node, int]) -> Callable[[Registers
     """What the graph gives back, from the registers; maps lie as torch's own ops would have left them."""
     formats = {place[node]: memory_format(node) for node in nodes_in(output.args)}
     kept = [(i, form) for i, form in formats.items() if form is not None]
-    values = output.args[0]
+    values: Any = output.args[0]
     flat = isinstance(values, (tuple, list)) and all(isinstance(v, fx.Node) for v in values)
     places = [place[v] for v in values] if flat else []
 

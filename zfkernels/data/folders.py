@@ -94,7 +94,10 @@ def hold_out(pictures: Pictures, fraction: float, seed: int = 0) -> tuple[Pictur
     return pictures.pick([i for i in range(len(pictures)) if i not in chosen]), pictures.pick(sorted(chosen))
 
 
-class PictureSet(Dataset):
+Item = tuple[Tensor, int, int]  # pixels, label, number
+
+
+class PictureSet(Dataset[Item]):
     """item i -> (uint8 (3, height, width), label, i): read when asked for, resized to cover `size`, its centre cut."""
 
     def __init__(self, pictures: Pictures | list[Path], size: tuple[int, int]) -> None:
@@ -105,11 +108,11 @@ class PictureSet(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> Item:
         return read_picture(self.paths[index], self.size), self.labels[index], index
 
 
-class Memory(Dataset):
+class Memory(Dataset[Item]):
     """The same items from uint8 images (N, 3, H, W) and labels (N,) in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -118,10 +121,13 @@ class Memory(Dataset):
                 f"images must be uint8 (N, C, H, W) with N labels, got {images.dtype} {tuple(images.shape)} and "
                 f"{len(labels)} labels"
             )
-        self.images, self.labels, self.size = images, labels.tolist(), tuple(images.shape[2:])
+        self.images, self.labels, self.size = images, labels.tolist(), (images.shape[2], images.shape[3])
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> Item:
         return self.images[index], self.labels[index], index
+
+
+Labelled = PictureSet | Memory

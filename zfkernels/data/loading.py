@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..models.checkpoint import Network
-from .folders import PictureSet
+from .folders import Item, PictureSet
+
+Batch = TypeVar("Batch")
 
 
-def plainly(batches: Iterable) -> Iterator:
+def plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
     """`batches`; an error in a process that reads pictures is the one line that it was there, without its traceback.
 
     Raises:
@@ -31,7 +34,7 @@ def plainly(batches: Iterable) -> Iterator:
     raise ValueError(said)  # with nothing of `error`, which would keep the other processes alive
 
 
-class Stream(DataLoader):
+class Stream(DataLoader[Item]):
     """Batches (inputs, numbers) of the pictures, as the network takes them; its length is for progress bars.
 
     `part` (rank, count) gives every count-th picture from rank on.
@@ -46,6 +49,6 @@ class Stream(DataLoader):
         super().__init__(pictures, batch_sampler=batches, num_workers=workers, generator=torch.Generator())
         self.network = network
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # torch names its own iterator
         for pixels, _, numbers in plainly(super().__iter__()):
             yield self.network.normalise(pixels), numbers

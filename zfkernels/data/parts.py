@@ -43,6 +43,6 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
         )
     for file, row in zip(paths, boxes, strict=True):
         width, height = decoded(file).size
-        for name, box in zip(names, row, strict=True):
-            parts[name].append(to_input(box, (height, width), size))
+        for name, (top, left, bottom, right) in zip(names, row, strict=True):
+            parts[name].append(to_input((top, left, bottom, right), (height, width), size))
     return paths, parts

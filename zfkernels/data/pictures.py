@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def _brightened(opened: ImageModule.Image, rawmode: str, path: str | Path | Bina
     from PIL import Image
 
     stored = re.fullmatch("(RGBA?|RGBX);16([BLN])", rawmode)
-    if stored is None or max(high for _, high in opened.getextrema()[:3]) >= 2 ** (14 - 8):
+    if stored is None or max(high for _, high in _extrema(opened)[:3]) >= 2 ** (14 - 8):
         return opened
     order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[stored[2]]
     with Image.open(path) as again:
@@ -135,6 +135,11 @@ def _brightened(opened: ImageModule.Image, rawmode: str, path: str | Path | Bina
         colours.putalpha(Image.fromarray(seen.astype(np.uint8) * 255))
     colours.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
     return colours
+
+
+def _extrema(opened: ImageModule.Image) -> tuple[tuple[int, int], ...]:
+    """The least and the largest value of each colour, where there are several."""
+    return cast("tuple[tuple[int, int], ...]", opened.getextrema())
 
 
 def _is_unsigned(opened: ImageModule.Image) -> bool:
@@ -165,7 +170,8 @@ def _bytes(values: np.ndarray) -> np.ndarray:
         return np.zeros(values.shape, np.uint8)
     low, high = _range(float(finite.min()), float(finite.max()), values.dtype)
     scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * (255 / (high - low))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    rounded: np.ndarray = scaled.round().clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def _range(lowest: float, highest: float, dtype: np.dtype) -> tuple[float, float]:
@@ -192,5 +198,7 @@ def _opaque(image: ImageModule.Image, rawmode: str) -> ImageModule.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (GREY, GREY, GREY, 255)), image)
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # it is where an image is changed in place
+        image = converted
     return image.convert("RGB")

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
-from ..window import Pair, Window, conv_map
+from ..window import Pair, Window, as_pair, conv_map
 from .units import on
+
+Sides = tuple[int, ...]  # height and width
 
 
 class Box(NamedTuple):
@@ -22,8 +24,8 @@ class Box(NamedTuple):
 
 
 def widen(
-    windows: tuple[Window, ...], size: Pair, origins: np.ndarray, above: Pair, below: Pair
-) -> tuple[list[Pair], Pair, np.ndarray]:
+    windows: tuple[Window, ...], size: Sides, origins: np.ndarray, above: Sides, below: Sides
+) -> tuple[list[Pair], Sides, np.ndarray]:
     """Boxes of `size` in maps of size `above`, some windows lower, where the maps' size is `below`.
 
     The paddings with which to run the windows on the boxes, the lowest first, and the new boxes' size and origins:
@@ -33,16 +35,16 @@ def widen(
     sizes = [below]
     for window in windows[:-1]:
         sizes.append(conv_map(sizes[-1], *window))
-    paddings = []
+    paddings: list[Pair] = []
     for (kernel, stride, padding), under in zip(reversed(windows), reversed(sizes), strict=True):
         whole = [size[a] == above[a] and not origins[:, a].any() for a in (0, 1)]
-        paddings.insert(0, tuple(padding[a] if whole[a] else 0 for a in (0, 1)))
+        paddings.insert(0, as_pair(padding[a] if whole[a] else 0 for a in (0, 1)))
         size = tuple(under[a] if whole[a] else (size[a] - 1) * stride[a] + kernel[a] for a in (0, 1))
         origins, above = (origins * stride - padding) * ~np.array(whole), under
     return paddings, size, origins
 
 
-def fitted(box: Box, first: np.ndarray, last: np.ndarray, size: Pair) -> Box:
+def fitted(box: Box, first: np.ndarray, last: np.ndarray, size: Sides) -> Box:
     """The same, within maps of `size`, in boxes as small as their units' fields first ... last - 1 (N, 2 each) allow.
 
     Outside of its field a box is made 0: rounding may put values there, which come down smaller and smaller, until they
@@ -85,7 +87,7 @@ def _emptied(box: Box, low: np.ndarray, high: np.ndarray) -> Box:
     return box._replace(maps=g, own=True)
 
 
-def cut(maps: Tensor, images: np.ndarray, origins: np.ndarray, size: Pair) -> Tensor:
+def cut(maps: Tensor, images: np.ndarray, origins: np.ndarray, size: Sides) -> Tensor:
     """Boxes of this size, box i from maps[images[i]] at origins[i], 0 outside them: (N, C, height, width).
 
     One box may stand for all, if they are of one image and at one place.
@@ -129,7 +131,7 @@ def paste(
     pixels[:, first:last, begin:end] = inside if factor == 1 else inside * factor
 
 
-def summed(a: Box, b: Box, limit: Pair | None) -> Box:
+def summed(a: Box, b: Box, limit: Sides | None) -> Box:
     """Two boxes a unit in the smallest rectangle that holds both; none leaves a map of size `limit`."""
     if a.maps.ndim == 2:
         return Box(a.maps + b.maps, a.origins)

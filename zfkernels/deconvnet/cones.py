@@ -11,10 +11,11 @@ Down to the first filters a unit stays a single activation (single.py).
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..graph import run as graph_run
 from ..graph.graph import Graph
@@ -22,21 +23,8 @@ from ..graph.layer import Layer, Record
 from ..graph.plan import plan
 from ..graph.rules import Rules, Shapes
 from ..graph.run import Run
-from ..graph.steps import (
-    Add,
-    Affine,
-    Average,
-    AveragePool,
-    Concat,
-    Flatten,
-    Linear,
-    Mean,
-    Norm,
-    Pad,
-    Pool,
-    ReLU,
-    Scale,
-)
+from ..graph.steps import Add, Concat, Flatten, Linear, Mean, Norm, ReLU, Scale, Step
+from ..graph.windowed import Affine, Average, AveragePool, Pad, Pool
 from ..window import Window
 from .boxes import Box, cut, fitted, paste, summed, whole, widen
 from .single import Passage, Signal, Single, as_box, lower
@@ -59,9 +47,10 @@ class Cones:
     """Up to the value numbered `stop` of a graph whose values have these shapes, and down to the pixels."""
 
     def __init__(self, graph: Graph, stop: int, shapes: Shapes) -> None:
-        self.graph, self.stop, self.shapes = graph, stop, shapes
+        self.graph, self.stop = graph, stop
+        self.shapes = cast("list[Size]", shapes)  # of those that are needed none is None
         self.reaches = known_reaches(graph, stop)
-        self.unit_elements = largest_box(self.reaches, shapes)
+        self.unit_elements = largest_box(self.reaches, self.shapes)
 
     def up(self, images: Tensor, rules: Rules) -> Run:
         return graph_run.run(self.graph, self.stop, images, rules)
@@ -71,9 +60,10 @@ class Cones:
 
         Only what lies in a unit's receptive field: its box may be larger, and rounding may put values there.
         """
-        fields = graph_run.fields(self.graph, self.stop, units.positions, tuple(self.shapes[0][2:])).tolist()
+        fields = graph_run.fields(self.graph, self.stop, units.positions, self.shapes[0][2:]).tolist()
         factor = RAISED if values.dtype == torch.float32 else 1.0
-        waiting = [(np.arange(len(pixels)), {run.last: Single(units, values * factor)}, len(run.steps), factor)]
+        signals: dict[int, Signal] = {run.last: Single(units, values * factor)}
+        waiting = [(np.arange(len(pixels)), signals, len(run.steps), factor)]
         while waiting and len(pixels):
             rows, signals, remaining, factor = waiting.pop()
             part = units.take(rows)
@@ -88,7 +78,7 @@ class Cones:
                     again = Single(part, values[rows[0] : rows[-1] + 1])
                     waiting.append((rows, {run.last: again}, len(run.steps), 1.0))
                     continue
-                for row, box, (top, left) in zip(rows, maps, origins.tolist(), strict=True):
+                for row, box, (top, left) in zip(rows.tolist(), maps, origins.tolist(), strict=True):
                     paste(pixels[row], box, top, left, fields[row], 1 / factor)
 
     def down_together(self, run: Run, units: Units, values: Tensor, rules: Rules) -> Tensor:
@@ -97,7 +87,8 @@ class Cones:
         pixels = g.new_zeros(self.shapes[0][1:])
         box = self.reversed(run, Box(g, np.zeros((1, 2), np.int64)), np.zeros(1, np.int64), rules)
         if box is not None:
-            paste(pixels, box.maps[0], *box.origins[0].tolist(), (0, 0, *pixels.shape[1:]))
+            top, left = box.origins[0].tolist()
+            paste(pixels, box.maps[0], top, left, (0, 0, pixels.shape[1], pixels.shape[2]))
         return pixels
 
     def reversed(self, run: Run, signal: Signal, images: np.ndarray, rules: Rules) -> Box | None:
@@ -138,7 +129,7 @@ class Cones:
                     signals[i] = self._joined(i, signals[i], part) if i in signals else part
         return 0
 
-    def _fitted(self, number: int, signal: Signal, step: object, positions: np.ndarray | None) -> Signal:
+    def _fitted(self, number: int, signal: Signal, step: Step | Layer, positions: np.ndarray | None) -> Signal:
         """What a step sent to the value of this number, without what lies outside of it or of all units' fields."""
         if number == 0 or isinstance(signal, Single) or not step.windows:
             return signal
@@ -159,7 +150,7 @@ def largest_of(signals: dict[int, Signal]) -> int:
     return max((box.maps[0].numel() for box in signals.values() if isinstance(box, Box)), default=1)
 
 
-def lowered(signal: Signal, by: Passage, images: np.ndarray) -> list[Signal | None]:
+def lowered(signal: Signal, by: Passage, images: np.ndarray) -> Sequence[Signal | None]:
     """A signal one step lower, one for each value that the step takes."""
     if isinstance(signal, Single):
         parts = lower(signal, by)
@@ -215,7 +206,7 @@ def _in_place(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
 def _norm(box: Box, by: Passage, images: np.ndarray) -> list[Box]:
     if by.rules.norm == "identity":
         return [box]
-    record = _recorded(by.record, images, box).expand(len(box.maps), -1, -1, -1)
+    record = cut(by.record, images, box.origins, box.maps.shape[2:]).expand(len(box.maps), -1, -1, -1)
     return [Box(by.step.reverse(box.maps, by.below, record, by.rules), box.origins)]
 
 
@@ -259,10 +250,11 @@ def known_reaches(graph: Graph, stop: int) -> dict[int, list[graph_run.Reach]]:
         way = plan(graph, (stop,))
         steps = [(number, getattr(step, "sees", step.windows), inputs) for number, step, inputs, _ in way.steps]
         graph.known["reaches", stop] = graph_run.reaches(steps, way.same[stop])
-    return graph.known["reaches", stop]
+    found: dict[int, list[graph_run.Reach]] = graph.known["reaches", stop]
+    return found
 
 
-def largest_box(reaches: dict[int, list[graph_run.Reach]], shapes: Shapes) -> int:
+def largest_box(reaches: dict[int, list[graph_run.Reach]], shapes: list[Size]) -> int:
     """The elements of the largest box on the way down from one unit."""
     most = 1
     for number, reach in reaches.items():

@@ -9,12 +9,14 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from ..drawing import shown
+from ..drawing.style import Figure
 from ..graph import run as graph_run
 from ..graph.graph import Graph
 from ..graph.methods import METHODS, NORMS
@@ -48,6 +50,21 @@ class Projection(_Projected):
 
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        told = f", {len(self.notes)} note{'s' * (len(self.notes) > 1)}" if self.notes else ""
+        return f"Projection({shown.sizes(self.pixels)} pixels, values {shown.span(self.values)}{told})"
+
+    def plot(self, pictures: Tensor | None = None) -> Figure:
+        """A figure of the first 18: what each unit sees of its projection, on its own scale, the value above.
+
+        `pictures`: uint8 (N, 3, H, W), one a projection, to be shown below, with the box. `save(path)` writes it, and a
+        notebook shows it. Needs matplotlib.
+        """
+        return shown.projections(self.pixels, self.values, self.boxes, pictures)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
 
 class Joint(NamedTuple):
     """Several activations of an image projected at once, and each alone."""
@@ -58,6 +75,28 @@ class Joint(NamedTuple):
     positions: Tensor  # (N, 2) int64
     boxes: Tensor  # (N, 4) int64
     difference: float  # ||together - sum of alone|| / ||sum of alone||; 0 where nothing is rectified away
+
+    def __repr__(self) -> str:
+        return f"Joint({len(self.alone)} units, {shown.sizes(self.together)} pixels, difference {self.difference:.4g})"
+
+    def plot(self) -> Figure:
+        """A figure of `together`, of the sum of `alone`, and of what parts them, on one scale. Needs matplotlib."""
+        return shown.joint(self.together, self.alone)
+
+    save = shown.save
+    _repr_html_ = shown.repr_html
+
+
+class Way(Protocol):
+    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
+
+    unit_elements: int
+
+    def up(self, images: Tensor, rules: Rules) -> Any: ...
+
+    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
+
+    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
 
 
 class Deconvnet:
@@ -99,12 +138,12 @@ class Deconvnet:
         self.model, self.forward, self.rules = model, forward, check_overrides(rules, OVERRIDES)
         self._planner = Planner(checked(model), forward, self.rules)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """What was traced belongs to this model, and not to a copy of it."""
         return {"model": self.model, "forward": self.forward, "rules": self.rules}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], forward=state["forward"], rules=state["rules"])  # type: ignore[misc]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -124,6 +163,12 @@ class Deconvnet:
         turns out to be something else, such as a reshape that is no flattening.
         """
         return self._planner.engine(layer)
+
+    @overload
+    def activations(self, images: Tensor, layer: str) -> Tensor: ...  # type: ignore[overload-overlap]  # also a Sequence
+
+    @overload
+    def activations(self, images: Tensor, layer: Sequence[str]) -> dict[str, Tensor]: ...
 
     @torch.no_grad()
     def activations(self, images: Tensor, layer: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
@@ -170,7 +215,9 @@ class Deconvnet:
             return {number: self._engine(plan, number).up(images, rules).value}
         return graph_run.run(uncapped(plan), max(numbers), images, rules, numbers).kept
 
-    def boxes(self, layer: str, positions: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
+    def boxes(
+        self, layer: str, positions: Tensor | Sequence[int] | Sequence[Sequence[int]], image_size: tuple[int, int]
+    ) -> Tensor:
         """The receptive fields of the units at `positions` (N, 2) of `layer`, clipped to images of (height, width).
 
         (N, 4) int64: top, left, bottom, right; half-open. Where branches see different fields, the smallest box that
@@ -180,9 +227,9 @@ class Deconvnet:
         graph = self._graph_for(layer, image_size)
         return torch.from_numpy(graph_run.fields(graph, graph.stop(layer), places, image_size))
 
-    def _graph_for(self, layer: str, image_size: tuple[int, int]) -> Graph:
+    def _graph_for(self, layer: str, image_size: tuple[int, ...]) -> Graph:
         """A graph that has `layer`, of images of this size if such have been seen."""
-        if self.engine(layer).name == "traced":
+        if self.engine(layer).name == "traced" and self._planner.graph is not None:
             return self._planner.graph
         sizes = {tuple(kind[0][1:]): seen.graph for kind, seen in self._planner.seen.items()}
         return sizes.get(tuple(image_size)) or self._planner.names()
@@ -254,7 +301,7 @@ class Deconvnet:
         """
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(plan.shapes[-1], layer, len(images), image_index, channel, position)
+            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -279,7 +326,7 @@ class Deconvnet:
         the number is the sine of the angle between the two pictures: 0 where one is the other times a number, 1 where
         they have nothing in common (or one is empty). Arguments as of `project`.
         """
-        settings = {"image_index": image_index, "method": method, "strength": 1.0}
+        settings: dict[str, Any] = {"image_index": image_index, "method": method, "strength": 1.0}
         there = self.project(images, layer, channel, position, norm, **settings)
         turned = self.project(images.flip(2), layer, channel, there.positions, norm, **settings)
         cosine = torch.nn.functional.cosine_similarity(there.pixels.flatten(1), turned.pixels.flatten(1))
@@ -315,7 +362,7 @@ class Deconvnet:
             raise ValueError(f"image must be one image, got {len(images)}")
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(plan.shapes[-1], layer, 1, None, channel, alone.positions)
+        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -334,7 +381,7 @@ class Deconvnet:
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
         engine, cap = self._engine(plan, plan.stops[layer]), plan.uncapped.get(plan.stops[layer])
-        kind = {"dtype": images.dtype, "device": images.device}
+        kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         count, device = len(units.images), images.device
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
@@ -353,14 +400,14 @@ class Deconvnet:
                 values[on(device, rows)] = own
                 sent = own if strength is None else torch.full_like(own, strength)
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
-        stop, size = plan.stops[layer], tuple(images.shape[2:])
+        stop, size = plan.stops[layer], images.shape[2:]
         boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
         told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
         projection = Projection(pixels, values, on(device, units.positions), boxes)
         projection.notes = told
         return projection
 
-    def _engine(self, plan: Plan, stop: int) -> Cones | Own:
+    def _engine(self, plan: Plan, stop: int) -> Way:
         """The way up to the value numbered `stop` and down."""
         if plan.seen is None:
             return Cones(uncapped(plan), stop, plan.shapes[: stop + 1])
@@ -372,6 +419,13 @@ class Deconvnet:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
+
+
+def _shape(plan: Plan) -> Size:
+    """Of the last value."""
+    shape = plan.shapes[-1]
+    assert shape is not None
+    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:

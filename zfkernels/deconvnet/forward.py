@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor, nn
 
-from ..graph.rules import Rules
+from ..graph.rules import Rules, Shapes
 from ..graph.run import fields
 from ..graph.watch import Seen, watched
 from .signals import Signals
@@ -39,7 +39,15 @@ def see(
     return seen
 
 
-def _pass(model, forward, images, rules, overrides, wanted=(), uncapped=()) -> tuple[Seen, object]:
+def _pass(
+    model: nn.Module,
+    forward: Forward | None,
+    images: Tensor,
+    rules: Rules,
+    overrides: Mapping[object, str],
+    wanted: Collection[int] = (),
+    uncapped: Collection[int] = (),
+) -> tuple[Seen, object]:
     signals = Signals(rules, overrides, uncapped)
     try:
         # What the model changes in place is no leaf of autograd's.
@@ -102,7 +110,7 @@ class Own:
 
         A unit of each image goes down at once, and several such rounds side by side.
         """
-        boxes = fields(self.seen.graph, self.stop, units.positions, tuple(run.images.shape[2:]))
+        boxes = fields(self.seen.graph, self.stop, units.positions, run.images.shape[2:])
         turn = np.zeros(len(units.images), np.int64)
         for image in np.unique(units.images):
             here = np.flatnonzero(units.images == image)
@@ -131,8 +139,8 @@ def _sent_down(run: Run, g: Tensor) -> Tensor:
             return g.new_zeros(len(g), *run.images.shape) if found is None else found
         except (RuntimeError, NotImplementedError, ValueError):  # a backward that cannot be batched
             pass
-    found = [torch.autograd.grad(run.value, run.images, signal, **settings)[0] for signal in g]
-    return torch.stack([torch.zeros_like(run.images) if one is None else one for one in found])
+    each = [torch.autograd.grad(run.value, run.images, signal, **settings)[0] for signal in g]
+    return torch.stack([torch.zeros_like(run.images) if one is None else one for one in each])
 
 
 def _check_same(seen: Seen, expected: Seen, numbers: Collection[int]) -> None:
@@ -145,6 +153,6 @@ class Changed(Exception):
     """The model called something else than before, as it may where what it does depends on the images' values."""
 
 
-def sizes(seen: Seen, count: int) -> list[Size]:
+def sizes(seen: Seen, count: int) -> Shapes:
     """The shapes of the values for so many images."""
     return [Size((count, *shape[1:])) for shape in seen.shapes]

@@ -52,7 +52,7 @@ def without_switches(graph: Graph, stop: int) -> bool:
     return not pools and not isinstance(graph.node(stop).step, Pool) and any(isinstance(step, ReLU) for step in steps)
 
 
-def empty(pixels: Tensor, values: Tensor, units: Units, method: str) -> tuple[str, ...]:
+def empty(pixels: Tensor, values: Tensor, units: Units, method: str | None) -> tuple[str, ...]:
     """Of projections that are all 0."""
     blank = [i for i, picture in enumerate(pixels) if not bool(picture.any())]
     if not blank:

@@ -1,6 +1,6 @@
 """Which engine serves a layer: the traced graph where it is certain to be the model, else the model's own forward."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class Planner:
     model: nn.Module  # unwrapped
     forward: Forward | None
     overrides: Mapping[object, str]
-    marks: list | None = None
+    marks: list[tuple[object, ...]] | None = None
     graph: Graph | None = None
     why: str = ""
     seen: dict[Kind, Seen] = field(default_factory=dict)
@@ -119,7 +119,8 @@ class Planner:
         if images.is_meta:
             raise ValueError("images must hold values, got a tensor on the meta device")
         self.refresh()
-        graph, why = self.graph, self.why
+        graph = self.graph
+        why: str | None = self.why
         if graph is not None and all(graph.has(layer) for layer in layers):
             stops = {layer: graph.stop(layer) for layer in layers}
             why = graph.doubt(*stops.values())
@@ -146,7 +147,9 @@ class Planner:
 
 def _plan(graph: Graph, stops: dict[str, int], shapes: Shapes, seen: Seen | None, why: str) -> Plan:
     steps = {n: graph.node(n).step for n in stops.values()}
-    capped = {n: step.cap for n, step in steps.items() if isinstance(step, ReLU) and step.cap < float("inf")}
+    capped: dict[int, float | None] = {
+        n: step.cap for n, step in steps.items() if isinstance(step, ReLU) and step.cap < float("inf")
+    }
     return Plan(graph, stops, shapes, seen, why, capped)
 
 
@@ -158,9 +161,12 @@ def uncapped(plan: Plan) -> Graph:
     if key not in plan.graph.known:
         nodes = list(plan.graph.nodes)
         for number in plan.uncapped:
-            nodes[number - 1] = replace(nodes[number - 1], step=replace(nodes[number - 1].step, cap=float("inf")))
+            step = nodes[number - 1].step
+            assert isinstance(step, ReLU)
+            nodes[number - 1] = replace(nodes[number - 1], step=replace(step, cap=float("inf")))
         plan.graph.known[key] = replace(plan.graph, nodes=nodes, known={})
-    return plan.graph.known[key]
+    found: Graph = plan.graph.known[key]
+    return found
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -186,6 +192,6 @@ def check_overrides(rules: Mapping[object, str] | None, allowed: Sequence[str]) 
     if not isinstance(rules, Mapping):
         raise TypeError(f"rules must be a dict from module classes or functions to {allowed}, got {rules!r}")
     for key, value in rules.items():
-        if value not in allowed or not isinstance(key, (type, Callable)):
+        if value not in allowed or not callable(key):
             raise ValueError(f"rules must map module classes or functions to one of {allowed}, got {key!r}: {value!r}")
     return dict(rules)

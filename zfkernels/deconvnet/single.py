@@ -3,8 +3,8 @@
 Down to the first filters it stays one; there it becomes a filter, scaled.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Size, Tensor
 
 from ..graph.layer import Layer, Record, passed_on
 from ..graph.rules import Rules
-from ..graph.steps import Add, Affine, Average, Concat, Flatten, Linear, Norm, ReLU, Scale, norm_factors
-from ..graph.windowed import Pool
+from ..graph.steps import Add, Concat, Flatten, Linear, Norm, ReLU, Scale, norm_factors
+from ..graph.windowed import Affine, Average, Pool
 from .boxes import Box, cut
 from .units import Units, alone, at, on
 
@@ -31,8 +31,8 @@ class Single(NamedTuple):
 class Passage(NamedTuple):
     """A step on the way down: what it recorded, the shapes of what it takes and makes, and by which rules to go."""
 
-    step: object
-    record: object
+    step: Any  # of the kind that LOWER names a function for
+    record: Any  # what such a step records
     below: list[Size]
     above: Size
     rules: Rules
@@ -41,7 +41,7 @@ class Passage(NamedTuple):
 Signal = Single | Box
 
 
-def lower(signal: Single, by: Passage) -> list[Signal | None] | None:
+def lower(signal: Single, by: Passage) -> Sequence[Signal | None] | None:
     """The same one step lower, one signal for each value that the step takes; None if it is no single activation any
     more there, nor anything that can be read off the weights.
     """
@@ -148,7 +148,7 @@ def _average(signal: Single, by: Passage) -> list[Signal] | None:
     return [signal] if by.below[0] == by.above else None
 
 
-LOWER: dict[type, Callable[[Single, Passage], list[Signal | None] | None]] = {
+LOWER: dict[type, Callable[[Single, Passage], Sequence[Signal | None] | None]] = {
     Layer: _layer,
     Pool: _pool,
     ReLU: _relu,

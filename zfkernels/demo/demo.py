@@ -17,6 +17,8 @@ from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint
+from ..models.zfnet import ZFNet
+from ..progress import Shown
 from ..training.fit import fit
 from ..training.processes import seeded
 from ..training.run import Epoch, Run
@@ -37,7 +39,7 @@ def run(
     seed: int,
     epochs: int,
     crops: int,
-    progress: bool = False,
+    progress: Shown = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, Findings]:
     """Train, analyse, write; returns index.html's path and what is on it. zfnet.pt beside it holds the network.
@@ -92,7 +94,7 @@ def analyse(
             for label, (name, pixels, cells) in enumerate(shown)
         ],
         history=history,
-        filters=network.model.conv1.weight.detach(),
+        filters=network.model.get_parameter("conv1.weight").detach(),
         layers=layers,
         occluded=occluded,
         facts={},
@@ -118,11 +120,13 @@ def _facts(
 
 def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> list[LayerTop]:
     """For each layer the strongest of its maps, and the projections of their TOP strongest activations."""
-    deconv = Deconvnet(network.model)
+    model = network.model
+    assert isinstance(model, ZFNet)
+    deconv = Deconvnet(model)
     inputs = network.normalise(images)
     layers = []
     for layer, top in top_activations(deconv, inputs.split(64), LAYERS, k=TOP).items():
-        field = network.model.receptive_field(layer)
+        field = model.receptive_field(layer)
         channels = diverse(top, labels)[:MAPS_SHOWN]
         read = lambda numbers: (inputs[numbers], images[numbers])  # noqa: E731
         tops = list(cards(deconv, top, layer, read, channels, side=field.size))

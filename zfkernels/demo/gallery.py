@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..analyses import ablation, atlas, correspondence, evolution, filters, invariance, neighbours, occlusion, probes
 from ..analyses.activations import TopActivations, diverse, top_activations
 from ..data.folders import Memory
+from ..data.parts import Box
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, Figure, font
@@ -21,6 +23,7 @@ from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
 from ..models.zfnet import ZFNet
+from ..progress import Shown
 from ..training.history import plot_history, read_log
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
@@ -39,14 +42,14 @@ FACE_PARTS = {
     "mouth": (16, 7, 21, 18),
 }
 FACES_PLAN = Plan(epochs=12, batch_size=10, learning_rate=0.01)
-TABLE3 = {"channels": (12, 24, 24, 24, 16), "fc": (64, 64), "side": 64}
+TABLE3: dict[str, Any] = {"channels": (12, 24, 24, 24, 16), "fc": (64, 64), "side": 64}
 TABLE3_PLAN = Plan(epochs=10, batch_size=16, learning_rate=0.01, weight_decay=0.01, patience=4)
 
 
 class Stage:
     """What the sections share: folders, the networks, the pictures to search."""
 
-    def __init__(self, out: Path, work: Path, method: str = "deconvnet", progress: bool = False) -> None:
+    def __init__(self, out: Path, work: Path, method: str = "deconvnet", progress: Shown = False) -> None:
         self.out, self.work, self.method, self.progress = out, work, method, progress
         self.network = checkpoint.load(train_network(work / "clamped", PLAN, progress=progress))
         self.photographs = Photographs(SIDE)
@@ -70,6 +73,7 @@ class Stage:
 def _save(image: Image.Image, path: Path) -> None:
     """A chart as a PNG with 256 colours of its own, a third of the bytes; anything else as a JPEG."""
     image = image.convert("RGB")
+    options: dict[str, Any]
     if path.suffix == ".png":
         drawn, options = image.quantize(256, dither=Image.Dither.NONE), {"optimize": True}
     else:
@@ -167,6 +171,7 @@ def occlusion_section(stage: Stage) -> str:
     classes = stage.photographs.classes
     occluded = most_occluded(stage.network, stage.photographs)[0]
     channel = occluded.result.channel
+    assert channel is not None
     exciting = stage.tops["conv5"].images[channel, :3]
     names = [classes[int(stage.tile_labels[i])] for i in exciting.tolist()]
     image = stage.network.normalise(occluded.image)
@@ -179,25 +184,33 @@ def occlusion_section(stage: Stage) -> str:
 def correspondence_section(stage: Stage) -> str:
     resized = resized_side(FACE_SIDE)
     images, labels, odd = _faces(resized)
-    arguments = {"num_classes": 2, "image_size": FACE_SIDE, "channels": (12, 24, 32, 32, 24), "fc": (48, 48)}
+    arguments: dict[str, Any] = {
+        "num_classes": 2,
+        "image_size": FACE_SIDE,
+        "channels": (12, 24, 32, 32, 24),
+        "fc": (48, 48),
+    }
     arguments["weight_std"] = None
     with seeded(0):
         model = ZFNet(**arguments)
-    sets = [Memory(images[chosen], labels[chosen]) for chosen in (~odd, odd)]
-    run = Run(FACES_PLAN, *sets, model.image_size, scale=64.0, progress=stage.progress)
+    training, held_out = (Memory(images[chosen], labels[chosen]) for chosen in (~odd, odd))
+    run = Run(FACES_PLAN, training, held_out, model.image_size, scale=64.0, progress=stage.progress)
     history = fit_in(stage.work / "faces", model, run, arguments, ("face", "no face"))
     network = checkpoint.load(stage.work / "faces" / "zfnet.pt")
     offset = (resized - FACE_SIDE) // 2
     shown = images[odd & (labels == 0)][:20]
     inputs = network.normalise(shown[..., offset : offset + FACE_SIDE, offset : offset + FACE_SIDE])
     ratio = resized / 25
-    parts = {
-        name: [tuple(min(max(round(x * ratio) - offset, 0), FACE_SIDE) for x in box)] * len(inputs)
-        for name, box in FACE_PARTS.items()
-    }
+    parts = {name: [_placed(box, ratio, offset)] * len(inputs) for name, box in FACE_PARTS.items()}
     parts["random"] = correspondence.random_boxes(parts, (FACE_SIDE, FACE_SIDE))
     result = correspondence.correspondence(network.model, inputs, parts, ["pool5", "fc7"])
     return _section("correspondence", correspondence.table(result), error=history[-1].error)
+
+
+def _placed(box: Box, ratio: float, offset: int) -> Box:
+    """A box of a face as it is, in the same face enlarged and cut."""
+    top, left, bottom, right = (min(max(round(x * ratio) - offset, 0), FACE_SIDE) for x in box)
+    return top, left, bottom, right
 
 
 def _faces(side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,11 +10,12 @@ import torch
 from ..data.folders import Memory
 from ..data.photographs import Crops, Photographs
 from ..models.zfnet import ZFNet
+from ..progress import Shown
 from ..training import history
 from ..training.fit import fit
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
-from ..training.run import Run
+from ..training.run import Epoch, Run
 
 SIDE = 96
 CHANNELS = (24, 48, 64, 64, 48)
@@ -38,7 +39,7 @@ def untrained(classes: int, conv1_std: float | None = CONV1_STD) -> ZFNet:
     """The network with weights drawn from torch's random numbers; `conv1_std` None leaves conv1's to He's."""
     model = ZFNet(**arguments(classes))
     if conv1_std is not None:
-        torch.nn.init.normal_(model.conv1.weight, std=conv1_std)
+        torch.nn.init.normal_(model.get_parameter("conv1.weight"), std=conv1_std)
     return model
 
 
@@ -47,7 +48,7 @@ def in_memory(crops: Crops) -> Memory:
     return Memory(crops.images, crops.labels)
 
 
-def train_network(out: Path, plan: Plan, *, conv1_std: float | None = CONV1_STD, progress: bool = False) -> Path:
+def train_network(out: Path, plan: Plan, *, conv1_std: float | None = CONV1_STD, progress: Shown = False) -> Path:
     """The file of the network trained on photographs; a run that was stopped continues, one that is whole is kept."""
     if (out / "zfnet.pt").exists() and len(history.read_log(out / "log.jsonl")) == plan.epochs:
         return out / "zfnet.pt"
@@ -65,7 +66,7 @@ def train_network(out: Path, plan: Plan, *, conv1_std: float | None = CONV1_STD,
 
 def fit_in(
     out: Path, model: ZFNet, run: Run, arguments: dict[str, Any], classes: Sequence[str], keep: Iterable[int] = ()
-) -> list[history.Epoch]:
+) -> list[Epoch]:
     """Train the ZFNet that `arguments` build in a folder of the run's own, and continue there if it was stopped."""
     state = history.begin(out, run.plan, overwrite=False, model=model, run=run, classes=classes)
     return fit(model, run, history.files(out, arguments, classes, keep), state)

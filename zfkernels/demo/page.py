@@ -81,11 +81,15 @@ def write_page(out: Path, findings: Findings) -> Path:
         panel_name=_panel_name,
         range_of=_range,
         names_of=lambda card: [findings.sources[number] for number in card.numbers.tolist()],
-        counted=lambda names: ", ".join(f"{name} {count}" for name, count in Counter(names).most_common()),
+        counted=_counted,
     )
     page = out / "index.html"
     write_text(page, text)
     return page
+
+
+def _counted(names: list[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
 def _panel_name(layer: LayerTop, card: Card) -> str:
@@ -163,6 +167,7 @@ def _gallery(findings: Findings, path: Path) -> None:
         for column, card in enumerate(layer.tops[:across]):
             x = gap + column * (panel_width + gap)
             draw.text((x, y + line - 2), f"map {card.channel}, activations {_range(card)}", SOFT, small)
-            halves = [Image.fromarray(grid).resize((panel_height,) * 2, kind) for grid in _grids(card, side)]
-            drawn.paste(Image.fromarray(beside(*map(np.asarray, halves), 4)), (x, y + 2 * line - 4))
+            size = panel_height, panel_height
+            left, right = (np.asarray(Image.fromarray(grid).resize(size, kind)) for grid in _grids(card, side))
+            drawn.paste(Image.fromarray(beside(left, right, 4)), (x, y + 2 * line - 4))
     write_whole(path, drawn.save)

@@ -1,13 +1,15 @@
 """The ink, axes and fonts of every figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.figure import SubFigure as SubFigure
     from PIL.ImageFont import FreeTypeFont
 else:  # both are optional, and slow to import
     Axes = Figure = SubFigure = FreeTypeFont = Any
@@ -21,7 +23,7 @@ def plain_axes(axes: Axes) -> None:
     axes.tick_params(colors=SOFT, labelsize=8)
 
 
-def outline(axes: Axes, box: tuple[int, int, int, int]) -> None:
+def outline(axes: Axes, box: Sequence[int]) -> None:
     """A half-open box (top, left, bottom, right) as a frame that can be seen on light and on dark."""
     from matplotlib.patches import Rectangle
 

@@ -55,7 +55,7 @@ def cut(image: Image, box: Sequence[int]) -> Image:
     return image[..., top:bottom, left:right]
 
 
-def frame(box: Sequence[int], size: int | Sequence[int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+def frame(box: Sequence[int], size: int | Sequence[int], shape: Sequence[int]) -> tuple[int, int, int, int]:
     """`box` grown, inside an image of `shape`, to `size` = (height, width) or a square's side, or to the image's sides.
 
     The receptive fields of units near the border are cut there; framed alike, they can be shown in one grid.

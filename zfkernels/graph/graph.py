@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Size
 
 from ..words import nearest
 from .rules import Shapes, irreversible, told
-from .steps import Affine, Conv, Flatten, Linear, Mean, Opaque, Step
+from .steps import Flatten, Linear, Mean, Opaque, Step
+from .windowed import Affine, Conv
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Graph:
     aliases: dict[str, str] = field(default_factory=dict)
     submodules: dict[str, int] = field(default_factory=dict)  # the value that each submodule gave last
     output: int | None = None  # the model's, if it is one value
-    known: dict[tuple, object] = field(default_factory=dict, repr=False, compare=False)  # what others worked out of it
+    known: dict[tuple[object, ...], Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # what others worked out of it
 
     def stop(self, layer: object) -> int:
         """The number of the value of `layer`, a layer's name or an alias of it."""
@@ -70,7 +74,8 @@ class Graph:
         shapes: Shapes = [images] + [None] * max(values)
         for number in self.ancestors(*values):
             node, step = self.node(number), self.node(number).step
-            inputs = [shapes[i] for i in node.inputs]
+            assert not isinstance(step, Opaque)
+            inputs = [shape for i in node.inputs if (shape := shapes[i]) is not None]
             if step.maps and len(inputs[0]) != 4:
                 why = f"it works on maps, but {told(inputs, shapes)}"
                 raise irreversible(step.name, type(step).__name__, why)

@@ -69,7 +69,7 @@ class Layer:
         else:
             cap = self.cap if self.rectify else None
             y = conv.by_filters(x, filters, bias, conv.padding, cap if scale is None else None, rules)
-            if scale is not None:
+            if scale is not None and shift is not None:
                 y = torch.addcmul(shift, y, scale, out=y)
                 y = capped(y, self.cap) if self.rectify else y
             if pool is not None:
@@ -113,7 +113,8 @@ class Layer:
             )
         if pool is not None:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])
-            g, own = pool.unpool(g, switches, paddings[1], middle, rules), True
+            g = pool.unpool(g, switches, paddings[1], middle, rules)  # type: ignore[arg-type]  # a pool records them
+            own = True
         if scale is not None and g.numel() > filters.numel():
             filters = filters * scale.view(-1, 1, 1, 1)
         elif scale is not None:
@@ -133,8 +134,11 @@ def rectified(g: Tensor, own: bool, slope: float = 0.0) -> Tensor:
 def passed_on(g: Tensor, y: Tensor, own: bool = False, cap: float = math.inf) -> Tensor:
     """g where y is more than 0 and less than `cap`, 0 elsewhere; in the place of g if that is one's own."""
     into = {"grad_input": g} if own else {}
+    passed: Tensor
     if cap < math.inf:
         backward = torch.ops.aten.hardtanh_backward
-        return (backward.grad_input if own else backward)(g, y, 0, cap, **into)
-    backward = torch.ops.aten.threshold_backward
-    return (backward.grad_input if own else backward)(g, y, 0, **into)
+        passed = (backward.grad_input if own else backward)(g, y, 0, cap, **into)
+    else:
+        backward = torch.ops.aten.threshold_backward
+        passed = (backward.grad_input if own else backward)(g, y, 0, **into)
+    return passed

@@ -3,25 +3,49 @@
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..ops.contrast_norm import contrast_norm
 from .rules import Irreversible
 from .steps import ReLU
 from .translate import NO_REVERSE, Part, function_part
 
+Sizes = Sequence[int]
 
-def _conv(name: str, weight, bias, stride, padding, relu: bool, dilation, groups, backend: str) -> Part:
+
+def _conv(
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    relu: bool,
+    dilation: Sizes,
+    groups: int,
+    backend: str,
+) -> Part:
     read = None if bias is None else lambda: bias
     window = tuple(stride), tuple(padding), tuple(dilation), groups
     part = function_part(F.conv2d, name, [lambda: weight, read, *window], {})
     return Part("layer", (*part.steps, ReLU(name))) if relu else part
 
 
-def _pool(name: str, kernel_size, stride, padding, output_size, backend: str) -> Part:
+def _pool(name: str, kernel_size: Sizes, stride: Sizes, padding: Sizes, output_size: Sizes, backend: str) -> Part:
     return function_part(F.max_pool2d, name, [tuple(kernel_size), tuple(stride), tuple(padding)], {})
 
 
-def _layer(name: str, weight, bias, stride, padding, kernel_size, pool_stride, pool_padding, size, backend) -> Part:
+def _layer(
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    kernel_size: Sizes,
+    pool_stride: Sizes,
+    pool_padding: Sizes,
+    size: Sizes,
+    backend: str,
+) -> Part:
     conv = _conv(name, weight, bias, stride, padding, True, (1, 1), 1, backend)
     return Part("layer", conv.steps + _pool(name, kernel_size, pool_stride, pool_padding, size, backend).steps)
 

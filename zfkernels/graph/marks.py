@@ -7,7 +7,7 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 PLAIN = (bool, int, float, str, tuple, type(None))
 
 
-def marks(model: nn.Module) -> list[tuple]:
+def marks(model: nn.Module) -> list[tuple[object, ...]]:
     """Equal to what they were exactly if no module was replaced or set differently, and no hook has come or gone.
 
     Values of parameters do not count: they are read anew at each use. Their shapes do.
@@ -16,7 +16,7 @@ def marks(model: nn.Module) -> list[tuple]:
     return [everywhere, *(_of_module(name, module) for name, module in model.named_modules(remove_duplicate=False))]
 
 
-def _of_module(name: str, module: nn.Module) -> tuple:
+def _of_module(name: str, module: nn.Module) -> tuple[object, ...]:
     values = vars(module)
     return (
         name,

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..window import as_pair
 from .graph import Graph, Node
 from .layer import Layer
-from .steps import Add, Affine, Concat, Conv, Copy, Pad, Pool, ReLU, Step
+from .steps import Add, Concat, Copy, Opaque, ReLU, Step
+from .windowed import Affine, Conv, Pad, Pool
 
 MAKES_NEW = (Layer, Add, Affine)  # whose value shares no memory with another
 
@@ -32,7 +34,8 @@ def plan(graph: Graph, wanted: Collection[int]) -> Plan:
     key = ("plan", *sorted(set(wanted)))
     if key not in graph.known:
         graph.known[key] = _plan(graph, set(wanted))
-    return graph.known[key]
+    found: Plan = graph.known[key]
+    return found
 
 
 def _plan(graph: Graph, wanted: set[int]) -> Plan:
@@ -48,13 +51,16 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
     for number, node in needed:
         if same[number] != number:
             continue
+        assert not isinstance(node.step, Opaque)
         inputs = taken[number]
         alone = made.get(inputs[0]) if readers[inputs[0]] == 1 and inputs[0] not in kept else None
         on = None if alone is None or not isinstance(alone.step, Layer) else _fused(alone.step, node)
-        if on is not None:
+        if alone is not None and on is not None:
             del made[inputs[0]]
             made[number] = Planned(number, on, alone.inputs)
-        elif isinstance(node.step, Conv) and alone is not None and _zeros(alone.step):
+        elif (
+            isinstance(node.step, Conv) and alone is not None and isinstance(alone.step, Pad) and alone.step.margin == 0
+        ):
             del made[inputs[0]]
             made[number] = Planned(number, Layer(_padded(node.step, alone.step)), alone.inputs)
         elif isinstance(node.step, Conv):
@@ -62,8 +68,8 @@ def _plan(graph: Graph, wanted: set[int]) -> Plan:
         elif isinstance(node.step, ReLU) and alone is not None and isinstance(alone.step, MAKES_NEW):
             made[number] = Planned(number, replace(node.step, in_place=True), inputs)
         elif isinstance(node.step, Add):
-            alone = [i for i in inputs if readers[i] == 1 and i not in kept and _makes_alone(made.get(i))]
-            step = replace(node.step, into=inputs.index(alone[0])) if alone else node.step
+            own = [i for i in inputs if readers[i] == 1 and i not in kept and _makes_alone(made.get(i))]
+            step = replace(node.step, into=inputs.index(own[0])) if own else node.step
             made[number] = Planned(number, step, inputs)
         else:
             made[number] = Planned(number, node.step, inputs)
@@ -76,14 +82,14 @@ def _makes_alone(planned: Planned | None) -> bool:
     return isinstance(step, MAKES_NEW) and not (isinstance(step, Layer) and step.rectify)
 
 
-def _zeros(step: Step | Layer) -> bool:
-    return isinstance(step, Pad) and step.margin == 0
+def _zeros(step: Step | Layer) -> Pad | None:
+    return step if isinstance(step, Pad) and step.margin == 0 else None
 
 
 def _padded(conv: Conv, pad: Pad) -> Conv:
     """The convolution with the zeros that stand before it as its own."""
     before, after = (
-        tuple(own[a] + more[a] for a in (0, 1)) for own, more in ((conv.before, pad.before), (conv.after, pad.after))
+        as_pair(own[a] + more[a] for a in (0, 1)) for own, more in ((conv.before, pad.before), (conv.after, pad.after))
     )
     return replace(conv, before=before, after=after)
 

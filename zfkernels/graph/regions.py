@@ -8,18 +8,19 @@ maps (flattening, means, calls that only torch knows) gets them, the kept pixels
 what the network gives for the whole changed image, to the rounding of its kernels; nothing is approximated.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..window import Pair
+from ..window import Pair, as_pair
 from .graph import Graph, Node
 from .rules import Rules, Shapes
 from .run import last_uses
 from .steps import Linear, Opaque, Step
-from .windowed import AveragePool, Conv, Pool
+from .windowed import AveragePool, Conv, Pad, Pool
 
 
 class Region(NamedTuple):
@@ -40,7 +41,7 @@ class Recomputed:
         self.graph, self.wanted, self.rules = graph, wanted, rules
         self.needed = graph.ancestors(*wanted)
         self.last_use = last_uses(graph, self.needed)
-        self.clear: dict[int, object] = {0: image}
+        self.clear: dict[int, Any] = {0: image}
         sizes: Shapes = [image.shape] + [None] * len(graph.nodes)
         for number in self.needed:
             node = graph.node(number)
@@ -48,7 +49,7 @@ class Recomputed:
             self.clear[number] = value
             sizes[number] = value.shape if isinstance(value, Tensor) else None
 
-    def _clear(self, node: Node, inputs: list, sizes: Shapes) -> object:
+    def _clear(self, node: Node, inputs: list[Any], sizes: Shapes) -> object:
         if isinstance(node.step, Opaque):
             return node.step.call([_plain(x) for x in inputs], sizes)
         if node.step.maps:
@@ -57,16 +58,16 @@ class Recomputed:
             node.step.shape([inputs[0].shape], sizes)
         return node.step.run(inputs, self.rules)[0]
 
-    def __call__(self, changed: Region) -> dict[int, Region | object]:
+    def __call__(self, changed: Region) -> dict[int, Any]:
         """The wanted values, by number, for images that are `changed`: regions of maps, and whole all else."""
-        values: dict[int, object] = {0: changed}
+        values: dict[int, Any] = {0: changed}
         sizes: Shapes = [None] * (len(self.graph.nodes) + 1)  # that each has, or would have if whole
         sizes[0] = self._size(0, changed)
         for number in self.needed:
             node = self.graph.node(number)
             inputs = [values[i] for i in node.inputs]
             if isinstance(node.step, Opaque):
-                values[number] = self._opaque(node, inputs, sizes)
+                values[number] = self._opaque(node, node.step, inputs, sizes)
             else:
                 clear = [self.clear[i] for i in node.inputs]
                 values[number] = _recomputed(node.step, inputs, clear, self.clear[number], self.rules)
@@ -76,7 +77,7 @@ class Recomputed:
                     values.pop(i, None)
         return {number: values[number] for number in self.wanted}
 
-    def whole(self, number: int, value: object, channel: int | None = None) -> object:
+    def whole(self, number: int, value: object, channel: int | None = None) -> Any:
         """A value of `__call__` with what is around its region; of maps, that numbered `channel` alone if given."""
         clear = self.clear[number]
         if channel is not None and isinstance(value, Region):
@@ -89,11 +90,13 @@ class Recomputed:
             return torch.Size((len(value.origins), *self.clear[number].shape[1:]))
         return value.shape if isinstance(value, Tensor) else None
 
-    def _opaque(self, node: Node, inputs: list, sizes: Shapes) -> object:
-        if node.step.pointwise and isinstance(inputs[0], Region):
-            return Region(node.step.call([inputs[0].pixels], sizes), inputs[0].origins)
-        y = node.step.call([_plain(self.whole(i, x)) for i, x in zip(node.inputs, inputs, strict=True)], sizes)
-        return _at_origin(y) if isinstance(y, Tensor) and y.ndim == 4 and len(y) == sizes[0][0] else y
+    def _opaque(self, node: Node, step: Opaque, inputs: list[Any], sizes: Shapes) -> object:
+        images = sizes[0]
+        if step.pointwise and isinstance(inputs[0], Region):
+            return Region(step.call([inputs[0].pixels], sizes), inputs[0].origins)
+        y = step.call([_plain(self.whole(i, x)) for i, x in zip(node.inputs, inputs, strict=True)], sizes)
+        of_images = isinstance(y, Tensor) and y.ndim == 4 and images is not None and len(y) == images[0]
+        return _at_origin(y) if of_images else y
 
 
 def share(graph: Graph, wanted: list[int], shapes: Shapes, size: Pair) -> float:
@@ -101,25 +104,28 @@ def share(graph: Graph, wanted: list[int], shapes: Shapes, size: Pair) -> float:
 
     `shapes` of the values, by number; None for what is no tensor.
     """
-    sizes, spent, whole = {0: size}, 0.0, 0.0
+    sizes: dict[int, Pair | None] = {0: size}
+    spent, whole = 0.0, 0.0
     for number in graph.ancestors(*wanted):
         node, after = graph.node(number), shapes[number]
         sizes[number] = None if after is None else _reached(node.step, [sizes[i] for i in node.inputs], after)
         if after is not None:
             work = _work(node.step, after)
             whole += work
-            spent += work * (1.0 if sizes[number] is None else np.prod(sizes[number]) / after[2:].numel())
+            reached = sizes[number]
+            spent += work * (1.0 if reached is None else math.prod(reached) / after[2:].numel())
     return spent / whole if whole else 1.0
 
 
 def _reached(step: Step | Opaque, below: list[Pair | None], after: torch.Size) -> Pair | None:
     """The size of the region that a step makes of regions of these sizes; None for the whole value."""
-    if step.windows is None or None in below or len(after) != 4:
+    parts = [part for part in below if part is not None]
+    if step.windows is None or len(parts) < len(below) or len(after) != 4:
         return None
-    size = tuple(max(part[a] for part in below) for a in (0, 1))
+    size = as_pair(max(part[a] for part in parts) for a in (0, 1))
     for window in step.windows:
-        size = tuple((size[a] + window.kernel[a] - 2) // window.stride[a] + 1 for a in (0, 1))
-    return tuple(min(size[a], after[2 + a]) for a in (0, 1))
+        size = as_pair((size[a] + window.kernel[a] - 2) // window.stride[a] + 1 for a in (0, 1))
+    return as_pair(min(size[a], after[2 + a]) for a in (0, 1))
 
 
 def _work(step: Step | Opaque, after: torch.Size) -> float:
@@ -130,35 +136,36 @@ def _work(step: Step | Opaque, after: torch.Size) -> float:
     return numbers * (step.features[0] / 4 if isinstance(step, Linear) else 10.0)
 
 
-def _recomputed(step: Step, inputs: list, clear: list, after: Tensor, rules: Rules) -> Region | Tensor:
+def _recomputed(step: Step, inputs: list[Any], clear: list[Any], after: Tensor, rules: Rules) -> Region | Tensor:
     """One step on regions (or on whole vectors); `clear` and `after` are what it takes and makes of the clear image."""
     if after is clear[0]:
-        return inputs[0]
+        same: Region | Tensor = inputs[0]
+        return same
     regions = all(isinstance(x, Region) for x in inputs) and len({kept.shape[2:] for kept in clear}) == 1
     if step.windows is None or not regions:
         y = step.run([_whole(x, kept) for x, kept in zip(inputs, clear, strict=True)], rules)[0]
         return _at_origin(y) if y.ndim == 4 else y
-    if step.windows:
+    if isinstance(step, (Conv, Pad, Pool, AveragePool)):
         return _windowed(step, inputs[0], clear[0], after, rules)
     if len(inputs) == 1:
         return Region(step.run([inputs[0].pixels], rules)[0], inputs[0].origins)
     low = np.minimum.reduce([region.origins for region in inputs])
     high = np.maximum.reduce([region.origins + region.pixels.shape[2:] for region in inputs])
-    size, low = _fit(low, high, tuple(after.shape[2:]))
+    size, low = _fit(low, high, as_pair(after.shape[2:]))
     parts = [_cut(kept, low, size, region, 0.0) for kept, region in zip(clear, inputs, strict=True)]
     return Region(step.run(parts, rules)[0], low)
 
 
-def _windowed(step: Conv | Pool | AveragePool, x: Region, clear: Tensor, after: Tensor, rules: Rules) -> Region:
+def _windowed(step: Conv | Pad | Pool | AveragePool, x: Region, clear: Tensor, after: Tensor, rules: Rules) -> Region:
     """The outputs whose windows touch the region."""
     window, stride, padding = (np.array(pair) for pair in (step.window, step.stride, step.padding))
-    above = tuple(after.shape[2:])
+    above = as_pair(after.shape[2:])
     low = -(-(x.origins + padding - window + 1) // stride)
     high = (x.origins + x.pixels.shape[2:] - 1 + padding) // stride + 1
     size, low = _fit(low, high, above)
     if size == above and x.pixels.shape[2:] == clear.shape[2:]:
         return Region(step.run([x.pixels], rules)[0], low)
-    reach = tuple(int(n) for n in (np.array(size) - 1) * stride + window)
+    reach = as_pair(int(n) for n in (np.array(size) - 1) * stride + window)
     part = _cut(clear, low * stride - padding, reach, x, step.margin)
     return Region(step.inside(part, low, clear.shape, above, rules), low)
 
@@ -171,15 +178,15 @@ def _fit(low: np.ndarray, high: np.ndarray, size: Pair) -> tuple[Pair, np.ndarra
     """Boxes of one size within maps of `size` that hold low ... high - 1: their size and origins."""
     low, high = np.clip(low, 0, np.array(size) - 1), np.clip(high, 1, size)
     box = np.maximum((high - low).max(0), 1)
-    return tuple(int(n) for n in box), np.clip(low, 0, np.array(size) - box)
+    return as_pair(int(n) for n in box), np.clip(low, 0, np.array(size) - box)
 
 
-def _whole(x: Region | object, clear: Tensor) -> Tensor:
+def _whole(x: Any, clear: Tensor) -> Any:
     if not isinstance(x, Region):
         return x
     if x.pixels.shape[2:] == clear.shape[2:]:
         return x.pixels
-    return _cut(clear, np.zeros_like(x.origins), tuple(clear.shape[2:]), x, 0.0)
+    return _cut(clear, np.zeros_like(x.origins), as_pair(clear.shape[2:]), x, 0.0)
 
 
 def _cut(clear: Tensor, origins: np.ndarray, size: Pair, x: Region, margin: float) -> Tensor:

@@ -1,13 +1,16 @@
 """What every step is given, and what it says of images and models that do not suit it."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Size, Tensor
 
 from ..window import Pair
 
 Read = Callable[[], Tensor]  # gives a tensor of the model as it is now
+Function = Callable[..., Any]  # of torch or of a model
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
 Shapes = list[Size | None]  # of values, by number; None where a value has none or is not needed
 
 
@@ -28,11 +31,14 @@ def irreversible(name: str, kind: str, why: object) -> NotImplementedError:
 
 
 class Named(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 def told(inputs: list[Size], shapes: Shapes) -> str:
-    return f"images of shape {tuple(shapes[0])} reach it as {', '.join(str(tuple(shape)) for shape in inputs)}"
+    images = shapes[0]
+    assert images is not None
+    return f"images of shape {tuple(images)} reach it as {', '.join(str(tuple(shape)) for shape in inputs)}"
 
 
 def check_count(step: Named, what: str, wanted: int, inputs: list[Size], shapes: Shapes) -> None:

@@ -1,15 +1,14 @@
 """A graph run forward on whole maps, and the receptive fields of its units."""
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..window import Pair
+from ..window import Pair, Window
 from .graph import Graph
-from .layer import Record
 from .plan import Planned, plan
 from .rules import Rules, Shapes
 
@@ -27,14 +26,15 @@ class Run(NamedTuple):
     value: Tensor
     last: int  # its number in the steps
     steps: list[Planned]
-    recorded: dict[int, Tensor | Record | None]  # a pool's switches, a norm's input, a ReLU's value, all of a layer's
+    recorded: dict[int, Any]  # a pool's switches, a norm's input, a ReLU's value, all of a layer's
     kept: dict[int, Tensor]
 
 
 def run(graph: Graph, stop: int, images: Tensor, rules: Rules, keep: Collection[int] = ()) -> Run:
     """The value numbered `stop`, those to keep, and what is needed to reverse."""
     way = plan(graph, (stop, *keep))
-    values, recorded = {0: images}, {}
+    values: dict[int, Tensor] = {0: images}
+    recorded: dict[int, Any] = {}
     for number, step, inputs, last in way.steps:
         values[number], recorded[number] = step.run([values[i] for i in inputs], rules)
         for i in last:
@@ -48,7 +48,8 @@ def pass_elements(device: torch.device) -> int:
 
 def split(images: Tensor, shapes: Shapes) -> Sequence[Tensor]:
     """So many images at a time as fit into a pass; `shapes` of the values, by number."""
-    return images.split(max(1, pass_elements(images.device) // largest(shapes)))
+    parts: Sequence[Tensor] = images.split(max(1, pass_elements(images.device) // largest(shapes)))
+    return parts
 
 
 def joined(parts: list[Tensor]) -> Tensor:
@@ -66,10 +67,11 @@ def last_uses(graph: Graph, needed: list[int]) -> dict[int, int]:
     return {i: number for number in needed for i in graph.node(number).inputs}
 
 
+Windows = tuple[Window, ...] | None  # of a step
 Reach = dict[int, Pair]  # along an axis, stride -> (low, high): a unit at p sees p * stride + low ... + high - 1
 
 
-def fields(graph: Graph, stop: int, positions: np.ndarray, image_size: Pair) -> np.ndarray:
+def fields(graph: Graph, stop: int, positions: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
     """The union over all paths of the receptive fields of the units at positions (N, 2): boxes (N, 4) in the image."""
     if ("field", stop) not in graph.known:
         nodes = [(n, graph.node(n).step.windows, graph.node(n).inputs) for n in graph.ancestors(stop)]
@@ -77,7 +79,7 @@ def fields(graph: Graph, stop: int, positions: np.ndarray, image_size: Pair) -> 
     return np.concatenate(ranges(graph.known["field", stop], positions, image_size), 1)
 
 
-def ranges(reach: list[Reach], positions: np.ndarray, size: Pair) -> tuple[np.ndarray, np.ndarray]:
+def ranges(reach: list[Reach], positions: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """What the units at positions (N, 2) see of a map of `size`: from, to, (N, 2) each."""
     low, high = np.empty_like(positions), np.empty_like(positions)
     for axis, of_strides in enumerate(reach):
@@ -87,7 +89,7 @@ def ranges(reach: list[Reach], positions: np.ndarray, size: Pair) -> tuple[np.nd
     return low.clip(0, size), high.clip(0, size)
 
 
-def reaches(nodes: list[tuple[int, tuple | None, tuple[int, ...]]], stop: int) -> dict[int, list[Reach]]:
+def reaches(nodes: list[tuple[int, Windows, tuple[int, ...]]], stop: int) -> dict[int, list[Reach]]:
     """What a unit of the value `stop` sees of each value that it is made of, along both axes, over all paths.
 
     `nodes`: the number of a value, the windows and the inputs of the step that makes it.
@@ -103,7 +105,7 @@ def reaches(nodes: list[tuple[int, tuple | None, tuple[int, ...]]], stop: int) -
     return found
 
 
-def seen(windows: tuple | None, reach: Reach, axis: int) -> Reach:
+def seen(windows: Windows, reach: Reach, axis: int) -> Reach:
     """The same of a step's input, the padding included."""
     if windows is None:
         return {0: (-WHOLE, WHOLE)}

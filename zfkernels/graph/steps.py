@@ -18,6 +18,7 @@ functions: `shape` has made them.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class Norm:
     """contrast_norm."""
 
     name: str
-    parameters: tuple  # size, alpha, beta, k, center
+    parameters: tuple[int, float, float, float, bool]  # size, alpha, beta, k, center
 
     maps = True
     windows = ()
@@ -91,7 +92,8 @@ def norm_factors(x: Tensor, size: int, alpha: float, beta: float, k: float, cent
 def _window_sum(x: Tensor, size: int) -> Tensor:
     """Over the maps c - size//2 ... c - size//2 + size - 1 that exist."""
     padded = F.pad(x, (0, 0, 0, 0, size // 2, size - 1 - size // 2))
-    return sum(padded[:, j : j + x.shape[1]] for j in range(size))
+    parts = [padded[:, j : j + x.shape[1]] for j in range(size)]
+    return sum(parts[1:], parts[0])
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class ReLU:
             return x.relu_() if self.in_place else x.relu()
         return F.hardtanh(x, 0.0, self.cap, self.in_place)
 
-    def reverse(self, g: Tensor, below: list[Size], record: Tensor | None, rules: Rules, own: bool = False) -> Tensor:
+    def reverse(self, g: Tensor, below: list[Size], record: Tensor, rules: Rules, own: bool = False) -> Tensor:
         """`record` is its value, which says where its derivative is 1: as torch's, not at 0 nor at the cap."""
         if rules.method != "gradient":
             g, own = rectified(g, own, self.slope), True
@@ -227,7 +229,7 @@ class Flatten:
         except RuntimeError as error:
             text = told(inputs, shapes)
             raise ValueError(f"images do not suit layer {self.name!r}: {text}, and {error}") from error
-        if after != (before[0], math.prod(before[1:])):
+        if tuple(after) != (before[0], math.prod(before[1:])):
             why = f"it must make one vector an image, but makes {tuple(after)}: {told(inputs, shapes)}"
             raise irreversible(self.name, "reshaping", why)
         return after
@@ -269,11 +271,11 @@ class Opaque:
     """What only torch knows how to run, as it stands in the model; without a shape before it has run, or a reverse."""
 
     name: str
-    call: Callable[[list, Shapes], object]  # (inputs, shapes by number) -> what it gives
+    call: Callable[[list[Any], Shapes], Any]  # (inputs, shapes by number) -> what it gives
     pointwise: bool  # whether each element depends on its own place alone
 
     @property
-    def windows(self) -> tuple | None:
+    def windows(self) -> tuple[()] | None:
         return () if self.pointwise else None
 
 

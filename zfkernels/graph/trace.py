@@ -14,8 +14,9 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Size, Tensor, fx, nn
 from . import translate
 from .graph import Graph, Node, name_layers, name_modules
 from .marks import hooked
-from .rules import Irreversible, Read, Shapes, irreversible
+from .rules import Function, Irreversible, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, NO_REVERSE, Part
 
@@ -71,14 +72,14 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: object) -> fx.Proxy:
         return self._in_place(operator.itruediv, other)
 
-    def _in_place(self, function: Callable, other: object) -> fx.Proxy:
+    def _in_place(self, function: Function, other: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
     """A tracer that also keeps what each submodule gave first and last, and that runs no hooks."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.first: dict[str, fx.Node] = {}
         self.last: dict[str, fx.Node] = {}
@@ -89,7 +90,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
-    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+    def call_module(
+        self, module: nn.Module, forward: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> object:
         result = super().call_module(module, module.forward, args, kwargs)
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, fx.Proxy):
@@ -212,7 +215,7 @@ class _Walk:
             raise Irreversible("it may make other shapes than vectors")
         return part, inputs
 
-    def _first(self, node: fx.Node) -> tuple[fx.Node, list, dict]:
+    def _first(self, node: fx.Node) -> tuple[fx.Node, list[Any], dict[str, Any]]:
         """The value that a call of one value takes, and the call's other arguments."""
         arguments, keywords = list(node.args), dict(node.kwargs)
         first = arguments.pop(0) if arguments else keywords.pop("input", keywords.pop("x", None))
@@ -224,7 +227,7 @@ class _Walk:
 
     def _module(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         first, _, _ = self._first(node)
-        return translate.module_part(name, self.model.get_submodule(node.target)), (self.held[first],)
+        return translate.module_part(name, self.model.get_submodule(str(node.target))), (self.held[first],)
 
     def _unknown(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         self._first(node)
@@ -232,7 +235,7 @@ class _Walk:
 
     def _arithmetic(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         operation, keywords = ARITHMETIC[node.target], dict(node.kwargs)
-        operands = [*node.args, *(keywords.pop(key) for key in ("input", "other") if key in keywords)]
+        operands: list[Any] = [*node.args, *(keywords.pop(key) for key in ("input", "other") if key in keywords)]
         if len(operands) != 2 or any(keywords.get(key) not in (None, 1) for key in keywords):
             raise Irreversible(NO_REVERSE)
         values = tuple(self.held[operand] for operand in operands if operand in self.held)
@@ -244,9 +247,9 @@ class _Walk:
 
     def _concat(self, name: str, node: fx.Node) -> tuple[Part, tuple[int, ...]]:
         arguments, keywords = list(node.args), dict(node.kwargs)
-        joined = arguments.pop(0) if arguments else keywords.pop("tensors", None)
+        joined: Any = arguments.pop(0) if arguments else keywords.pop("tensors", None)
         dim = arguments.pop(0) if arguments else keywords.pop("dim", keywords.pop("axis", 0))
-        tensors = joined if isinstance(joined, (list, tuple)) else [None]
+        tensors: Sequence[Any] = joined if isinstance(joined, (list, tuple)) else [None]
         if arguments or keywords or any(value not in self.held for value in tensors):
             raise Irreversible(NO_REVERSE)
         if dim not in (1, -3):
@@ -258,7 +261,8 @@ class _Walk:
         held = dict(self.held)
 
         def reshaped(_: Size, shapes: Shapes) -> Size:
-            return _evaluate(node, _known(held, shapes)).shape
+            shape: Size = _evaluate(node, _known(held, shapes)).shape
+            return shape
 
         return Part("between", (Flatten(name, reshaped),)), (self.held[first],)
 
@@ -275,41 +279,42 @@ class _Walk:
         if computed:
             raise Irreversible(f"its argument {computed[0].name!r} is computed from the images' size")
 
-        def reader(constant: fx.Node) -> Read:
+        def reader(constant: fx.Node) -> Any:
             return lambda: self._constant(constant)
 
-        arguments, keywords = fx.map_arg((tuple(arguments), keywords), reader)
-        return translate.function_part(node.target, name, arguments, keywords), (self.held[first],)
+        given: Any = tuple(arguments), keywords
+        read, read_keywords = fx.map_arg(given, reader)
+        return translate.function_part(node.target, name, read, read_keywords), (self.held[first],)
 
     def _opaque(self, name: str, node: fx.Node, taken: list[fx.Node]) -> Opaque:
         model, held, index, sizes = self.model, dict(self.held), {o: i for i, o in enumerate(taken)}, set(self.sizes)
 
-        def call(inputs: list, shapes: Shapes) -> object:
+        def call(inputs: list[Any], shapes: Shapes) -> object:
             known = _known(held, shapes)
 
-            def value(other: fx.Node) -> object:
+            def value(other: fx.Node) -> Any:
                 if other in index:
                     return inputs[index[other]]
                 return _evaluate(other, known) if other in sizes else self._constant(other)
 
-            arguments, keywords = fx.map_arg((node.args, node.kwargs), value)
+            arguments, keywords = _given(node, value)
             if self._in_place(node):
                 arguments = (arguments[0].clone(), *arguments[1:])
             if node.op == "call_module":
-                return model.get_submodule(node.target)(*arguments, **keywords)
+                return model.get_submodule(str(node.target))(*arguments, **keywords)
             return _called(node, arguments, keywords)
 
-        kind = type(model.get_submodule(node.target)) if node.op == "call_module" else node.target
+        kind = type(model.get_submodule(str(node.target))) if node.op == "call_module" else node.target
         return Opaque(name, call, kind in translate.POINTWISE and len(node.all_input_nodes) == 1)
 
-    def _constant(self, node: fx.Node) -> object:
+    def _constant(self, node: fx.Node) -> Any:
         """What does not depend on the images, as it is now: a parameter, a buffer, what is computed of those alone."""
         if node.op == "get_attr":
-            constant = self.constants.get(node.target)
-            return operator.attrgetter(node.target)(self.model) if constant is None else constant
-        arguments, keywords = fx.map_arg((node.args, node.kwargs), self._constant)
+            constant = self.constants.get(str(node.target))
+            return operator.attrgetter(str(node.target))(self.model) if constant is None else constant
+        arguments, keywords = _given(node, self._constant)
         if node.op == "call_module":
-            return self.model.get_submodule(node.target)(*arguments, **keywords)
+            return self.model.get_submodule(str(node.target))(*arguments, **keywords)
         return _called(node, arguments, keywords)
 
     # Facts about a node
@@ -317,7 +322,7 @@ class _Walk:
     def _modules(self, node: fx.Node) -> list[str]:
         """The modules that run it, from the model itself on."""
         inside = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-        return ["", *inside, *([node.target] if node.op == "call_module" else [])]
+        return ["", *inside, *([str(node.target)] if node.op == "call_module" else [])]
 
     def _doubt(self, node: fx.Node) -> str | None:
         names = self.hooked.intersection(self._modules(node))
@@ -328,21 +333,24 @@ class _Walk:
     def _describe(self, node: fx.Node) -> tuple[str, str]:
         """A node's name, qualified where it is a module's (first) use, and its type and place."""
         if node.op == "call_module":
-            module = self.model.get_submodule(node.target)
-            return node.name if node.target in self.names else node.target, type(module).__name__
+            target = str(node.target)
+            module = self.model.get_submodule(target)
+            return node.name if target in self.names else target, type(module).__name__
         kind = "method" if node.op == "call_method" else "function"
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
         return node.name, f"{kind} {called}" + (f" in {modules[-1]}" if modules else "")
 
     def _returns_switches(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and getattr(self.model.get_submodule(node.target), "return_switches", False)
+        return node.op == "call_module" and getattr(
+            self.model.get_submodule(str(node.target)), "return_switches", False
+        )
 
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return getattr(self.model.get_submodule(node.target), "inplace", False)
+            return bool(getattr(self.model.get_submodule(str(node.target)), "inplace", False))
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return (
+        return bool(
             called.endswith("_")
             or node.target in AUGMENTED
             or node.kwargs.get("inplace", False)
@@ -365,7 +373,7 @@ class _Walk:
         return sharing - {value}
 
 
-READERS: dict[Callable | str, Callable] = {
+READERS: dict[Function | str, Callable[..., tuple[Part, tuple[int, ...]]]] = {
     **dict.fromkeys(translate.FUNCTIONS, _Walk._function),
     **dict.fromkeys(ARITHMETIC, _Walk._arithmetic),
     **dict.fromkeys(translate.CONCATS, _Walk._concat),
@@ -379,19 +387,27 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _known(held: dict[fx.Node, int], shapes: Shapes) -> dict[fx.Node, Size]:
-    return {node: shapes[number] for node, number in held.items() if shapes[number] is not None}
+    return {node: shape for node, number in held.items() if (shape := shapes[number]) is not None}
 
 
-def _called(node: fx.Node, arguments: tuple, keywords: dict) -> object:
+def _called(node: fx.Node, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> object:
     if node.op == "call_method":
-        return getattr(arguments[0], node.target)(*arguments[1:], **keywords)
-    return node.target(*arguments, **keywords)
+        return getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
+    function: Any = node.target
+    return function(*arguments, **keywords)
 
 
-def _evaluate(node: fx.Node, shapes: dict[fx.Node, Size]) -> object:
+def _given(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments, each node among them as its `value`."""
+    given: Any = node.args, node.kwargs
+    arguments, keywords = fx.map_arg(given, value)
+    return arguments, keywords
+
+
+def _evaluate(node: fx.Node, shapes: dict[fx.Node, Size]) -> Any:
     """What `node` gives for values of these shapes, without looking at them."""
 
-    def value(other: fx.Node) -> object:
+    def value(other: fx.Node) -> Any:
         return torch.empty(shapes[other], device="meta") if other in shapes else _evaluate(other, shapes)
 
-    return _called(node, *fx.map_arg((node.args, node.kwargs), value))
+    return _called(node, *_given(node, value))

@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,10 @@ from ..ops.contrast_norm import contrast_norm
 from ..ops.conv import conv2d_relu
 from ..ops.fused import conv2d_relu_max_pool2d
 from ..ops.max_pool import max_pool2d_with_switches
-from ..window import Pair
-from .rules import Irreversible, Read
-from .steps import Affine, Average, AveragePool, Conv, Copy, Flatten, Linear, Mean, Norm, Pad, Pool, ReLU, Scale, Step
+from ..window import Pair, as_pair
+from .rules import Function, Irreversible, Read
+from .steps import Copy, Flatten, Linear, Mean, Norm, Opaque, ReLU, Scale, Step
+from .windowed import Affine, Average, AveragePool, Conv, Pad, Pool
 
 NO_REVERSE = (
     "it has no reverse here; Conv2d, ReLU, ReLU6, LeakyReLU, MaxPool2d, average pooling, LocalResponseNorm, BatchNorm, "
@@ -40,7 +41,10 @@ class Part(NamedTuple):
     """The steps of one call, and what they are to the layers: see Node.role."""
 
     role: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Step | Opaque, ...] = ()
+
+
+Sides = int | Sequence[int]
 
 
 def _pair(value: object) -> Pair:
@@ -50,13 +54,21 @@ def _pair(value: object) -> Pair:
 # The makers
 
 
-def _conv(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0, dilation=1, groups=1) -> Part:
+def _conv(
+    name: str,
+    weight: Read,
+    bias: Read | None = None,
+    stride: Sides = 1,
+    padding: Sides | str = 0,
+    dilation: Sides = 1,
+    groups: int = 1,
+) -> Part:
     shape = weight().shape
-    kernel, dilation = tuple(shape[2:]), _pair(dilation)
+    kernel, dilation = as_pair(shape[2:]), _pair(dilation)
     if isinstance(padding, str):
-        total = tuple((kernel[a] - 1) * dilation[a] if padding == "same" else 0 for a in (0, 1))
-        before = tuple(sides // 2 for sides in total)
-        after = tuple(total[a] - before[a] for a in (0, 1))
+        total = as_pair((kernel[a] - 1) * dilation[a] if padding == "same" else 0 for a in (0, 1))
+        before = as_pair(sides // 2 for sides in total)
+        after = as_pair(total[a] - before[a] for a in (0, 1))
     else:
         before = after = _pair(padding)
     channels = shape[1] * groups, shape[0]
@@ -64,7 +76,15 @@ def _conv(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0
     return Part("layer", (conv,))
 
 
-def _conv_relu(name: str, weight: Read, bias: Read | None = None, stride=1, padding=0, *, backend=None) -> Part:
+def _conv_relu(
+    name: str,
+    weight: Read,
+    bias: Read | None = None,
+    stride: Sides = 1,
+    padding: Sides = 0,
+    *,
+    backend: str | None = None,
+) -> Part:
     return Part("layer", (*_conv(name, weight, bias, stride, padding).steps, ReLU(name)))
 
 
@@ -76,7 +96,13 @@ def _pad(name: str, pad: Sequence[int], mode: str = "constant", value: float | N
 
 
 def _max_pool(
-    name: str, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    name: str,
+    kernel_size: Sides,
+    stride: Sides | None = None,
+    padding: Sides = 0,
+    dilation: Sides = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Part:
     if _pair(dilation) != (1, 1):
         raise Irreversible(f"its dilation must be 1, not {dilation}")
@@ -88,12 +114,30 @@ def _max_pool(
     return Part("layer", (Pool(name, kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode),))
 
 
-def _max_pool_with_switches(name: str, kernel_size, stride=None, padding=0, ceil_mode=False, *, backend=None) -> Part:
+def _max_pool_with_switches(
+    name: str,
+    kernel_size: Sides,
+    stride: Sides | None = None,
+    padding: Sides = 0,
+    ceil_mode: bool = False,
+    *,
+    backend: str | None = None,
+) -> Part:
     return _max_pool(name, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
 def _conv_relu_max_pool(
-    name: str, weight: Read, bias, stride, padding, pool_kernel, pool_stride, pool_padding, ceil_mode, *, backend=None
+    name: str,
+    weight: Read,
+    bias: Read | None,
+    stride: Sides,
+    padding: Sides,
+    pool_kernel: Sides,
+    pool_stride: Sides | None,
+    pool_padding: Sides,
+    ceil_mode: bool,
+    *,
+    backend: str | None = None,
 ) -> Part:
     """A whole layer in one, whose only name is that of the pooled map."""
     below = _conv_relu(name, weight, bias, stride, padding)
@@ -101,7 +145,16 @@ def _conv_relu_max_pool(
     return Part("layer", below.steps + pool.steps)
 
 
-def _contrast_norm(name: str, size=5, alpha=1e-4, beta=0.75, k=2.0, *, center: bool = False, backend=None) -> Part:
+def _contrast_norm(
+    name: str,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    *,
+    center: bool = False,
+    backend: str | None = None,
+) -> Part:
     return Part("layer", (Norm(name, (size, alpha, beta, k, center)),))
 
 
@@ -146,7 +199,13 @@ def _adaptive_average(name: str, output_size: object) -> Part:
 
 
 def _average_pool(
-    name: str, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    name: str,
+    kernel_size: Sides,
+    stride: Sides | None = None,
+    padding: Sides = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Part:
     kernel = _pair(kernel_size)
     stride = _pair(stride) if stride else kernel
@@ -163,6 +222,8 @@ def _mean(name: str, dim: object = None, keepdim: bool = False) -> Part:
 def with_number(name: str, operation: str, first: object, second: object) -> Part:
     """A sum, difference, product or quotient of a value, for which None stands, and a number."""
     number = second if first is None else first
+    scale: float
+    shift: float
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise Irreversible(NO_REVERSE)
     if operation == "mul":
@@ -178,10 +239,10 @@ def with_number(name: str, operation: str, first: object, second: object) -> Par
 
 
 def _linear(name: str, weight: Read, bias: Read | None = None) -> Part:
-    return Part("layer", (Linear(name, weight, bias, tuple(reversed(weight().shape))),))
+    return Part("layer", (Linear(name, weight, bias, as_pair(reversed(weight().shape))),))
 
 
-def _batch_norm(name: str, batch_norm: nn.Module) -> Part:
+def _batch_norm(name: str, batch_norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Part:
     if batch_norm.running_mean is None:
         raise Irreversible("it keeps no running mean and variance (track_running_stats=False)")
     return Part("layer", (Affine(name, batch_norm),))
@@ -206,7 +267,14 @@ class _Statistics:
 
 
 def _batch_norm_function(
-    name: str, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    name: str,
+    running_mean: Read | None,
+    running_var: Read | None,
+    weight: Read | None = None,
+    bias: Read | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Part:
     if not callable(running_mean) or not callable(running_var):
         raise Irreversible("it is given no running mean and variance")
@@ -226,56 +294,50 @@ def _layout(name: str, *, memory_format: torch.memory_format) -> Part:
 
 
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
-FUNCTIONS: dict[Callable | str, Callable[..., Part]] = {
-    function: maker
-    for maker, functions in {
-        _conv: (F.conv2d,),
-        _pad: (F.pad,),
-        _conv_relu: (conv2d_relu,),
-        _conv_relu_max_pool: (conv2d_relu_max_pool2d,),
-        _linear: (F.linear,),
-        _batch_norm_function: (F.batch_norm,),
-        _relu: (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
-        _relu6: (F.relu6,),
-        _leaky_relu: (F.leaky_relu, F.leaky_relu_),
-        _hardtanh: (F.hardtanh, F.hardtanh_),
-        _clamp: (
-            torch.clamp,
-            torch.clip,
-            torch.clamp_min,
-            "clamp",
-            "clip",
-            "clamp_",
-            "clip_",
-            "clamp_min",
-            "clamp_min_",
-        ),
-        _threshold: (F.threshold, F.threshold_),
-        _max_pool: (F.max_pool2d, torch.max_pool2d),
-        _max_pool_with_switches: (max_pool2d_with_switches,),
-        _average_pool: (F.avg_pool2d,),
-        _adaptive_average: (F.adaptive_avg_pool2d,),
-        _mean: (torch.mean, "mean"),
-        _response_norm: (F.local_response_norm,),
-        _contrast_norm: (contrast_norm,),
-        _nothing: (*DROPOUTS, "contiguous", "detach"),
-        _copy: ("clone",),
-        _layout: ("to",),
-    }.items()
-    for function in functions
+SPELLINGS: dict[Callable[..., Part], tuple[Function | str, ...]] = {
+    _conv: (F.conv2d,),
+    _pad: (F.pad,),
+    _conv_relu: (conv2d_relu,),
+    _conv_relu_max_pool: (conv2d_relu_max_pool2d,),
+    _linear: (F.linear,),
+    _batch_norm_function: (F.batch_norm,),
+    _relu: (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+    _relu6: (F.relu6,),
+    _leaky_relu: (F.leaky_relu, F.leaky_relu_),
+    _hardtanh: (F.hardtanh, F.hardtanh_),
+    _clamp: (
+        torch.clamp,
+        torch.clip,
+        torch.clamp_min,
+        "clamp",
+        "clip",
+        "clamp_",
+        "clip_",
+        "clamp_min",
+        "clamp_min_",
+    ),
+    _threshold: (F.threshold, F.threshold_),  # type: ignore[attr-defined]  # which torch's types lack
+    _max_pool: (F.max_pool2d, torch.max_pool2d),
+    _max_pool_with_switches: (max_pool2d_with_switches,),
+    _average_pool: (F.avg_pool2d,),
+    _adaptive_average: (F.adaptive_avg_pool2d,),
+    _mean: (torch.mean, "mean"),
+    _response_norm: (F.local_response_norm,),
+    _contrast_norm: (contrast_norm,),
+    _nothing: (*DROPOUTS, "contiguous", "detach"),
+    _copy: ("clone",),
+    _layout: ("to",),
 }
+FUNCTIONS = {function: maker for maker, functions in SPELLINGS.items() for function in functions}
 WITH_SWITCHES = (conv2d_relu_max_pool2d, max_pool2d_with_switches)
 # What these spell, of two values or of a value and a number
-ARITHMETIC = {
-    function: name
-    for name, functions in {
-        "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
-        "sub": (operator.sub, operator.isub, torch.sub, "sub", "sub_"),
-        "mul": (operator.mul, operator.imul, torch.mul, "mul", "mul_"),
-        "truediv": (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_"),
-    }.items()
-    for function in functions
+OPERATIONS: dict[str, tuple[Function | str, ...]] = {
+    "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
+    "sub": (operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+    "mul": (operator.mul, operator.imul, torch.mul, "mul", "mul_"),
+    "truediv": (operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_"),
 }
+ARITHMETIC = {function: name for name, functions in OPERATIONS.items() for function in functions}
 CONCATS = (torch.cat, torch.concat, torch.concatenate)
 RESHAPES = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 # Without a reverse here, but computed element by element
@@ -296,7 +358,7 @@ POINTWISE_NAMES = words(
 # The modules
 
 
-def _parameters(m: nn.Module) -> tuple[Read, Read | None]:
+def _parameters(m: Any) -> tuple[Read, Read | None]:
     return (lambda: m.weight), (None if m.bias is None else lambda: m.bias)
 
 
@@ -371,7 +433,7 @@ def module_part(name: str, module: nn.Module) -> Part:
     return MODULES[kind](name, module)
 
 
-def function_part(target: Callable | str, name: str, arguments: Sequence[object], keywords: dict[str, object]) -> Part:
+def function_part(target: Function | str, name: str, arguments: Sequence[object], keywords: dict[str, object]) -> Part:
     """The steps of a call of a function or method, its first tensor left out."""
     try:
         return FUNCTIONS[target](name, *arguments, **keywords)

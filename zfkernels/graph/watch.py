@@ -21,12 +21,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import library, translate
 from .graph import Graph, Node, name_layers, name_modules
-from .rules import Irreversible
+from .rules import Arguments, Function, Irreversible, Keywords
 from .steps import Add, Concat, Flatten, Opaque
 from .translate import ARITHMETIC, CONCATS, POINTWISE_NAMES, RESHAPES, Part
 
 # Runs a call: (its function, arguments, keywords, the module it stands in, the number that its value will have)
-Call = Callable[[Callable, tuple, dict, nn.Module, int], object]
+Call = Callable[[Function, Arguments, Keywords, nn.Module, int], object]
 
 # What torch.fx calls what a function mode sees under another name
 SPELLED = {
@@ -69,7 +69,9 @@ class Watch(TorchFunctionMode):
         self.passed: dict[str, int] = {}
         self.begun = False  # whether the leaf that runs has made a value
 
-    def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+    def __torch_function__(
+        self, function: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         taken = [self.held[x] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x in self.held]
         if not taken:
@@ -109,7 +111,15 @@ class Watch(TorchFunctionMode):
 
     # Calls
 
-    def _note(self, function, args, kwargs, taken: list[int], made: list[Tensor], unchanged: bool) -> None:
+    def _note(
+        self,
+        function: Function,
+        args: Arguments,
+        kwargs: Keywords,
+        taken: list[int],
+        made: list[Tensor],
+        unchanged: bool,
+    ) -> None:
         called, leaf = name_of(function), self._leaf
         name = self._name(called, leaf)
         if unchanged:
@@ -118,7 +128,9 @@ class Watch(TorchFunctionMode):
         try:
             part, inputs = self._part(name, function, args, kwargs, made[0])
         except Irreversible:
-            part, inputs = Part("layer", (Opaque(name, None, self._pointwise(called, taken, made[0])),)), tuple(taken)
+            pointwise = self._pointwise(called, taken, made[0])
+            opaque = Opaque(name, None, pointwise)  # type: ignore[arg-type]  # the values come from the model
+            part, inputs = Part("layer", (opaque,)), tuple(taken)
         if not part.steps:  # what traced models pass over; here it may have made another tensor
             for x in made:
                 self.held[x] = inputs[0]
@@ -164,13 +176,15 @@ class Watch(TorchFunctionMode):
         self.counts[base] += 1
         return f"{base}_{number}" if number else base
 
-    def _part(self, name: str, function, args: tuple, kwargs: dict, made: Tensor) -> tuple[Part, tuple[int, ...]]:
+    def _part(
+        self, name: str, function: Function, args: Arguments, kwargs: Keywords, made: Tensor
+    ) -> tuple[Part, tuple[int, ...]]:
         """The steps of a call and the numbers of the values that they take, as trace.py reads them."""
         key = key_of(function)
         arguments, keywords = list(args), dict(kwargs)
         if key in ARITHMETIC:
             operands = [*arguments, *(keywords.pop(k) for k in ("input", "other") if k in keywords)]
-            values = tuple(self._number(x) for x in operands if self._number(x) is not None)
+            values = tuple(number for x in operands if (number := self._number(x)) is not None)
             if len(operands) != 2 or any(v not in (None, 1) for v in keywords.values()):
                 raise Irreversible("")
             if len(values) == 1:
@@ -182,8 +196,8 @@ class Watch(TorchFunctionMode):
         if key in CONCATS:
             joined = arguments.pop(0) if arguments else keywords.pop("tensors", ())
             dim = arguments.pop(0) if arguments else keywords.pop("dim", keywords.pop("axis", 0))
-            values = tuple(self._number(x) for x in joined)
-            if None in values or dim not in (1, -3):
+            values = tuple(number for x in joined if (number := self._number(x)) is not None)
+            if len(values) < len(joined) or dim not in (1, -3):
                 raise Irreversible("")
             return Part("layer", (Concat(name),)), values
         first = arguments.pop(0) if arguments else keywords.pop("input", keywords.pop("x", None))
@@ -211,7 +225,7 @@ class Watch(TorchFunctionMode):
         return made.ndim == 4 and sizes <= {made.shape[2:]} and called in POINTWISE_NAMES
 
 
-def key_of(function: Callable) -> Callable | str:
+def key_of(function: Function) -> Function | str:
     """What tables of functions name a call by: a tensor's method by its name."""
     return function.__name__ if type(function).__name__ in ("method_descriptor", "wrapper_descriptor") else function
 
@@ -220,11 +234,12 @@ def _reader(value: object) -> object:
     return (lambda: value) if isinstance(value, Tensor) else value
 
 
-def name_of(function: Callable) -> str:
+def name_of(function: object) -> str:
     """What a call is named after."""
     if isinstance(function, OpOverload):
-        return library.OP_NAMES.get(function.name(), function.name().partition("::")[2])
-    name = getattr(function, "__name__", type(function).__name__)
+        op: str = function.name()
+        return library.OP_NAMES.get(op, op.partition("::")[2])
+    name: str = getattr(function, "__name__", type(function).__name__)
     return SPELLED.get(name, name)
 
 
@@ -233,12 +248,12 @@ def _hooked(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Every module but the model tells `watch` when it begins and ends, after the hooks that it has already."""
     thread = threading.get_ident()
 
-    def tell(name: str) -> tuple[Callable, Callable]:
-        def enter(module: nn.Module, args: tuple) -> None:
+    def tell(name: str) -> tuple[Function, Function]:
+        def enter(module: nn.Module, args: Arguments) -> None:
             if threading.get_ident() == thread:
                 watch.enter(name, module)
 
-        def leave(module: nn.Module, args: tuple, output: object) -> None:
+        def leave(module: nn.Module, args: Arguments, output: object) -> None:
             if threading.get_ident() == thread:
                 watch.leave(name, module, output)
 
@@ -257,7 +272,7 @@ def _hooked(model: nn.Module, watch: Watch) -> Iterator[None]:
 
 
 def watched(
-    model: nn.Module, forward: Callable | None, images: Tensor, call: Call, wanted: Collection[int] = ()
+    model: nn.Module, forward: Function | None, images: Tensor, call: Call, wanted: Collection[int] = ()
 ) -> tuple[Seen, object]:
     """What a pass of forward(model, images) shows, or of model(images) if `forward` is None; and its output.
 

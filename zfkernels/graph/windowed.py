@@ -4,18 +4,20 @@ steps.py says what a step has.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from ..ops import checks
 from ..ops.conv import conv2d, conv2d_add, conv_transpose2d
 from ..ops.max_pool import max_pool2d, max_unpool2d
-from ..window import Pair, Window, conv_map, pool_map
+from ..window import Pair, Window, as_pair, conv_map, pool_map
 from .rules import Read, Rules, Shapes, check_count, check_size
 
 
@@ -24,7 +26,7 @@ class Affine:
     """A batch norm."""
 
     name: str
-    batch_norm: nn.Module
+    batch_norm: Any  # torch's module, or what has its names
 
     maps = False
     windows = ()
@@ -84,16 +86,16 @@ class Conv:
     @cached_property
     def reach(self) -> Pair:
         """The height and width that a filter spans."""
-        return tuple((self.kernel[a] - 1) * self.dilation[a] + 1 for a in (0, 1))
+        return as_pair((self.kernel[a] - 1) * self.dilation[a] + 1 for a in (0, 1))
 
     @cached_property
     def padding(self) -> Pair:
-        return tuple(max(self.before[a], self.after[a]) for a in (0, 1))
+        return as_pair(max(self.before[a], self.after[a]) for a in (0, 1))
 
     @cached_property
     def window(self) -> Pair:
         """What `filters()` span: `reach`, and zeros on one side where the padding differs between the sides."""
-        return tuple(self.reach[a] + 2 * self.padding[a] - self.before[a] - self.after[a] for a in (0, 1))
+        return as_pair(self.reach[a] + 2 * self.padding[a] - self.before[a] - self.after[a] for a in (0, 1))
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -150,8 +152,8 @@ class Conv:
         rectify = cap is not None
         if self._by_torch(rules):
             y = F.conv2d(x, filters, bias, self.stride, padding, self.dilation, self.groups)
-            return capped(y, cap) if rectify else y
-        if rectify and cap < math.inf:
+            return y if cap is None else capped(y, cap)
+        if cap is not None and cap < math.inf:
             window = self.stride, padding, rectify, cap
             return conv2d_add(x, filters, bias, None, *window, rules.backend, *self._grouping)
         return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend, *self._grouping)
@@ -218,7 +220,7 @@ class Pool:
     window = property(lambda self: self.kernel)
     windows = property(lambda self: (Window(self.kernel, self.stride, self.padding),))
 
-    def size(self, below: Pair) -> Pair:
+    def size(self, below: Sequence[int]) -> Pair:
         return pool_map(below, self.kernel, self.stride, self.padding, self.ceil_mode)
 
     def shape(self, inputs: list[Size], shapes: Shapes) -> Size:

@@ -45,7 +45,7 @@ class Network:
         return (pixels - mean) / scale
 
 
-def save(path: Path, network: Network, arguments: dict, run: dict[str, Any] | None = None) -> None:
+def save(path: Path, network: Network, arguments: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Write the network, whole or not at all.
 
     Args:
@@ -83,6 +83,7 @@ def from_content(path: Path, content: object) -> Network:
     made = content.get("format")
     if isinstance(made, str) and made.startswith("zfkernels.") and made != FORMAT:
         raise ValueError(f"{path} is no network but a {made}, which continues a run or a search; give its zfnet.pt")
+    classes: list[str] | None
     if made == FORMAT:
         arguments, state, classes, mean, scale = _own(path, content)
     else:
@@ -103,7 +104,8 @@ def preprocessing(content: object, channels: int) -> tuple[list[str], Tensor, Te
     """(classes, mean, scale) of a zfkernels checkpoint's content, if it is one of a network of so many channels."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
-    classes, mean, scale = content.get("classes"), content.get("mean"), content.get("scale")
+    classes: Any = content.get("classes")
+    mean, scale = content.get("mean"), content.get("scale")
     if (
         not isinstance(mean, Tensor)
         or not isinstance(scale, Tensor)
@@ -123,7 +125,7 @@ def run_of(path: Path) -> tuple[str | None, int | None]:
     return str(run["id"]), run.get("epoch")
 
 
-def _own(path: Path, content: dict) -> tuple[dict, dict, list[str], Tensor, Tensor]:
+def _own(path: Path, content: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str], Tensor, Tensor]:
     """Arguments, state, classes, mean and scale of a file that `save` wrote, all looked at before anything is built."""
     try:
         arguments, state, classes, mean, scale = (
@@ -156,7 +158,7 @@ def untrained(seed: int = 0) -> Network:
     return Network(model.eval(), numbered(model.num_classes), *imagenet(), model.image_size)
 
 
-def _plain(path: Path, content: dict) -> tuple[dict, dict, None, Tensor, Tensor]:
+def _plain(path: Path, content: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any], None, Tensor, Tensor]:
     """The same of a ZFNet's own state dict."""
     try:
         state = states.fitted(content, ZFNet(device="meta"))

@@ -130,7 +130,8 @@ def answering(module: nn.Module, key: str | int) -> nn.Module:
     kind = type(module)
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return kind.forward(self, x)[key]
+        output: Tensor = kind.forward(self, x)[key]
+        return output
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return module

@@ -23,4 +23,5 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 def evaluated(model: nn.Module, images: Tensor) -> Tensor:
     """The model's outputs in evaluation mode, without gradients."""
     with evaluation(model):
-        return model(images)
+        outputs: Tensor = model(images)
+        return outputs

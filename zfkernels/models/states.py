@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights", "params")
-WRAPPERS += ("state_dict_ema", "model_ema", "ema")
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema"),
+)
 # In front of every name: DataParallel's, and those of a model that is an attribute of another
 PREFIXES = ("module.", "model.", "net.", "network.")
 INSIDE = (
@@ -51,6 +53,7 @@ def unwrapped(content: object) -> dict[str, Any]:
         if not inner:
             break
         content = inner[0]
+    assert isinstance(content, Mapping)
     names = [name for name in content if name not in UNNEEDED]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("holds a dict whose keys are no names, not a state dict")

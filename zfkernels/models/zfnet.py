@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -105,7 +104,8 @@ class ZFNet(nn.Module):
         self.weight_std = weight_std
         layers = _vary(table, self.num_classes, channels, fc, without)
         self.table = _measure(layers, self.in_channels, self.image_size)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        module: nn.Module
         for layer, made_from, made, *_ in self.table:
             if layer.kind == "conv":
                 module = ConvReLU(made_from, made, layer.kernel, layer.stride, layer.padding, **factory)
@@ -123,9 +123,10 @@ class ZFNet(nn.Module):
         for row in self.table:
             if row.parameters:
                 module = self.get_submodule(row.layer.name)
-                std = self.weight_std if self.weight_std is not None else (2 / module.weight[0].numel()) ** 0.5
-                nn.init.normal_(module.weight, std=std)
-                nn.init.zeros_(module.bias)
+                weight = module.get_parameter("weight")
+                std = self.weight_std if self.weight_std is not None else (2 / weight[0].numel()) ** 0.5
+                nn.init.normal_(weight, std=std)
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def receptive_field(self, layer: str) -> Field:
         """Unit i of a conv, pool or norm layer sees pixels start + i*stride ... start + i*stride + size - 1."""
@@ -137,13 +138,14 @@ class ZFNet(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The last map, below the fc layers: images (N, C, H, W) -> (N, 256, 6, 6) with the defaults."""
         x, fused = images, None
-        for layer, above in pairwise([*(row.layer for row in self.table), None]):
+        layers = [row.layer for row in self.table]
+        for layer, above in zip(layers, [*layers[1:], None], strict=True):
             if layer is fused:
                 continue
             if layer.kind == "fc":
                 break
             module = getattr(self, layer.name)
-            pool = getattr(self, above.name) if above is not None else None
+            pool: Any = getattr(self, above.name) if above is not None else None
             if _fusible(module, pool) and not isinstance(x, fx.Proxy):
                 conv = module.weight, module.bias, module.stride, module.padding
                 x, _ = conv2d_relu_max_pool2d(x, *conv, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
@@ -178,7 +180,13 @@ def _fusible(module: nn.Module, above: nn.Module | None) -> bool:
     )
 
 
-def _vary(table, num_classes, channels, fc, without) -> tuple[Layer, ...]:
+def _vary(
+    table: Sequence[Layer],
+    num_classes: int,
+    channels: Sequence[int] | None,
+    fc: Sequence[int] | None,
+    without: Iterable[str],
+) -> tuple[Layer, ...]:
     """`table` with other channels and features, and without some layers."""
     names = [layer.name for layer in table]
     if len(set(names)) < len(names):
@@ -201,7 +209,9 @@ def _vary(table, num_classes, channels, fc, without) -> tuple[Layer, ...]:
 
 
 def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> tuple[Row, ...]:
-    image_size, windows, rows = size, [], []
+    image_size = size
+    windows: list[tuple[int, int, int]] = []
+    rows: list[Row] = []
     for layer in layers:
         before = channels
         if layer.kind == "fc":
@@ -214,9 +224,13 @@ def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> t
         if layer.kind == "conv":
             channels = layer.channels
             parameters = before * channels * layer.kernel**2 + channels
-            size = tuple(conv_size(side, layer.kernel, layer.stride, layer.padding) for side in size)
+            down, across = (conv_size(side, layer.kernel, layer.stride, layer.padding) for side in size)
+            size = down, across
         elif layer.kind == "pool":
-            size = tuple(pool_size(side, layer.kernel, layer.stride, layer.padding, layer.ceil_mode) for side in size)
+            down, across = (
+                pool_size(side, layer.kernel, layer.stride, layer.padding, layer.ceil_mode) for side in size
+            )
+            size = down, across
         elif layer.kind != "norm":
             raise ValueError(f"table must have layers of kind conv, pool, norm or fc, got {layer}")
         if min(size) < 1:

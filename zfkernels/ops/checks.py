@@ -7,6 +7,7 @@ Types and dtypes raise TypeError, shapes, values and devices ValueError, a backe
 import sys
 from collections.abc import Collection
 from numbers import Real
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def dense(name: str, value: object, dtypes: Collection[torch.dtype], expected: s
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {layout}")
 
 
-def tensor(name: str, value: object, axes: tuple[str, ...]) -> None:
+def tensor(name: str, value: Any, axes: tuple[str, ...]) -> None:
     """`value` must be a dense floating-point tensor with these dimensions, none of which but N may be empty."""
     dense(name, value, FLOATS, "float32, float64, bfloat16 or float16")
     shape = value.shape
@@ -64,7 +65,12 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def pool_window(kernel_size, stride, padding, names: tuple[str, str, str]) -> tuple[window.Pair, ...]:
+def pool_window(
+    kernel_size: int | window.Sides,
+    stride: int | window.Sides | None,
+    padding: int | window.Sides,
+    names: tuple[str, str, str],
+) -> tuple[window.Pair, window.Pair, window.Pair]:
     """A pooling's kernel, stride (default: the kernel) and padding as pairs; at most 256 pixels, half of it padding."""
     kernel = window.pair(names[0], kernel_size, 1)
     stride = kernel if stride is None else window.pair(names[1], stride, 1)
@@ -78,7 +84,7 @@ def pool_window(kernel_size, stride, padding, names: tuple[str, str, str]) -> tu
     return kernel, stride, padding
 
 
-def switches(value: object, y: Tensor) -> None:
+def switches(value: Any, y: Tensor) -> None:
     dense("switches", value, (torch.uint8,), "uint8, as max_pool2d_with_switches returns them")
     if value.shape != y.shape:
         raise ValueError(f"switches must have y's shape, {tuple(y.shape)}, got {tuple(value.shape)}")
@@ -100,6 +106,20 @@ def backend(name: str | None, value: Tensor) -> str:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in chosen.DTYPES)
         raise RuntimeError(f"backend {name!r} does not serve dtype {value.dtype}, only {served}")
     return name
+
+
+@overload
+def autocast(x: Tensor, weight: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@overload
+def autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
 
 
 def autocast(*values: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -17,26 +17,31 @@ Backward, for a gradient g of y:
 The sums over {c : j in W(c)} run over the mirrored window, which differs from W(j) for even sizes.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from .. import window
 from ..backends.memory import empty
 from . import checks
-from .define import define
+from .define import Context, Gradients, Inputs, define
 
 
 class _ContrastNorm:
     """The formula above."""
 
-    def fake(x, size, alpha, beta, k, center, backend):
+    @staticmethod
+    def fake(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool, backend: str) -> Tensor:
         return empty(x, *x.shape)
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
         return (contrast_norm_backward(g, x, *ctx.settings),)
 
 
-contrast_norm_op = define(
+contrast_norm_op: Callable[..., Tensor] = define(
     "contrast_norm(Tensor x, SymInt size, float alpha, float beta, float k, bool center, str backend) -> Tensor",
     _ContrastNorm,
 )
@@ -45,27 +50,32 @@ contrast_norm_op = define(
 class _ContrastNormBackward:
     """Its vector-Jacobian product, the formula above; it cannot be differentiated."""
 
-    def fake(g, x, size, alpha, beta, k, center, backend):
+    @staticmethod
+    def fake(
+        g: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool, backend: str
+    ) -> Tensor:
         return empty(x, *x.shape)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         pass
 
-    def backward(ctx, gg):
+    @staticmethod
+    def backward(ctx: Context, gg: Tensor) -> Gradients:
         raise RuntimeError(
             "contrast_norm has no second derivative: its backward cannot be differentiated; use "
             "torch.nn.functional.local_response_norm where a second derivative is needed"
         )
 
 
-contrast_norm_backward = define(
+contrast_norm_backward: Callable[..., Tensor] = define(
     "contrast_norm_backward(Tensor g, Tensor x, int size, float alpha, float beta, float k, bool center, "
     "str backend) -> Tensor",
     _ContrastNormBackward,
 )
 
 
-def check_norm(size, alpha, beta, k, center) -> tuple[float, float, float]:
+def check_norm(size: int, alpha: float, beta: float, k: float, center: bool) -> tuple[float, float, float]:
     """Check a norm's settings; alpha, beta and k as floats."""
     if not window.whole(size):
         raise TypeError(f"size must be an int, got {size!r}")

@@ -9,20 +9,25 @@ c' is channel c of o's group. `weight` has the forward convolution's shape (C_ou
 conv2d_add is conv2d with what follows it in a network: the sum with another map, the rectifier, a cap.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import window
 from ..backends import module
 from ..backends.memory import dense, empty
+from ..backends.prepared import PreparedFilters
+from ..window import Sides
 from . import checks
-from .define import define
-from .prepared import PreparedFilters, opened
+from .define import Context, Gradients, Inputs, define
+from .prepared import opened
 
 ONE = (1, 1)
 
 
-def conv_size(x: Tensor, weight: Tensor, stride, padding, dilation) -> window.Pair:
+def conv_size(x: Tensor, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides) -> window.Pair:
     """The (height, width) of a convolution's map."""
     return window.conv_map(x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
@@ -34,10 +39,21 @@ def capped_grad(g: Tensor, y: Tensor, cap: float) -> Tensor:
 
 def rectifier_grad(g: Tensor, y: Tensor) -> Tensor:
     """g where y > 0 or y is NaN, else 0: the backward of y = max(0, .), from its result or its argument."""
-    return torch.ops.aten.threshold_backward(g, y.detach().contiguous(memory_format=torch.channels_last), 0)
+    gx: Tensor = torch.ops.aten.threshold_backward(g, y.detach().contiguous(memory_format=torch.channels_last), 0)
+    return gx
 
 
-def conv2d_grads(g, x, weight, stride, padding, backend, needs, dilation=ONE, groups=1):
+def conv2d_grads(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sides,
+    padding: Sides,
+    backend: str,
+    needs: Sequence[bool],
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Gradients:
     """Those gradients of x, weight and bias that are needed, given that of the convolution's (unrectified) result."""
     gx = gw = gb = None
     needs_bias, grouped = needs[2], (dilation, groups)
@@ -53,14 +69,27 @@ def conv2d_grads(g, x, weight, stride, padding, backend, needs, dilation=ONE, gr
 class _Conv2d:
     """y = conv2d(x, weight, bias), rectified with `relu`."""
 
-    def fake(x, weight, bias, stride, padding, relu, dilation, groups, backend):
+    @staticmethod
+    def fake(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sides,
+        padding: Sides,
+        relu: bool,
+        dilation: Sides,
+        groups: int,
+        backend: str,
+    ) -> Tensor:
         return empty(x, x.shape[0], weight.shape[0], *conv_size(x, weight, stride, padding, dilation))
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, weight, _, *ctx.settings = inputs
         ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         x, weight, y = ctx.saved_tensors
         stride, padding, relu, dilation, groups, backend = ctx.settings
         if relu:
@@ -68,7 +97,7 @@ class _Conv2d:
         return conv2d_grads(g, x, weight, stride, padding, backend, ctx.needs_input_grad, dilation, groups)
 
 
-_conv2d = define(
+_conv2d: Callable[..., Tensor] = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, bool relu, int[2] dilation, "
     "SymInt groups, str backend) -> Tensor",
     _Conv2d,
@@ -78,14 +107,29 @@ _conv2d = define(
 class _Conv2dAdd:
     """y = conv2d(x, weight, bias) + add, rectified with `relu`, and min(y, cap)."""
 
-    def fake(x, weight, bias, add, stride, padding, relu, cap, dilation, groups, backend):
+    @staticmethod
+    def fake(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        add: Tensor | None,
+        stride: Sides,
+        padding: Sides,
+        relu: bool,
+        cap: float | None,
+        dilation: Sides,
+        groups: int,
+        backend: str,
+    ) -> Tensor:
         return empty(x, x.shape[0], weight.shape[0], *conv_size(x, weight, stride, padding, dilation))
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, weight, _, _, *ctx.settings = inputs
         ctx.save_for_backward(x, weight, output if ctx.settings[2] else None)
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         x, weight, y = ctx.saved_tensors
         stride, padding, relu, cap, dilation, groups, backend = ctx.settings
         if relu:
@@ -95,7 +139,7 @@ class _Conv2dAdd:
         return *grads, g if needs[3] else None
 
 
-_conv2d_add = define(
+_conv2d_add: Callable[..., Tensor] = define(
     "conv2d_add(Tensor x, Tensor weight, Tensor? bias, Tensor? add, int[2] stride, int[2] padding, bool relu, "
     "float? cap, int[2] dilation, SymInt groups, str backend) -> Tensor",
     _Conv2dAdd,
@@ -105,10 +149,22 @@ _conv2d_add = define(
 class _ConvTranspose2d:
     """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
 
-    def fake(y, weight, stride, padding, output_size, rectify, dilation, groups, backend):
+    @staticmethod
+    def fake(
+        y: Tensor,
+        weight: Tensor,
+        stride: Sides,
+        padding: Sides,
+        output_size: Sides,
+        rectify: bool,
+        dilation: Sides,
+        groups: int,
+        backend: str,
+    ) -> Tensor:
         return empty(y, y.shape[0], weight.shape[1] * groups, *output_size)
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         y, weight = ctx.saved_tensors
         stride, padding, _, rectify, *grouped, backend = ctx.settings
         gy = gw = None
@@ -122,7 +178,7 @@ class _ConvTranspose2d:
         return gy, gw
 
 
-_conv_transpose2d = define(
+_conv_transpose2d: Callable[..., Tensor] = define(
     "conv_transpose2d(Tensor y, Tensor weight, int[2] stride, int[2] padding, SymInt[2] output_size, bool rectify, "
     "int[2] dilation, SymInt groups, str backend) -> Tensor",
     _ConvTranspose2d,
@@ -132,11 +188,23 @@ _conv_transpose2d = define(
 class _Conv2dWeightGrad:
     """The adjoint of conv2d in weight. Without a bias its gradient is an empty tensor, for an op cannot give None."""
 
-    def fake(x, g, kernel_size, stride, padding, with_bias, dilation, groups, backend):
+    @staticmethod
+    def fake(
+        x: Tensor,
+        g: Tensor,
+        kernel_size: Sides,
+        stride: Sides,
+        padding: Sides,
+        with_bias: bool,
+        dilation: Sides,
+        groups: int,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
         gw = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel_size))
         return gw, x.new_empty(g.shape[1] if with_bias else 0)
 
-    def backward(ctx, ggw, ggb):
+    @staticmethod
+    def backward(ctx: Context, ggw: Tensor, ggb: Tensor) -> Gradients:
         x, g = ctx.saved_tensors
         _, stride, padding, with_bias, *grouped, backend = ctx.settings
         gx = gg = None
@@ -147,7 +215,7 @@ class _Conv2dWeightGrad:
         return gx, gg
 
 
-_conv2d_weight_grad = define(
+_conv2d_weight_grad: Callable[..., tuple[Tensor, Tensor]] = define(
     "conv2d_weight_grad(Tensor x, Tensor g, SymInt[2] kernel_size, int[2] stride, int[2] padding, bool with_bias, "
     "int[2] dilation, SymInt groups, str backend) -> (Tensor, Tensor)",
     _Conv2dWeightGrad,
@@ -157,22 +225,60 @@ _conv2d_weight_grad = define(
 # The ops, for those who have neither dilation nor groups.
 
 
-def conv2d(x, weight, bias, stride, padding, relu: bool, backend: str, dilation=ONE, groups=1) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    backend: str,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     return _conv2d(x, weight, bias, stride, padding, relu, dilation, groups, backend)
 
 
 def conv2d_add(
-    x, weight, bias, add, stride, padding, relu: bool, cap: float | None, backend: str, dilation=ONE, groups=1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    stride: Sides,
+    padding: Sides,
+    relu: bool,
+    cap: float | None,
+    backend: str,
+    dilation: Sides = ONE,
+    groups: int = 1,
 ) -> Tensor:
     return _conv2d_add(x, weight, bias, add, stride, padding, relu, cap, dilation, groups, backend)
 
 
-def conv_transpose2d(y, weight, stride, padding, output_size, rectify, backend, dilation=ONE, groups=1) -> Tensor:
+def conv_transpose2d(
+    y: Tensor,
+    weight: Tensor,
+    stride: Sides,
+    padding: Sides,
+    output_size: Sides,
+    rectify: bool,
+    backend: str,
+    dilation: Sides = ONE,
+    groups: int = 1,
+) -> Tensor:
     return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, backend)
 
 
 def conv2d_weight_grad(
-    x, g, kernel_size, stride, padding, with_bias: bool, backend: str, dilation=ONE, groups=1
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    with_bias: bool,
+    backend: str,
+    dilation: Sides = ONE,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     return _conv2d_weight_grad(x, g, kernel_size, stride, padding, with_bias, dilation, groups, backend)
 
@@ -180,7 +286,9 @@ def conv2d_weight_grad(
 # The public functions
 
 
-def grouping(dilation, groups, channels: int, filters: int, names: tuple[str, str]) -> tuple[window.Pair, int]:
+def grouping(
+    dilation: int | Sides, groups: int, channels: int, filters: int, names: tuple[str, str]
+) -> tuple[window.Pair, int]:
     """dilation as a pair, and groups, which must divide the channels of both of the maps that `names` tells."""
     dilation = window.pair("dilation", dilation, 1)
     groups = window.count("groups", groups)
@@ -192,7 +300,13 @@ def grouping(dilation, groups, channels: int, filters: int, names: tuple[str, st
 
 
 def check_conv(
-    x, weight, bias, stride, padding, dilation=1, groups=1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sides,
+    padding: int | Sides,
+    dilation: int | Sides = 1,
+    groups: int = 1,
 ) -> tuple[window.Pair, window.Pair, window.Pair, window.Pair]:
     """Check a convolution's arguments; stride, padding, the result's size and dilation as pairs."""
     checks.tensor("x", x, ("N", "C_in", "H", "W"))
@@ -223,7 +337,15 @@ def check_conv(
     return stride, padding, size, dilation
 
 
-def check_transposed(y, weight, stride, padding, output_size, dilation=1, groups=1) -> tuple[window.Pair, ...]:
+def check_transposed(
+    y: Tensor,
+    weight: Tensor,
+    stride: int | Sides,
+    padding: int | Sides,
+    output_size: int | Sides,
+    dilation: int | Sides = 1,
+    groups: int = 1,
+) -> tuple[window.Pair, ...]:
     """Check a transposed convolution's weight and window; stride, padding, output_size, the map's size and dilation as
     pairs."""
     checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
@@ -291,7 +413,9 @@ def conv2d_relu(
     stride, padding, size, dilation = check_conv(x, weight, bias, stride, padding, dilation, groups)
     if prepared is not None:
         cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
-        return module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
+        add = None if add is None else add.resolve_neg()
+        y: Tensor = module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
+        return y
     if add is None and cap is None:
         return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
     cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
@@ -299,7 +423,7 @@ def conv2d_relu(
     return _conv2d_add(x, weight, bias, add, stride, padding, True, cap, dilation, groups, name)
 
 
-def check_addend(add, cap, shape: tuple[int, ...], x: Tensor) -> float | None:
+def check_addend(add: Tensor | None, cap: float | None, shape: tuple[int, ...], x: Tensor) -> float | None:
     """Check what is added to a convolution's result of this shape, and the cap; the cap as a float."""
     if add is not None:
         checks.tensor("add", add, ("N", "C_out", "OH", "OW"))

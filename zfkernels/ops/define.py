@@ -14,7 +14,8 @@ call with gradients costs some 90 microseconds through the library, about 10 in 
 the eager way in the slower form that they require; vmap runs its batch one by one. Forward-mode differentiation raises.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,23 @@ from .. import backends
 LIBRARY = torch.library.Library("zfkernels", "DEF")
 PLAIN = (Tensor, torch.nn.Parameter)
 
+Function = Callable[..., Any]
+Context = Any  # torch's, in which an op's functions keep what they like
+Inputs = tuple[Any, ...]
+Gradients = tuple[Tensor | None, ...]
 
-def define(schema: str, op: type) -> Callable:
+
+class Op(Protocol):
+    """What `define` is given: a class, as the namespace of these functions and perhaps of setup_context."""
+
+    @staticmethod
+    def fake(*arguments: Any, **keywords: Any) -> Any: ...
+
+    @staticmethod
+    def backward(*arguments: Any, **keywords: Any) -> Any: ...
+
+
+def define(schema: str, op: type[Op]) -> Function:
     """The op of this schema, whose first arguments are tensors or None and whose last is the backend."""
     name, tensors = schema[: schema.index("(")], schema[: schema.index(")")].count("Tensor")
     forward, setup_context = _forward(name), getattr(op, "setup_context", _save_tensors(tensors))
@@ -36,9 +52,9 @@ def define(schema: str, op: type) -> Callable:
     traced_op, _ = _library_op(f"{name}.traced", plain_schema, tensors, forward, op, setup_context)
     eager = _eager_function(name, forward, op, setup_context)
     # What Function.apply ends in; what it does before is for function transforms, and costs 2 microseconds.
-    apply = super(torch.autograd.Function, eager).apply
+    apply: Function = super(torch.autograd.Function, eager).apply  # type: ignore[misc]
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return library_op(*arguments)
         if forward_ad._current_level >= 0:
@@ -68,14 +84,14 @@ def define(schema: str, op: type) -> Callable:
     return call
 
 
-def _function(name: str, **methods: Callable) -> type[torch.autograd.Function]:
+def _function(name: str, **methods: Function) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
 
 
-def _forward(name: str) -> Callable:
+def _forward(name: str) -> Function:
     """The op on plain values; what the backend leaves out is an empty tensor, since an op cannot give None."""
 
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         result = getattr(backends.module(arguments[-1]), name)(*arguments[:-1])
         if type(result) is tuple and result[-1] is None:
             return (*result[:-1], arguments[0].new_empty(0))
@@ -91,58 +107,62 @@ def _constant(value: object) -> object:
     return int(value) if isinstance(value, Tensor) else value
 
 
-def _tuples(arguments: tuple) -> list:
+def _tuples(arguments: Sequence[object]) -> list[object]:
     """The library passes lists; backends take tuples."""
     return [tuple(value) if isinstance(value, list) else value for value in arguments]
 
 
-def _save_tensors(tensors: int) -> Callable:
-    def setup_context(ctx, inputs, output):
+def _save_tensors(tensors: int) -> Function:
+    def setup_context(ctx: Context, inputs: Inputs, output: object) -> None:
         ctx.save_for_backward(*inputs[:tensors])
         ctx.settings = inputs[tensors:]
 
     return setup_context
 
 
-def _library_op(name, schema, tensors, forward, op, setup_context) -> tuple[Callable, Callable]:
+def _library_op(
+    name: str, schema: str, tensors: int, forward: Function, op: type[Op], setup_context: Function
+) -> tuple[Function, Function]:
     """The op for torch.library, and its backward with a None for each argument that is no tensor."""
     LIBRARY.define(schema)
     LIBRARY.impl(name, lambda *arguments: forward(*_tuples(arguments)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"zfkernels::{name}", op.fake, lib=LIBRARY)
     packet, _, overload = name.partition(".")
-    library_op = getattr(getattr(torch.ops.zfkernels, packet), overload or "default")
+    library_op: Any = getattr(getattr(torch.ops.zfkernels, packet), overload or "default")
     no_gradients = (None,) * (len(library_op._schema.arguments) - tensors)
 
-    def full_backward(ctx, *gradients):
+    def full_backward(ctx: Context, *gradients: Any) -> Gradients:
         return (*op.backward(ctx, *gradients), *no_gradients)
 
-    def setup_library(ctx, inputs, output):
+    def setup_library(ctx: Context, inputs: Inputs, output: object) -> None:
         setup_context(ctx, _tuples(inputs), output)
 
     torch.library.register_autograd(f"zfkernels::{name}", full_backward, setup_context=setup_library, lib=LIBRARY)
     return library_op, full_backward
 
 
-def _eager_function(name: str, compute: Callable, op: type, setup_context: Callable) -> type[torch.autograd.Function]:
+def _eager_function(
+    name: str, compute: Function, op: type[Op], setup_context: Function
+) -> type[torch.autograd.Function]:
     """It sees the tensors, and all the arguments as one: each costs autograd.Function a quarter of a microsecond."""
 
-    def forward(ctx, *tensors_and_arguments):
+    def forward(ctx: Context, *tensors_and_arguments: Any) -> Any:
         arguments = tensors_and_arguments[-1]
         output = compute(*arguments)
         setup_context(ctx, arguments, output)
         return output
 
-    def backward(ctx, *gradients):
+    def backward(ctx: Context, *gradients: Any) -> Gradients:
         return (*op.backward(ctx, *gradients), None)
 
     return _function(name, forward=forward, backward=backward)
 
 
-def _one_by_one(name: str, call: Callable) -> Callable:
+def _one_by_one(name: str, call: Function) -> Function:
     """vmap's rule."""
 
-    def one_by_one(info, in_dims, *arguments):
-        def item(i):
+    def one_by_one(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        def item(i: int) -> Any:
             pairs = zip(arguments, in_dims, strict=True)
             return call(*(value.select(dim, i) if isinstance(dim, int) else value for value, dim in pairs))
 

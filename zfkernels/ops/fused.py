@@ -5,32 +5,40 @@ Each gives the result of its parts composed on the same backend. The map between
 saves the pooled map and the switches, for the rectifier's mask at a window's winner is the pooled value's own sign.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import window
 from ..backends import module
-from ..backends.memory import empty, pooled
+from ..backends.memory import Pooled, empty, pooled
+from ..backends.prepared import PreparedFilters
+from ..window import Sides
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .define import define
+from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
-from .prepared import PreparedFilters, opened
+from .prepared import opened
 
 
 class _Layer:
     """conv2d, rectified, and max_pool2d."""
 
-    def fake(x, weight, bias, *settings):
+    @staticmethod
+    def fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Pooled:
         return pooled(x, x.shape[0], weight.shape[0], *settings[-2])
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, weight, _, *ctx.settings = inputs
         ctx.save_for_backward(x, weight, *output)
         mark_switches(ctx, output[1])
 
-    def backward(ctx, g, _):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor | None, _: None) -> Gradients:
         x, weight, y, switches = ctx.saved_tensors
         stride, padding, *pool, _, backend = ctx.settings
         if g is None:
@@ -50,7 +58,7 @@ class _Layer:
         return gx, None, g.sum((0, 2, 3)) if needs_bias else None
 
 
-layer = define(
+layer: Callable[..., tuple[Tensor, Tensor]] = define(
     "conv2d_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] pool_kernel, "
     "int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, str backend) -> (Tensor, Tensor)",
     _Layer,
@@ -60,10 +68,12 @@ layer = define(
 class _LayerWeightGrad:
     """conv2d_weight_grad of the unpooled g, the pooled map's gradient masked to where that map is positive."""
 
-    def fake(x, g, switches, kernel_size, *settings):
+    @staticmethod
+    def fake(x: Tensor, g: Tensor, switches: Tensor, kernel_size: Sides, *settings: Any) -> tuple[Tensor, Tensor]:
         return x.new_empty((g.shape[1], x.shape[1], *kernel_size)), x.new_empty(g.shape[1] if settings[-2] else 0)
 
-    def backward(ctx, ggw, ggb):
+    @staticmethod
+    def backward(ctx: Context, ggw: Tensor, ggb: Tensor) -> Gradients:
         x, g, switches = ctx.saved_tensors
         _, stride, padding, *pool, with_bias, backend = ctx.settings
         gx = gg = None
@@ -75,7 +85,7 @@ class _LayerWeightGrad:
         return gx, gg, None
 
 
-layer_weight_grad = define(
+layer_weight_grad: Callable[..., tuple[Tensor, Tensor]] = define(
     "conv2d_relu_max_pool2d_weight_grad(Tensor x, Tensor g, Tensor switches, SymInt[2] kernel_size, int[2] stride, "
     "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool with_bias, str backend) "
     "-> (Tensor, Tensor)",
@@ -86,14 +96,17 @@ layer_weight_grad = define(
 class _LayerReversed:
     """conv_transpose2d of the unpooled y."""
 
-    def fake(y, switches, weight, *settings):
+    @staticmethod
+    def fake(y: Tensor, switches: Tensor, weight: Tensor, *settings: Any) -> Tensor:
         return empty(y, y.shape[0], weight.shape[1], *settings[-3])
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         y, switches, weight = ctx.saved_tensors
         stride, padding, *pool, output_size, rectify, backend = ctx.settings
         needs_y, _, needs_weight = ctx.needs_input_grad[:3]
-        gy = gw = unpooled = None
+        gy = gw = None
+        unpooled: Any = None  # made where it is needed
         if needs_weight or rectify:
             size = window.conv_map(output_size, weight.shape[2:], stride, padding)
             unpooled = max_unpool2d(y, switches, *pool, size, backend)
@@ -108,7 +121,7 @@ class _LayerReversed:
         return gy, None, gw
 
 
-layer_reversed = define(
+layer_reversed: Callable[..., Tensor] = define(
     "max_unpool2d_relu_conv_transpose2d(Tensor y, Tensor switches, Tensor weight, int[2] stride, int[2] padding, "
     "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, SymInt[2] output_size, bool rectify, str backend) "
     "-> Tensor",
@@ -119,17 +132,22 @@ layer_reversed = define(
 class _PoolNorm:
     """max_pool2d and contrast_norm of its map."""
 
-    def fake(x, kernel_size, stride, padding, output_size, *norm_and_backend):
+    @staticmethod
+    def fake(
+        x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, *norm_and_backend: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         shape = *x.shape[:2], *output_size
         return *pooled(x, *shape), empty(x, *shape)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, *ctx.settings = inputs
         ctx.input_shape = x.shape
         ctx.save_for_backward(*output[:2])
         mark_switches(ctx, output[1])
 
-    def backward(ctx, g, _, gn):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor | None, _: None, gn: Tensor | None) -> Gradients:
         y, switches = ctx.saved_tensors
         pool, norm, backend = ctx.settings[:3], ctx.settings[4:-1], ctx.settings[-1]
         if gn is not None:
@@ -138,7 +156,7 @@ class _PoolNorm:
         return (None if g is None else max_unpool2d(g, switches, *pool, ctx.input_shape[2:], backend),)
 
 
-pool_norm = define(
+pool_norm: Callable[..., tuple[Tensor, Tensor, Tensor]] = define(
     "max_pool2d_contrast_norm(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, "
     "SymInt size, float alpha, float beta, float k, bool center, str backend) -> (Tensor, Tensor, Tensor)",
     _PoolNorm,
@@ -191,7 +209,8 @@ def conv2d_relu_max_pool2d(
     checks.flag("ceil_mode", ceil_mode)
     size = pooled_size("the convolution's map", conv_size, *pool, ceil_mode, "pool_kernel")
     if prepared is not None:
-        return module("cpu").conv2d_relu_max_pool2d(x, prepared, None, stride, padding, *pool, size)
+        made: Pooled = module("cpu").conv2d_relu_max_pool2d(x, prepared, None, stride, padding, *pool, size)
+        return made
     return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
 
 

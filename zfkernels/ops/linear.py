@@ -6,6 +6,8 @@ What a fully-connected layer of 150 MB costs there is memory. Up to 64 images go
 62 ms of 84; huge pages are asked for here.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.autograd import forward_ad
 
 from .. import _C
 from ..backends.memory import address
-from .define import PLAIN
+from .define import PLAIN, Context
 
 LARGE = 8 << 20  # bytes from which a weight is read from memory at each call
 MOST_IMAGES = 64
@@ -46,23 +48,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and not torch._C._are_functorch_transforms_active()
         and not any(value is not None and value.is_neg() for value in (x, weight, bias))
     )
-    return _Linear.apply(x, weight, bias) if plain else F.linear(x, weight, bias)
+    return _linear(x, weight, bias) if plain else F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         if len(x) > MOST_IMAGES:
             return F.linear(x, weight, bias)
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
         y = x.new_empty((len(x), len(weight)))
-        addresses = map(address, (x, weight, bias, y))
-        _C.linear(False, len(x), *weight.shape[::-1], *addresses, torch.get_num_threads())
+        inputs, outputs = x.shape[1], len(weight)
+        addresses = address(x), address(weight), address(bias), address(y)
+        _C.linear(False, len(x), inputs, outputs, *addresses, torch.get_num_threads())
         return y
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Context, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         gx = g @ weight if ctx.needs_input_grad[0] else None
         gb = g.sum(0) if ctx.needs_input_grad[2] else None
@@ -73,3 +76,6 @@ class _Linear(torch.autograd.Function):
         gw = torch.empty_like(weight, memory_format=torch.contiguous_format)
         _C.prefer_huge_pages(gw.data_ptr(), gw.nbytes)
         return gx, torch.mm(g.T, x, out=gw), gb
+
+
+_linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _Linear.apply

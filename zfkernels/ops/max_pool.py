@@ -6,15 +6,19 @@
 A switch is the winner's offset kh*KW + kw inside its own window, one byte.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from .. import window
-from ..backends.memory import empty, pooled
+from ..backends.memory import Pooled, empty, pooled
+from ..window import Sides
 from . import checks
-from .define import define
+from .define import Context, Gradients, Inputs, define
 
 
-def mark_switches(ctx, switches):
+def mark_switches(ctx: Context, switches: Tensor) -> None:
     ctx.mark_non_differentiable(switches)
     ctx.set_materialize_grads(False)  # no map of zeros as the gradient of the switches
 
@@ -22,22 +26,25 @@ def mark_switches(ctx, switches):
 class _MaxPool2d:
     """Each window's largest value, and its place in the window."""
 
-    def fake(x, kernel_size, stride, padding, output_size, backend):
+    @staticmethod
+    def fake(x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, backend: str) -> Pooled:
         return pooled(x, *x.shape[:2], *output_size)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         x, *ctx.settings = inputs
         ctx.input_shape = x.shape
         ctx.save_for_backward(output[1])
         mark_switches(ctx, output[1])
 
-    def backward(ctx, g, _):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor | None, _: None) -> Gradients:
         (switches,) = ctx.saved_tensors
         *pool, _, backend = ctx.settings
         return (None if g is None else max_unpool2d(g, switches, *pool, ctx.input_shape[2:], backend),)
 
 
-max_pool2d = define(
+max_pool2d: Callable[..., tuple[Tensor, Tensor]] = define(
     "max_pool2d(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, SymInt[2] output_size, str backend) "
     "-> (Tensor, Tensor)",
     _MaxPool2d,
@@ -47,20 +54,25 @@ max_pool2d = define(
 class _MaxUnpool2d:
     """The adjoint of max_pool2d at fixed switches."""
 
-    def fake(y, switches, kernel_size, stride, padding, output_size, backend):
+    @staticmethod
+    def fake(
+        y: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, backend: str
+    ) -> Tensor:
         return empty(y, *y.shape[:2], *output_size)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         _, switches, *ctx.settings = inputs
         ctx.save_for_backward(switches)
 
-    def backward(ctx, g):
+    @staticmethod
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         (switches,) = ctx.saved_tensors
         *pool, _, backend = ctx.settings
         return max_unpool2d_backward(g, switches, *pool, backend), None
 
 
-max_unpool2d = define(
+max_unpool2d: Callable[..., Tensor] = define(
     "max_unpool2d(Tensor y, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, "
     "SymInt[2] output_size, str backend) -> Tensor",
     _MaxUnpool2d,
@@ -70,21 +82,24 @@ max_unpool2d = define(
 class _MaxUnpool2dBackward:
     """The gather at the switches, the adjoint of max_unpool2d."""
 
-    def fake(g, switches, kernel_size, stride, padding, backend):
+    @staticmethod
+    def fake(g: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, backend: str) -> Tensor:
         return empty(g, *switches.shape)
 
-    def setup_context(ctx, inputs, output):
+    @staticmethod
+    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
         g, switches, *ctx.settings = inputs
         ctx.input_shape = g.shape
         ctx.save_for_backward(switches)
 
-    def backward(ctx, gg):
+    @staticmethod
+    def backward(ctx: Context, gg: Tensor) -> Gradients:
         (switches,) = ctx.saved_tensors
         *pool, backend = ctx.settings
         return max_unpool2d(gg, switches, *pool, ctx.input_shape[2:], backend), None
 
 
-max_unpool2d_backward = define(
+max_unpool2d_backward: Callable[..., Tensor] = define(
     "max_unpool2d_backward(Tensor g, Tensor switches, int[2] kernel_size, int[2] stride, int[2] padding, str backend) "
     "-> Tensor",
     _MaxUnpool2dBackward,
@@ -96,7 +111,9 @@ max_unpool2d_backward = define(
 POOL = ("kernel_size", "stride", "padding")
 
 
-def pooled_size(name, size, kernel, stride, padding, ceil_mode, window_name) -> window.Pair:
+def pooled_size(
+    name: str, size: Sides, kernel: Sides, stride: Sides, padding: Sides, ceil_mode: bool, window_name: str
+) -> window.Pair:
     """The size that pooling a map of `size` gives; ValueError when no window fits."""
     pooled = window.pool_map(size, kernel, stride, padding, ceil_mode)
     if pooled[0] < 1 or pooled[1] < 1:
@@ -106,7 +123,7 @@ def pooled_size(name, size, kernel, stride, padding, ceil_mode, window_name) -> 
     return pooled
 
 
-def check_unpooled(y, size, kernel, stride, padding, output_size) -> None:
+def check_unpooled(y: Tensor, size: Sides, kernel: Sides, stride: Sides, padding: Sides, output_size: Sides) -> None:
     """Pooling a map of `size`, which `output_size` stands for, must give y's size, with ceil_mode or without it."""
     _, _, height, width = y.shape
     floor = window.pool_map(size, kernel, stride, padding, False)

@@ -29,6 +29,9 @@ FIXED_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
     (1, 33, 17, (6, 7), (3, 3), (1, 1), (1, 1)),  # channels just past a vector's width
     (2, 32, 40, (13, 13), (3, 3), (1, 1), (1, 1)),  # conv3's map
     (0, 3, 4, (8, 8), (3, 3), (1, 1), (1, 1)),  # no images
+    (1, 8, 96, (5, 6), (3, 3), (1, 1), (1, 1)),  # more than 64 outputs
+    (1, 130, 9, (4, 5), (3, 3), (1, 1), (1, 1)),  # more than 128 of the transposed convolution
+    (1, 16, 200, (5, 4), (3, 3), (2, 1), (1, 1)),  # more than 128
 )
 FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
     (1, 1, (1, 1), (1, 1), (1, 1), (0, 0), False),
@@ -69,12 +72,14 @@ CONV_FILLS = (*FILLS, "broken")
 @dataclass
 class Case:
     """One call of a backend's function: its arguments (tensors in float64), a label to find it again, and the memory
-    layout that the tensors get. Is it of a convolution in groups, or dilated, which a backend may not have?"""
+    layout that the tensors get. Is it of a convolution in groups, or dilated, which a backend may not have? And does
+    something that is not finite meet the zeros around a map (infinity times 0 is NaN), which a backend may multiply?"""
 
     args: tuple
     label: str
     layout: str
     grouped: bool = False
+    spoils: bool = False
 
 
 def values(shape: tuple[int, ...], fill: str, generator: torch.Generator) -> Tensor:
@@ -122,10 +127,10 @@ class Draw:
             return "positive"
         return CONV_FILLS[self.index % len(CONV_FILLS)] if self.index % 3 == 2 else "normal"
 
-    def case(self, args: tuple, label: str, grouped: bool = False) -> Case:
+    def case(self, args: tuple, label: str, grouped: bool = False, spoils: bool = False) -> Case:
         kind = "fixed" if self.fixed else f"random, seed {self.seed},"
         layout = LAYOUTS[self.index % len(LAYOUTS)]
-        return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout, grouped)
+        return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout, grouped, spoils)
 
 
 def draws(op: str, seed: int, count: int, fixed: tuple) -> Iterable[tuple[Draw, tuple | None]]:
@@ -189,19 +194,20 @@ def conv_case(op: str, draw: Draw, shape: tuple, grouped: bool = False) -> Case:
         bias = draw.tensor(c_out, fill=narrow(fill)) if draw.index % 4 else None
         label = f"{label}, {fill}, relu {flag}, bias {bias is not None}"
         if op == "conv2d":
-            return draw.case((x, w, bias, stride, padding, flag, *grouping), label, grouped)
+            return draw.case((x, w, bias, stride, padding, flag, *grouping), label, grouped, fill == "broken")
         add = draw.tensor(n, c_out, *out, fill=narrow(fill)) if draw.index % 3 else None
         cap = 2.0 if flag and draw.index % 4 == 1 else None
         args = x, w, bias, add, stride, padding, flag, cap, *grouping
-        return draw.case(args, f"{label}, add {add is not None}, cap {cap}", grouped)
+        return draw.case(args, f"{label}, add {add is not None}, cap {cap}", grouped, fill == "broken")
     if op == "conv_transpose2d":
         fill = draw.fill(n * c_in * math.prod(size))
         y, w = draw.tensor(n, c_out, *out, fill=fill), draw.tensor(c_out, depth, *kernel, fill=narrow(fill))
         args = y, w, stride, padding, size, flag, *grouping
-        return draw.case(args, f"{label}, {fill}, rectify {flag}", grouped)
+        return draw.case(args, f"{label}, {fill}, rectify {flag}", grouped, fill == "broken")
     fill = draw.fill(min(c_out, depth * math.prod(kernel)))
     x, g = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill)
-    return draw.case((x, g, kernel, stride, padding, flag, *grouping), f"{label}, {fill}, with_bias {flag}", grouped)
+    spoils, label = fill in ("broken", "nonfinite"), f"{label}, {fill}, with_bias {flag}"
+    return draw.case((x, g, kernel, stride, padding, flag, *grouping), label, grouped, spoils)
 
 
 def pool_cases(op: str, seed: int, count: int) -> Iterable[Case]:
@@ -260,15 +266,18 @@ def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         if op == "conv2d_relu_max_pool2d":
             x, bias = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, fill=narrow(fill))
             bias = bias if draw.index % 4 else None
-            yield draw.case((x, w, bias, stride, padding, *pool, out), f"{label}, bias {bias is not None}")
+            label = f"{label}, bias {bias is not None}"
+            yield draw.case((x, w, bias, stride, padding, *pool, out), label, spoils=fill == "broken")
             continue
         switches = reference.max_pool2d(draw.tensor(n, c_out, *middle), *pool, out)[1]
         if op == "conv2d_relu_max_pool2d_weight_grad":
             x, g, flag = draw.tensor(n, c_in, *size, fill=narrow(fill)), draw.tensor(n, c_out, *out, fill=fill), True
-            yield draw.case((x, g, switches, kernel, stride, padding, *pool, flag), label)
+            spoils = fill in ("broken", "nonfinite")
+            yield draw.case((x, g, switches, kernel, stride, padding, *pool, flag), label, spoils=spoils)
         else:
             y, flag = draw.tensor(n, c_out, *out, fill=fill), bool(draw.index % 2)
-            yield draw.case((y, switches, w, stride, padding, *pool, size, flag), f"{label}, rectify {flag}")
+            label = f"{label}, rectify {flag}"
+            yield draw.case((y, switches, w, stride, padding, *pool, size, flag), label, spoils=fill == "broken")
 
 
 @dataclass

@@ -62,12 +62,19 @@ def run(
         for op in ops or OPS:
             drawn = list(OPS[op].cases(seed, cases))
             for name, module in modules.items():
-                own = [case for case in drawn if not case.grouped or getattr(module, "GROUPS", True)]
+                own = [case for case in drawn if served(module, case)]
                 rows.append([check(op, name, module, dtype, own) for dtype in BOUNDS if dtype in module.DTYPES])
                 if getattr(module, "TF32", False) and "conv" in op:
                     rows[-1].append(check(op, name, module, torch.float32, own, tf32=True))
                 report(rows[-1])
     return [row for group in rows for row in group]
+
+
+def served(module, case: Case) -> bool:
+    """Has the backend a kernel for the case, and does it promise what comes out?"""
+    if case.grouped and not getattr(module, "GROUPS", True):
+        return False
+    return not (case.spoils and getattr(module, "MULTIPLIES_PADDING", False))
 
 
 def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf32: bool = False) -> Row:
@@ -76,13 +83,15 @@ def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf3
     row = Row(op, name, "tf32" if tf32 else str(dtype).removeprefix("torch."), len(cases), 0.0, bound)
     device = module.DEVICES[0]
     for case in cases:
-        args = tuple(placed(a.to(dtype), case.layout) if is_float(a) else a for a in case.args)
+        plain = tuple(a.to(dtype) if is_float(a) else a for a in case.args)
+        # Each tensor gets its memory on the device: a copy to it would make a strided one dense.
+        args = (a.to(device) if isinstance(a, Tensor) else a for a in plain)
+        args = tuple(placed(a, case.layout) if is_float(a) else a for a in args)
         try:
-            exact = tuple(a.double() if is_float(a) else a for a in args)
+            exact = tuple(a.double() if is_float(a) else a for a in plain)
             right = tuple_of(getattr(reference, op)(*exact))
             with poisoned_memory(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-                moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
-                out = tuple(o.cpu() if o is not None else None for o in tuple_of(getattr(module, op)(*moved)))
+                out = tuple(o.cpu() if o is not None else None for o in tuple_of(getattr(module, op)(*args)))
             error = OPS[op].error(out, right, exact, dtype, row.bound)
         except Exception as problem:  # a crash of the function is a failed check of this case, whatever it is
             error, row.failure = math.inf, row.failure or f"{type(problem).__name__}: {problem}; {case.label}"

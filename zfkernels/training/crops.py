@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.folders import Item
 from .recipe import CENTRE, CROPS, Plan
 
 
@@ -19,7 +20,7 @@ def crop_places(size: tuple[int, int], side: tuple[int, int]) -> list[tuple[int,
 
 def crop(images: Tensor, which: int, side: tuple[int, int]) -> Tensor:
     """Sub-crop `which` (0..9) of images (..., H, W) -> (..., *side): place which % 5, mirrored from 5 on."""
-    top, left = crop_places(tuple(images.shape[-2:]), side)[which % 5]
+    top, left = crop_places((images.shape[-2], images.shape[-1]), side)[which % 5]
     part = images[..., top : top + side[0], left : left + side[1]]
     return part.flip(-1) if which >= 5 else part
 
@@ -40,12 +41,12 @@ def draw_steps(plan: Plan, pictures: int, generator: torch.Generator) -> list[li
     return [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in zip(steps, which, strict=True)]
 
 
-class Cropped(Dataset):
+class Cropped(Dataset[Item]):
     """item (index, which) -> (uint8 sub-crop, label, which)."""
 
-    def __init__(self, pictures: Dataset, side: tuple[int, int]) -> None:
+    def __init__(self, pictures: Dataset[Item], side: tuple[int, int]) -> None:
         self.pictures, self.side = pictures, side
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, item: tuple[int, int]) -> Item:
         image, label, _ = self.pictures[item[0]]
         return crop(image, item[1], self.side).contiguous(), label, item[1]

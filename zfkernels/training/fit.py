@@ -18,7 +18,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.folders import Item, Labelled
 from ..data.loading import plainly
 from ..models.states import misfit
 from ..models.zfnet import clamp_filters_
@@ -147,7 +148,7 @@ def _pass(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, run: Run, pictures: Dataset, mean: Tensor) -> tuple[float, float]:
+def evaluate(model: nn.Module, run: Run, pictures: Labelled, mean: Tensor) -> tuple[float, float]:
     """The fractions of the pictures whose class is not the most probable, and not among the 5 most probable.
 
     A picture's probabilities are the mean of the softmax over its 10 sub-crops, or those of its centre crop where
@@ -177,7 +178,7 @@ def evaluate(model: nn.Module, run: Run, pictures: Dataset, mean: Tensor) -> tup
 
 @torch.no_grad()
 def mean_picture(
-    pictures: Dataset, workers: int = 0, progress: Shown = False, device: str | torch.device = "cpu"
+    pictures: Labelled, workers: int = 0, progress: Shown = False, device: str | torch.device = "cpu"
 ) -> Tensor:
     """The mean of each pixel over the set: float32 (3, H, W) in 0..255, the same on any number of processes."""
     rank, world = processes()
@@ -185,10 +186,13 @@ def mean_picture(
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), 64), workers, torch.device("cpu"))
     for images, _, _ in plainly(bar(loader, "mean picture", "batch", rank == 0 and progress, leave=False)):
         total += images.sum(0, dtype=torch.int64)
-    return (summed(total, torch.device(device)).double() / len(pictures)).float()
+    mean: Tensor = (summed(total, torch.device(device)).double() / len(pictures)).float()
+    return mean
 
 
-def _loader(pictures: Dataset, batches: Iterable[list], workers: int, device: torch.device) -> DataLoader:
+def _loader(
+    pictures: Dataset[Item], batches: Iterable[list[Any]], workers: int, device: torch.device
+) -> DataLoader[Item]:
     """`batches` of the pictures, for `device`; the loader's own generator leaves torch's random numbers alone."""
     return DataLoader(
         pictures,
@@ -203,5 +207,5 @@ def _batches(numbers: Sequence[int], size: int) -> list[list[int]]:
     return [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
 
 
-def _autocast(device: torch.device, precision: torch.dtype):
+def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)

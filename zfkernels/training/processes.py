@@ -109,7 +109,7 @@ def drawn_anew(
 
     with seeded(_seed(plan, epoch, 1 + processes()[0]), device):
         for module in modules:
-            module.forward = partial(forward, module)
+            module.forward = partial(forward, module)  # type: ignore[method-assign]  # of this one module
         try:
             yield torch.Generator().manual_seed(_seed(plan, epoch, 0)), take
         finally:

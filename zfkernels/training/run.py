@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from ..data.folders import Labelled
 from ..progress import Shown
 from .crops import crop_places
 from .recipe import Plan
@@ -40,8 +40,8 @@ class Run:
     """
 
     plan: Plan
-    training: Dataset  # folders.PictureSet or Memory: item i is (uint8 (3, H, W), label, i), and `size` is (H, W)
-    validation: Dataset
+    training: Labelled  # item i is (uint8 (3, H, W), label, i), and `size` is (H, W)
+    validation: Labelled
     side: tuple[int, int]  # (height, width) of the crops: the model's input
     scale: float = 1.0  # pixels less their mean are divided by this (1 in the paper)
     mean: Tensor | None = None  # float (3, H, W) of the pictures; measured if None

@@ -5,11 +5,13 @@ NumPy and slowly, on tensors in host memory: for tests, without a GPU.
 """
 
 import importlib.util
+from typing import Any
 
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = False  # no kernels for groups or dilation
+MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 
 INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
 if INSTALLED:
@@ -58,7 +60,7 @@ def unavailable() -> str | None:
     return None
 
 
-def measured() -> dict[str, dict]:
+def measured() -> dict[str, dict[str, Any]]:
     """The configurations that were measured on this machine's GPUs and are in use: device -> problem -> choice."""
     if not INSTALLED or INTERPRETED or not torch.cuda.is_available():
         return {}

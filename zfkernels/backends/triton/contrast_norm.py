@@ -7,6 +7,7 @@ times the band's zeros into NaN, and rounds to TF32.)
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -214,20 +215,27 @@ def contrast_norm_backward_kernel(
     tl.store(gx + offset, gd.to(gx.dtype.element_ty), mask=mask)
 
 
-def contrast_norm(x: Tensor, *norm: float) -> Tensor:
+def contrast_norm(x: Tensor, *norm: Any) -> Tensor:
     y = empty(x, *x.shape)
     norm_call(contrast_norm_kernel, x.dtype, x.shape, *norm)(x=dense(x), y=y)
     return y
 
 
-def contrast_norm_backward(g: Tensor, x: Tensor, *norm: float) -> Tensor:
+def contrast_norm_backward(g: Tensor, x: Tensor, *norm: Any) -> Tensor:
     gx = empty(x, *x.shape)
     norm_call(contrast_norm_backward_kernel, x.dtype, x.shape, *norm)(g=dense(g), x=dense(x), gx=gx)
     return gx
 
 
 def norm_call(
-    kernel, dtype: torch.dtype, shape: Sequence[int], size: int, alpha: float, beta: float, k: float, center: bool
+    kernel: Any,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    center: bool,
 ) -> Call:
     """The launch of either kernel on maps of `shape`."""
     n, channels, height, width = shape

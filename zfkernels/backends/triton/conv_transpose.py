@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import grad
 
 from ...window import Pair
 from ..memory import dense, empty, refuse_windows
@@ -299,7 +300,7 @@ def transposed(weight: Tensor, conv: Conv) -> Tensor:
     taps = [-(-conv.kernel[d] // conv.stride[d]) for d in (0, 1)]
     whole = weight.new_zeros((*weight.shape[:2], taps[0] * conv.stride[0], taps[1] * conv.stride[1]))
     whole[:, :, : conv.kernel[0], : conv.kernel[1]] = weight
-    cells = whole.unflatten(3, (taps[1], conv.stride[1])).unflatten(2, (taps[0], conv.stride[0]))
+    cells: Tensor = whole.unflatten(3, (taps[1], conv.stride[1])).unflatten(2, (taps[0], conv.stride[0]))
     return cells.permute(3, 5, 1, 2, 4, 0).contiguous()  # (o, c, a, rh, b, rw) -> (rh, rw, c, a, b, o)
 
 
@@ -307,5 +308,5 @@ def _trial(conv: Conv, dtype: torch.dtype, device: torch.device) -> tuple[Callab
     """For tuning: conv_transpose2d on random data, and its result in float64."""
     x, weight, y = conv.samples(dtype, device)
     window = conv.stride, conv.padding
-    expected = torch.nn.grad.conv2d_input(x.shape, weight.double(), y.double(), *window)
+    expected = grad.conv2d_input(x.shape, weight.double(), y.double(), *window)
     return lambda: conv_transpose2d(y, weight, *window, conv.size, False), expected

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import grad
 
 from ...window import Pair
 from ..memory import Grads, dense, refuse_windows
@@ -208,7 +209,7 @@ def conv2d_weight_grad(
     partial = x.new_empty((parts, conv.filters, gathered.terms), dtype=torch.float32)
     partial_bias = x.new_empty((parts, conv.filters), dtype=torch.float32) if with_bias else partial
     first(x=xs, g=dense(g), partial=partial, partial_bias=partial_bias)
-    second(partial=partial, partial_bias=partial_bias, gw=gw, gb=gb if with_bias else gw)
+    second(partial=partial, partial_bias=partial_bias, gw=gw, gb=gw if gb is None else gb)
     return gw, gb
 
 
@@ -216,5 +217,5 @@ def _trial(conv: Conv, dtype: torch.dtype, device: torch.device) -> tuple[Callab
     """For tuning: conv2d_weight_grad on random data, and its result in float64."""
     x, weight, y = conv.samples(dtype, device)
     window = conv.stride, conv.padding
-    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, y.double(), *window)
+    expected = grad.conv2d_weight(x.double(), weight.shape, y.double(), *window)
     return lambda: conv2d_weight_grad(x, y, conv.kernel, *window, True)[0], expected

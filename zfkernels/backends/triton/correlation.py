@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...window import Pair
+from ...window import Pair, Sides, as_pair
 from ..memory import dense
 from .launch import INTERPRETED, Call, Target
 
@@ -104,12 +104,12 @@ class Conv(NamedTuple):
     run: int  # numbers between two taps of the weight
 
     @classmethod
-    def of(cls, x_shape, weight_shape, out, stride, padding) -> "Conv":
+    def of(cls, x_shape: Sides, weight_shape: Sides, out: Sides, stride: Sides, padding: Sides) -> "Conv":
         """The convolution of dense x by weight onto maps of size `out`; the shapes are those of conv2d's arguments."""
         images, channels, *size = x_shape
         filters, _, *kernel = weight_shape
-        size, out, kernel, stride, padding = map(tuple, (size, out, kernel, stride, padding))
-        return cls(images, size, channels, filters, out, kernel, stride, padding, channels, channels)
+        maps, taps, steps, pads = map(as_pair, (out, kernel, stride, padding))
+        return cls(images, as_pair(size), channels, filters, maps, taps, steps, pads, channels, channels)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -155,7 +155,8 @@ class Conv(NamedTuple):
         x = (self.images, self.channels, *self.size)
         weight = (self.filters, self.channels, *self.kernel)
         y = (self.images, self.filters, *self.out)
-        return tuple(dense(torch.randn(shape, device=device, dtype=dtype)) for shape in (x, weight, y))
+        first, second, third = (dense(torch.randn(shape, device=device, dtype=dtype)) for shape in (x, weight, y))
+        return first, second, third
 
 
 class Config(NamedTuple):
@@ -198,11 +199,11 @@ def precision(dtype: torch.dtype, target: Target) -> str:
     """
     if dtype != torch.float32:
         return "half"
-    tf32 = target.kind != "interpreter" and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    tf32 = target.kind != "interpreter" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if tf32 else "ieee"
 
 
-def product_call(kernel, programs: int, arguments: dict[str, Any], precision: str, config: Config) -> Call:
+def product_call(kernel: Any, programs: int, arguments: dict[str, Any], precision: str, config: Config) -> Call:
     """The launch of a kernel that multiplies by `product`, tile by tile."""
     arguments = arguments | {"PRECISION": "tf32" if precision == "tf32" else "ieee", "INTERPRETED": INTERPRETED}
     arguments |= {"BM": config.m, "BN": config.n, "BK": config.k}

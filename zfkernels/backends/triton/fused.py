@@ -16,6 +16,8 @@ convolution, it would be elementwise work on the product's first operand, which 
 (conv_transpose.py), and each pixel would be gathered for every tap that reads it.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -158,7 +160,9 @@ def conv2d_relu_max_pool2d_kernel(
                     bits = tl.where(bits > INFINITY, INFINITY | (1 << (MANTISSA - 1)), bits)  # a quiet NaN
                     maxima = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
                     offset = (pooled_pixel + i * POOLED_W * C_OUT)[:, None] + o[None, :]
-                    mask = (exists & (i < i0 + rows))[:, None] & (o < C_OUT)[None, :]
+                    # (The interpreter of triton 3.9 cannot take a block's mask "and" a scalar for one.)
+                    written = ahead < tl.where(i < i0 + rows, remaining, 0)
+                    mask = written[:, None] & (o < C_OUT)[None, :]
                     tl.store(y + pooled + offset, maxima, mask=mask)
                     tl.store(switches + pooled + offset, (255 - (best & 255)).to(tl.uint8), mask=mask)
                     best = line if SHARED else tl.full((BM, BN), -1, tl.int32)
@@ -215,23 +219,25 @@ def conv2d_relu_max_pool2d(
     return y, switches
 
 
-def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Pair | bool) -> Grads:
+def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *settings: Any) -> Grads:
     """The composition: the weight gradient reads each gradient once a tile of taps, and would gather it each time."""
-    kernel_size, stride, padding, *pool, with_bias = settings
-    gradient = max_unpool2d(g, switches, *pool, conv_map(x.shape[2:], kernel_size, stride, padding))
+    kernel_size, stride, padding, pool_kernel, pool_stride, pool_padding, with_bias = settings
+    size = conv_map(x.shape[2:], kernel_size, stride, padding)
+    gradient = max_unpool2d(g, switches, pool_kernel, pool_stride, pool_padding, size)
     return conv2d_weight_grad(x, gradient, kernel_size, stride, padding, with_bias)
 
 
-def max_pool2d_contrast_norm(x: Tensor, *settings: Pair | float) -> tuple[Tensor, Tensor, Tensor]:
+def max_pool2d_contrast_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The composition: one program would have to hold a pooled pixel's whole stack of maps."""
     y, switches = max_pool2d(x, *settings[:4])
     return y, switches, contrast_norm(y, *settings[4:])
 
 
 def max_unpool2d_relu_conv_transpose2d(
-    y: Tensor, switches: Tensor, weight: Tensor, stride: Pair, padding: Pair, *settings: Pair | bool
+    y: Tensor, switches: Tensor, weight: Tensor, stride: Pair, padding: Pair, *settings: Any
 ) -> Tensor:
-    *pool, output_size, rectify = settings
+    kernel_size, pool_stride, pool_padding, output_size, rectify = settings
+    pool = Pool(kernel_size, pool_stride, pool_padding, y.shape[2:])
     size = conv_map(output_size, weight.shape[2:], stride, padding)
-    whole = unpooled(y, switches, Pool(*pool, y.shape[2:]), size, rectify)
+    whole = unpooled(y, switches, pool, size, rectify)
     return conv_transpose2d(whole, weight, stride, padding, output_size, False)

@@ -73,7 +73,10 @@ ARCHITECTURES = {
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), Target("cuda", 100, 148), 227 << 10),
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), Target("hip", "gfx942", 304), 64 << 10),
 }
-QUICK = {"architectures": ("sm_90",), "dtypes": (torch.bfloat16,)}  # what every run of the tests can afford
+QUICK: dict[str, Any] = {
+    "architectures": ("sm_90",),
+    "dtypes": (torch.bfloat16,),
+}  # what every run of the tests can afford
 
 
 @dataclass
@@ -169,7 +172,8 @@ def conv_of(row: Any, size: Pair, images: int) -> Conv:
 
 
 def pool_of(row: Any) -> Pool:
-    return Pool(*((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding)), row.size)
+    kernel, stride, padding = ((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding))
+    return Pool(kernel, stride, padding, row.size)
 
 
 def compilation(name: str, call: Call, dtype: torch.dtype, tensors: str, **others: torch.dtype) -> Compilation:
@@ -255,11 +259,13 @@ def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Bu
     return built
 
 
-def signature(compilation: Compilation) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict]:
+def signature(
+    compilation: Compilation,
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
     """The types, constants and alignments that triton's launcher would specialise the kernel for."""
     types: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
     for i, parameter in enumerate(compilation.kernel.params):
         value = compilation.arguments[parameter.name]
         specialised = not parameter.do_not_specialize
@@ -285,20 +291,20 @@ def matrix_instruction(compilation: Compilation, architecture: str) -> str:
     )
 
 
-def inspect_nvidia(kernel, built: Built) -> None:
+def inspect_nvidia(kernel: Any, built: Built) -> None:
     """Reads registers and stack from the binary, spills and matrix instructions from its disassembly."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = output(tool("cuobjdump"), "--dump-resource-usage", file.name)
-        code = output(tool("nvdisasm"), "-c", file.name)
+        usage = output(tool("cuobjdump") or "cuobjdump", "--dump-resource-usage", file.name)
+        code = output(tool("nvdisasm") or "nvdisasm", "-c", file.name)
     built.registers = int(re.findall(r"\bREG:(\d+)", usage)[-1])
     built.stack = int(re.findall(r"\bSTACK:(\d+)", usage)[-1])
     built.spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     built.matrix = counted({"HGMMA": r"\bHGMMA\b", "HMMA": r"\bHMMA\b", "UTCMMA": r"\bUTC\w*MMA\b"}, code)
 
 
-def inspect_amd(kernel, built: Built) -> None:
+def inspect_amd(kernel: Any, built: Built) -> None:
     """Reads the same from the assembly's metadata and text."""
     code = kernel.asm["amdgcn"]
 

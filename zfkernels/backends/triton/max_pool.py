@@ -6,14 +6,14 @@ Each result has one writer and a fixed order of its terms: no atomics, and the s
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...window import Pair
+from ...window import Sides
 from ..memory import Pooled, dense, empty, pooled
 from .launch import INTERPRETED, Call, power_of_two
 
@@ -247,39 +247,41 @@ def max_unpool2d_backward_kernel(
 class Pool(NamedTuple):
     """A pooling's window; `size` is the pooled map's."""
 
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    size: Pair
+    kernel: Sides
+    stride: Sides
+    padding: Sides
+    size: Sides
 
 
-def max_pool2d(x: Tensor, *settings: Pair) -> Pooled:
-    pool = Pool(*settings)
+def max_pool2d(x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides) -> Pooled:
+    pool = Pool(kernel_size, stride, padding, output_size)
     y, switches = pooled(x, *x.shape[:2], *pool.size)
     pool_call(max_pool2d_kernel, x.dtype, x.shape, pool)(x=dense(x), y=y, switches=switches)
     return y, switches
 
 
-def max_unpool2d(y: Tensor, switches: Tensor, *settings: Pair) -> Tensor:
-    *pool, output_size = settings
-    return unpooled(y, switches, Pool(*pool, y.shape[2:]), output_size, False)
+def max_unpool2d(
+    y: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides
+) -> Tensor:
+    return unpooled(y, switches, Pool(kernel_size, stride, padding, y.shape[2:]), output_size, False)
 
 
-def unpooled(y: Tensor, switches: Tensor, pool: Pool, size: Pair, rectify: bool) -> Tensor:
+def unpooled(y: Tensor, switches: Tensor, pool: Pool, size: Sides, rectify: bool) -> Tensor:
     """max_unpool2d's result, rectified in the same pass if `rectify`."""
     x = empty(y, *y.shape[:2], *size)
     unpool_call(y.dtype, x.shape, pool, rectify)(y=dense(y), switches=dense(switches), x=x)
     return x
 
 
-def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool: Pair) -> Tensor:
+def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Sides, stride: Sides, padding: Sides) -> Tensor:
     gy = empty(g, *switches.shape)
-    call = pool_call(max_unpool2d_backward_kernel, g.dtype, g.shape, Pool(*pool, gy.shape[2:]))
+    pool = Pool(kernel_size, stride, padding, gy.shape[2:])
+    call = pool_call(max_unpool2d_backward_kernel, g.dtype, g.shape, pool)
     call(g=dense(g), switches=dense(switches), gy=gy)
     return gy
 
 
-def pool_call(kernel, dtype: torch.dtype, shape: Sequence[int], pool: Pool) -> Call:
+def pool_call(kernel: Any, dtype: torch.dtype, shape: Sequence[int], pool: Pool) -> Call:
     """The launch of a kernel whose tiles are of windows, on maps of `shape`."""
     return _call(kernel, shape[0], pool.size, _arguments(dtype, shape, pool))
 
@@ -315,7 +317,7 @@ def _arguments(dtype: torch.dtype, shape: Sequence[int], pool: Pool) -> dict[str
     }
 
 
-def _call(kernel, images: int, size: Sequence[int], arguments: dict[str, int]) -> Call:
+def _call(kernel: Any, images: int, size: Sequence[int], arguments: dict[str, int]) -> Call:
     """One program a tile of the `size` windows or cells of each image, and a block of channels."""
     tiles = -(-size[0] // arguments["ROWS"]) * -(-size[1] // arguments["COLUMNS"])
     return Call(kernel, images * tiles * arguments["BLOCKS"], arguments, {"num_warps": THREADS // 32})

@@ -152,7 +152,8 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
     """
     from ...testing.compare import BOUNDS, TF32_BOUND
 
-    admitted, refused = [], []
+    admitted: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     try:
         for config in candidates(problem, target):
             _tried[problem.key] = config
@@ -187,7 +188,7 @@ def _poisoned(run: Callable[[], Tensor]) -> Tensor:
 
 def _seconds(run: Callable[[], Tensor]) -> float:
     """The median of ten runs after three."""
-    times = []
+    times: list[float] = []
     for _ in range(13):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -226,7 +227,8 @@ def _digest() -> str:
 def _measured(name: str) -> dict[str, dict[str, Any]]:
     """The file's content; a file that cannot be read counts as none, since it only saves time."""
     try:
-        return json.loads(path(name).read_text())
+        found: dict[str, dict[str, Any]] = json.loads(path(name).read_text())
+        return found
     except (OSError, ValueError):
         return {}
 
