@@ -7,7 +7,7 @@
 The options are those of `zfkernels explore`. All pictures are searched first (that time is said too), then the
 strongest units of the first, middle and last layers are asked for as the page does: a page is a unit's words with its
 nine patches and projections by the layer's own method; a method is one more column. Milliseconds, medians over
-`--units` units; the largest in brackets. The aims are 150 ms for the demo's network and 1 s for ResNet-50, on two cores.
+`--units` units; the largest in brackets. The aims are 150 ms for the demo's network and 1 s for ResNet-50.
 """
 
 import argparse
