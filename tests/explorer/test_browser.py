@@ -22,6 +22,7 @@ CHROMIUM = os.environ.get("ZFKERNELS_CHROMIUM") or shutil.which("chromium") or s
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 WAIT = 20_000  # ms
+FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a camera's picture
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def exported(world):
 @pytest.fixture(scope="module")
 def chromium():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
         yield browser
         browser.close()
 
@@ -278,9 +279,11 @@ def test_a_units_tries(chromium, address):
 
 def test_your_own_picture(chromium, address, tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 120, 3), np.uint8)).save(tmp_path / "mine.png")
-    (tmp_path / "none.png").write_text("no picture")
+    (tmp_path / "none.txt").write_text("no picture")
     with opened(chromium, address) as page:
         page.click("#to-picture")
+        page.set_input_files("#file", tmp_path / "none.txt")
+        until(page, "document.getElementById('upload-said').innerText.startsWith('the upload must be')")
         page.set_input_files("#file", tmp_path / "mine.png")
         until(page, "location.hash.startsWith('#/picture/u')")
         page.wait_for_selector("#found .seen img")
@@ -304,3 +307,28 @@ def test_your_own_picture(chromium, address, tmp_path):
         page.wait_for_selector("#found .seen a")
         page.click("#found .seen a")
         page.wait_for_selector("#unit-title")
+
+
+def test_the_cameras_picture(chromium, address):
+    with opened(chromium, f"{address}#/picture") as page:
+        page.click("#camera")
+        until(page, "location.hash.startsWith('#/picture/u')")
+        page.wait_for_selector("#found .seen img, #found p")
+        assert pixels(page, ".stage img").std() > 10
+
+
+def test_a_picture_is_dropped_anywhere(chromium, address):
+    with opened(chromium, address) as page:
+        drawn = io.BytesIO()
+        Image.new("RGB", (60, 60), (200, 30, 30)).save(drawn, "PNG")
+        page.evaluate(
+            """bytes => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+                document.getElementById("wall").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+            }""",
+            list(drawn.getvalue()),
+        )
+        until(page, "location.hash.startsWith('#/picture/u')")
+        red, green, _ = pixels(page, ".stage img").mean((0, 1))
+        assert red > 150 > green

@@ -325,7 +325,7 @@ def serve(it: Explorer, opened: socket.socket, ready: Callable[[str], None]) -> 
     """Serve until Ctrl-C, which comes out as KeyboardInterrupt; `ready` is told the address once it answers."""
     host, port = opened.getsockname()[:2]
     guarded = checked(application(it), host, port)
-    settings = {"log_level": "warning", "lifespan": "off", "access_log": False, "server_header": False}
+    settings = {"log_level": "warning", "lifespan": "off", "access_log": False, "server_header": False, "ws": "none"}
     server = uvicorn.Server(uvicorn.Config(guarded, timeout_graceful_shutdown=2, **settings))
     it.closing = lambda: server.should_exit
 

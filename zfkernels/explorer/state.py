@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ PROFILE = 1024  # pictures whose strongest activation of every map is kept, for 
 BINS = 24  # of a histogram
 BATCH = 8  # pictures a pass of the search: what somebody waits for waits for one
 PIXELS = 512 * 2**20  # bytes of pictures that are held
-ANSWERS = 4096  # pictures of the page that are held
+ANSWERS = 2048  # pictures of the page that are held
 FAR, MIDDLE = 2**16, 64  # a picture, and a place in a map of it, whose fields are not cut off
 
 
@@ -73,8 +74,12 @@ class Explored:
 
     def label(self, number: int) -> str:
         """A picture's class: the first folder below the folder, or ""."""
-        parts = self.paths[number].relative_to(self.found.folder).parts
-        return parts[0].encode("utf-8", "backslashreplace").decode() if len(parts) > 1 else ""
+        return self.labels[number]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        parts = [path.relative_to(self.found.folder).parts for path in self.paths]
+        return [part[0].encode("utf-8", "backslashreplace").decode() if len(part) > 1 else "" for part in parts]
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         """Pictures as uint8 (N, 3, H, W)."""
@@ -155,13 +160,12 @@ def _field(state: Explored, name: str, size: tuple[int, int]) -> tuple[tuple[int
 
 def network_words(state: Explored) -> dict:
     """The whole: its layers and pictures."""
-    kinds = Counter(state.label(i) for i in range(len(state.paths)))
     return {
         "title": state.title,
         "size": state.network.image_size,
         "methods": METHODS,
         "classes": state.network.classes,
-        "folders": sorted(filter(None, kinds)),
+        "folders": sorted({*state.labels} - {""}),
         "pictures": len(state.paths),
         "searched": state.searched,
         "layers": [

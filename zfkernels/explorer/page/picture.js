@@ -43,9 +43,24 @@ function choosing() {
   return make(
     "div", { class: "choose" },
     make("label", { class: "drop" }, "Drop a picture anywhere, or choose one: ", file),
+    navigator.mediaDevices ? make("button", { type: "button", id: "camera", onclick: fromCamera }, "Take one with the camera") : null,
     make("label", {}, `Or number 0 to ${network.pictures - 1} of the folder: `, folder),
     make("p", { id: "upload-said", role: "alert" }),
   );
+}
+
+async function fromCamera() {
+  try {
+    const stream = await navigator.mediaDevices.getUserMedia({ video: true });
+    const video = make("video", { srcObject: stream, muted: true, playsInline: true });
+    await video.play();
+    const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    for (const track of stream.getTracks()) track.stop();
+    canvas.toBlob(takeFile, "image/jpeg", 0.95);
+  } catch (error) {
+    byId("upload-said").textContent = `no camera: ${error.message}`;
+  }
 }
 
 function modes() {

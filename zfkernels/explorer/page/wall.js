@@ -20,9 +20,10 @@ const observer = new IntersectionObserver(
   { rootMargin: "200px" },
 );
 
-export async function showWall(network, index, query = "") {
+export async function showWall(network, index) {
   const layer = network.layers[index];
   const words = await dataOf(`layer/${index}`);
+  const query = wall && wall.index === index ? wall.query : "";
   wall = { index, layer, words, query, shown: [] };
   const orders = Object.entries(ORDERS).map(([value, text]) =>
     make("option", { value, selected: value === chosenOrder }, text),
