@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import progress
+from ..files import check_writable
 from .options import (
     NETWORK,
     Opened,
@@ -13,7 +14,6 @@ from .options import (
     add_quiet,
     add_skip,
     at_least,
-    check_writable,
     find,
     network_of,
     opened,
@@ -21,7 +21,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..explorer.state import Explored
+    from ..models.checkpoint import Network
 
 PORT = 8311
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -64,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
         warn_random(args)
     layers = shown.layers(args.layers) if args.layers else [*shown.layers(), *shown.deconv.vector_layers[-1:]]
     found = find(args, args.folder)
-    socket = None if args.export else server.bound(args.host, args.port)
+    socket = None if args.export is not None else server.bound(args.host, args.port)
     title = str(args.weights or args.model or "a ZFNet with random weights")
     state = explored(network, shown.deconv, found, layers, title, _setup(args, shown))
-    if args.export is not None:
+    if socket is None:
         return _export(args, state)
     it = server.explorer(state, Live(checkpoints))
     if args.host not in LOOPBACK:
@@ -101,7 +104,7 @@ def _network_options(args: argparse.Namespace) -> list[str]:
     return [f"--{name} {shlex.join(map(str, values))}" for name, values in given]
 
 
-def _checkpoints(args: argparse.Namespace) -> tuple:
+def _checkpoints(args: argparse.Namespace) -> tuple[tuple[str, Callable[[], Network]], ...]:
     """(name, what loads it) of each; nothing is loaded yet."""
     from functools import partial
 

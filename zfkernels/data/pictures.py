@@ -55,7 +55,7 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
 
 
 def decoded(
-    path: str | Path | BinaryIO, quick: bool = False, formats: Sequence[str] | None = None
+    path: str | Path | BinaryIO, quick: bool = False, formats: tuple[str, ...] | None = None
 ) -> ImageModule.Image:
     """The file's picture, upright and in RGB; `quick`: all of it read, but a JPEG at a fraction of its size.
 

@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..drawing.tiles import tile
 from ..files import write_text, write_whole
+from ..graph.methods import METHODS
 from ..progress import Shown, bar
 from . import pictures, state
 from .server import PAGE
@@ -22,6 +21,7 @@ from .state import Explored, Layer
 
 MODULES = ("dom", "source", "layers", "tries", "wall", "unit", "picture", "main")  # each after what it imports
 SPRITE = 24  # maps
+Write = Callable[[str, bytes | None], None]  # the path below the folder, what to write there
 
 
 def export(found: Explored, folder: Path, command: str, maps: int | None = None, shown: Shown = False) -> int:
@@ -75,26 +75,24 @@ def strongest(found: Explored, layer: Layer, count: int | None) -> list[int]:
     return [channel for channel in order if float(values[channel]) > 0][:count]
 
 
-def _write_layer(found: Explored, layer: Layer, chosen: Sequence[int], write: Callable) -> None:
-    sprites = {}
+def _write_layer(found: Explored, layer: Layer, chosen: Sequence[int], write: Write) -> None:
+    sprites: dict[int, tuple[int, int, int]] = {}
     for number, first in enumerate(range(0, len(chosen), SPRITE)):
         part = chosen[first : first + SPRITE]
-        tiles = [state.pair_of(found, layer, channel) for channel in part]
-        height, width = np.max([picture.shape[:2] for picture in tiles], 0)
-        equal = [np.pad(p, ((0, height - len(p)), (0, width - p.shape[1]), (0, 0)), "edge") for p in tiles]
-        write(f"data/sprite/{layer.number}/{number}.webp", pictures.webp(tile(equal, 1, 1, gap=0)))
+        tiles = [picture for channel in part if (picture := state.pair_of(found, layer, channel)) is not None]
+        write(f"data/sprite/{layer.number}/{number}.webp", pictures.webp(tile(tiles, 1, 1, gap=0)))
         sprites |= {channel: (number, i, len(part)) for i, channel in enumerate(part)}
     words = state.layer_words(found, layer) | {"sprites": sprites}
     write(f"data/layer/{layer.number}.js", _given(f"layer/{layer.number}", words))
 
 
-def _write_unit(found: Explored, layer: Layer, channel: int, write: Callable) -> set[int]:
+def _write_unit(found: Explored, layer: Layer, channel: int, write: Write) -> set[int]:
     """Returns the numbers of the pictures that the unit's page shows."""
     name = f"unit/{layer.number}/{channel}"
     words = state.unit_words(found, layer, channel)
     write(f"data/{name}.js", _given(name, words))
     write(f"data/{name}/patches.webp", state.patches(found, layer, channel))
-    for method in state.METHODS:
+    for method in METHODS:
         write(f"data/{name}/{method}.webp", state.views(found, layer, channel, method))
     return {pair["picture"] for pair in words["pairs"]}
 

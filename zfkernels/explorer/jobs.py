@@ -5,8 +5,11 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import PriorityQueue
 from typing import Any
+
+from torch import Tensor
 
 URGENT, SOON, PATIENT = 0, 1, 2  # what somebody looks at; what comes into view; the search
 
@@ -15,19 +18,19 @@ class Worker:
     """One thread that computes: what somebody waits for first, the search between. So nothing else needs a lock."""
 
     def __init__(self) -> None:
-        self._queue: PriorityQueue = PriorityQueue()
+        self._queue: PriorityQueue[tuple[int, int, Callable[[], Any] | None, Future[Any]]] = PriorityQueue()
         self._numbers = itertools.count()
         threading.Thread(target=self._run, daemon=True, name="explorer").start()
 
-    def submit(self, call: Callable[[], Any], priority: int = URGENT) -> Future:
-        future: Future = Future()
+    def submit(self, call: Callable[[], Any], priority: int = URGENT) -> Future[Any]:
+        future: Future[Any] = Future()
         self._queue.put((priority, next(self._numbers), call, future))
         return future
 
     def stop(self) -> None:
         """The thread ends with what it is at."""
         self.submit(lambda: None, -1)
-        self._queue.put((-1, next(self._numbers), None, None))
+        self._queue.put((-1, next(self._numbers), None, Future()))
 
     def _run(self) -> None:
         while True:
@@ -47,8 +50,8 @@ class Search:
     """The search over the pictures: batches are read in a thread of its own and taken by the worker's."""
 
     worker: Worker
-    batches: Callable[[int], Iterable]  # from the how manieth picture on -> batches (inputs, numbers)
-    take: Callable[[Any, Any], None]
+    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # from a number on -> (inputs, numbers)
+    take: Callable[[Tensor, Tensor], None]
     total: int
     done: int = 0
     state: str = "waiting"  # running, stopped, done, failed
@@ -76,11 +79,11 @@ class Search:
         if self._thread is not None:
             self._thread.join()
 
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         return {"state": self.state, "done": self.done, "total": self.total, "error": self.error}
 
     def _run(self) -> None:
-        pending: list[tuple[Future, int]] = []
+        pending: list[tuple[Future[Any], int]] = []
 
         def settle() -> None:
             for future, count in pending:
@@ -93,7 +96,7 @@ class Search:
                 settle()
                 if self._stop.is_set():
                     break
-                task = self.worker.submit(lambda i=inputs, n=numbers: self.take(i, n), PATIENT)
+                task = self.worker.submit(partial(self.take, inputs, numbers), PATIENT)
                 pending.append((task, len(numbers)))
             settle()
         except Exception as error:

@@ -4,8 +4,9 @@ import base64
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from ..analyses.sanity import compared, randomise
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.tiles import GREY, frame
 from ..models.checkpoint import Network
+from ..window import pair
 from . import pictures
-from .state import Explored, Layer, card_of
+from .state import Explored, Layer, Words, card_of
 
 UPLOADS, NETWORKS = 16, 3  # that are held
 SHOWN = 9  # units that see a pixel, and classes
@@ -29,8 +31,8 @@ class Live:
     """What the live answers need beside the state."""
 
     checkpoints: tuple[tuple[str, Callable[[], Network]], ...] = ()  # name -> what loads it, in order
-    uploads: OrderedDict = field(default_factory=OrderedDict)  # number -> uint8 (3, H, W)
-    loaded: OrderedDict = field(default_factory=OrderedDict)
+    uploads: OrderedDict[int, Tensor] = field(default_factory=OrderedDict)  # number -> uint8 (3, H, W)
+    loaded: OrderedDict[int, tuple[Network, Deconvnet]] = field(default_factory=OrderedDict)
     noise: tuple[int, Deconvnet, dict[str, Tensor], dict[str, Tensor]] | None = None
     count: int = 0
 
@@ -52,7 +54,7 @@ def pixels_of(state: Explored, live: Live, number: int) -> Tensor | None:
     return state.read([number])[0] if number < len(state.paths) else None
 
 
-def seen(state: Explored, pixels: Tensor, layer: Layer, row: int, column: int) -> list[dict]:
+def seen(state: Explored, pixels: Tensor, layer: Layer, row: int, column: int) -> list[Words]:
     """The strongest units that see a pixel, at the places whose fields are centred nearest to it.
 
     Strength counts as a part of the map's strongest over the pictures searched, so that maps of any size compare.
@@ -60,7 +62,7 @@ def seen(state: Explored, pixels: Tensor, layer: Layer, row: int, column: int) -
     inputs = state.network.normalise(pixels[None])
     value = state.deconv.activations(inputs, layer.name)[0]
     value = value.reshape(len(value), *layer.size)
-    places = np.stack(np.indices(layer.size), -1).reshape(-1, 2)
+    places = np.indices(layer.size).reshape(2, -1).T
     boxes = state.deconv.boxes(layer.name, places, state.network.image_size).numpy()
     inside = (boxes[:, 0] <= row) & (row < boxes[:, 2]) & (boxes[:, 1] <= column) & (column < boxes[:, 3])
     centres = (boxes[:, :2] + boxes[:, 2:] - 1) / 2
@@ -94,7 +96,7 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
-def occluded(state: Explored, pixels: Tensor, row: int, column: int, side: int) -> list[dict]:
+def occluded(state: Explored, pixels: Tensor, row: int, column: int, side: int) -> list[Words]:
     """What the network says of a picture, and of the same with a grey square centred at a pixel."""
     covered = pixels.clone()
     top, left = max(0, row - side // 2), max(0, column - side // 2)
@@ -105,7 +107,7 @@ def occluded(state: Explored, pixels: Tensor, row: int, column: int, side: int) 
     return [{"class": classes[i], "clear": float(clear[i]), "covered": float(hidden[i])} for i in order]
 
 
-def noisy(state: Explored, live: Live, layer: Layer, channel: int, rank: int, part: float) -> dict | None:
+def noisy(state: Explored, live: Live, layer: Layer, channel: int, rank: int, part: float) -> Words | None:
     """A unit's projection with noise in place of a part of the weights below it, and how alike it is to the trained.
 
     At angle a = part * 90 degrees each tensor's weights are mean + cos(a) (weight - mean) + sin(a) (noise - mean), the
@@ -116,11 +118,12 @@ def noisy(state: Explored, live: Live, layer: Layer, channel: int, rank: int, pa
         return None
     number, position = int(top.images[channel, rank]), top.positions[channel, rank].tolist()
     inputs = state.network.normalise(state.read([number]))
-    settings = {"method": layer.method, "strength": 1.0}
-    trained = state.deconv.project(inputs, layer.name, channel, position, **settings)
-    mixed = _mixed(state, live, layer, part).project(inputs, layer.name, channel, position, **settings)
+    trained, mixed = (
+        deconv.project(inputs, layer.name, channel, position, method=layer.method, strength=1.0)
+        for deconv in (state.deconv, _mixed(state, live, layer, part))
+    )
     box = tuple(trained.boxes[0].tolist())
-    words = {"part": part, "similarity": None, "ssim": None}
+    words: Words = {"part": part, "similarity": None, "ssim": None}
     if trained.pixels.any():
         stage = compared("", trained.pixels[0], [mixed.pixels[0]], box)
         words |= {"similarity": _number(stage.rank), "ssim": _number(stage.ssim)}
@@ -175,13 +178,11 @@ def epoch(state: Explored, live: Live, layer: Layer, channel: int, number: int) 
     network, deconv = live.loaded[number]
     pixels = state.read(top.images[channel].tolist())
     result = deconv.project(network.normalise(pixels), layer.name, channel, method=layer.method)
-    card = card_of(state, layer, channel, layer.method)
-    side = (card.frames[0][2] - card.frames[0][0], card.frames[0][3] - card.frames[0][1])
-    frames = [frame(box, side, state.network.image_size) for box in result.boxes.tolist()]
+    frames = [frame(box, layer.field, state.network.image_size) for box in result.boxes.tolist()]
     return pictures.strip(pictures.projections(result.pixels, frames))
 
 
-def below(state: Explored, layer: Layer, channel: int) -> dict:
+def below(state: Explored, layer: Layer, channel: int) -> Words:
     """The maps of the layer below that a unit's strongest activation comes from: sums of weight times input.
 
     With the bias they add up to what the unit is before its rectifier (and batch norm).
@@ -189,7 +190,8 @@ def below(state: Explored, layer: Layer, channel: int) -> dict:
     card = card_of(state, layer, channel, layer.method)
     module = dict(state.network.model.named_modules()).get(layer.name)
     weight = getattr(module, "weight", None)
-    if card is None or not isinstance(weight, Tensor) or weight.ndim not in (2, 4) or getattr(module, "groups", 1) != 1:
+    plain = isinstance(weight, Tensor) and weight.ndim in (2, 4) and getattr(module, "groups", 1) == 1
+    if card is None or module is None or not isinstance(weight, Tensor) or not plain:
         return {"layer": None, "inputs": []}
     inputs = state.network.normalise(card.images[:1])
     given = _input(state.network.model, layer.name, inputs)
@@ -204,28 +206,23 @@ def below(state: Explored, layer: Layer, channel: int) -> dict:
 
 def _input(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
     """What the module of this name is given: (C, H, W) or (C,)."""
-    scratch, kept = copy.deepcopy(model).eval(), []
+    scratch = copy.deepcopy(model).eval()
+    kept: list[Tensor] = []
     scratch.get_submodule(name).register_forward_pre_hook(lambda _, given: kept.append(given[0].detach()))
     with torch.no_grad():
         scratch(inputs)
     return kept[0][0]
 
 
-def _window(x: Tensor, module: nn.Module, place: list[int]) -> Tensor:
+def _window(x: Tensor, module: Any, place: Sequence[int]) -> Tensor:
     """The part of a convolution's input (C, H, W) that the unit at `place` sees: (C, KH, KW)."""
     height, width = module.weight.shape[2:]
-    (sy, sx), padding = _two(module.stride), module.padding
-    (dy, dx) = _two(getattr(module, "dilation", 1))
-    if isinstance(padding, str):
-        padding = [0, 0] if padding == "valid" else [dy * (height - 1) // 2, dx * (width - 1) // 2]
-    py, px = _two(padding)
+    (sy, sx), (dy, dx) = pair("stride", module.stride, 1), pair("dilation", getattr(module, "dilation", 1), 1)
+    same = (dy * (height - 1) // 2, dx * (width - 1) // 2)
+    py, px = {"same": same, "valid": (0, 0)}.get(module.padding) or pair("padding", module.padding, 0)
     x = torch.nn.functional.pad(x, (px, px + dx * width, py, py + dy * height))
     top, left = place[0] * sy, place[1] * sx
     return x[:, top : top + dy * height : dy, left : left + dx * width : dx]
-
-
-def _two(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _source(state: Explored, layer: Layer, inputs: Tensor, x: Tensor) -> Layer | None:

@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..graph.methods import METHODS
 from . import live as of_live
 from . import pictures, state
 from .jobs import SOON, URGENT, Search, Worker
@@ -47,6 +48,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
+Answer = Callable[[Request], Any]  # bytes are WebP, None is not found, all else JSON
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TICK = 0.2  # seconds between two looks at the search
 
@@ -84,7 +86,7 @@ def application(it: Explorer) -> Starlette:
             return missing("there is no such page")
         return Response(files[name], media_type=KINDS[Path(name).suffix])
 
-    def route(path: str, answer: Callable, priority: int = URGENT) -> Route:
+    def route(path: str, answer: Answer, priority: int = URGENT) -> Route:
         async def endpoint(request: Request) -> Response:
             return await _answered(it, answer, request, priority)
 
@@ -126,7 +128,7 @@ def application(it: Explorer) -> Starlette:
     )
 
 
-def words(it: Explorer) -> dict:
+def words(it: Explorer) -> state.Words:
     """What the page is told first."""
     epochs = [name for name, _ in it.live.checkpoints]
     return state.network_words(it.state) | {
@@ -137,7 +139,7 @@ def words(it: Explorer) -> dict:
     }
 
 
-async def _answered(it: Explorer, answer: Callable[[Request], Any], request: Request, priority: int) -> Response:
+async def _answered(it: Explorer, answer: Answer, request: Request, priority: int) -> Response:
     """What `answer` gives in the worker's thread: bytes are WebP, None is not found, all else JSON."""
     began = time.perf_counter()
     try:
@@ -183,7 +185,7 @@ def _unit(it: Explorer, parameters: Any) -> tuple[Layer, int]:
     return layer, _whole(parameters, "map", 0, layer.maps - 1)
 
 
-def _layer_words(it: Explorer, request: Request) -> dict:
+def _layer_words(it: Explorer, request: Request) -> state.Words:
     layer = _layer(it, request.path_params)
     return it.state.once(("layer", layer.number), lambda: state.layer_words(it.state, layer))
 
@@ -194,7 +196,7 @@ def _tile(it: Explorer, request: Request) -> bytes | None:
 
 def _views(it: Explorer, request: Request) -> bytes | None:
     method = request.path_params["method"]
-    if method not in state.METHODS:
+    if method not in METHODS:
         raise Missing("there is no such method")
     return state.views(it.state, *_unit(it, request.path_params), method)
 
@@ -213,17 +215,17 @@ def _pixels(it: Explorer, request: Request) -> tuple[Any, int, int]:
     return pixels, _whole(query, "row", 0, height - 1), _whole(query, "column", 0, width - 1)
 
 
-def _seen(it: Explorer, request: Request) -> list:
+def _seen(it: Explorer, request: Request) -> list[state.Words]:
     pixels, row, column = _pixels(it, request)
     return of_live.seen(it.state, pixels, _layer(it, request.query_params), row, column)
 
 
-def _occluded(it: Explorer, request: Request) -> list:
+def _occluded(it: Explorer, request: Request) -> list[state.Words]:
     side = _whole(request.query_params, "side", 1, min(it.state.network.image_size))
     return of_live.occluded(it.state, *_pixels(it, request), side)
 
 
-def _noise(it: Explorer, request: Request) -> dict | None:
+def _noise(it: Explorer, request: Request) -> state.Words | None:
     query = request.query_params
     rank, part = _whole(query, "rank", 0, state.TOP - 1), _number(query, "part", 0, 1)
     return of_live.noisy(it.state, it.live, *_unit(it, query), rank, part)
@@ -284,7 +286,7 @@ def checked(app: ASGIApp, host: str, port: int) -> ASGIApp:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = message | {"headers": [*message.get("headers", []), *more]}
+                message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
 
         headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
@@ -325,8 +327,16 @@ def serve(it: Explorer, opened: socket.socket, ready: Callable[[str], None]) -> 
     """Serve until Ctrl-C, which comes out as KeyboardInterrupt; `ready` is told the address once it answers."""
     host, port = opened.getsockname()[:2]
     guarded = checked(application(it), host, port)
-    settings = {"log_level": "warning", "lifespan": "off", "access_log": False, "server_header": False, "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(guarded, timeout_graceful_shutdown=2, **settings))
+    config = uvicorn.Config(
+        guarded,
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
     it.closing = lambda: server.should_exit
 
     def tell() -> None:

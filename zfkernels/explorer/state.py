@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from ..graph.methods import METHODS
 from ..models.checkpoint import Network
 from . import pictures
 
+T = TypeVar("T")
+Words = dict[str, Any]  # for JSON
 TOP = 9  # activations a map
 PROFILE = 1024  # pictures whose strongest activation of every map is kept, for histograms and likeness
 BINS = 24  # of a histogram
@@ -60,8 +62,8 @@ class Explored:
     tops: dict[str, TopActivations] = field(default_factory=dict)
     peaks: dict[str, Tensor] = field(default_factory=dict)  # (maps, PROFILE): NaN where not searched
     searched: int = 0
-    pixels: OrderedDict = field(default_factory=OrderedDict)  # number -> uint8 (3, H, W)
-    answers: OrderedDict = field(default_factory=OrderedDict)
+    pixels: OrderedDict[int, Tensor] = field(default_factory=OrderedDict)  # number -> uint8 (3, H, W)
+    answers: OrderedDict[tuple[Any, ...], Any] = field(default_factory=OrderedDict)
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -99,10 +101,10 @@ class Explored:
         """What `take` takes, of the pictures from `first` on; the next is read while one is computed."""
         with ThreadPoolExecutor(1) as ahead:
             chunks = [range(i, min(i + BATCH, len(self.paths))) for i in range(first, len(self.paths), BATCH)]
-            reading = ahead.submit(self.read, chunks[0]) if chunks else None
+            reading = [ahead.submit(self.read, chunk) for chunk in chunks[:1]]
             for chunk, after in zip(chunks, [*chunks[1:], None], strict=True):
-                pixels = reading.result()
-                reading = after and ahead.submit(self.read, after)
+                pixels = reading.pop().result()
+                reading += [ahead.submit(self.read, after)] if after else []
                 yield self.network.normalise(pixels), torch.tensor(chunk)
 
     def take(self, inputs: Tensor, numbers: Tensor) -> None:
@@ -118,14 +120,15 @@ class Explored:
             self.tops[name] = merge([self.tops[name], top] if name in self.tops else [top], TOP)
         self.searched = max(self.searched, int(numbers.max()) + 1)
 
-    def once(self, key: tuple, call: Callable[[], Any]) -> Any:
+    def once(self, key: tuple[Any, ...], call: Callable[[], T]) -> T:
         """What `call` gives, kept until more pictures are searched."""
         key = (*key, self.searched)
         if key not in self.answers:
             self.answers[key] = call()
             if len(self.answers) > ANSWERS:
                 self.answers.popitem(last=False)
-        return self.answers[key]
+        found: T = self.answers[key]
+        return found
 
 
 def explored(
@@ -137,7 +140,7 @@ def explored(
     note = (noise_note(network.model) or "").removeprefix("note").strip()
     layers = []
     for number, name in enumerate(names):
-        size = tuple(shapes[name].shape[2:]) or (1, 1)
+        size = (shapes[name].shape[2], shapes[name].shape[3]) if shapes[name].ndim == 4 else (1, 1)
         reach, stride = _field(start, name, size)
         method = method_for(deconv, name)
         told = [note] if number == 0 and note else []
@@ -158,7 +161,7 @@ def _field(state: Explored, name: str, size: tuple[int, int]) -> tuple[tuple[int
     return reach, (lower - top, further - left)
 
 
-def network_words(state: Explored) -> dict:
+def network_words(state: Explored) -> Words:
     """The whole: its layers and pictures."""
     return {
         "title": state.title,
@@ -190,7 +193,7 @@ def dead(state: Explored, layer: Layer) -> int | None:
     return None if top is None else int((top.values[:, 0] <= 0).sum())
 
 
-def layer_words(state: Explored, layer: Layer) -> dict:
+def layer_words(state: Explored, layer: Layer) -> Words:
     """A number a map: how strong, how pure, of which class, and its place among those that are alike."""
     top = state.tops.get(layer.name)
     if top is None:
@@ -262,18 +265,20 @@ def patches(state: Explored, layer: Layer, channel: int) -> bytes | None:
     return _page_of(state, layer, channel)[2]
 
 
-def unit_words(state: Explored, layer: Layer, channel: int) -> dict:
+def unit_words(state: Explored, layer: Layer, channel: int) -> Words:
     """All that a unit's page says, its pictures apart."""
     return _page_of(state, layer, channel)[0]
 
 
-def _page_of(state: Explored, layer: Layer, channel: int) -> tuple[dict, bytes | None, bytes | None]:
+def _page_of(state: Explored, layer: Layer, channel: int) -> tuple[Words, bytes | None, bytes | None]:
     """A unit's words, its projections and its patches, all of one pass."""
 
-    def make() -> tuple[dict, bytes | None, bytes | None]:
+    def make() -> tuple[Words, bytes | None, bytes | None]:
         card = card_of(state, layer, channel, layer.method)
         words = _words_of(state, layer, channel, card)
-        return (words, None, None) if card is None else (words, *map(pictures.strip, (card.projections, card.patches)))
+        if card is None:
+            return words, None, None
+        return words, pictures.strip(card.projections), pictures.strip(card.patches)
 
     return state.once(("unit", layer.number, channel), make)
 
@@ -294,7 +299,7 @@ def tile_of(state: Explored, layer: Layer, channel: int) -> bytes | None:
     return state.once(("tile", layer.number, channel), make)
 
 
-def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) -> dict:
+def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) -> Words:
     words = {"layer": layer.name, "map": channel, "searched": state.searched, "pairs": [], "classes": []}
     words |= {"histogram": histogram(state, layer, channel), "python": [], "limit": None, "purity": 0.0}
     if card is None:
@@ -320,7 +325,7 @@ def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) ->
     return words
 
 
-def histogram(state: Explored, layer: Layer, channel: int) -> dict:
+def histogram(state: Explored, layer: Layer, channel: int) -> Words:
     """How many pictures a map's strongest activation lies in each of BINS equal steps from the smallest to the largest.
 
     Pictures that do not drive it at all (0 or less after a rectifier) are counted apart.
