@@ -212,6 +212,12 @@ def test_the_wall_is_sorted_and_searched(chromium, address):
             orders[order] = page.locator(".tiles a").evaluate_all("all => all.map(one => Number(one.dataset.unit))")
             assert sorted(orders[order]) == list(range(5))
         assert orders["number"] == list(range(5))
+        page.select_option("#order", "random")
+        page.wait_for_selector(".tiles .caption:has-text('correlation')")
+        said = page.locator(".tiles .caption").all_inner_texts()
+        alike = [float(text.split()[1]) for text in said if text.startswith("correlation")]
+        assert alike == sorted(alike, reverse=True)
+        assert len(alike) > 2
         assert orders["strength"][0] == orders["likeness"][0]
         page.fill("#find", "3")
         assert page.locator(".tiles li").count() == 1

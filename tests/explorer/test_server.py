@@ -253,6 +253,19 @@ def test_noise_leaves_nothing_changed_at_0_and_little_at_1(app, it):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_every_map_is_compared_with_itself_under_random_weights(app, it):
+    """The numbers of the layer are those of its units' sliders at their end."""
+    numbers = told(app, "/live/likenesses", query="layer=1&first=0")
+    assert len(numbers) == 8
+    for channel, number in enumerate(numbers):
+        if float(it.state.tops["conv3"].values[channel, 0]) <= 0:
+            assert number is None
+        else:
+            noise = told(app, "/live/noise", query=f"layer=1&map={channel}&rank=0&part=1")
+            assert number == pytest.approx(noise["similarity"], abs=2e-3)
+    assert len({number for number in numbers if number is not None}) > 2
+
+
 def test_epochs_are_other_networks(app):
     one, ten = (image_of(ask(app, f"/live/epoch/1/2/{i}.webp")[2]) for i in (0, 1))
     ours = image_of(ask(app, "/data/unit/1/2/deconvnet.webp")[2])

@@ -15,7 +15,7 @@ from ..drawing.tiles import tile
 from ..files import write_text, write_whole
 from ..graph.methods import METHODS
 from ..progress import Shown, bar
-from . import pictures, state
+from . import live, pictures, state
 from .server import PAGE
 from .state import Explored, Layer
 
@@ -82,7 +82,9 @@ def _write_layer(found: Explored, layer: Layer, chosen: Sequence[int], write: Wr
         tiles = [picture for channel in part if (picture := state.pair_of(found, layer, channel)) is not None]
         write(f"data/sprite/{layer.number}/{number}.webp", pictures.webp(tile(tiles, 1, 1, gap=0)))
         sprites |= {channel: (number, i, len(part)) for i, channel in enumerate(part)}
-    words = state.layer_words(found, layer) | {"sprites": sprites}
+    noise = live.Live()
+    chunks = [live.likenesses(found, noise, layer, first) for first in range(0, layer.maps, live.CHUNK)]
+    words = state.layer_words(found, layer) | {"sprites": sprites, "random": [one for chunk in chunks for one in chunk]}
     write(f"data/layer/{layer.number}.js", _given(f"layer/{layer.number}", words))
 
 

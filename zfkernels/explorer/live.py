@@ -23,6 +23,7 @@ from .state import Explored, Layer, Words, card_of
 
 UPLOADS, NETWORKS = 16, 3  # that are held
 SHOWN = 9  # units that see a pixel, and classes
+CHUNK = 16  # maps that are compared at once
 NEAR = 9  # places of a map looked at around a pixel
 
 
@@ -129,6 +130,29 @@ def noisy(state: Explored, live: Live, layer: Layer, channel: int, rank: int, pa
         words |= {"similarity": _number(stage.rank), "ssim": _number(stage.ssim)}
     view = pictures.view(pictures.projections(mixed.pixels, [box])[0])
     return words | {"picture": data_uri(pictures.webp(view))}
+
+
+def likenesses(state: Explored, live: Live, layer: Layer, first: int) -> list[float | None]:
+    """How alike the strongest projection of each of CHUNK maps from `first` on stays when all weights below are noise.
+
+    Rank correlations as of `noisy`; None for maps that no picture drives, and where nothing is left to compare.
+    """
+    top = state.tops.get(layer.name)
+    channels = range(first, min(first + CHUNK, layer.maps))
+    driven = [] if top is None else [c for c in channels if float(top.values[c, 0]) > 0]
+    found: dict[int, float | None] = {}
+    if top is not None and driven:
+        numbers, index = top.images[driven, 0].unique(return_inverse=True)
+        inputs, positions = state.network.normalise(state.read(numbers.tolist())), top.positions[driven, 0]
+        trained, mixed = (
+            deconv.project(inputs, layer.name, driven, positions, image_index=index, method=layer.method, strength=1.0)
+            for deconv in (state.deconv, _mixed(state, live, layer, 1.0))
+        )
+        pairs = zip(driven, trained.pixels, mixed.pixels, trained.boxes.tolist(), strict=True)
+        for channel, one, other, (top_row, left, bottom, right) in pairs:
+            box = (top_row, left, bottom, right)
+            found[channel] = _number(compared("", one, [other], box).rank) if one.any() else None
+    return [found.get(channel) for channel in channels]
 
 
 def _number(value: float) -> float | None:

@@ -114,6 +114,7 @@ def application(it: Explorer) -> Starlette:
             route("/live/seen", lambda r: _seen(it, r)),
             route("/live/occluded", lambda r: _occluded(it, r)),
             route("/live/noise", lambda r: _noise(it, r)),
+            route("/live/likenesses", lambda r: _likenesses(it, r), SOON),
             route("/live/below", lambda r: of_live.below(it.state, *_unit(it, r.query_params))),
             route("/live/epoch/{layer:int}/{map:int}/{epoch:int}.webp", lambda r: _epoch(it, r)),
             route("/data/network.json", lambda r: words(it)),
@@ -229,6 +230,13 @@ def _noise(it: Explorer, request: Request) -> state.Words | None:
     query = request.query_params
     rank, part = _whole(query, "rank", 0, state.TOP - 1), _number(query, "part", 0, 1)
     return of_live.noisy(it.state, it.live, *_unit(it, query), rank, part)
+
+
+def _likenesses(it: Explorer, request: Request) -> list[float | None]:
+    layer = _layer(it, request.query_params)
+    first = _whole(request.query_params, "first", 0, layer.maps - 1)
+    key = ("likenesses", layer.number, first)
+    return it.state.once(key, lambda: of_live.likenesses(it.state, it.live, layer, first))
 
 
 def _epoch(it: Explorer, request: Request) -> bytes | None:

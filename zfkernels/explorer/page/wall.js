@@ -1,8 +1,8 @@
 // The wall: a layer's maps, each drawn when it scrolls into view.
 import { byId, make, number, percent, showPiece } from "./dom.js";
-import { dataOf, dataUrl } from "./source.js";
+import { dataOf, dataUrl, liveAnswer } from "./source.js";
 
-const ORDERS = { strength: "strength", purity: "class purity", likeness: "likeness", number: "number" };
+const ORDERS = { strength: "strength", purity: "class purity", likeness: "likeness", random: "little change by random weights", number: "number" };
 let wall = null; // what is shown: {index, layer, words, order, query, shown}
 let chosenOrder = "strength";
 
@@ -51,11 +51,33 @@ export async function showWall(network, index) {
   const note = layer.note ? make("p", { class: "note" }, layer.note) : "";
   byId("wall").replaceChildren(heading, explained, note, tools, make("ul", { class: "tiles", onkeydown: moveFocus }));
   drawTiles();
+  if (chosenOrder === "random") compareAll(wall);
 }
 
 function reorder(event) {
   chosenOrder = event.target.value;
   drawTiles();
+  if (chosenOrder === "random") compareAll(wall);
+}
+
+// How alike each map's picture stays under random weights, some maps at a time, until another order or layer is chosen.
+async function compareAll(mine) {
+  const { words } = mine;
+  if (words.random || !words.searched) return;
+  const found = [];
+  const bar = make("progress", { max: words.maps, value: 0, "aria-label": "maps compared" });
+  byId("count").before(bar);
+  try {
+    while (found.length < words.maps) {
+      if (mine !== wall || chosenOrder !== "random") return;
+      found.push(...(await liveAnswer("likenesses", { layer: mine.index, first: found.length })));
+      bar.value = found.length;
+    }
+    words.random = found;
+    if (mine === wall) drawTiles();
+  } finally {
+    bar.remove();
+  }
 }
 
 function refilter(event) {
@@ -72,12 +94,13 @@ function unitAddress(map) {
 }
 
 function sortedMaps() {
-  const { maps, strength, purity, likeness } = wall.words;
+  const { maps, strength, purity, likeness, random } = wall.words;
   const numbers = Array.from({ length: maps }, (_, map) => map);
   const keys = {
     strength: (map) => -(strength[map] || 0),
     purity: (map) => -(purity[map] || 0) - 1e-9 * (strength[map] || 0),
     likeness: (map) => likeness[map] || 0,
+    random: (map) => (random ? -(random[map] ?? -2) : 0),
     number: (map) => map,
   };
   const key = keys[chosenOrder];
@@ -109,6 +132,8 @@ function tileOf(map, isFirst, isKnown) {
   const strength = words.strength[map];
   const name = words.classes[map];
   const said = isKnown ? `strongest ${number(strength)}` : words.searched ? "silent" : "not searched yet";
+  const alike = chosenOrder === "random" && words.random ? words.random[map] : null;
+  const under = name ? `${percent(words.purity[map])} ${name}` : "\u00a0";
   const pure = name ? `, ${percent(words.purity[map])} ${name}` : "";
   const picture = isKnown
     ? make("span", { class: "tile", "data-map": map, "aria-hidden": "true" })
@@ -121,7 +146,7 @@ function tileOf(map, isFirst, isKnown) {
     },
     picture,
     make("span", { class: "caption" }, make("b", {}, String(map)), " ", make("span", { class: "soft" }, isKnown ? number(strength) : "")),
-    make("span", { class: "caption soft" }, name ? `${percent(words.purity[map])} ${name}` : "\u00a0"),
+    make("span", { class: "caption soft" }, alike === null ? under : `correlation ${alike.toFixed(2)}`),
   );
   return make("li", {}, link);
 }
