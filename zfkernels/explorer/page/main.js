@@ -41,7 +41,8 @@ async function route(isFirst) {
   document.body.dataset.open = at.map !== null ? "unit" : at.picture !== null ? "picture" : "nothing";
   const title = at.map === null ? showPicture(net, at.picture, at.layer) : await showUnit(net, at.layer, at.map);
   byId("side").scrollTop = 0;
-  document.title = `${at.map === null ? net.layers[at.layer].name : `${net.layers[at.layer].name}/${at.map}`} · zfkernels explore`;
+  const { name } = net.layers[at.layer];
+  document.title = `${at.map === null ? name : `${name}/${at.map}`} · zfkernels explore`;
   if (at.map !== null || (at.picture !== null && !isFirst)) title.focus({ preventScroll: innerWidth > 1000 });
   else if (before.map !== null) focusUnit(lastMap);
 }
@@ -78,9 +79,10 @@ function watchSearch() {
   byId("search").hidden = false;
   events.onmessage = async (event) => {
     const report = JSON.parse(event.data);
+    const [isOver, isFailed] = [report.state !== "running", report.state === "failed"];
+    const count = `${report.done} of ${report.total} pictures searched`;
     byId("search").querySelector("progress").value = report.done / report.total;
-    const isOver = report.state !== "running";
-    byId("searched").textContent = report.state === "failed" ? `search failed: ${report.error}` : `${report.done} of ${report.total} pictures searched`;
+    byId("searched").textContent = isFailed ? `search failed: ${report.error}` : count;
     byId("steer").textContent = report.state === "running" ? "Stop" : "Continue";
     byId("steer").hidden = report.state === "done";
     byId("search").querySelector("progress").hidden = report.state === "done";

@@ -14,7 +14,8 @@ export async function showUnit(network, index, map) {
   const layer = network.layers[index];
   const words = await dataOf(`unit/${index}/${map}`);
   const title = make("h2", { tabIndex: -1, id: "unit-title" }, `${layer.name}/${map}`);
-  const parts = [make("div", { class: "unit-head" }, title, turnTo(layer, map, -1), turnTo(layer, map, 1), closing(layer))];
+  const turns = [turnTo(layer, map, -1), turnTo(layer, map, 1), closing(layer)];
+  const parts = [make("div", { class: "unit-head" }, title, ...turns)];
   if (!words.pairs.length) {
     const why = words.searched ? `No picture of the ${words.searched} searched drives this map.` : "Not searched yet.";
     byId("side").replaceChildren(...parts, make("p", {}, why));
@@ -44,7 +45,8 @@ function closing(layer) {
 function summary(words) {
   const { total, silent } = words.histogram;
   const driven = total ? `Driven by ${percent((total - silent) / total)} of ${total} pictures. ` : "";
-  const pure = words.classes.length ? `${words.classes[0][1]} of its ${words.pairs.length} strongest are ${words.classes[0][0]}. ` : "";
+  const [name, count] = words.classes[0] || [];
+  const pure = name ? `${count} of its ${words.pairs.length} strongest are ${name}. ` : "";
   return make("p", {}, `Strongest ${number(words.pairs[0].value)}. ${driven}${pure}`);
 }
 
@@ -52,9 +54,11 @@ function pairTable(network, index, map, words) {
   const methods = network.methods;
   const heads = ["picture", ...methods].map((name) => make("th", { scope: "col" }, name));
   const rows = words.pairs.map((pair, rank) => {
-    const about = `${pair.name}, rows ${pair.frame[0]} to ${pair.frame[2] - 1}, columns ${pair.frame[1]} to ${pair.frame[3] - 1}`;
+    const [top, left, bottom, right] = pair.frame;
+    const about = `patch of ${pair.name}, rows ${top} to ${bottom - 1}, columns ${left} to ${right - 1}`;
     const patch = make("button", {
-      type: "button", class: "view", "aria-label": `patch of ${about}, activation ${number(pair.value)}; shows the whole picture`,
+      type: "button", class: "view",
+      "aria-label": `${about}, activation ${number(pair.value)}; shows the whole picture`,
       onmouseenter: () => showWhole(network, pair), onmouseleave: hideWhole,
       onfocus: () => showWhole(network, pair), onblur: hideWhole,
       onclick: () => isLive && (location.hash = `/picture/${pair.picture}`),
@@ -103,15 +107,17 @@ function histogramOf(words) {
   const { counts, low, high, silent, total } = words.histogram;
   const most = Math.max(...counts, 1);
   const said = `strongest activations in ${total} pictures, from ${number(low)} to ${number(high)}; ${silent} silent`;
-  const chart = drawn("svg", { viewBox: `0 0 ${counts.length * 10} 60`, role: "img", "aria-label": `histogram of ${said}`, preserveAspectRatio: "none" });
+  const chart = drawn("svg", {
+    viewBox: `0 0 ${counts.length * 10} 60`, preserveAspectRatio: "none",
+    role: "img", "aria-label": `histogram of ${said}`,
+  });
   counts.forEach((count, i) => {
     const height = (56 * count) / most;
     chart.append(drawn("rect", { x: i * 10 + 1, y: 60 - height, width: 8, height }));
   });
-  return make(
-    "section", {}, make("h3", {}, "Histogram"), chart,
-    make("p", { class: "ends soft" }, make("span", {}, number(low)), make("span", {}, `${total - silent} pictures; ${silent} more silent`), make("span", {}, number(high))),
-  );
+  const ends = [number(low), `${total - silent} pictures; ${silent} more silent`, number(high)];
+  const below = make("p", { class: "ends soft" }, ...ends.map((text) => make("span", {}, text)));
+  return make("section", {}, make("h3", {}, "Histogram"), chart, below);
 }
 
 function classesOf(words) {

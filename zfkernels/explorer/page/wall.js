@@ -2,7 +2,13 @@
 import { byId, make, number, percent, showPiece } from "./dom.js";
 import { dataOf, dataUrl, liveAnswer } from "./source.js";
 
-const ORDERS = { strength: "strength", purity: "class purity", likeness: "likeness", random: "little change by random weights", number: "number" };
+const ORDERS = {
+  strength: "strength",
+  purity: "class purity",
+  likeness: "likeness",
+  random: "little change by random weights",
+  number: "number",
+};
 let wall = null; // what is shown: {index, layer, words, order, query, shown}
 let chosenOrder = "strength";
 
@@ -33,7 +39,8 @@ export async function showWall(network, index) {
     id: "find", type: "search", value: query, placeholder: "number or class", list: "classes", autocomplete: "off",
     oninput: refilter, onkeydown: openFirst,
   });
-  const classes = make("datalist", { id: "classes" }, ...network.folders.map((name) => make("option", { value: name })));
+  const names = network.folders.map((name) => make("option", { value: name }));
+  const classes = make("datalist", { id: "classes" }, ...names);
   const tools = make(
     "div",
     { class: "tools" },
@@ -138,6 +145,7 @@ function tileOf(map, isFirst, isKnown) {
   const picture = isKnown
     ? make("span", { class: "tile", "data-map": map, "aria-hidden": "true" })
     : make("span", { class: "tile silent", "aria-hidden": "true" }, words.searched ? "silent" : "…");
+  const value = make("span", { class: "soft" }, isKnown ? number(strength) : "");
   const link = make(
     "a",
     {
@@ -145,7 +153,7 @@ function tileOf(map, isFirst, isKnown) {
       "aria-label": `${layer.name} map ${map}, ${said}${pure}: its projection beside the patch that caused it`,
     },
     picture,
-    make("span", { class: "caption" }, make("b", {}, String(map)), " ", make("span", { class: "soft" }, isKnown ? number(strength) : "")),
+    make("span", { class: "caption" }, make("b", {}, String(map)), " ", value),
     make("span", { class: "caption soft" }, alike === null ? under : `correlation ${alike.toFixed(2)}`),
   );
   return make("li", {}, link);
