@@ -187,6 +187,19 @@ def test_a_search_can_be_stopped_and_goes_on_to_the_same_result(world, expected)
     it.worker.stop()
 
 
+def test_of_many_pictures_the_first_make_the_histogram(world, monkeypatch, expected):
+    monkeypatch.setattr(state, "PROFILE", 11)
+    it = searched(world)
+    it.worker.stop()
+    assert it.state.searched == 18
+    for name in LAYERS:
+        assert torch.equal(it.state.tops[name].images, expected[0][name].images)
+        all_peaks = it.state.deconv.activations(expected[1][:11], name).flatten(2 if name != "fc8" else 1)
+        strongest = all_peaks.amax(2) if all_peaks.ndim == 3 else all_peaks
+        torch.testing.assert_close(it.state.peaks[name], strongest.T, rtol=1e-4, atol=1e-5)
+    assert state.histogram(it.state, it.state.layers[1], 2)["total"] == 11
+
+
 def test_a_search_that_fails_says_why(world):
     it = explorer(world)
     it.search.take = lambda *batch: 1 / 0

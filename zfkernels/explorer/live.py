@@ -71,7 +71,7 @@ def seen(state: Explored, pixels: Tensor, layer: Layer, row: int, column: int) -
     near = [i for i in np.argsort(distance, kind="stable")[:NEAR].tolist() if np.isfinite(distance[i])]
     if not near:
         return []
-    best, which = value.flatten(1)[:, near].max(1)
+    best, which = (found.cpu() for found in value.flatten(1)[:, near].max(1))
     top = state.tops.get(layer.name)
     share = best / top.values[:, 0].clamp_min(1e-12) if top is not None else best
     chosen = [i for i in share.argsort(descending=True, stable=True)[:SHOWN].tolist() if float(best[i]) > 0]

@@ -114,9 +114,9 @@ class Explored:
         for name, top in best.items():
             if name not in self.peaks:
                 self.peaks[name] = torch.full((len(top.values), min(PROFILE, len(self.paths))), torch.nan)
-            kept = top.images < self.peaks[name].shape[1]
-            columns, values = top.images[kept].view(len(top.values), -1), top.values[kept].view(len(top.values), -1)
-            self.peaks[name].scatter_(1, columns, values.float())
+            kept = top.images < self.peaks[name].shape[1]  # as many in each row
+            shape = len(top.values), int(kept[0].sum())
+            self.peaks[name].scatter_(1, top.images[kept].view(shape), top.values[kept].view(shape).float())
             self.tops[name] = merge([self.tops[name], top] if name in self.tops else [top], TOP)
         self.searched = max(self.searched, int(numbers.max()) + 1)
 
