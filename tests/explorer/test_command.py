@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from asked import LAYERS, command, environment, make_world, searched
 
 from zfkernels import cli
+from zfkernels.commands import explore
 from zfkernels.explorer import export as of_export
 
 
@@ -139,3 +141,25 @@ def test_the_page_asks_nothing_of_elsewhere():
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|innerHTML|eval\(", path.read_text()), (
             path.name
         )
+
+
+def test_the_command_that_serves_the_same_is_one_that_a_shell_takes():
+    typed = [
+        "explore",
+        "my photos; ls",
+        "--model",
+        "a:b",
+        "--size",
+        "48",
+        "--checkpoints",
+        "1.pt",
+        "2.pt",
+        "--mean",
+        "0.5",
+    ]
+    args = cli.parser("explore").parse_args([*typed, "--export", "site"])
+    words = shlex.split(explore._command(args))
+    assert words[:3] == ["zfkernels", "explore", "my photos; ls"]
+    again = cli.parser("explore").parse_args(words[1:])
+    given = vars(args) | {"export": None}
+    assert vars(again) == given

@@ -90,18 +90,20 @@ def _ready(address: str, browser: bool) -> None:
 def _export(args: argparse.Namespace, found: Explored) -> None:
     from ..explorer.export import export
 
-    command = " ".join(["zfkernels explore", str(args.folder), *_network_options(args)])
-    size = export(found, args.export, command, args.maps, progress.wanted(args.quiet))
+    size = export(found, args.export, _command(args), args.maps, progress.wanted(args.quiet))
     print(f"page        {(args.export / 'index.html').resolve()} ({size / 1e6:.1f} MB, opens from a disk)")
 
 
-def _network_options(args: argparse.Namespace) -> list[str]:
-    """The options that name the network, as they were given."""
+def _command(args: argparse.Namespace) -> str:
+    """The command that serves what is exported, with the options that were given."""
     import shlex
 
-    named = [(name, getattr(args, name)) for name in ("weights", "model", "checkpoints")]
-    given = [(name, value if isinstance(value, list) else [value]) for name, value in named if value is not None]
-    return [f"--{name} {shlex.join(map(str, values))}" for name, values in given]
+    words = ["zfkernels", "explore", args.folder]
+    names = ("weights", "model", "mean", "std", "classes", "checkpoints", "layers", *(["size"] if args.model else []))
+    for name in names:
+        value = getattr(args, name)
+        words += [] if value is None else [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return shlex.join(map(str, words))
 
 
 def _checkpoints(args: argparse.Namespace) -> tuple[tuple[str, Callable[[], Network]], ...]:
