@@ -31,7 +31,16 @@ CSRC = Path("csrc")
 PLAIN_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", "csrc/cpu/threads.cpp"]
 KERNEL_SOURCES = [
     f"csrc/cpu/{name}.cpp"
-    for name in ("conv", "conv_transpose", "conv_weight_grad", "max_pool", "contrast_norm", "linear", "table")
+    for name in (
+        "conv",
+        "conv_transpose",
+        "conv_weight_grad",
+        "max_pool",
+        "avg_pool",
+        "contrast_norm",
+        "linear",
+        "table",
+    )
 ]
 
 # Instruction set -> flags for GCC and Clang, flags for MSVC. Baseline is the architecture's own: SSE2 on x86-64, NEON

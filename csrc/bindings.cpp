@@ -60,9 +60,17 @@ PYBIND11_MODULE(_C, m) {
     m.def("pack_filters", [](bool f64, ConvSizes s, Address w, Address to, int threads) {
         return with_table(f64, [&](auto& k) { return k.pack_filters(conv(s), Pointer{w}, Pointer{to}, threads); });
     });
-    m.def("conv_transpose2d", [](bool f64, ConvSizes s, Address y, Address w, Address x, bool rectify, int threads) {
-        with_table(f64,
-                   [&](auto& k) { k.conv_transpose2d(conv(s), Pointer{y}, Pointer{w}, Pointer{x}, rectify, threads); });
+    m.def("conv_transpose2d",
+          [](bool f64, ConvSizes s, Address y, Address w, Address packed, Address x, bool rectify, int threads) {
+              with_table(f64, [&](auto& k) {
+                  k.conv_transpose2d(conv(s), Pointer{y}, Pointer{w}, Pointer{packed}, Pointer{x}, rectify, threads);
+              });
+          });
+    // The same for a transposed one: how many elements, and a number that tells layouts of as many apart.
+    m.def("pack_transposed", [](bool f64, ConvSizes s, Address w, int64_t most, bool rectify, Address to, int threads) {
+        const zf::PackedSize size = with_table(
+            f64, [&](auto& k) { return k.pack_transposed(conv(s), Pointer{w}, most, rectify, Pointer{to}, threads); });
+        return py::make_tuple(size.elements, size.layout);
     });
     m.def("conv2d_weight_grad", [](bool f64, ConvSizes s, Address x, Address g, Address gw, Address gb, int threads) {
         with_table(f64, [&](auto& k) {
@@ -80,6 +88,13 @@ PYBIND11_MODULE(_C, m) {
         return with_table(f64, [&](auto& k) {
             return k.max_unpool2d_backward(pool(s), Pointer{g}, Pointer{switches}, Pointer{gy}, threads);
         });
+    });
+    // padded: whether pixels of padding count, as zeros.
+    m.def("avg_pool2d", [](bool f64, PoolSizes s, Address x, Address y, bool padded, int threads) {
+        with_table(f64, [&](auto& k) { k.avg_pool2d(pool(s), Pointer{x}, Pointer{y}, padded, threads); });
+    });
+    m.def("avg_pool2d_backward", [](bool f64, PoolSizes s, Address g, Address gx, bool padded, int threads) {
+        with_table(f64, [&](auto& k) { k.avg_pool2d_backward(pool(s), Pointer{g}, Pointer{gx}, padded, threads); });
     });
     m.def("contrast_norm", [](bool f64, int64_t pixels, int64_t channels, int64_t size, double alpha, double beta,
                               double k, bool center, Address x, Address y, int threads) {
@@ -100,14 +115,15 @@ PYBIND11_MODULE(_C, m) {
                                      Pointer{y}, Pointer{switches}, static_cast<zf::Rounding>(rounding), threads);
         });
     });
-    m.def("max_unpool2d_relu_conv_transpose2d", [](bool f64, ConvSizes s, PoolSizes p, Address y, Address switches,
-                                                   Address w, Address x, bool rectify, int rounding, int threads) {
-        return with_table(f64, [&](auto& k) {
-            return k.max_unpool2d_relu_conv_transpose2d(conv(s), pool(p), Pointer{y}, Pointer{switches}, Pointer{w},
-                                                        Pointer{x}, rectify, static_cast<zf::Rounding>(rounding),
-                                                        threads);
-        });
-    });
+    m.def("max_unpool2d_relu_conv_transpose2d",
+          [](bool f64, ConvSizes s, PoolSizes p, Address y, Address switches, Address w, Address packed, Address x,
+             bool rectify, int rounding, int threads) {
+              return with_table(f64, [&](auto& k) {
+                  return k.max_unpool2d_relu_conv_transpose2d(conv(s), pool(p), Pointer{y}, Pointer{switches},
+                                                              Pointer{w}, Pointer{packed}, Pointer{x}, rectify,
+                                                              static_cast<zf::Rounding>(rounding), threads);
+              });
+          });
     m.def("linear", [](bool f64, int64_t images, int64_t inputs, int64_t outputs, Address x, Address w, Address bias,
                        Address y, int threads) {
         with_table(f64, [&](auto& k) {

@@ -85,6 +85,8 @@ def expected_gradients(call: Call, tensors: dict, outputs: tuple, g: torch.Tenso
         return {"y": reference.max_unpool2d_backward(gu, t["switches"], *pool), "weight": gw}
     if call.op == "max_pool2d_with_switches":
         return {"x": reference.max_unpool2d(g, outputs[1], *pool, size)}
+    if call.op == "avg_pool2d":
+        return {"x": reference.avg_pool2d_backward(g, *pool, size, call.settings["count_include_pad"])}
     if call.op == "max_pool2d_contrast_norm":
         through_norm = reference.contrast_norm_backward(g, y, *list(call.settings.values())[-5:])
         return {"x": reference.max_unpool2d(g + through_norm, outputs[1], *pool, size)}

@@ -102,6 +102,26 @@ POOLINGS = [
     ("special", (2, 9, 9, 8), 3, 2, 1, True, "nonfinite"),
 ]
 
+# name, x (N, C, H, W), kernel, stride, padding, ceil_mode, count_include_pad, fill
+AVERAGES = [
+    ("whole_maps", (2, 37, 7, 7), 7, None, 0, False, True, "normal"),
+    ("whole_large_maps", (1, 19, 29, 31), (29, 31), None, 0, False, True, "normal"),
+    ("whole_maps_of_one_channel", (3, 1, 5, 6), (5, 6), None, 0, False, True, "normal"),
+    ("whole_maps_special", (2, 40, 6, 5), (6, 5), 1, 0, False, True, "nonfinite"),
+    ("halved", (2, 48, 12, 10), 2, None, 0, False, True, "normal"),
+    ("inception", (1, 35, 9, 8), 3, 1, 1, False, True, "normal"),
+    ("inception_map_alone", (1, 35, 9, 8), 3, 1, 1, False, False, "normal"),
+    ("ceil_overhang", (2, 16, 12, 10), 3, 2, 0, True, True, "normal"),
+    ("ceil_padding", (1, 4, 7, 6), (4, 3), (3, 2), (2, 1), True, True, "normal"),
+    ("ceil_padding_map_alone", (1, 20, 7, 6), (4, 3), (3, 2), (2, 1), True, False, "normal"),
+    ("one_pixel", (2, 3, 1, 1), 1, 1, 0, False, True, "normal"),
+    ("no_images", (0, 3, 5, 5), 3, 2, 1, True, True, "normal"),
+    ("stride_beyond_kernel", (1, 18, 11, 13), (2, 3), (4, 5), 0, False, True, "normal"),
+    ("large_window", (1, 2, 18, 21), (17, 20), 1, (8, 3), False, True, "normal"),
+    ("zeros", (1, 2, 5, 5), 3, 2, 0, False, True, "zeros"),
+    ("special", (2, 33, 9, 8), 3, 2, 1, True, False, "nonfinite"),
+]
+
 # name, x (N, C, H, W), size, alpha, beta, k, center, fill
 NORMS = [
     ("paper", (2, 16, 5, 7), 5, 1e-4, 0.75, 2.0, False, "normal"),
@@ -255,6 +275,12 @@ def poolings() -> Iterator[Call]:
         yield Call("max_unpool2d_with_switches", name, shapes, window | {"output_size": x[2:]}, fill)
 
 
+def averages() -> Iterator[Call]:
+    for name, x, *settings, fill in AVERAGES:
+        names = (*POOL, "count_include_pad")
+        yield Call("avg_pool2d", name, {"x": x}, dict(zip(names, settings, strict=True)), fill)
+
+
 def norms() -> Iterator[Call]:
     for name, x, *constants, fill in NORMS:
         yield Call("contrast_norm", name, {"x": x}, dict(zip(NORM, constants, strict=True)), fill)
@@ -278,4 +304,4 @@ def layers() -> Iterator[Call]:
         yield from transposed("max_unpool2d_relu_conv_transpose2d", name, shapes, settings, x[2:], fill)
 
 
-CALLS = [*convolutions(), *grouped_convolutions(), *poolings(), *norms(), *layers()]
+CALLS = [*convolutions(), *grouped_convolutions(), *poolings(), *averages(), *norms(), *layers()]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
     from .backends import use_exact as use_exact
     from .deconvnet import Deconvnet as Deconvnet
     from .models.zfnet import ZFNet as ZFNet
+    from .ops.avg_pool import avg_pool2d as avg_pool2d
     from .ops.contrast_norm import contrast_norm as contrast_norm
     from .ops.conv import conv2d_relu as conv2d_relu
     from .ops.conv import relu_conv_transpose2d as relu_conv_transpose2d
@@ -34,6 +35,7 @@ MODULES = {  # public name -> the module that defines it
     "Deconvnet": "deconvnet",
     "ZFNet": "models.zfnet",
     "available_backends": "backends",
+    "avg_pool2d": "ops.avg_pool",
     "contrast_norm": "ops.contrast_norm",
     "conv2d_relu": "ops.conv",
     "conv2d_relu_max_pool2d": "ops.fused",

@@ -8,9 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .backends.prepared import PreparedFilters
 from .ops.contrast_norm import contrast_norm
 from .ops.conv import conv2d_relu
 from .ops.fused import conv2d_relu_max_pool2d
+from .ops.kept import of_module
 from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
 from .window import count, pair
@@ -28,6 +30,7 @@ class ConvReLU(nn.Module):
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1).
     `weight` is (out_channels, in_channels, KH, KW), `bias` (out_channels,) or None, initialised as torch.nn.Conv2d's.
+    In evaluation mode, where no gradient is wanted, its filters are kept packed on the CPU (ops/kept.py).
     """
 
     def __init__(
@@ -70,8 +73,12 @@ class ConvReLU(nn.Module):
     def out_channels(self) -> int:
         return self.weight.shape[0]
 
+    def filters(self, x: Tensor) -> tuple[Tensor | PreparedFilters, Tensor | None]:
+        """The weight and bias for a convolution of x; in evaluation mode the kept filters and None."""
+        return of_module(self.weight, self.bias, self.training, self.backend, x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d_relu(x, self.weight, self.bias, self.stride, self.padding, backend=self.backend)
+        return conv2d_relu(x, *self.filters(x), self.stride, self.padding, backend=self.backend)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -151,9 +158,9 @@ class ConvReLUMaxPool(ConvReLU):
         self.return_switches = return_switches
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]  # the switches beside y
-        conv = self.weight, self.bias, self.stride, self.padding
-        pool = self.pool_kernel, self.pool_stride, self.pool_padding, self.ceil_mode
-        y, switches = conv2d_relu_max_pool2d(x, *conv, *pool, backend=self.backend)
+        weight, bias = self.filters(x)
+        window = self.stride, self.padding, self.pool_kernel, self.pool_stride, self.pool_padding
+        y, switches = conv2d_relu_max_pool2d(x, weight, bias, *window, self.ceil_mode, backend=self.backend)
         return (y, switches) if self.return_switches else y
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 // Both are written once, over the kernels that choose.h chooses among. A kernel computes lines, numbered through all
 // images: single output rows, or rows of Winograd's tiles. A kernel K has
 //   K::bands(s), K::steps(s, pool)      how its lines are cut for conv2d, and for pooling (conv_block.h)
-//   K::packer(s, w)                     packs a block of filters; its `size` is a block's elements
+//   K::packer(s, w)                     packs a block of filters; its `size`, a block's elements, it knows without w
 //   K(s, lines, memory), K::elements(s, lines)                 one thread's state, for up to `lines` lines at a time
 //   take(x, lines)                      takes the input under these lines
 //   make(filters, bias, finish, target) computes them for one block of output channels; false if they must be made
@@ -34,7 +34,7 @@ class DirectRows {
     }
     static FilterPacker<T> packer(const Conv& s, const T* w) {
         const auto row = [&](int64_t c, int64_t i, int64_t j) { return ((i * s.KW + j) * s.C + c) * kWidth<T>; };
-        return {{s.C, s.wc, s.KH, s.wi, s.KW, s.wj, row}, s.KH * s.KW * s.C * kWidth<T>, w, s.K, s.wk};
+        return {{w ? s.C : 0, s.wc, s.KH, s.wi, s.KW, s.wj, row}, s.KH * s.KW * s.C * kWidth<T>, w, s.K, s.wk};
     }
 
     // Where no window needs padding the map itself is read; otherwise the thread's band, which is filled here.
@@ -95,7 +95,7 @@ class WinogradTiles {
     static int64_t elements(const Conv& s, int64_t lines) { return Winograd<T>::elements(forward_grid(s), lines); }
     static FilterPacker<T> packer(const Conv& s, const T* w) {
         const Grid grid = forward_grid(s);
-        return {winograd_table<T>(s), grid.taps * grid.taps * grid.depth() * kWidth<T>, w, s.K, s.wk};
+        return {winograd_table<T>(s, w != nullptr), grid.taps * grid.taps * grid.depth() * kWidth<T>, w, s.K, s.wk};
     }
 
     void take(const T* x, Range lines) { winograd_.take(lines, input_rows(s_, x)); }
@@ -125,7 +125,7 @@ struct BlockBias {
 template <typename K, typename T>
 bool conv2d_by(K*, const Conv& s, const T* x, const T* w, const T* packed, const Epilogue<T>& end, T* y, int threads) {
     const Bands cut = K::bands(s);
-    const auto packer = K::packer(s, w);
+    const auto packer = K::packer(s, packed ? nullptr : w);
     const PerThread<T> memory{threads, K::elements(s, cut.band)};
     const Finish<T> finish{y, end.add, end.relu, end.cap};
     return for_blocks<T>(
@@ -151,7 +151,7 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
                                const T* bias, T* y, uint8_t* switches, Rounding rounding, int threads) {
     const Steps steps = K::steps(s, pool);
     const int64_t sets = ceil_div(s.N, steps.images), image_lines = ceil_div(s.OH, steps.side);
-    const auto packer = K::packer(s, w);
+    const auto packer = K::packer(s, ready ? nullptr : w);
     const int64_t all_blocks = ceil_div(s.K, kWidth<T>);
     const Packed<T, decltype(packer)> packed(all_blocks, packer.size, packer, ready, steps.whole && sets == 1, threads);
     const Finish<T> finish{nullptr, nullptr, true, std::numeric_limits<T>::infinity()};

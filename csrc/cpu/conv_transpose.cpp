@@ -49,21 +49,11 @@ void clear_rows(const Conv& s, T* x, int64_t begin, int64_t end) {
     for (int64_t p = begin * s.W; p < end * s.W; ++p) zero(x + p * s.XP, s.C);
 }
 
-// Gather. The positions of each class of rows and of columns are a stride-1 correlation of y with the classes' taps,
-// flipped (window.h): small convolutions that read one padded band of y and write interleaved pixels of x. A unit of
-// work is (image, band of q rows, group of channel blocks). False where a result is not finite.
-template <typename T, typename FillRow>
-bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+// Filters as gather's blocks: [block][class][taps_h][taps_w * K][kWidth], classes in row-major order, taps in
+// descending order. Its `size` it knows without w.
+template <typename T>
+FilterPacker<T> gather_packer(const Conv& s, const T* w) {
     const int64_t step_h = Class::step(s.SH, s.DH), step_w = Class::step(s.SW, s.DW);
-    const int64_t down = smaller(step_h, s.KH), across = smaller(step_w, s.KW);  // classes
-    const bool gaps = down < s.SH || across < s.SW;                              // pixels of x in none
-    const int64_t above = (s.KH - 1) * s.DH / s.SH, before = (s.KW - 1) * s.DW / s.SW;
-    const int64_t q_begin = floor_div(s.PH, s.SH), q_rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_begin;
-    const int64_t q_left = floor_div(s.PW, s.SW), q_cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
-    const int64_t left = q_left - before, cols = q_cols + before;  // of y
-    const int64_t rows = rows_of_block(q_cols, q_rows);
-
-    // [block][class][taps_h][taps_w * K][kWidth], classes in row-major order, taps in descending order.
     const auto element = [&](int64_t k, int64_t i, int64_t j) {
         const int64_t a = i % step_h, b = j % step_w;
         const int64_t th = Class::taps_of(a, s.KH, step_h), tw = Class::taps_of(b, s.KW, step_w);
@@ -72,9 +62,24 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         for (int64_t e = 0; e < b; ++e) taps += Class::taps_of(e, s.KW, step_w) * th;
         return ((taps + (th - 1 - i / step_h) * tw + tw - 1 - j / step_w) * s.K + k) * kWidth<T>;
     };
-    const FilterPacker<T> packer{
-        {s.K, s.wk, s.KH, s.wi, s.KW, s.wj, element}, s.KH * s.KW * s.K * kWidth<T>, w, s.C, s.wc};
-    const T no_bias[kWidth<T>] = {}, *const packed = nullptr;
+    return {{w ? s.K : 0, s.wk, s.KH, s.wi, s.KW, s.wj, element}, s.KH * s.KW * s.K * kWidth<T>, w, s.C, s.wc};
+}
+
+// Gather. The positions of each class of rows and of columns are a stride-1 correlation of y with the classes' taps,
+// flipped (window.h): small convolutions that read one padded band of y and write interleaved pixels of x. A unit of
+// work is (image, band of q rows, group of channel blocks). False where a result is not finite.
+template <typename T, typename FillRow>
+bool gather(const Conv& s, const T* w, const T* packed, T* x, int threads, const FillRow& fill_row) {
+    const int64_t step_h = Class::step(s.SH, s.DH), step_w = Class::step(s.SW, s.DW);
+    const int64_t down = smaller(step_h, s.KH), across = smaller(step_w, s.KW);  // classes
+    const bool gaps = down < s.SH || across < s.SW;                              // pixels of x in none
+    const int64_t above = (s.KH - 1) * s.DH / s.SH, before = (s.KW - 1) * s.DW / s.SW;
+    const int64_t q_begin = floor_div(s.PH, s.SH), q_rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - q_begin;
+    const int64_t q_left = floor_div(s.PW, s.SW), q_cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - q_left;
+    const int64_t left = q_left - before, cols = q_cols + before;  // of y
+    const int64_t rows = rows_of_block(q_cols, q_rows);
+    const FilterPacker<T> packer = gather_packer(s, packed ? nullptr : w);
+    const T no_bias[kWidth<T>] = {};
     const int64_t acc_size = round_up(rows * q_cols * kWidth<T>, 16);
     const int64_t band_size = round_up((rows + above) * cols * s.K, 16);
     const PerThread<T> memory{threads, acc_size + band_size};
@@ -121,18 +126,16 @@ bool gather(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_ro
         });
 }
 
-// Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
-// (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
-// each pixel runs of elements that it adds to x: KW*C where these are neighbours in x, C where they are not. A unit of
-// work is (image, band of rows of x); it takes the rows of y that touch its band, rows and pixels in ascending order,
-// so that how x was cut changes no sum. What is not finite reaches only what a tap reaches.
-template <typename T, typename FillRow>
-void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
-    const int64_t row_elements = s.KW * s.C, run = s.DW == 1 && s.XP == s.C ? row_elements : s.C;
-    const int64_t elements = s.KH * row_elements, blocks = ceil_div(elements, kWidth<T>);
-    const Scratch packed(static_cast<std::size_t>(blocks * s.K * kWidth<T>) * sizeof(T));
-    parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
-        T* to = packed.as<T>() + begin * s.K * kWidth<T>;
+// Filters as scatter's blocks, [block][K][kWidth] of the elements (i, j, c).
+template <typename T>
+int64_t scatter_elements(const Conv& s) {
+    return round_up(s.KH * s.KW * s.C, kWidth<T>) * s.K;
+}
+template <typename T>
+void pack_scatter(const Conv& s, const T* w, T* packed, int threads) {
+    const int64_t row_elements = s.KW * s.C, elements = s.KH * row_elements;
+    parallel_for(ceil_div(elements, kWidth<T>), threads, [&](int64_t begin, int64_t end, int) {
+        T* to = packed + begin * s.K * kWidth<T>;
         for (int64_t b = begin; b < end; ++b)
             for (int64_t k = 0; k < s.K; ++k, to += kWidth<T>)
                 for (int64_t o = 0; o < kWidth<T>; ++o) {
@@ -140,6 +143,20 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
                     to[o] = e < elements ? w[k * s.wk + c * s.wc + i * s.wi + j * s.wj] : 0;
                 }
     });
+}
+
+// Scatter, for few channels (an image's), which would leave most of a block's lanes empty: the lanes are the elements
+// (i, j, c) of a filter instead, 147 of 160 for 7x7x3. Each row of y times the filters, a 1x1 convolution, gives for
+// each pixel runs of elements that it adds to x: KW*C where these are neighbours in x, C where they are not. A unit of
+// work is (image, band of rows of x); it takes the rows of y that touch its band, rows and pixels in ascending order,
+// so that how x was cut changes no sum. What is not finite reaches only what a tap reaches.
+template <typename T, typename FillRow>
+void scatter(const Conv& s, const T* w, const T* ready, T* x, int threads, const FillRow& fill_row) {
+    const int64_t row_elements = s.KW * s.C, run = s.DW == 1 && s.XP == s.C ? row_elements : s.C;
+    const int64_t elements = s.KH * row_elements, blocks = ceil_div(elements, kWidth<T>);
+    const Scratch own(ready ? 0 : static_cast<std::size_t>(scatter_elements<T>(s)) * sizeof(T));
+    if (!ready) pack_scatter(s, w, own.as<T>(), threads);
+    const T* const packed = ready ? ready : own.as<T>();
 
     const T no_bias[kWidth<T>] = {};
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, s.N)));
@@ -163,7 +180,7 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
             for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed.as<T>() + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
+                    convolve_block(pixels, packed + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {
                         next = smaller((e / run + 1) * run, end);
@@ -178,16 +195,17 @@ void scatter(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_r
         });
 }
 
-// By Winograd's tiles over positions of y (winograd.h). False where a result is not finite; x is then undefined.
-template <typename T, typename FillRow>
-bool transpose_tiles(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+// A transposed convolution's filters as a block of Winograd's kernel.
+template <typename T>
+struct TransposedTiles {
+    const Conv& s;
+    const T* w;
     const Grid grid = transposed_grid(s);
-    const int64_t q_top = grid.top + grid.taps - 1, q_left = grid.left + grid.taps - 1, run = s.SW * s.C;
-    const Bands cut = Winograd<T>::bands(grid, s.N);
     const int64_t size = grid.taps * grid.taps * s.K * kWidth<T>;
-    const auto pack_block = [&](int64_t b, T* to) {
+
+    void operator()(int64_t b, T* to) const {
         zero(to, size);
-        const int64_t end = smaller(grid.outputs, (b + 1) * kWidth<T>);
+        const int64_t run = s.SW * s.C, end = smaller(grid.outputs, (b + 1) * kWidth<T>);
         for (int64_t o = b * kWidth<T>, next; o < end; o = next) {  // outputs [o, next) are of one pixel
             next = smaller(end, (o / s.C + 1) * s.C);
             const int64_t i = o / run, j = o / s.C % s.SW;
@@ -197,11 +215,20 @@ bool transpose_tiles(const Conv& s, const T* w, T* x, int threads, const FillRow
                               });
             pack(table, to + o - b * kWidth<T>, w + i * s.wi + j * s.wj + o % s.C * s.wc, next - o, s.wc);
         }
-    };
+    }
+};
+
+// By Winograd's tiles over positions of y (winograd.h). False where a result is not finite; x is then undefined.
+template <typename T, typename FillRow>
+bool transpose_tiles(const Conv& s, const T* w, const T* packed, T* x, int threads, const FillRow& fill_row) {
+    const TransposedTiles<T> packer{s, w};
+    const Grid& grid = packer.grid;
+    const int64_t q_top = grid.top + grid.taps - 1, q_left = grid.left + grid.taps - 1, run = s.SW * s.C;
+    const Bands cut = Winograd<T>::bands(grid, s.N);
     const PerThread<T> memory{threads, Winograd<T>::elements(grid, cut.band)};
-    const T no_bias[kWidth<T>] = {}, *const packed = nullptr;
+    const T no_bias[kWidth<T>] = {};
     return for_blocks<T>(
-        cut, ceil_div(grid.outputs, kWidth<T>), size, pack_block, packed, threads,
+        cut, ceil_div(grid.outputs, kWidth<T>), packer.size, packer, packed, threads,
         [&](int thread) { return Winograd<T>(grid, cut.band, memory.of(thread)); },
         [&](Winograd<T>& winograd, int64_t, Range lines) { winograd.take(lines, fill_row); },
         [&](Winograd<T>& winograd, int64_t k, const T* filters) {
@@ -234,19 +261,75 @@ bool filters_are_finite(const Conv& s, const T* w, int threads) {
 }
 
 // y has at most `most` values an image that are not 0. The padding of y that gather and Winograd's tiles read makes NaN
-// of a filter that is not finite, where no tap may reach: then all is done by scatter.
+// of a filter that is not finite, where no tap may reach: then all is done by scatter. `packed`: null, or what
+// pack_transposed made of w.
 template <typename T, typename FillRow>
-void transpose(const Conv& s, Mode mode, const T* w, T* x, int64_t most, bool rectify, int threads,
+void transpose(const Conv& s, Mode mode, const T* w, const T* packed, T* x, int64_t most, bool rectify, int threads,
                const FillRow& fill_row) {
     const Kernel kernel = transposed_kernel<T>(s, most, rectify, mode);
-    if (kernel == Kernel::kNonzeros && scatter_nonzeros(s, w, x, threads, fill_row)) return;
-    if (kernel == Kernel::kNonzerosPlain && scatter_nonzeros_plain(s, w, x, threads, fill_row)) return;
+    if (kernel == Kernel::kNonzeros && scatter_nonzeros(s, w, packed, x, threads, fill_row)) return;
+    if (kernel == Kernel::kNonzerosPlain && scatter_nonzeros_plain(s, w, packed, x, threads, fill_row)) return;
     const Kernel dense = dense_transposed_kernel<T>(s, mode);
+    const T* const own = kernel == dense ? packed : nullptr;
     if constexpr (kWinograd<T>)
-        if (dense == Kernel::kTiles && !filters_are_tiny(s, w) && transpose_tiles(s, w, x, threads, fill_row)) return;
-    if (few_channels<T>(s.C)) return scatter(s, w, x, threads, fill_row);
-    if (gather(s, w, x, threads, fill_row) || filters_are_finite(s, w, threads)) return;
-    scatter(s, w, x, threads, fill_row);
+        if (dense == Kernel::kTiles && !filters_are_tiny(s, w) && transpose_tiles(s, w, own, x, threads, fill_row))
+            return;
+    const T* const direct = dense == Kernel::kTiles ? nullptr : own;
+    if (few_channels<T>(s.C)) return scatter(s, w, direct, x, threads, fill_row);
+    if (gather(s, w, direct, x, threads, fill_row) || filters_are_finite(s, w, threads)) return;
+    scatter(s, w, static_cast<const T*>(nullptr), x, threads, fill_row);
+}
+
+// Of one group: how many elements, and, unless they are kNonzeros' panels or not finite, at `to`.
+template <typename T>
+int64_t transposed_elements(const Conv& s, Kernel kernel, int threads) {
+    const T* const none = nullptr;
+    if (kernel == Kernel::kNonzeros) return panels_of<T>(s, Cut{s, threads}).elements();
+    if (kernel == Kernel::kNonzerosPlain) return 1;
+    if (kernel == Kernel::kScatter) return scatter_elements<T>(s);
+    if constexpr (kWinograd<T>)
+        if (kernel == Kernel::kTiles) {
+            const TransposedTiles<T> packer{s, none};
+            return ceil_div(packer.grid.outputs, kWidth<T>) * packer.size;
+        }
+    return ceil_div(s.C, kWidth<T>) * gather_packer(s, none).size;
+}
+
+// False if the kernel needs filters that are finite, and they are not.
+template <typename T>
+bool pack_group(const Conv& s, Kernel kernel, const T* w, T* to, int threads) {
+    const auto pack_all = [&](const auto& packer, int64_t blocks) {
+        parallel_for(blocks, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t b = begin; b < end; ++b) packer(b, to + b * packer.size);
+        });
+        return true;
+    };
+    if (kernel == Kernel::kNonzeros) return panels_of<T>(s, Cut{s, threads}).pack_all(w, to, threads);
+    if (kernel == Kernel::kNonzerosPlain) {
+        *to = 1;  // all there is to know
+        return filters_are_finite(s, w, threads);
+    }
+    if (kernel == Kernel::kScatter) {
+        pack_scatter(s, w, to, threads);
+        return true;
+    }
+    if constexpr (kWinograd<T>)
+        if (kernel == Kernel::kTiles) {
+            const TransposedTiles<T> packer{s, w};
+            return pack_all(packer, ceil_div(packer.grid.outputs, kWidth<T>));
+        }
+    return pack_all(gather_packer(s, w), ceil_div(s.C, kWidth<T>));
+}
+
+template <typename T>
+PackedSize pack_transposed(const Conv& s, const T* w, int64_t most, bool rectify, T* to, int threads) {
+    if (depthwise<T>(s)) return {0, 0};
+    const Conv one = s.group();
+    const Kernel kernel = transposed_kernel<T>(one, most, rectify, mode());
+    const int64_t elements = transposed_elements<T>(one, kernel, threads);
+    for (int64_t g = 0; to && g < s.G; ++g)
+        if (!pack_group(one, kernel, w + g * one.K * s.wk, to + g * elements, threads)) return {0, 0};
+    return {s.G * elements, kernel == Kernel::kNonzeros ? panels_of<T>(one, Cut{one, threads}).slots : 0};
 }
 
 // y in dense memory, rectified.
@@ -260,41 +343,49 @@ const T* rectified(const Conv& s, const T* y, T* to, int threads) {
 }
 
 template <typename T>
-void conv_transpose2d(const Conv& s, const T* y, const T* w, T* x, bool rectify, int threads) {
+void conv_transpose2d(const Conv& s, const T* y, const T* w, const T* packed, T* x, bool rectify, int threads) {
     if (depthwise<T>(s)) {
         const PerThread<T> memory{1, rectify ? s.N * s.OH * s.OW * s.K : 0};
         const T* const values = rectify ? rectified(s, y, memory.of(0), threads) : y;
         if (depthwise_transposed(s, values, w, x, threads)) return;
     }
     const Mode of_caller = mode();  // another thread's may differ
+    const int64_t most = s.OH * s.OW * s.group().K;
     for_groups(s, threads, [&](const Conv& one, int64_t g, int own_threads) {
-        transpose(one, of_caller, w + g * one.K * s.wk, x + g * one.C, one.OH * one.OW * one.K, rectify, own_threads,
+        const T* ready = packed;
+        if (packed && g) {
+            const Kernel kernel = transposed_kernel<T>(one, most, rectify, of_caller);
+            ready += g * transposed_elements<T>(one, kernel, threads);
+        }
+        transpose(one, of_caller, w + g * one.K * s.wk, ready, x + g * one.C, most, rectify, own_threads,
                   output_rows(one, y + g * one.K, rectify));
     });
 }
 
 template <typename T>
 int64_t max_unpool2d_relu_conv_transpose2d(const Conv& s, const Pool& pool, const T* y, const uint8_t* switches,
-                                           const T* w, T* x, bool rectify, Rounding rounding, int threads) {
+                                           const T* w, const T* packed, T* x, bool rectify, Rounding rounding,
+                                           int threads) {
     const int64_t bad = first_bad_switch(pool, switches, threads);
     if (bad >= 0) return bad;
     const int64_t most = smaller(s.OH * s.OW, pool.OH * pool.OW) * s.K;
-    transpose(s, mode(), w, x, most, rectify, threads, [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
-        const int64_t first = larger(0, -left), last = smaller(cols, s.OW - left);
-        if (oh < 0 || oh >= s.OH || first >= last) return zero(row, cols * s.K);
-        const int64_t image = n * pool.OH * pool.OW * s.K;
-        zero(row, first * s.K);
-        zero(row + last * s.K, (cols - last) * s.K);
-        unpool_row(pool, oh, left + first, left + last, y + image, switches + image, row + first * s.K, s.K);
-        round_all(row, cols * s.K, rounding);
-        if (rectify) rectify_all(row, cols * s.K);
-    });
+    transpose(s, mode(), w, packed, x, most, rectify, threads,
+              [&](int64_t n, int64_t oh, int64_t left, int64_t cols, T* row) {
+                  const int64_t first = larger(0, -left), last = smaller(cols, s.OW - left);
+                  if (oh < 0 || oh >= s.OH || first >= last) return zero(row, cols * s.K);
+                  const int64_t image = n * pool.OH * pool.OW * s.K;
+                  zero(row, first * s.K);
+                  zero(row + last * s.K, (cols - last) * s.K);
+                  unpool_row(pool, oh, left + first, left + last, y + image, switches + image, row + first * s.K, s.K);
+                  round_all(row, cols * s.K, rounding);
+                  if (rectify) rectify_all(row, cols * s.K);
+              });
     return -1;
 }
 
 }  // namespace
 
-ZF_ADD(conv_transpose, table.conv_transpose2d = conv_transpose2d<T>;
+ZF_ADD(conv_transpose, table.conv_transpose2d = conv_transpose2d<T>; table.pack_transposed = pack_transposed<T>;
        table.max_unpool2d_relu_conv_transpose2d = max_unpool2d_relu_conv_transpose2d<T>)
 
 }  // namespace zf::ZF_ISA

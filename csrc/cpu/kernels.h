@@ -48,6 +48,11 @@ struct Epilogue {
     T cap;
 };
 
+// How many elements a convolution's packed filters have, and a number that tells layouts of as many apart.
+struct PackedSize {
+    int64_t elements, layout;
+};
+
 // The functions that return int64_t check the switches: -1 when each points into its own window and into the map;
 // otherwise the flat index of the first that does not, and the result is then undefined.
 template <typename T>
@@ -57,17 +62,24 @@ struct KernelsOf {
     // The elements of w packed for this convolution's kernel, choose's, in the present mode; written unless `to` is
     // null.
     int64_t (*pack_filters)(const Conv&, const T* w, T* to, int threads);
-    void (*conv_transpose2d)(const Conv&, const T* y, const T* w, T* x, bool rectify, int threads);
+    // `packed`: null, or what pack_transposed made of w for such a call.
+    void (*conv_transpose2d)(const Conv&, const T* y, const T* w, const T* packed, T* x, bool rectify, int threads);
+    // w packed for the kernel of that call, of y with at most `most` values an image that are not 0; no elements where
+    // there is nothing to keep: no such kernel, or filters that are not finite.
+    PackedSize (*pack_transposed)(const Conv&, const T* w, int64_t most, bool rectify, T* to, int threads);
     void (*conv2d_weight_grad)(const Conv&, const T* x, const T* g, T* gw, T* gb, int threads);
     void (*max_pool2d)(const Pool&, const T* x, T* y, uint8_t* switches, int threads);
     int64_t (*max_unpool2d)(const Pool&, const T* y, const uint8_t* switches, T* x, int threads);
     int64_t (*max_unpool2d_backward)(const Pool&, const T* g, const uint8_t* switches, T* gy, int threads);
+    void (*avg_pool2d)(const Pool&, const T* x, T* y, bool padded, int threads);
+    void (*avg_pool2d_backward)(const Pool&, const T* g, T* gx, bool padded, int threads);
     void (*contrast_norm)(const Norm&, const T* x, T* y, int threads);
     void (*contrast_norm_backward)(const Norm&, const T* g, const T* x, T* gx, int threads);
     void (*conv2d_relu_max_pool2d)(const Conv&, const Pool&, const T* x, const T* w, const T* packed, const T* bias,
                                    T* y, uint8_t* switches, Rounding, int threads);
     int64_t (*max_unpool2d_relu_conv_transpose2d)(const Conv&, const Pool&, const T* y, const uint8_t* switches,
-                                                  const T* w, T* x, bool rectify, Rounding, int threads);
+                                                  const T* w, const T* packed, T* x, bool rectify, Rounding,
+                                                  int threads);
     void (*linear)(const Linear&, const T* x, const T* w, const T* bias, T* y, int threads);
     // What computes a convolution in that mode; for the transposed one, `most` and `rectify` are choose.h's.
     Choice (*choose)(const Conv&, int64_t most, bool rectify, Mode);

@@ -391,19 +391,33 @@ bool scatter_by(const Cut& cut, T* x, int64_t bands, int64_t parts, int64_t grou
                      });
 }
 
+// Blocks of channels share no vector of x?
+template <typename T>
+bool blocks_alone(const Conv& s) {
+    return s.C % kWidth<T> == 0;
+}
+
+// How filters are cut for y cut so: as many pieces as the threads need.
+template <typename T>
+Panels<T> panels_of(const Conv& s, const Cut& cut) {
+    return {s, blocks_alone<T>(s) ? groups_for(Panels<T>::blocks(s), cut.sets, cut.threads) : 1};
+}
+
+// `ready`: null, or what pack_all of the same panels made of w.
 template <typename T, typename FillRow>
-bool scatter_nonzeros(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+bool scatter_nonzeros(const Conv& s, const T* w, const T* ready, T* x, int threads, const FillRow& fill_row) {
     const Cut cut{s, threads};
-    const bool alone = s.C % kWidth<T> == 0;  // blocks of channels share no vector of x
-    const Panels<T> panels{s, alone ? groups_for(Panels<T>::blocks(s), cut.sets, threads) : 1};
-    const Scratch packed(static_cast<std::size_t>(panels.elements()) * sizeof(T));
-    if (!panels.pack_all(w, packed.as<T>(), threads)) return false;
+    const bool alone = blocks_alone<T>(s);
+    const Panels<T> panels = panels_of<T>(s, cut);
+    const Scratch own(ready ? 0 : static_cast<std::size_t>(panels.elements()) * sizeof(T));
+    if (!ready && !panels.pack_all(w, own.as<T>(), threads)) return false;
+    const T* const packed = ready ? ready : own.as<T>();
     const int64_t groups = alone ? groups_for(panels.pieces, cut.sets, threads) : 1;
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, cut.sets * groups)));
     const PerThread<T> memory{threads, PanelScatter<T>::elements(s)};
     const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};
     const auto start = [&](int thread) {
-        return PanelScatter<T>(panels, packed.as<T>(), x, memory.of(thread), {lists, thread, panels.pitch()});
+        return PanelScatter<T>(panels, packed, x, memory.of(thread), {lists, thread, panels.pitch()});
     };
     const auto channels = [&](Range pieces) {
         return Range{pieces.begin * panels.pitch(), smaller(s.C, pieces.end * panels.pitch())};
@@ -411,15 +425,17 @@ bool scatter_nonzeros(const Conv& s, const T* w, T* x, int threads, const FillRo
     return scatter_by(cut, x, bands, panels.pieces, groups, start, channels, fill_row);
 }
 
+// `known`: null, unless the filters are known to be finite.
 template <typename T, typename FillRow>
-bool scatter_nonzeros_plain(const Conv& s, const T* w, T* x, int threads, const FillRow& fill_row) {
+bool scatter_nonzeros_plain(const Conv& s, const T* w, const T* known, T* x, int threads, const FillRow& fill_row) {
     const Cut cut{s, threads};
     const int64_t filter = s.C * s.KH * s.KW, chunks = PlainScatter<T>::chunks(s);
-    const bool finite = all_finite(s.K, threads, [&](int64_t begin, int64_t end, int) {
-        Vec<T> sum{};
-        for (int64_t e = begin * filter; e < end * filter; e += Lanes<T>::count) sum += load<Vec<T>>(w + e) * 0;
-        return is_zero<T>(sum);
-    });
+    const bool finite = known || all_finite(s.K, threads, [&](int64_t begin, int64_t end, int) {
+                            Vec<T> sum{};
+                            for (int64_t e = begin * filter; e < end * filter; e += Lanes<T>::count)
+                                sum += load<Vec<T>>(w + e) * 0;
+                            return is_zero<T>(sum);
+                        });
     if (!finite) return false;
     const PerThread<T> sums{threads, PlainScatter<T>::elements(s, cut.pixels)};
     const typename Nonzeros<T>::Memory lists{s, cut.pixels, threads};

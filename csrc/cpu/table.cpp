@@ -14,6 +14,7 @@ KernelsOf<T> all() {
     add_conv_transpose(kernels);
     add_conv_weight_grad(kernels);
     add_max_pool(kernels);
+    add_avg_pool(kernels);
     add_contrast_norm(kernels);
     add_linear(kernels);
     return kernels;

@@ -21,6 +21,8 @@ void add_conv_weight_grad(KernelsOf<T>&);
 template <typename T>
 void add_max_pool(KernelsOf<T>&);
 template <typename T>
+void add_avg_pool(KernelsOf<T>&);
+template <typename T>
 void add_contrast_norm(KernelsOf<T>&);
 template <typename T>
 void add_linear(KernelsOf<T>&);

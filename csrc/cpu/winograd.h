@@ -359,11 +359,12 @@ struct Winograd {
     Range rows_{};
 };
 
-// A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C].
+// A forward convolution's filters as rows of a block for Winograd's kernel: [taps][taps][SH][SW][C]. Empty unless they
+// are `wanted`.
 template <typename T>
-Table winograd_table(const Conv& s) {
+Table winograd_table(const Conv& s, bool wanted = true) {
     const int64_t taps = ceil_div(s.KH, s.SH);
-    return Table(s.C, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
+    return Table(wanted ? s.C : 0, s.wc, s.KH, s.wi, s.KW, s.wj, [=](int64_t c, int64_t i, int64_t j) {
         const int64_t tap = i / s.SH * taps + j / s.SW, phase = i % s.SH * s.SW + j % s.SW;
         return ((tap * s.SH * s.SW + phase) * s.C + c) * kWidth<T>;
     });

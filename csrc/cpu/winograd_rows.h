@@ -52,7 +52,10 @@ struct WinogradRows {
         const auto row = [&](int64_t c, int64_t i, int64_t j) {
             return (((j / s.SW * s.KH + i) * s.SW + j % s.SW) * s.C + c) * kWidth<T>;
         };
-        return {{{s.C, s.wc, s.KH, s.wi, s.KW, s.wj, row}, taps(s) * tap, w, s.K, s.wk}, taps(s), tap, kPoints * tap};
+        return {{{w ? s.C : 0, s.wc, s.KH, s.wi, s.KW, s.wj, row}, taps(s) * tap, w, s.K, s.wk},
+                taps(s),
+                tap,
+                kPoints * tap};
     }
 
     // Transforms the input under these output rows, of one image.

@@ -353,7 +353,7 @@ def test_wrong_calls_name_the_argument(change, error, words):
 def test_the_map_is_projected_in_the_image_and_in_others():
     model, images = small_net().float(), torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(2))
     projected = occlusion.project_map(model, images[0], "1", 2, images[1:], ["a", "b"])
-    assert [title for title, _, _ in projected] == ["(c) projection, this picture", "(c) a", "(c) b"]
+    assert [title for title, _, _ in projected] == ["(c) projection, this picture", "a", "b"]
     deconv = zf.Deconvnet(model)
     for image, (_, pixels, box) in zip(images, projected, strict=True):
         alone = deconv.project(image[None], "1", 2)

@@ -39,6 +39,8 @@ def skip_unless_served(backend: str, dtype: torch.dtype, call: Call, layout: str
         pytest.skip(f"{backend} does not serve {dtype}")
     if call.grouped != ((1, 1), 1) and not getattr(backends.module(backend), "GROUPS", True):
         pytest.skip(f"{backend} has neither groups nor dilation")
+    if call.op == "avg_pool2d" and not getattr(backends.module(backend), "AVERAGES", True):
+        pytest.skip(f"{backend} has no average pooling")
     if backend in ("triton", "cuda", "emulated") and call.fill == "broken":
         pytest.skip(f"{backend} multiplies the zeros around a map by the weights, and infinity times 0 is NaN")
     if backend in INTERPRETED:
@@ -83,6 +85,8 @@ def large_calls() -> list[Call]:
         Call("relu_conv_transpose2d", "large", {"y": (2, 37, 30, 33), "weight": weight}, conv | size),
         Call("max_pool2d_with_switches", "large", {"x": stack}, pool | ceil),
         Call("max_unpool2d_with_switches", "large", unpool, pool | {"output_size": (29, 31)}),
+        Call("avg_pool2d", "large", {"x": stack}, pool | ceil),
+        Call("avg_pool2d", "large_whole", {"x": stack}, {"kernel_size": (29, 31)}),
         Call("max_pool2d_contrast_norm", "large", {"x": stack}, pool | ceil | norm | {"center": False}),
         Call("contrast_norm", "large", {"x": stack}, norm | {"center": True}),
         Call("conv2d_relu_max_pool2d", "large", forward, layer | ceil),
@@ -152,6 +156,13 @@ def test_a_backend_without_groups_says_so(backend):
             zf.conv2d_relu(x, weight, **settings, backend=backend)
     with pytest.raises(RuntimeError, match="has no kernel for dilation"):
         zf.relu_conv_transpose2d(x, weight, groups=2, output_size=7, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not getattr(backends.module(b), "AVERAGES", True)])
+def test_a_backend_without_averages_says_so(backend):
+    x = torch.zeros(1, 4, 5, 5, device=device[backend])
+    with pytest.raises(RuntimeError, match=r"has no kernel for average pooling; use torch.*backend='cpu'"):
+        zf.avg_pool2d(x, 2, backend=backend)
 
 
 @pytest.mark.parametrize("op", ["unpool", "layer"])

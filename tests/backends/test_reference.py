@@ -7,6 +7,8 @@ from calls import CALLS, Call
 from conftest import assert_close, error
 
 from zfkernels.backends.reference import (
+    avg_pool2d,
+    avg_pool2d_backward,
     contrast_norm,
     contrast_norm_backward,
     conv2d,
@@ -119,6 +121,20 @@ def test_max_pool2d(call):
     assert_close("result", y, expected, torch.float64, exact=True)
     if call.fill not in ("nonfinite", "broken"):  # torch takes the last NaN of a window, we the first
         assert torch.equal(flat_positions(switches, *call.pool_window, x.shape[3]), indices)
+
+
+@calls_of("avg_pool2d")
+def test_avg_pool2d_and_its_gradient(call):
+    x, (kernel, stride, padding) = double(call)["x"].requires_grad_(), call.pool_window
+    settings = call.settings["ceil_mode"], call.settings["count_include_pad"]
+    expected = F.avg_pool2d(x, kernel, stride, padding, *settings)
+    y = avg_pool2d(x, *call.pool_window, expected.shape[2:], settings[1])
+    assert_close("result", y, expected, torch.float64)
+    g = torch.randn_like(expected)
+    gx = avg_pool2d_backward(g, *call.pool_window, x.shape[2:], settings[1])
+    assert_close("result", gx, torch.autograd.grad(expected, x, g)[0], torch.float64)
+    back = avg_pool2d(gx, *call.pool_window, expected.shape[2:], settings[1])  # <A A^T g, g> = <A^T g, A^T g>
+    assert float((back * g).sum()) == pytest.approx(float(gx.square().sum()))
 
 
 @calls_of("max_unpool2d_with_switches")

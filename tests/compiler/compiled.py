@@ -150,6 +150,23 @@ def padded():
     return Through(forward, first=first, second=second, third=nn.Conv2d(16, 16, 3))
 
 
+def averaged():
+    """Averages: 9 of them by our kernel, on maps of 16 channels; others than those, and on 8, by torch."""
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        outs = [self.pool(x), F.avg_pool2d(x, 3, 2, 1, True, False), F.avg_pool2d(x, kernel_size=(2, 3), stride=[1, 2])]
+        outs += [self.adaptive(x), F.adaptive_avg_pool2d(x, (5, 1)), x.mean((2, 3)), x.mean([-1, -2], keepdim=True)]
+        outs += [torch.mean(x, dim=(3, 2)), torch.mean(x, [2, 3], True)]
+        others = [F.adaptive_avg_pool2d(x, 7), F.adaptive_avg_pool2d(x, (None, 3)), x.mean(1), x.mean(), x.mean((1, 2))]
+        others += [F.avg_pool2d(x, 2, divisor_override=3), x.mean((2, 3), dtype=torch.float64).to(x.dtype)]
+        few = self.few(x)
+        return outs, others, few.mean((2, 3)), F.avg_pool2d(few, 2)
+
+    pools = {"pool": nn.AvgPool2d(3, 1, 1), "adaptive": nn.AdaptiveAvgPool2d(1)}
+    return Through(forward, first=conv(3, 16), few=conv(16, 8), **pools)
+
+
 def named():
     """Two inputs, and outputs by name, one of them a map."""
 
@@ -171,7 +188,7 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, averaged)}
 NETWORKS |= {f.__name__: f for f in (named, broken)}
 
 

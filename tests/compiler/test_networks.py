@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from compiled import NETWORKS, Through, check, compiled, conv, flat, images, inputs_of, made, residual
 from torch import nn
 
+from zfkernels import _C
 from zfkernels.compiler import backend, choice, match
 from zfkernels.compiler.program import Program
 from zfkernels.testing.weights import randomised
@@ -100,6 +101,16 @@ def run(name):
     with torch.no_grad():
         call(*inputs_of(name))
     return call, watched
+
+
+def test_averages_go_by_our_kernel(monkeypatch):
+    calls, avg_pool2d = [], _C.avg_pool2d
+    monkeypatch.setattr(_C, "avg_pool2d", lambda *a: calls.append(a) or avg_pool2d(*a))
+    call, _ = run("averaged")
+    assert len(calls) == 9
+    with torch.no_grad():
+        call(images())
+    assert len(calls) == 18
 
 
 def test_kernels_are_called_and_filters_packed_once(monkeypatch):

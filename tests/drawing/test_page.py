@@ -153,7 +153,7 @@ def test_both_pages_have_the_one_layout_and_style(tmp_path):
 
 def test_every_template_is_a_page_of_the_package_or_part_of_one():
     files = {path.name for path in TEMPLATES.iterdir()}
-    assert files == {"base.html", "atlas.html", "demo.html", "style.css", "script.js"}
+    assert files == {"base.html", "atlas.html", "demo.html", "shown.html", "style.css", "script.js"}
     assert Read(render("base.html")).open == []
 
 

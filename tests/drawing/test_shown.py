@@ -1,5 +1,7 @@
 """What results show of themselves: a short repr, a figure, a file, HTML for a notebook."""
 
+from html import escape as html_escape
+
 import pytest
 import torch
 from small import network, photographs
@@ -20,7 +22,7 @@ def results():
     deconv = zf.Deconvnet(net)
     return {
         "Projection": deconv.project(images, "conv3", 2),
-        "Joint": deconv.joint(images[0], "conv3", [0, 1, 2], [(0, 0), (1, 1), (2, 0)]),
+        "Joint": deconv.joint(images[0], "conv3", [0, 1, 2], [(0, 0), (1, 1), (1, 0)]),
         "TopActivations": top_activations(deconv, [images], "conv3", 5),
         "OcclusionMap": occlusion_map(net, images[0], patch=9, stride=8),
         "with a layer": occlusion_map(net, images[0], patch=9, stride=8, layer="conv5"),
@@ -38,7 +40,7 @@ def test_a_result_shows_itself(results, tmp_path, name, monkeypatch):
         assert len(picture.convert("L").getcolors(2**16)) > 10
     html = result._repr_html_()
     assert html.startswith('<figure><img src="data:image/png;base64,')
-    assert html.count(shown.escaping.escape(repr(result))) == 2
+    assert html.count(html_escape(repr(result))) == 2
 
     def without(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")

@@ -41,6 +41,8 @@ def library_calls(backend: str, n: int = 2, filters: int = 4, grad: bool = True)
         "max_pool2d": (x, *pool, (4, 3), backend),
         "max_unpool2d": (pooled, switches, *pool, (7, 6), backend),
         "max_unpool2d_backward": (x, switches, *pool, backend),
+        "avg_pool2d": (x, *pool, (4, 3), False, backend),
+        "avg_pool2d_backward": (randn(n, 3, 4, 3, grad=grad), *pool, (7, 6), False, backend),
         "contrast_norm": (x, *norm),
         "contrast_norm_backward": (randn(n, 3, 7, 6, grad=False), x.detach(), *norm),
         "max_pool2d_contrast_norm": (x, *pool, (4, 3), *norm),
@@ -58,6 +60,8 @@ LIBRARY_OPS = [
     "max_pool2d",
     "max_unpool2d",
     "max_unpool2d_backward",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "contrast_norm",
     "contrast_norm_backward",
     "max_pool2d_contrast_norm",
@@ -74,6 +78,7 @@ def network(x, weight, bias, narrow):
     z = zf.conv2d_relu(y, narrow, None, 1, 1)
     pooled, others = zf.max_pool2d_with_switches(z, 2)
     z = zf.max_unpool2d_with_switches(pooled, others, 2, output_size=z.shape[2:])
+    z = z * zf.avg_pool2d(zf.avg_pool2d(z, 3, 1, 1), z.shape[2:])
     z = zf.relu_conv_transpose2d(z, narrow, 1, 1, output_size=y.shape[2:])
     x = zf.max_unpool2d_relu_conv_transpose2d(z, switches, weight, 1, 1, 3, 2, 0, output_size=x.shape[2:])
     return x.square().sum()

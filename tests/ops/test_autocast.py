@@ -21,6 +21,8 @@ def test_autocast(backend, dtype):
         pooled, switches = zf.max_pool2d_with_switches(y, 2)
         assert pooled.dtype == dtype
         assert zf.max_pool2d_with_switches(x, 2)[0].dtype == torch.float32
+        assert zf.avg_pool2d(y, 2).dtype == dtype
+        assert zf.avg_pool2d(x, 2).dtype == torch.float32
         assert zf.contrast_norm(x).dtype == torch.float32
         assert zf.max_unpool2d_with_switches(pooled.float(), switches, 2, output_size=4).dtype == torch.float32
         assert zf.relu_conv_transpose2d(x, weight.transpose(0, 1), output_size=8).dtype == dtype

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from wrong_calls import WRONG, B, P, S, W, X, Y, conv, deconv, layer, norm, pool, pool_norm, reverse, unpool
+from wrong_calls import WRONG, B, P, S, W, X, Y, average, conv, deconv, layer, norm, pool, pool_norm, reverse, unpool
 
 import zfkernels as zf
 from zfkernels import backends
@@ -27,7 +27,7 @@ def nothing_runs(request, monkeypatch, triton_absent):
         pytest.fail("a kernel ran")
 
     for name in vars(reference):
-        if name.startswith(("conv", "max_", "contrast")):
+        if name.startswith(("conv", "max_", "avg_", "contrast")):
             monkeypatch.setattr(module, name, ran)
     with zf.use_backend(request.param):
         yield
@@ -43,7 +43,7 @@ def test_wrong_call(nothing_runs, call, arguments, kind, text):
 
 def test_the_right_calls_run():
     """The calls that the table spoils are sound."""
-    for call in (conv, pool, norm, pool_norm, unpool, deconv, layer, reverse):
+    for call in (conv, pool, average, norm, pool_norm, unpool, deconv, layer, reverse):
         assert call(backend="reference") is not None
 
 

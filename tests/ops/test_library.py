@@ -138,6 +138,7 @@ TRACED = {
     ),
     "max_unpool2d_relu_conv_transpose2d": _reversed_layer,
     "max_pool2d_contrast_norm": lambda x: zf.max_pool2d_contrast_norm(x, 3, 2),
+    "avg_pool2d": lambda x: zf.avg_pool2d(zf.avg_pool2d(x, 2), (x.shape[2] // 2, x.shape[3] // 2)),
     "contrast_norm": lambda x: zf.contrast_norm(x),
     "conv2d_add": lambda x: zf.conv2d_relu(x, torch.ones(3, 1, 3, 3, dtype=x.dtype), None, 1, 1, 1, 3, add=x, cap=2.0),
 }

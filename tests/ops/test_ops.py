@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import zfkernels as zf
 from zfkernels import backends
 from zfkernels.backends import reference
+from zfkernels.ops.avg_pool import avg_pool2d_backward
 from zfkernels.ops.conv import conv2d, conv2d_weight_grad, conv_transpose2d
 from zfkernels.ops.fused import layer_weight_grad
 from zfkernels.ops.max_pool import max_unpool2d_backward
@@ -79,6 +80,12 @@ def eager_calls(backend: str) -> dict:
         "conv2d_weight_grad": (lambda x, g: conv2d_weight_grad(x, g, (3, 2), *conv[:2], True, backend), (x, g)),
         "max_pool2d": (lambda x: zf.max_pool2d_with_switches(x, 3, 2, 1, **kw)[0], (x,)),
         "max_unpool2d": (lambda y: zf.max_unpool2d_with_switches(y, switches, 3, 2, 1, **size, **kw), (pooled,)),
+        "avg_pool2d": (lambda x: zf.avg_pool2d(x, 3, 2, 1, True, False, **kw), (x,)),
+        "avg_pool2d_of_maps": (lambda x: zf.avg_pool2d(x, x.shape[2:], **kw), (x,)),
+        "avg_pool2d_backward": (
+            lambda g: avg_pool2d_backward(g, (3, 3), (2, 2), (1, 1), (7, 6), True, backend),
+            (randn(1, 2, 4, 3),),
+        ),
         "max_unpool2d_backward": (
             lambda g: max_unpool2d_backward(g, switches, (3, 3), (2, 2), (1, 1), backend),
             (x,),
@@ -146,7 +153,7 @@ def calls(monkeypatch) -> list:
     """The names of the reference's functions in the order in which ops call them."""
     recorded = []
     for name, function in list(vars(reference).items()):
-        if name.startswith(("conv", "max_", "contrast")):
+        if name.startswith(("conv", "max_", "avg_", "contrast")):
             monkeypatch.setattr(reference, name, Counted(function, recorded))
     with zf.use_backend("reference"):
         yield recorded
@@ -203,6 +210,7 @@ def saved_bytes(call) -> int:
 def test_what_is_kept_for_the_backward_pass():
     x, weight = randn(2, 3, 32, 32), randn(8, 3, 3, 3)
     assert saved_bytes(lambda: zf.contrast_norm(x)) == x.numel() * 8
+    assert saved_bytes(lambda: zf.avg_pool2d(x, 2)) == 0
     assert saved_bytes(lambda: zf.max_pool2d_with_switches(x, 2)) == x.numel() // 4
     layer = saved_bytes(lambda: zf.conv2d_relu_max_pool2d(x, weight, None, 1, 1, 2, 2, 0, False))
     assert layer == (x.numel() + weight.numel()) * 8 + 2 * 8 * 16 * 16 * (8 + 1)  # pooled map and switches, no more

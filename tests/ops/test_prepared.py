@@ -49,6 +49,88 @@ def test_same_bits_as_the_weight(name, dtype):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
 
 
+# the same, x being what comes out: by every kernel of a transposed convolution
+TRANSPOSED = CONVOLUTIONS | {
+    "transposed direct": ((2, 40, 9, 8), 20, 3, 1, 1, 1, 1),
+    "transposed tiles": ((2, 64, 28, 28), 64, 3, 1, 1, 1, 1),
+    "scattered": ((2, 3, 21, 22), 20, 5, 2, 1, 1, 1),
+    "plain filters": ((1, 64, 4, 5), 96, 3, 1, 0, 1, 1),
+    "many images": ((9, 64, 4, 5), 96, 3, 1, 0, 1, 1),
+}
+MODES = {"fastest": cpu.WHERE_FASTER, "tiles": cpu.ALWAYS, "exact": cpu.NEVER, "nonzeros": cpu.NONZEROS}
+
+
+def transposed_problem(name, dtype):
+    x, filters, kernel, *window = TRANSPOSED[name]
+    weight = torch.randn(filters, x[1] // window[3], kernel, kernel, dtype=dtype)
+    stride, padding, dilation, groups = window
+    with torch.no_grad():
+        like = nn.functional.conv2d(torch.zeros(x, dtype=dtype), weight, None, stride, padding, dilation, groups)
+    return torch.randn(like.shape, dtype=dtype), weight, window, x[2:]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_same_bits_as_the_weight_transposed(name, dtype, mode):
+    y, weight, window, size = transposed_problem(name, dtype)
+    before = cpu._C.winograd()
+    cpu._C.set_winograd(MODES[mode])
+    try:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            weight = weight.contiguous(memory_format=layout)
+            prepared = zf.prepare(weight, torch.randn(len(weight)).to(dtype))
+            for threads, rectify in ((1, True), (2, False), (3, True), (1, True)):
+                torch.set_num_threads(threads)
+                call = [
+                    zf.relu_conv_transpose2d(y, w, *window, output_size=size, rectify=rectify)
+                    for w in (prepared, weight)
+                ]
+                assert torch.equal(*call), threads
+            if window[2:] == [1, 1]:
+                pool = min(2, *y.shape[2:])
+                pooled, switches = zf.max_pool2d_with_switches(y, pool)
+                calls = [
+                    zf.max_unpool2d_relu_conv_transpose2d(
+                        pooled, switches, w, *window[:2], pool, None, 0, output_size=size
+                    )
+                    for w in (prepared, weight, prepared)
+                ]
+                assert torch.equal(calls[0], calls[1])
+                assert torch.equal(calls[2], calls[1])
+    finally:
+        cpu._C.set_winograd(before)
+
+
+def test_transposed_filters_are_packed_once_a_kernel(monkeypatch):
+    """And not at all where they are not finite: what is known of the weight does not hold there."""
+    weight = torch.randn(96, 64, 3, 3)
+    prepared, made = zf.prepare(weight), []
+    pack = cpu._C.pack_transposed
+    monkeypatch.setattr(cpu._C, "pack_transposed", lambda *a: made.append(a[-2]) or pack(*a))
+    for size in (6, 7, 6, 7, 30, 30):
+        y = torch.randn(1, 96, size - 2, size - 2)
+        out = zf.relu_conv_transpose2d(y, prepared, output_size=size)
+        assert torch.equal(out, zf.relu_conv_transpose2d(y, weight, output_size=size))
+    kinds = {key[1] for key in prepared._packed}
+    assert len([address for address in made if address]) == len(prepared._packed) == len(kinds)
+    weight[3, 4, 1, 1] = torch.inf
+    broken = zf.prepare(weight)
+    for size in (6, 6, 30):
+        y = torch.randn(1, 96, size - 2, size - 2)
+        out, expected = (zf.relu_conv_transpose2d(y, w, output_size=size) for w in (broken, weight))
+        assert torch.equal(out.nan_to_num(7), expected.nan_to_num(7))
+        assert not expected.isfinite().all()
+
+
+def test_scale_reaches_the_transposed_convolution():
+    y, weight, scale = torch.randn(2, 40, 7, 6), torch.randn(40, 20, 3, 3), torch.rand(40) + 0.5
+    prepared = zf.prepare(weight, torch.randn(40), scale=scale)
+    out = zf.relu_conv_transpose2d(y, prepared, output_size=(9, 8))
+    expected = zf.relu_conv_transpose2d(y.double(), (weight * scale.view(-1, 1, 1, 1)).double(), output_size=(9, 8))
+    assert error(out, expected) <= 1e-5
+
+
 @pytest.mark.parametrize("shape", [(2, 20, 9, 8), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("which", ["x", "weight", "bias", "add"])
 def test_views_with_a_pending_negation(which, shape):
@@ -123,12 +205,18 @@ def test_a_changed_weight_is_refused(change):
     layer, x = nn.Conv2d(20, 40, 3), torch.randn(1, 20, 7, 7)
     with torch.no_grad():
         prepared = zf.prepare(layer.weight, layer.bias)
-        zf.conv2d_relu(x, prepared)
+        y = zf.conv2d_relu(x, prepared)
+        zf.relu_conv_transpose2d(y, prepared, output_size=7)
         CHANGES[change](layer)
         for call in (
             lambda: zf.conv2d_relu(x, prepared),
             lambda: zf.conv2d_relu_max_pool2d(x, prepared, None, 1, 0, 2, 2, 0, False),
             lambda: cpu.conv2d(x, prepared, None, (1, 1), (0, 0), False),
+            lambda: zf.relu_conv_transpose2d(y, prepared, output_size=7),
+            lambda: zf.max_unpool2d_relu_conv_transpose2d(
+                y, torch.zeros(y.shape, dtype=torch.uint8), prepared, 1, 0, 1, 1, 0, output_size=7
+            ),
+            lambda: cpu.conv_transpose2d(y, prepared, (1, 1), (0, 0), (7, 7), True),
         ):
             with pytest.raises(RuntimeError, match=r"(weight|bias) has changed since zfkernels.prepare: its .* was"):
                 call()
@@ -143,6 +231,8 @@ def test_it_is_not_used_where_a_gradient_is_wanted():
     for filters, input_ in ((prepared, x.clone().requires_grad_()), (leaf, x)):
         with pytest.raises(RuntimeError, match=r"prepared filters have no gradient.*torch\.no_grad"):
             zf.conv2d_relu(input_, filters)
+        with pytest.raises(RuntimeError, match=r"prepared filters have no gradient, and y, weight"):
+            zf.relu_conv_transpose2d(input_[:, :1].expand(-1, 4, -1, -1), filters, output_size=9)
         with torch.no_grad():
             zf.conv2d_relu(input_, filters)
         with torch.inference_mode():
@@ -155,6 +245,8 @@ def test_wrong_calls():
     wrong = (
         (lambda: zf.conv2d_relu(x, prepared, torch.ones(4)), ValueError, "bias must be None beside prepared filters"),
         (lambda: zf.conv2d_relu(x.double(), prepared), TypeError, "x must have the prepared filters' dtype"),
+        (lambda: zf.relu_conv_transpose2d(x.double(), prepared, output_size=9), TypeError, "y must have the prepared"),
+        (lambda: zf.relu_conv_transpose2d(x, prepared, output_size=9), ValueError, "weight must have y's 3 channels"),
         (lambda: zf.conv2d_relu(x[:, :2], prepared), ValueError, "weight must have x's 2 channels"),
         (lambda: zf.conv2d_relu(x, prepared, backend="reference"), RuntimeError, "are the cpu backend's, got backend"),
         (lambda: zf.prepare([1.0]), TypeError, "weight must be a torch.Tensor, got list"),

@@ -31,6 +31,10 @@ def pool(x=X, kernel_size=2, **settings):
     return zf.max_pool2d_with_switches(x, kernel_size, **settings)
 
 
+def average(x=X, kernel_size=2, **settings):
+    return zf.avg_pool2d(x, kernel_size, **settings)
+
+
 def norm(x=X, **settings):
     return zf.contrast_norm(x, **settings)
 
@@ -280,6 +284,35 @@ WRONG = [
         {"x": X[..., :1, :], "padding": (0, 1)},
         ValueError,
         "weight's window (3, 3)",
+    ),
+    # the average
+    ("average of a list", average, {"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
+    ("average of integers", average, {"x": X.int()}, TypeError, "x must have dtype"),
+    ("average of a 3-d x", average, {"x": X[0]}, ValueError, "x must have 4 dimensions (N, C, H, W)"),
+    ("average over 0", average, {"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
+    ("average at stride 0", average, {"stride": (1, 0)}, ValueError, "stride must be at least 1, got (1, 0)"),
+    (
+        "average with too much padding",
+        average,
+        {"kernel_size": 3, "padding": 2},
+        ValueError,
+        "padding must be at most half of kernel_size, (3, 3), got (2, 2)",
+    ),
+    ("average over more than the map", average, {"kernel_size": 9}, ValueError, "kernel_size (9, 9) must fit into x's"),
+    ("average with ceil_mode 1", average, {"ceil_mode": 1}, TypeError, "ceil_mode must be True or False, got 1"),
+    (
+        "average with count_include_pad None",
+        average,
+        {"count_include_pad": None},
+        TypeError,
+        "count_include_pad must be True or False, got None",
+    ),
+    (
+        "average on no such backend",
+        average,
+        {"backend": "fastest"},
+        ValueError,
+        "backend must be one of reference, cpu, triton, cuda, got 'fastest'",
     ),
     # the pooling's window
     (

@@ -213,10 +213,21 @@ class Checks {
         if (y.count() && std::memcmp(y.data(), again.data(), y.count() * sizeof(T)) != 0) fail("other results");
 
         begin("conv_transpose2d", text(s));
-        Array<T> g(y.count(), place()), back(x.count(), place());
+        Array<T> g(y.count(), place()), back(x.count(), place()), again_back(x.count(), place());
         g.random(random_), back.unwritten();
-        k_.conv_transpose2d(s, g.data(), w.data(), back.data(), coin(), threads());
+        const bool rectify = coin();
+        const int team = threads();
+        k_.conv_transpose2d(s, g.data(), w.data(), nullptr, back.data(), rectify, team);
         back.expect_written();
+        now += " with packed filters";
+        const int64_t most = s.OH * s.OW * s.K / s.G;
+        Array<T> kept(k_.pack_transposed(s, w.data(), most, rectify, nullptr, team).elements, place());
+        kept.unwritten(), again_back.unwritten();  // what a panel has no filters for stays so, and is not read
+        k_.pack_transposed(s, w.data(), most, rectify, kept.data(), team);
+        k_.conv_transpose2d(s, g.data(), w.data(), kept.count() ? kept.data() : nullptr, again_back.data(), rectify,
+                            team);
+        if (back.count() && std::memcmp(back.data(), again_back.data(), back.count() * sizeof(T)) != 0)
+            fail("other results");
 
         begin("conv2d_weight_grad", text(s));
         Array<T> gw(w.count(), place()), gb(s.K, place());
@@ -258,6 +269,19 @@ class Checks {
         expect_wrong(k_.max_unpool2d_backward(s, x.data(), wrong.data(), gy.data(), threads()), s, wrong.data());
     }
 
+    void average(const zf::Pool& s) {
+        begin("avg_pool2d", text(s));
+        Array<T> x(s.N * s.H * s.W * s.C, place()), y(s.N * s.OH * s.OW * s.C, place()), gx(x.count(), place());
+        const bool padded = coin();
+        x.random(random_), y.unwritten(), gx.unwritten();
+        k_.avg_pool2d(s, x.data(), y.data(), padded, threads());
+        y.expect_written(), y.remember();
+        begin("avg_pool2d_backward", text(s));
+        k_.avg_pool2d_backward(s, y.data(), gx.data(), padded, threads());
+        gx.expect_written();
+        x.expect_unchanged(), y.expect_unchanged();
+    }
+
     void norm(const zf::Norm& s) {
         begin("contrast_norm",
               "norm " + std::to_string(s.P) + " " + std::to_string(s.C) + " " + std::to_string(s.size));
@@ -295,15 +319,22 @@ class Checks {
         begin("max_unpool2d_relu_conv_transpose2d", text(s) + " " + text(p));
         Array<T> back(x.count(), place());
         back.unwritten(), y.remember(), switches.remember();
-        const int64_t wrong = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(),
-                                                                    back.data(), coin(), rounding, threads());
+        const bool rectify = coin();
+        const int team = threads();
+        const int64_t most = std::min(s.OH * s.OW, p.OH * p.OW) * s.K;
+        Array<T> kept(k_.pack_transposed(s, w.data(), most, rectify, nullptr, team).elements, place());
+        kept.unwritten();
+        k_.pack_transposed(s, w.data(), most, rectify, kept.data(), team);
+        const T* const packed = coin() && kept.count() ? kept.data() : nullptr;
+        const int64_t wrong = k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), packed,
+                                                                    back.data(), rectify, rounding, team);
         if (wrong != -1) fail("refused good switches");
         back.expect_written();
         if (switches.count()) {
             switches.data()[among(random_, 0, switches.count() - 1)] = static_cast<uint8_t>(among(random_, 0, 255));
             switches.remember();
-            expect_wrong(k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), back.data(),
-                                                               coin(), rounding, threads()),
+            expect_wrong(k_.max_unpool2d_relu_conv_transpose2d(s, p, y.data(), switches.data(), w.data(), nullptr,
+                                                               back.data(), coin(), rounding, threads()),
                          p, switches.data());
         }
         for (const Array<T>* input : {&x, &w, &b, &y}) input->expect_unchanged();
@@ -331,6 +362,11 @@ class Checks {
         pool(pool_of(1, 5, 7, 5, 2, 3, 1, 2, 1, 1, true));
         pool(pool_of(2, 3, 9, 11, 2, 2, 3, 3, 0, 0, false));
         pool(pool_of(0, 4, 6, 6, 3, 3, 2, 2, 0, 0, false));
+        average(pool_of(2, 6, 12, 14, 3, 3, 2, 2, 0, 0, true));
+        average(pool_of(2, 33, 7, 7, 7, 7, 1, 1, 0, 0, false));
+        average(pool_of(1, 70, 25, 26, 25, 26, 1, 1, 0, 0, false));
+        average(pool_of(1, 17, 9, 9, 2, 2, 2, 2, 1, 1, true));
+        average(pool_of(0, 4, 6, 6, 6, 6, 1, 1, 0, 0, false));
         norm({0, 8, 5, 1e-4, 0.75, 2.0, true});
         norm({1, 1, 5, 1e-4, 0.75, 2.0, false});
         norm({7, 3, 9, 2.0, 0.5, 1.0, true});
@@ -361,6 +397,8 @@ class Checks {
                            among(random_, 0, kh / 2), among(random_, 0, kw / 2), coin());
         };
         pool(pool_on(C, H, W));
+        average(pool_on(C, H, W));
+        average(pool_of(N, C, H, W, H, W, 1, 1, 0, 0, false));
         layer(s, pool_on(K, s.OH, s.OW));
         norm({H * W, C, among(random_, 1, 11), 0.1, among(random_, 0, 1) ? 0.75 : 0.6, 1.5, coin()});
         linear({among(random_, 1, 9), H * W, C});

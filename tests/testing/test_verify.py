@@ -83,6 +83,9 @@ BROKEN = [
     ("max_pool2d", "last maximum wins", last_maximum_wins),
     ("max_unpool2d", "collisions not summed", one_write_wins),
     ("max_unpool2d_backward", "shifted by one", lambda g, *a: sound["max_unpool2d_backward"](g.roll(1, -1), *a)),
+    ("avg_pool2d", "padding always counted", lambda x, *a: sound["avg_pool2d"](x, *a[:-1], True)),
+    ("avg_pool2d", "one pixel more", lambda x, *a: sound["avg_pool2d"](x, *a) * 8 / 9),
+    ("avg_pool2d_backward", "not divided", lambda g, k, *a: sound["avg_pool2d_backward"](g, k, *a) * k[0] * k[1]),
     ("contrast_norm", "never centred", lambda *a: sound["contrast_norm"](*a[:-1], False)),
     (
         "contrast_norm",

@@ -95,9 +95,10 @@ def conv_transpose2d(
     groups: int = 1,
 ) -> Tensor:
     x = _empty(y, y.shape[0], weight.shape[1] * groups, output_size)
-    ys, ws, xs = _dense(y), _computed(weight), _computed_empty(x)
-    sizes = conv_sizes(xs.shape, ws, y.shape[2:], stride, padding, dilation, groups)
-    _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), xs.data_ptr(), rectify, _threads())
+    ys, xs, most = _dense(y), _computed_empty(x), y.shape[1] // groups * y.shape[2] * y.shape[3]
+    call = most, rectify, tuple(x.shape), y.shape[2:], stride, padding, dilation, groups
+    sizes, ws, packed = _transposed_filters(weight, *call)
+    _C.conv_transpose2d(_f64(y), sizes, ys.data_ptr(), ws.data_ptr(), packed, xs.data_ptr(), rectify, _threads())
     return _rounded(xs, x)
 
 
@@ -147,6 +148,26 @@ def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Sides, strid
     bad = _C.max_unpool2d_backward(_f64(g), sizes, gs.data_ptr(), s.data_ptr(), gys.data_ptr(), _threads())
     _check_switches(bad, s, kernel_size, stride, padding, g.shape[2:])
     return _rounded(gys, gy)
+
+
+def avg_pool2d(
+    x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, padded: bool
+) -> Tensor:
+    y = _empty(x, x.shape[0], x.shape[1], output_size)
+    xs, ys = _dense(x), _computed_empty(y)
+    sizes = pool_sizes(xs.shape, output_size, kernel_size, stride, padding)
+    _C.avg_pool2d(_f64(x), sizes, xs.data_ptr(), ys.data_ptr(), padded, _threads())
+    return _rounded(ys, y)
+
+
+def avg_pool2d_backward(
+    g: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, padded: bool
+) -> Tensor:
+    gx = _empty(g, g.shape[0], g.shape[1], output_size)
+    gs, gxs = _dense(g), _computed_empty(gx)
+    sizes = pool_sizes(gxs.shape, g.shape[2:], kernel_size, stride, padding)
+    _C.avg_pool2d_backward(_f64(g), sizes, gs.data_ptr(), gxs.data_ptr(), padded, _threads())
+    return _rounded(gxs, gx)
 
 
 def contrast_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, center: bool) -> Tensor:
@@ -200,9 +221,11 @@ def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tens
     n, k = y.shape[:2]
     conv_size = window.conv_map(output_size, weight.shape[2:], stride, padding)
     x = _empty(y, n, weight.shape[1], output_size)
-    ys, s, ws, xs = _dense(y), _dense(switches), _computed(weight), _computed_empty(x)
-    sizes = conv_sizes(xs.shape, ws, conv_size, stride, padding), pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
-    addresses = ys.data_ptr(), s.data_ptr(), ws.data_ptr(), xs.data_ptr()
+    ys, s, xs = _dense(y), _dense(switches), _computed_empty(x)
+    most = min(y.shape[2] * y.shape[3], conv_size[0] * conv_size[1]) * k
+    conv, ws, packed = _transposed_filters(weight, most, rectify, tuple(x.shape), conv_size, stride, padding)
+    sizes = conv, pool_sizes((n, k, *conv_size), y.shape[2:], *pool)
+    addresses = ys.data_ptr(), s.data_ptr(), ws.data_ptr(), packed, xs.data_ptr()
     rounding = _ROUNDING.get(y.dtype, 0)
     bad = _C.max_unpool2d_relu_conv_transpose2d(_f64(y), *sizes, *addresses, rectify, rounding, _threads())
     _check_switches(bad, s, *pool, conv_size)
@@ -218,6 +241,17 @@ def _filters(
         return sizes, weight.filters, packed, weight.bias if bias is None else _bias(bias)
     ws = _computed(weight)
     return conv_sizes(shape, ws, output_size, *settings), ws, 0, _bias(bias)
+
+
+def _transposed_filters(
+    weight: Tensor | PreparedFilters, most: int, rectify: bool, shape: tuple[int, ...], *settings: Any
+) -> tuple[tuple[int, ...], Tensor, int]:
+    """The same of a transposed one, of a map with at most `most` values an image that are not 0."""
+    if isinstance(weight, PreparedFilters):
+        sizes, packed = weight.transposed_call(most, rectify, shape, *settings)
+        return sizes, weight.filters, packed
+    ws = _computed(weight)
+    return conv_sizes(shape, ws, *settings), ws, 0
 
 
 def _threads() -> int:

@@ -6,7 +6,7 @@ memory is copied into it first. Work is queued on the current stream of the tens
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .memory import (
     pixels,
     pool_sizes,
     pooled,
+    refuse_averages,
     refuse_windows,
 )
 
@@ -36,6 +37,7 @@ DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ONE = (1, 1)
 GROUPS = False  # no kernels for groups or dilation
+AVERAGES = False  # nor for average pooling
 MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 TF32 = True  # where allowed, float32 products are of operands rounded to TF32
 
@@ -175,6 +177,13 @@ def max_unpool2d_backward(g: Tensor, switches: Tensor, *pool: Any) -> Tensor:
     sizes = pool_sizes(g.shape, switches.shape[2:], *pool)
     _queue("max_unpool2d_backward", _call(g), (sizes,), (dense(g), dense(switches), gy))
     return gy
+
+
+def avg_pool2d(x: Tensor, *settings: Any) -> NoReturn:
+    refuse_averages("cuda")
+
+
+avg_pool2d_backward = avg_pool2d
 
 
 def contrast_norm(x: Tensor, *norm: Any) -> Tensor:

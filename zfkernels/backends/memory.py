@@ -1,5 +1,7 @@
 """Tensors in channels-last memory, the addresses and sizes that compiled kernels are told, the switch they refuse."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,14 @@ def refuse_windows(backend: str, dilation: Sides, groups: int) -> None:
             f"backend {backend!r} has no kernel for dilation {tuple(dilation)} and groups {groups}, only (1, 1) and 1; "
             "use torch.nn.functional.conv2d there, or backend='cpu' or 'reference' on tensors in host memory"
         )
+
+
+def refuse_averages(backend: str) -> NoReturn:
+    """For a backend that has no average pooling."""
+    raise RuntimeError(
+        f"backend {backend!r} has no kernel for average pooling; use torch.nn.functional.avg_pool2d there, or "
+        "backend='cpu' or 'reference' on tensors in host memory"
+    )
 
 
 def finished(y: Tensor, add: Tensor | None, relu: bool, cap: float | None) -> Tensor:

@@ -251,6 +251,51 @@ def max_unpool2d_backward(g: Tensor, switches: Tensor, kernel_size: Sides, strid
     return _tensor(gy, g)
 
 
+def _counts(size: int, kernel: int, stride: int, padding: int, windows: int, padded: bool) -> np.ndarray:
+    """How many pixels each window of one axis counts: those on the map, and with `padded` those of the padding."""
+    first = np.arange(windows) * stride - padding
+    last = np.minimum(first + kernel, size + padding)
+    counts: np.ndarray = last - first if padded else np.minimum(last, size) - np.maximum(first, 0)
+    return counts
+
+
+def _shares(size: Sides, kernel_size: Sides, stride: Sides, padding: Sides, windows: Sides, padded: bool) -> np.ndarray:
+    """1 / (what window (i, j) counts)."""
+    rows, columns = (
+        _counts(size[d], kernel_size[d], stride[d], padding[d], windows[d], padded).astype(np.float64) for d in (0, 1)
+    )
+    shares: np.ndarray = 1 / (rows[:, None] * columns[None, :])
+    return shares
+
+
+@quiet
+def avg_pool2d(
+    x: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, padded: bool
+) -> Tensor:
+    """y[n,c,i,j] = (sum over kh,kw of x[n,c, i*s+kh-p, j*s+kw-p]) / (the pixels that window (i,j) counts)."""
+    a = _array(x)
+    canvas = _pad(a, padding, _extent(output_size, kernel_size, stride), 0.0)
+    y = np.zeros((*a.shape[:2], *output_size))
+    for kh, kw in np.ndindex(*kernel_size):
+        y += _tap(canvas, kh, kw, stride, output_size)
+    return _tensor(y * _shares(a.shape[2:], kernel_size, stride, padding, output_size, padded), x)
+
+
+@quiet
+def avg_pool2d_backward(
+    g: Tensor, kernel_size: Sides, stride: Sides, padding: Sides, output_size: Sides, padded: bool
+) -> Tensor:
+    """gx[n,c, i*s+kh-p, j*s+kw-p] += g[n,c,i,j] / (the pixels that window (i,j) counts), for every window and tap."""
+    b = _array(g)
+    windows, extent = b.shape[2:], _extent(b.shape[2:], kernel_size, stride)
+    b = b * _shares(output_size, kernel_size, stride, padding, windows, padded)
+    canvas = np.zeros((*b.shape[:2], *(max(extent[d], output_size[d] + 2 * padding[d]) for d in (0, 1))))
+    for kh, kw in np.ndindex(*kernel_size):
+        tap = _tap(canvas, kh, kw, stride, windows)
+        tap += b
+    return _tensor(_crop(canvas, padding, output_size), g)
+
+
 # Contrast normalisation
 
 

@@ -15,7 +15,7 @@ import zfkernels
 
 from . import models, nets, networks, ops, stacks
 from .peers import Case, Setting
-from .shapes import CONVS, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, square
+from .shapes import AVERAGES, CONVS, GROUPED, GROWTH, GROWTH_BASE, NORMS, OTHERS, POOLS, square
 
 # Plain convolutions, which the compiler leaves to torch or oneDNN: the time for compiling goes to the other groups.
 WITHOUT_COMPILER = ("others", "growth")
@@ -89,6 +89,11 @@ JOBS: dict[str, Job] = {
     "smallstep": Job("training step, the demo's ZFNet", networks.small_step, "network", (32,)),
     "step": Job("training step, ZFNet", networks.step, "network"),
     **{name: Job(name, partial(ops.conv, c), "others") for name, c in OTHERS.items()},
+    **{name: Job(name, partial(ops.conv, c), "others") for name, c in GROUPED.items()},
+    **{name: Job(name, partial(ops.average, p), "others") for name, p in AVERAGES.items()},
+    **{
+        f"{name}-back": Job(f"{name}'s backward", partial(ops.averagegrad, p), "others") for name, p in AVERAGES.items()
+    },
     **{f"grow-{axis}-{value}": grown(axis, value) for axis, values in GROWTH.items() for value in values},
     **{name: Job(text, build, "models", None, net.missing) for name, net, text, build in models.jobs()},
     **{name: Job(text, build, "nets", (n,), net.missing) for name, net, text, build, n in nets.jobs()},

@@ -15,8 +15,8 @@ from .torch_ops import conv_backward, in_whole, normalized, pooled, scattered, u
 
 
 def weights(c: Conv) -> tuple[Tensor, Tensor]:
-    scale = (2 / (c.channels * c.kernel**2)) ** 0.5
-    return torch.randn(c.filters, c.channels, c.kernel, c.kernel) * scale, torch.randn(c.filters) * 0.1
+    scale = (2 / (c.depth * c.kernel**2)) ** 0.5
+    return torch.randn(c.filters, c.depth, c.kernel, c.kernel) * scale, torch.randn(c.filters) * 0.1
 
 
 def twice(*values: int) -> tuple[tuple[int, int], ...]:
@@ -30,12 +30,12 @@ def conv(c: Conv, n: int, setting: Setting) -> Case:
     x, (w, b) = torch.randn(n, c.channels, c.size, c.size), weights(c)
 
     def dense(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor]:
-        return (F.relu_(F.conv2d(x, w, b, c.stride, c.padding)),)
+        return (F.relu_(F.conv2d(x, w, b, c.stride, c.padding, c.dilation, c.groups)),)
 
     case = Case(setting, n, in_float64(dense, x, w, b), n * c.flops, c.bytes(n, setting.dtype.itemsize))
     last, ours = x.contiguous(memory_format=LAST), setting.ours
-    stride, padding = twice(c.stride, c.padding)
-    case.run["zfkernels"] = lambda: (ours.conv2d(last, w, b, stride, padding, True),)
+    stride, padding, dilation = twice(c.stride, c.padding, c.dilation)
+    case.run["zfkernels"] = lambda: (ours.conv2d(last, w, b, stride, padding, True, dilation, c.groups),)
     case.add_torch(dense, x, w, b)
     case.add_onednn(c, x, w, b)
     return case.add_graph(Graph(x=x).conv(c, w, b))
@@ -90,6 +90,42 @@ def pool(p: Pool, n: int, setting: Setting) -> Case:
     case.run["zfkernels"] = lambda: ours.max_pool2d(last, kernel, stride, (0, 0), out)
     case.add_torch(lambda x: pooled(p, x), x)
     return case.add_graph(Graph(x=x).pool(p))
+
+
+def average(p: Pool, n: int, setting: Setting) -> Case:
+    """Average pooling; of whole maps where the window is as large."""
+    x = torch.randn(n, p.channels, p.size, p.size)
+
+    def averaged(x: Tensor) -> tuple[Tensor]:
+        return (F.avg_pool2d(x, p.kernel, p.stride, ceil_mode=p.ceil_mode),)
+
+    traffic = x.nbytes + setting.dtype.itemsize * n * p.channels * p.out**2
+    case = Case(setting, n, in_float64(averaged, x), bytes=traffic)
+    last, ours = x.contiguous(memory_format=LAST), setting.ours
+    kernel, stride, out = twice(p.kernel, p.stride, p.out)
+    case.run["zfkernels"] = lambda: (ours.avg_pool2d(last, kernel, stride, (0, 0), out, True),)
+    case.add_torch(averaged, x)
+    if p.kernel == p.size:
+        case.add_torch(lambda x: (x.mean((2, 3), keepdim=True),), x, label="mean", compiled=False)
+    graph = Graph(x=x)
+    graph.node("AveragePool", ["x"], kernel_shape=[p.kernel] * 2, strides=[p.stride] * 2, ceil_mode=int(p.ceil_mode))
+    return case.add_graph(graph)
+
+
+def averagegrad(p: Pool, n: int, setting: Setting) -> Case:
+    """Average pooling's input gradient."""
+    g, x = torch.randn(n, p.channels, p.out, p.out), torch.empty(n, p.channels, p.size, p.size)
+    window = [p.kernel] * 2, [p.stride] * 2, [0, 0], p.ceil_mode, True, None
+
+    def spread(g: Tensor, x: Tensor) -> tuple[Tensor]:
+        return (torch.ops.aten.avg_pool2d_backward(g, x, *window),)
+
+    case = Case(setting, n, in_float64(spread, g, x), bytes=g.nbytes + x.nbytes)
+    last, ours = g.contiguous(memory_format=LAST), setting.ours
+    kernel, stride, size = twice(p.kernel, p.stride, p.size)
+    case.run["zfkernels"] = lambda: (ours.avg_pool2d_backward(last, kernel, stride, (0, 0), size, True),)
+    case.add_torch(spread, g, x, compiled=False)
+    return case
 
 
 def unpool(p: Pool, n: int, setting: Setting) -> Case:

@@ -135,11 +135,11 @@ class Case:
     def add_onednn(self, c: Conv, x: Tensor, w: Tensor, b: Tensor) -> None:
         """torch's fused convolution and ReLU, the call that torch.compile makes, with weights packed in advance."""
         if self.setting.wants("onednn") and self.setting.device == "cpu" and torch.backends.mkldnn.is_available():
-            padding, stride, one = [c.padding] * 2, [c.stride] * 2, [1, 1]
-            packed = torch.ops.mkldnn._reorder_convolution_weight(w, padding, stride, one, 1, list(x.shape))
+            window = [c.padding] * 2, [c.stride] * 2, [c.dilation] * 2, c.groups
+            packed = torch.ops.mkldnn._reorder_convolution_weight(w, *window, list(x.shape))
             x = x.contiguous(memory_format=LAST)
             call = torch.ops.mkldnn._convolution_pointwise
-            self.run["onednn"] = lambda: (call(x, packed, b, padding, stride, one, 1, "relu", [], ""),)
+            self.run["onednn"] = lambda: (call(x, packed, b, *window, "relu", [], ""),)
 
     def add_onednn_transposed(self, c: Conv, g: Tensor, w: Tensor) -> None:
         """torch's transposed convolution with weights packed in advance."""
@@ -223,7 +223,8 @@ class Graph:
 
     def conv(self, c: Conv, w: Tensor, b: Tensor) -> Graph:
         inputs = [self.value, self.constant(w), self.constant(b)]
-        self.node("Conv", inputs, strides=[c.stride] * 2, pads=[c.padding] * 4)
+        window: dict[str, Any] = {"strides": [c.stride] * 2, "pads": [c.padding] * 4, "dilations": [c.dilation] * 2}
+        self.node("Conv", inputs, **window, group=c.groups)
         self.node("Relu", [self.value])
         return self
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ..models.zfnet import ZFNet
+from ..window import conv_size
 
 
 class Conv(NamedTuple):
@@ -15,11 +16,18 @@ class Conv(NamedTuple):
     stride: int
     padding: int
     out: int
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def depth(self) -> int:
+        """The channels of a filter."""
+        return self.channels // self.groups
 
     @property
     def flops(self) -> int:
         """Floating-point operations an image: a multiply and an add for each tap of each output."""
-        return 2 * self.filters * self.channels * self.kernel**2 * self.out**2
+        return 2 * self.filters * self.depth * self.kernel**2 * self.out**2
 
     @property
     def extra(self) -> int:
@@ -29,11 +37,11 @@ class Conv(NamedTuple):
     def bytes(self, n: int, itemsize: int) -> int:
         """What must be moved once: n inputs, n outputs and the filters, at `itemsize` bytes a value."""
         maps = self.channels * self.size**2 + self.filters * self.out**2
-        return itemsize * (n * maps + self.filters * self.channels * self.kernel**2)
+        return itemsize * (n * maps + self.filters * self.depth * self.kernel**2)
 
 
 class Pool(NamedTuple):
-    """A max-pooling from (channels, size, size) to (channels, out, out), no padding."""
+    """A pooling from (channels, size, size) to (channels, out, out), no padding."""
 
     channels: int
     size: int
@@ -54,9 +62,19 @@ class Norm(NamedTuple):
     k: float
 
 
-def square(channels: int, size: int, filters: int, kernel: int, stride: int = 1, padding: int = 0) -> Conv:
+def square(
+    channels: int,
+    size: int,
+    filters: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Conv:
     """The convolution with the size that its map comes to."""
-    return Conv(channels, size, filters, kernel, stride, padding, (size + 2 * padding - kernel) // stride + 1)
+    out = conv_size(size, kernel, stride, padding, dilation)
+    return Conv(channels, size, filters, kernel, stride, padding, out, dilation, groups)
 
 
 def zfnet_layers() -> tuple[dict[int, Conv], dict[int, Pool], dict[int, Norm]]:
@@ -100,6 +118,24 @@ OTHERS = {
     "odd-17-33": square(17, 19, 33, 3, 1, 1),
     "odd-1-8": square(1, 28, 8, 5),
     "odd-130-70": square(130, 15, 70, 1),
+}
+
+# In groups and dilated: MobileNetV2's, EfficientNet's, ResNeXt-50's, a dilated ResNet-50's (DeepLab's).
+GROUPED = {
+    "depthwise-3x3": square(144, 56, 144, 3, 1, 1, 1, 144),
+    "depthwise-3x3-stride": square(96, 112, 96, 3, 2, 1, 1, 96),
+    "depthwise-3x3-deep": square(960, 7, 960, 3, 1, 1, 1, 960),
+    "depthwise-5x5": square(240, 28, 240, 5, 1, 2, 1, 240),
+    "resnext-3x3": square(256, 28, 256, 3, 1, 1, 1, 32),
+    "dilated-3x3": square(256, 28, 256, 3, 1, 2, 2),
+}
+
+# Averages: GoogLeNet's, DenseNet-121's, and whole maps (ResNet-50's, EfficientNet's squeezes).
+AVERAGES = {
+    "average-3x3": Pool(192, 28, 3, 1, False, 26),
+    "average-2x2": Pool(256, 56, 2, 2, False, 28),
+    "average-map": Pool(2048, 7, 7, 7, False, 1),
+    "average-large-map": Pool(96, 56, 56, 56, False, 1),
 }
 
 # One 3x3 convolution whose batch, channels (in and out) or pixels grow while the rest stays.

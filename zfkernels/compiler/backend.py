@@ -28,7 +28,7 @@ def backend(
     what is given back lies as torch would have left it. Other ops are torch's, called one after another: nothing is
     generated or compiled, so that ResNet-50 is ready in seconds.
 
-    A weight that changes is seen at the next call, however it was changed (sources.py says by what, and the one
+    A weight that changes is seen at the next call, however it was changed (ops/sources.py says by what, and the one
     change that is not seen), and its filters are prepared again.
 
     A graph runs as it is, by torch: where a tensor needs a gradient and gradients are enabled, under autocast, on other

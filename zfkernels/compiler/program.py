@@ -4,11 +4,11 @@ import torch
 from torch import fx
 
 from .. import _C
+from ..ops.sources import Sources
 from . import kernels
 from .choice import Choice
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
-from .sources import Sources
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept

@@ -1,5 +1,5 @@
-"""A node that no convolution took: max-pooling and Linear by our kernels, the rest by its own function; and what the
-graph gives back."""
+"""A node that no convolution took: poolings, means over maps and Linear by our kernels, the rest by its own function;
+and what the graph gives back."""
 
 import operator
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from ..backends.memory import address
 from ..ops.define import PLAIN
 from ..ops.linear import MOST_IMAGES
 from . import kernels
+from .averages import average_run
 from .graph import Function, argument, function
 from .kernels import LAST, Registers, Run
 from .match import LINEARS, POOLS, pool_of
@@ -25,8 +26,10 @@ def of_node(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads: int
     """The node as a call on the registers."""
     if function(node) in POOLS and (pool := pool_of(node)) is not None:
         run = kernels.pool_alone(place[argument(node, 0, "input")], place[node], r, pool, threads)
+    elif function(node) in LINEARS:
+        run = linear_run(node, place, r, threads)
     else:
-        run = linear_run(node, place, r, threads) if function(node) in LINEARS else None
+        run = average_run(node, place, r, threads)
     return run or by_torch(node, place)
 
 

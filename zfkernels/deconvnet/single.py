@@ -13,7 +13,7 @@ from torch import Size, Tensor
 from ..graph.layer import Layer, Record, passed_on
 from ..graph.rules import Rules
 from ..graph.steps import Add, Concat, Flatten, Linear, Norm, ReLU, Scale, norm_factors
-from ..graph.windowed import Affine, Average, Pool
+from ..graph.windowed import Affine, Average, Pool, plain_filters
 from .boxes import Box, cut
 from .units import Units, alone, at, on
 
@@ -71,7 +71,7 @@ def _layer(signal: Single, by: Passage) -> list[Signal] | None:
     channels = on(values.device, units.channels)
     if record.scale is not None:
         values = values * record.scale[channels]
-    g = record.filters[channels] * values[:, None, None, None]
+    g = plain_filters(record.filters)[channels] * values[:, None, None, None]
     return [Box(g, units.positions * conv.stride - conv.padding)]
 
 

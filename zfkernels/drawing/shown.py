@@ -4,7 +4,6 @@ Each result has a `plot()`, and takes `save` and `_repr_html_` from here.
 """
 
 import base64
-import html as escaping
 import io
 from pathlib import Path
 from typing import Protocol
@@ -29,16 +28,17 @@ def save(self: Plotted, path: str | Path) -> None:
 
 
 def repr_html(self: Plotted) -> str | None:
-    """The figure with what `repr` says below it; None, so that repr alone is shown, without matplotlib."""
+    """The figure with what `repr` says below it; None, so that repr alone is shown, without matplotlib or jinja2."""
     try:
+        from .page import render
+
         figure = self.plot()
     except ModuleNotFoundError:
         return None
     to = io.BytesIO()
     figure.savefig(to, format="png")
-    said, picture = escaping.escape(repr(self)), base64.b64encode(to.getvalue()).decode()
-    source = f"data:image/png;base64,{picture}"
-    return f'<figure><img src="{source}" alt="{said}" style="max-width:100%"><figcaption>{said}</figcaption></figure>'
+    source = f"data:image/png;base64,{base64.b64encode(to.getvalue()).decode()}"
+    return render("shown.html", source=source, said=repr(self))
 
 
 def span(values: Tensor) -> str:

@@ -5,7 +5,7 @@ costs less, for the weights are read anew at each run.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,18 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.exact import exact_in_thread
+from ..backends.prepared import PreparedFilters
 from ..ops import checks
 from ..ops.fused import layer as conv2d_relu_max_pool2d
 from ..ops.fused import layer_reversed as max_unpool2d_relu_conv_transpose2d
+from ..ops.kept import kept
 from ..window import Pair, Window, conv_map
 from .rules import Rules
-from .windowed import Affine, Conv, Pool, capped
+from .windowed import Affine, Conv, Pool, capped, plain_filters
+
+Weights = tuple[Tensor, Tensor | None]  # filters and bias
 
 
 class Record(NamedTuple):
     """What the reverse of a layer needs of its run."""
 
-    filters: Tensor  # with the batch norms, unless there is a scale
+    filters: Tensor | PreparedFilters  # with the batch norms, unless there is a scale
     scale: Tensor | None  # (channels,) that batch norms multiply the convolution's maps by
     passed: Tensor | None  # the layer's value, positive where the ReLU let its input pass; if the method asks for it
     switches: Tensor | None
@@ -59,8 +63,9 @@ class Layer:
 
     def _run(self, inputs: list[Tensor], rules: Rules) -> tuple[Tensor, Record | None]:
         (x,), conv, pool = inputs, self.conv, self.pool
-        filters, bias, scale, shift = self._weights(x)
-        checks.alike("weight", filters, "x", x)
+        filters, bias, scale, shift = self._weights(x, rules)
+        if not isinstance(filters, PreparedFilters):
+            checks.alike("weight", filters, "x", x)
         switches = None
         if pool is not None and self.rectify and conv.dense:
             size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
@@ -79,22 +84,59 @@ class Layer:
         passed = y if self.rectify and rules.method != "deconvnet" else None
         return y, Record(filters, None if scale is None else scale.view(-1), passed, switches)
 
-    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def _weights(
+        self, x: Tensor, rules: Rules
+    ) -> tuple[Tensor | PreparedFilters, Tensor | None, Tensor | None, Tensor | None]:
         """Filters and bias, and the scale and shift (1, channels, 1, 1) of what is left to do on the map."""
         conv = self.conv
-        weight, bias = conv.weight().detach(), None if conv.bias is None else conv.bias().detach()
+        weight, bias = conv.weight(), None if conv.bias is None else conv.bias()
         if not self.batch_norms:
-            return conv.filters(weight), bias, None, None
+
+            def own() -> Weights:
+                return conv.filters(weight.detach()), None if bias is None else bias.detach()
+
+            return (*self._kept(weight, [bias], x, rules, own), None, None)
+        for batch_norm in self.batch_norms:
+            batch_norm.check()
+        rows, columns = conv_map(x.shape[2:], conv.window, conv.stride, conv.padding)
+        if self.pool is not None or weight.numel() <= len(x) * conv.channels[1] * rows * columns:
+
+            def folded() -> Weights:
+                scale, shift = self._scale_and_shift(bias)
+                return conv.filters(weight.detach() * scale[:, None, None, None]), shift
+
+            tensors = [bias, *(t for batch_norm in self.batch_norms for t in batch_norm.tensors)]
+            return (*self._kept(weight, tensors, x, rules, folded), None, None)
+        filters, _ = self._kept(weight, [], x, rules, lambda: (conv.filters(weight.detach()), None))
+        scale, shift = self._scale_and_shift(bias)
+        return filters, None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+
+    def _scale_and_shift(self, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the batch norms do to the convolution's maps, its bias in the shift."""
         scale, shift = self.batch_norms[0].scale_and_shift()
         for batch_norm in self.batch_norms[1:]:
             factor, term = batch_norm.scale_and_shift()
             scale, shift = scale * factor, torch.addcmul(term, shift, factor)
-        if bias is not None:
-            shift = torch.addcmul(shift, bias, scale)
-        rows, columns = conv_map(x.shape[2:], conv.window, conv.stride, conv.padding)
-        if self.pool is not None or weight.numel() <= len(x) * conv.channels[1] * rows * columns:
-            return conv.filters(weight * scale[:, None, None, None]), shift, None, None
-        return conv.filters(weight), None, scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+        return scale, shift if bias is None else torch.addcmul(shift, bias.detach(), scale)
+
+    def _kept(
+        self,
+        weight: Tensor,
+        others: Sequence[Tensor | None],
+        x: Tensor,
+        rules: Rules,
+        make: Callable[[], Weights],
+    ) -> tuple[Tensor | PreparedFilters, Tensor | None]:
+        """The filters and bias that `make` makes of these tensors; or the same kept from an earlier run, and None."""
+        conv = self.conv
+        if not conv.by_torch(rules):
+            kind: object = (conv.before, conv.after, *(b.batch_norm.eps for b in self.batch_norms))
+            kind = None if conv.plain and not self.batch_norms else kind
+            there = [t for t in others if t is not None]
+            found = kept(weight, there, lambda: PreparedFilters(*make(), None, patient=True), x, rules.backend, kind)
+            if found is not None:
+                return found, None
+        return make()
 
     def reverse(
         self, g: Tensor, size: Pair, record: Record, rules: Rules, paddings: Sequence[Pair], own: bool = False
@@ -104,6 +146,7 @@ class Layer:
         """
         conv, pool, rectify = self.conv, self.pool, self.rectify and rules.method != "gradient"
         filters, scale, passed, switches = record
+        plain = plain_filters(filters)
         if passed is not None:
             g, own = passed_on(g, passed, own, self.cap), True
         if pool is not None and conv.dense:
@@ -115,8 +158,8 @@ class Layer:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])
             g = pool.unpool(g, switches, paddings[1], middle, rules)  # type: ignore[arg-type]  # a pool records them
             own = True
-        if scale is not None and g.numel() > filters.numel():
-            filters = filters * scale.view(-1, 1, 1, 1)
+        if scale is not None and g.numel() > plain.numel():
+            filters = plain * scale.view(-1, 1, 1, 1)
         elif scale is not None:
             if rectify:
                 g, own, rectify = rectified(g, own), True, False

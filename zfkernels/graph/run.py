@@ -84,9 +84,12 @@ def ranges(reach: list[Reach], positions: np.ndarray, size: Sequence[int]) -> tu
     low, high = np.empty_like(positions), np.empty_like(positions)
     for axis, of_strides in enumerate(reach):
         place = positions[:, axis]
-        low[:, axis] = np.minimum.reduce([stride * place + first for stride, (first, _) in of_strides.items()])
-        high[:, axis] = np.maximum.reduce([stride * place + last for stride, (_, last) in of_strides.items()])
-    return low.clip(0, size), high.clip(0, size)
+        firsts = [stride * place + first for stride, (first, _) in of_strides.items()]
+        lasts = [stride * place + last for stride, (_, last) in of_strides.items()]
+        low[:, axis] = firsts[0] if len(firsts) == 1 else np.minimum.reduce(firsts)
+        high[:, axis] = lasts[0] if len(lasts) == 1 else np.maximum.reduce(lasts)
+    least, most = np.int64(0), np.array(size)  # ndarray.clip takes five times as long on so few numbers
+    return np.minimum(np.maximum(low, least), most), np.minimum(np.maximum(high, least), most)
 
 
 def reaches(nodes: list[tuple[int, Windows, tuple[int, ...]]], stop: int) -> dict[int, list[Reach]]:

@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 
+from ..backends.prepared import PreparedFilters
 from ..ops import checks
 from ..ops.conv import conv2d, conv2d_add, conv_transpose2d
 from ..ops.max_pool import max_pool2d, max_unpool2d
 from ..window import Pair, Window, as_pair, conv_map, pool_map
 from .rules import Read, Rules, Shapes, check_count, check_size
+
+
+def plain_filters(filters: Tensor | PreparedFilters) -> Tensor:
+    return filters.filters if isinstance(filters, PreparedFilters) else filters
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,23 @@ class Affine:
     maps = False
     windows = ()
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """In evaluation mode it is x * scale + shift, one of each a channel."""
+    @property
+    def tensors(self) -> list[Tensor]:
+        norm = self.batch_norm
+        return [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
+
+    def check(self) -> None:
         norm = self.batch_norm
         if norm.training:
             raise RuntimeError(
                 f"layer {self.name!r} ({type(norm).__name__}) is in training mode, in which it uses the mean and "
                 "variance of each batch; call model.eval() first"
             )
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """In evaluation mode it is x * scale + shift, one of each a channel."""
+        self.check()
+        norm = self.batch_norm
         scale = torch.rsqrt(norm.running_var + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight.detach()
@@ -111,11 +125,16 @@ class Conv:
         apart = [(self.window[a] - self.reach[a]) % self.dilation[a] for a in (0, 1)]
         return (self.groups == 1 and self.dilation == (1, 1)) or any(apart)
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether `filters` are the weight itself."""
+        return self.window == self.reach and (self.groups == 1 or not self.dense)
+
     def filters(self, weight: Tensor) -> Tensor:
         """Of this weight: the filters of a convolution with `stride` and `padding` that does all of this one, padding
         of other sizes on either side too; with its groups and dilation, unless it is `dense`.
         """
-        if self.window == self.reach and (self.groups == 1 or not self.dense):
+        if self.plain:
             return weight
         first = tuple(self.padding[a] - self.before[a] for a in (0, 1))
         if not self.dense:
@@ -146,34 +165,41 @@ class Conv:
         return self.by_filters(x, filters, None if self.bias is None else self.bias().detach(), padding, None, rules)
 
     def by_filters(
-        self, x: Tensor, filters: Tensor, bias: Tensor | None, padding: Pair, cap: float | None, rules: Rules
+        self,
+        x: Tensor,
+        filters: Tensor | PreparedFilters,
+        bias: Tensor | None,
+        padding: Pair,
+        cap: float | None,
+        rules: Rules,
     ) -> Tensor:
         """The convolution with what `filters` gave and this padding; with a cap, which may be infinite, rectified."""
         rectify = cap is not None
-        if self._by_torch(rules):
-            y = F.conv2d(x, filters, bias, self.stride, padding, self.dilation, self.groups)
+        if self.by_torch(rules):
+            y = F.conv2d(x, plain_filters(filters), bias, self.stride, padding, self.dilation, self.groups)
             return y if cap is None else capped(y, cap)
         if cap is not None and cap < math.inf:
             window = self.stride, padding, rectify, cap
             return conv2d_add(x, filters, bias, None, *window, rules.backend, *self._grouping)
         return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend, *self._grouping)
 
-    def transposed(self, g: Tensor, filters: Tensor, padding: Pair, size: Pair, rectify: bool, rules: Rules) -> Tensor:
+    def transposed(
+        self, g: Tensor, filters: Tensor | PreparedFilters, padding: Pair, size: Pair, rectify: bool, rules: Rules
+    ) -> Tensor:
         """Its adjoint, of g or, with `rectify`, of max(0, g), onto a map of `size`."""
-        if not self._by_torch(rules):
+        if not self.by_torch(rules):
             settings = self.stride, padding, size, rectify, rules.backend
             return conv_transpose2d(g, filters, *settings, *self._grouping)
         least = [(g.shape[2 + a] - 1) * self.stride[a] + self.window[a] - 2 * padding[a] for a in (0, 1)]
         left = tuple(size[a] - least[a] for a in (0, 1))
-        return F.conv_transpose2d(
-            g.relu() if rectify else g, filters, None, self.stride, padding, left, self.groups, self.dilation
-        )
+        g, plain = g.relu() if rectify else g, plain_filters(filters)
+        return F.conv_transpose2d(g, plain, None, self.stride, padding, left, self.groups, self.dilation)
 
     @cached_property
     def _grouping(self) -> tuple[Pair, int]:
         return ((1, 1), 1) if self.dense else (self.dilation, self.groups)
 
-    def _by_torch(self, rules: Rules) -> bool:
+    def by_torch(self, rules: Rules) -> bool:
         """Of what is not dense our kernels are the faster ones for depthwise convolutions, on the CPU."""
         depthwise = self.groups == self.channels[0] == self.channels[1] and self.dilation == (1, 1)
         return not (self.dense or (depthwise and rules.backend == "cpu"))

@@ -147,8 +147,9 @@ class ZFNet(nn.Module):
             module = getattr(self, layer.name)
             pool: Any = getattr(self, above.name) if above is not None else None
             if _fusible(module, pool) and not isinstance(x, fx.Proxy):
-                conv = module.weight, module.bias, module.stride, module.padding
-                x, _ = conv2d_relu_max_pool2d(x, *conv, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
+                weight, bias = module.filters(x)
+                window = module.stride, module.padding, pool.kernel_size, pool.stride, pool.padding
+                x, _ = conv2d_relu_max_pool2d(x, weight, bias, *window, pool.ceil_mode)
                 fused = above
             else:
                 x = module(x)

@@ -72,13 +72,24 @@ def pool_window(
     names: tuple[str, str, str],
 ) -> tuple[window.Pair, window.Pair, window.Pair]:
     """A pooling's kernel, stride (default: the kernel) and padding as pairs; at most 256 pixels, half of it padding."""
-    kernel = window.pair(names[0], kernel_size, 1)
-    stride = kernel if stride is None else window.pair(names[1], stride, 1)
-    padding = window.pair(names[2], padding, 0)
+    kernel, stride, padding = window_of(kernel_size, stride, padding, names)
     if kernel[0] * kernel[1] > LARGEST_WINDOW:
         raise ValueError(
             f"{names[0]} must cover at most {LARGEST_WINDOW} pixels, for a switch is one byte; got {kernel}"
         )
+    return kernel, stride, padding
+
+
+def window_of(
+    kernel_size: int | window.Sides,
+    stride: int | window.Sides | None,
+    padding: int | window.Sides,
+    names: tuple[str, str, str],
+) -> tuple[window.Pair, window.Pair, window.Pair]:
+    """The same of any size."""
+    kernel = window.pair(names[0], kernel_size, 1)
+    stride = kernel if stride is None else window.pair(names[1], stride, 1)
+    padding = window.pair(names[2], padding, 0)
     if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
         raise ValueError(f"{names[2]} must be at most half of {names[0]}, {kernel}, got {padding}")
     return kernel, stride, padding

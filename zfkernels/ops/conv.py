@@ -227,7 +227,7 @@ _conv2d_weight_grad: Callable[..., tuple[Tensor, Tensor]] = define(
 
 def conv2d(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None,
     stride: Sides,
     padding: Sides,
@@ -241,7 +241,7 @@ def conv2d(
 
 def conv2d_add(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None,
     add: Tensor | None,
     stride: Sides,
@@ -257,7 +257,7 @@ def conv2d_add(
 
 def conv_transpose2d(
     y: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     stride: Sides,
     padding: Sides,
     output_size: Sides,
@@ -440,7 +440,7 @@ def check_addend(add: Tensor | None, cap: float | None, shape: tuple[int, ...], 
 
 def relu_conv_transpose2d(
     y: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
@@ -458,7 +458,8 @@ def relu_conv_transpose2d(
 
     Args:
         y: (N, C_out, OH, OW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
-        weight: (C_out, C_in / groups, KH, KW), the FORWARD convolution's; of y's dtype and device.
+        weight: (C_out, C_in / groups, KH, KW), the FORWARD convolution's; of y's dtype and device. In its place what
+            `prepare` makes of it.
         stride, padding, dilation, groups: the forward convolution's, as `conv2d_relu`'s.
         output_size: (H, W) of the forward convolution's input, from which it makes y's (OH, OW).
         rectify: whether to rectify y first. backend: as `conv2d_relu`'s.
@@ -471,7 +472,11 @@ def relu_conv_transpose2d(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1 (rectification, filtering).
     """
-    y, weight = checks.autocast(y, weight)
+    prepared = None
+    if isinstance(weight, PreparedFilters):
+        prepared, weight, _ = opened(weight, None, y, backend, "y")
+    else:
+        y, weight = checks.autocast(y, weight)
     checks.tensor("y", y, ("N", "C_out", "OH", "OW"))
     checks.flag("rectify", rectify)
     settings = check_transposed(y, weight, stride, padding, output_size, dilation, groups)
@@ -485,5 +490,9 @@ def relu_conv_transpose2d(
             f"output_size must be the size of an input from which the convolution makes y's {tuple(y.shape[2:])}: from "
             f"{least} to {(least[0] + stride[0] - 1, least[1] + stride[1] - 1)}, got {output_size}"
         )
+    if prepared is not None:
+        transposed = module("cpu").conv_transpose2d
+        result: Tensor = transposed(y, prepared, stride, padding, output_size, rectify, dilation, groups)
+        return result
     name = checks.backend(backend, y)
     return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, name)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends
+from ..backends.prepared import PreparedFilters
 
 LIBRARY = torch.library.Library("zfkernels", "DEF")
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -71,7 +72,7 @@ def define(schema: str, op: type[Op]) -> Function:
                 continue
             # A view with a pending negation (from `z.conj().imag`) holds the wrong sign in memory.
             if type(tensor) not in PLAIN or tensor.is_meta or tensor.is_neg():
-                return library_op(*arguments)
+                return (forward if isinstance(tensor, PreparedFilters) else library_op)(*arguments)
             needs_gradient = needs_gradient or tensor.requires_grad
         if needs_gradient and torch.is_grad_enabled():
             return apply(*arguments[:tensors], arguments)

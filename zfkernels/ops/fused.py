@@ -217,7 +217,7 @@ def conv2d_relu_max_pool2d(
 def max_unpool2d_relu_conv_transpose2d(
     y: Tensor,
     switches: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     stride: int | tuple[int, int],
     padding: int | tuple[int, int],
     pool_kernel: int | tuple[int, int],
@@ -236,7 +236,8 @@ def max_unpool2d_relu_conv_transpose2d(
     Args:
         y: (N, C_out, PH, PW), float32, float64, bfloat16 or float16, of any strides; N may be 0.
         switches: y's shape, dtype uint8, as the forward layer returned them.
-        weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device.
+        weight: (C_out, C_in, KH, KW), the FORWARD convolution's; of y's dtype and device. In its place what `prepare`
+            makes of it.
         stride, padding, pool_kernel, pool_stride, pool_padding: the forward layer's.
         output_size: (H, W) of the forward layer's input.
         rectify: whether to rectify the unpooled map. backend: as `conv2d_relu`'s.
@@ -249,7 +250,11 @@ def max_unpool2d_relu_conv_transpose2d(
 
     Source: Zeiler & Fergus, arXiv 1311.2901, section 2.1.
     """
-    y, weight = checks.autocast(y, weight)
+    prepared = None
+    if isinstance(weight, PreparedFilters):
+        prepared, weight, _ = opened(weight, None, y, backend, "y")
+    else:
+        y, weight = checks.autocast(y, weight)
     checks.tensor("y", y, ("N", "C_out", "PH", "PW"))
     checks.switches(switches, y)
     checks.flag("rectify", rectify)
@@ -261,6 +266,10 @@ def max_unpool2d_relu_conv_transpose2d(
             f"got {output_size}"
         )
     check_unpooled(y, conv_size, *pool, output_size)
+    if prepared is not None:
+        reverse = module("cpu").max_unpool2d_relu_conv_transpose2d
+        result: Tensor = reverse(y, switches, prepared, stride, padding, *pool, output_size, rectify)
+        return result
     name = checks.backend(backend, y)
     return layer_reversed(y, switches, weight, stride, padding, *pool, output_size, rectify, name)
 

@@ -11,11 +11,13 @@ from .define import PLAIN
 def prepare(weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None) -> PreparedFilters:
     """Filters for many calls: y = scale * corr(x, weight) + bias, the weight packed once instead of at each call.
 
-    Give the result in the place of `weight`, and no bias, to `conv2d_relu` or `conv2d_relu_max_pool2d` on the CPU. It
-    is for inference: a call that would need a gradient raises, and so does every call after the weight, the bias or the
-    scale has changed (another address, version, shape or dtype). torch counts what is written through a tensor and its
-    views; what is written through `.data` or a NumPy array nobody counts: prepare again then. While something traces
-    (torch.compile, a dispatch mode) the same numbers are given as a plain weight.
+    Give the result in the place of `weight`, and no bias, to `conv2d_relu` or `conv2d_relu_max_pool2d` on the CPU, or
+    in the place of the forward's weight to `relu_conv_transpose2d` or `max_unpool2d_relu_conv_transpose2d`, which take
+    scale * weight and leave the bias alone. It is for inference: a call that would need a gradient raises, and so does
+    every call after the weight, the bias or the scale has changed (another address, version, shape or dtype). torch
+    counts what is written through a tensor and its views; what is written through `.data` or a NumPy array nobody
+    counts: prepare again then. While something traces (torch.compile, a dispatch mode) the same numbers are given as a
+    plain weight.
 
     Args:
         weight: (C_out, C_in / groups, KH, KW), float32, float64, bfloat16 or float16, on the CPU.
@@ -24,7 +26,8 @@ def prepare(weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None 
 
     Returns:
         PreparedFilters, which hold the packed filters beside the weight: as large again, for each kernel (stride, size
-        of map) that asked for them.
+        of map, forward or transposed) that asked for them. Winograd's filters are kept packed but not transformed: four
+        times as large, they take longer to read from memory than to make.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, named in the message.
@@ -45,20 +48,20 @@ def prepare(weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None 
 
 
 def opened(
-    weight: PreparedFilters, bias: Tensor | None, x: Tensor, backend: str | None
+    weight: PreparedFilters, bias: Tensor | None, x: Tensor, backend: str | None, of: str = "x"
 ) -> tuple[PreparedFilters | None, Tensor, Tensor | None]:
     """What a public function goes on with: the prepared filters, and a weight and bias to check; while something traces
-    None, and a weight and bias to compute with."""
+    None, and a weight and bias to compute with. `of` is x's name there."""
     if bias is not None:
         raise ValueError("bias must be None beside prepared filters: give it to zfkernels.prepare")
     if not isinstance(x, Tensor) or x.dtype != weight.dtype:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must have the prepared filters' dtype, {weight.dtype}, got {got}")
+        raise TypeError(f"{of} must have the prepared filters' dtype, {weight.dtype}, got {got}")
     sources = {name: value for name, (value, _) in weight.sources.items()}
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sources.values())):
         raise RuntimeError(
-            "prepared filters have no gradient, and x, weight, bias or scale needs one; call under torch.no_grad(), or "
-            "give the weight itself"
+            f"prepared filters have no gradient, and {of}, weight, bias or scale needs one; call under "
+            "torch.no_grad(), or give the weight itself"
         )
     name = checks.backend(backend, x)
     if name != "cpu":

@@ -43,6 +43,13 @@ FIXED_POOLS = (  # n, c, (h, w), kernel, stride, padding, ceil
     (1, 2, (5, 5), (5, 5), (5, 5), (0, 0), False),  # one window
     (0, 4, (6, 6), (3, 3), (2, 2), (0, 0), False),
 )
+FIXED_AVERAGES = (  # whole maps, and what only an average may have
+    (2, 40, (7, 7), (7, 7), (7, 7), (0, 0), False),
+    (1, 130, (31, 29), (31, 29), (1, 1), (0, 0), False),  # a large map
+    (3, 5, (6, 9), (6, 9), (6, 9), (3, 4), False),  # whole maps are not all of these windows
+    (1, 17, (19, 33), (18, 20), (1, 1), (9, 10), True),  # more than 256 pixels
+    (0, 8, (5, 5), (5, 5), (5, 5), (0, 0), False),  # no images
+)
 FIXED_NORMS = (  # n, c, (h, w), size, alpha, beta, k, center
     (1, 1, (1, 1), 5, 1e-4, 0.75, 2.0, False),
     (2, 96, (5, 7), 5, 1e-4, 0.75, 2.0, False),
@@ -226,6 +233,17 @@ def pool_cases(op: str, seed: int, count: int) -> Iterable[Case]:
             yield draw.case((x, switches, kernel, stride, padding), label)
 
 
+def average_cases(op: str, seed: int, count: int) -> Iterable[Case]:
+    for draw, shape in draws(op, seed, count, (*FIXED_POOLS, *FIXED_AVERAGES)):
+        n, c, size, kernel, stride, padding, ceil = shape = shape or random_pool(draw)
+        out, fill, padded = pool_map(size, kernel, stride, padding, ceil), draw.fill(n * c), draw.index % 3 > 0
+        label = f"n, c, size, kernel, stride, padding, ceil = {shape}, {fill}, padding counted {padded}"
+        if op == "avg_pool2d":
+            yield draw.case((draw.tensor(n, c, *size, fill=fill), kernel, stride, padding, out, padded), label)
+        else:
+            yield draw.case((draw.tensor(n, c, *out, fill=fill), kernel, stride, padding, size, padded), label)
+
+
 def norm_cases(op: str, seed: int, count: int) -> Iterable[Case]:
     for draw, shape in draws(op, seed, count, FIXED_NORMS):
         n, c, size, *constants = shape = shape or random_norm(draw)
@@ -294,9 +312,11 @@ class Op:
 
 
 EXACT = ("max_pool2d", "max_unpool2d_backward")
+AVERAGES = ("avg_pool2d", "avg_pool2d_backward")
 CASES = {
     conv_cases: ("conv2d", "conv2d_add", "conv_transpose2d", "conv2d_weight_grad"),
     pool_cases: ("max_pool2d", "max_unpool2d", "max_unpool2d_backward"),
+    average_cases: AVERAGES,
     norm_cases: ("contrast_norm", "contrast_norm_backward"),
     pool_norm_cases: ("max_pool2d_contrast_norm",),
     layer_cases: ("conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d"),

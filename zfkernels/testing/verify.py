@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import reference
-from .cases import OPS, Case
+from .cases import AVERAGES, OPS, Case
 from .compare import BOUNDS, TF32_BOUND, is_float, tuple_of
 from .memory import placed, poisoned_memory
 
@@ -62,6 +62,8 @@ def run(
         for op in ops or OPS:
             drawn = list(OPS[op].cases(seed, cases))
             for name, module in modules.items():
+                if op in AVERAGES and not getattr(module, "AVERAGES", True):
+                    continue
                 own = [case for case in drawn if served(module, case)]
                 rows.append([check(op, name, module, dtype, own) for dtype in BOUNDS if dtype in module.DTYPES])
                 if getattr(module, "TF32", False) and "conv" in op:

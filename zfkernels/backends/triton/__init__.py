@@ -5,12 +5,15 @@ NumPy and slowly, on tensors in host memory: for tests, without a GPU.
 """
 
 import importlib.util
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from ..memory import refuse_averages
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = False  # no kernels for groups or dilation
+AVERAGES = False  # nor for average pooling
 MULTIPLIES_PADDING = True  # the zeros around a map: a weight that is not finite spoils more than it reaches
 
 INSTALLED, INTERPRETED = importlib.util.find_spec("triton") is not None, False
@@ -38,6 +41,13 @@ NOTES = (
     "max_unpool2d_relu_conv_transpose2d unpools and rectifies in one kernel, then filters: gathered in the product's "
     "operand, values would lie in registers, where ptxas may reuse them too early (triton issues 9433, 11781)",
 )
+
+
+def avg_pool2d(x: torch.Tensor, *settings: Any) -> NoReturn:
+    refuse_averages("triton")
+
+
+avg_pool2d_backward = avg_pool2d
 
 
 def unavailable() -> str | None:
