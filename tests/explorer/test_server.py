@@ -224,16 +224,17 @@ def test_what_somebody_waits_for_comes_before_the_search():
 # Live
 
 
-def test_the_units_that_see_a_pixel(app, it):
-    query = "picture=3&row=20&column=30&layer=1"
-    units = told(app, "/live/seen", query=query)
+@pytest.mark.parametrize(("layer", "row", "column"), [(1, 20, 30), (0, 0, 0), (0, 47, 20)])
+def test_the_units_that_see_a_pixel(app, it, layer, row, column):
+    """At the picture's edge a neighbour of the nearest place may not see the pixel."""
+    units = told(app, "/live/seen", query=f"picture=3&row={row}&column={column}&layer={layer}")
     assert units
     inputs = it.state.network.normalise(it.state.read([3]))
-    value = it.state.deconv.activations(inputs, "conv3")[0]
+    value = it.state.deconv.activations(inputs, LAYERS[layer])[0]
     for unit in units:
         top, left, bottom, right = unit["box"]
-        assert top <= 20 < bottom
-        assert left <= 30 < right
+        assert top <= row < bottom
+        assert left <= column < right
         assert float((value[unit["map"]] - unit["value"]).abs().min()) < 1e-3 * unit["value"] + 1e-6
         assert unit["picture"].startswith("data:image/webp;base64,")
     shares = [unit["share"] for unit in units]
@@ -264,6 +265,19 @@ def test_noise_leaves_nothing_changed_at_0_and_little_at_1(app, it):
     assert again == there
     after = it.state.network.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_between_trained_and_random_each_tensor_keeps_its_mean_and_spread(it):
+    trained = dict(it.state.network.model.named_parameters())
+    mixed = dict(live._mixed(it.state, live.Live(), it.state.layers[2], 0.5).model.named_parameters())
+    for name in ("conv1.weight", "conv3.weight", "conv5.weight"):
+        one, other = trained[name].detach(), mixed[name].detach()
+        assert float(other.std() / one.std()) == pytest.approx(1, abs=0.1)
+        assert float(other.mean() - one.mean()) == pytest.approx(0, abs=0.1 * float(one.std()))
+        assert float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) == pytest.approx(
+            0.71, abs=0.1
+        )
+    assert torch.equal(trained["fc8.weight"], mixed["fc8.weight"])
 
 
 def test_every_map_is_compared_with_itself_under_random_weights(app, it):
