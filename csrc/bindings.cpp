@@ -51,10 +51,13 @@ const zf::Kernels& kernels_named(const char* name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    // `add` and `packed` may be null; without a cap it is infinity.
+    // `add` and `packed` may be null; without a cap it is infinity. Elements from one pixel of x, and of y and add, to
+    // the next: as many as channels, or more.
     m.def("conv2d", [](bool f64, ConvSizes s, Address x, Address w, Address packed, Address bias, Address add,
-                       Address y, bool relu, double cap, int threads) {
-        with_table(f64, [&](auto& k) { conv2d_of(k, conv(s), x, w, packed, bias, add, y, relu, cap, threads); });
+                       Address y, bool relu, double cap, int threads, int64_t x_pitch, int64_t y_pitch) {
+        zf::Conv sizes = conv(s);
+        sizes.XP = x_pitch, sizes.YP = y_pitch;
+        with_table(f64, [&](auto& k) { conv2d_of(k, sizes, x, w, packed, bias, add, y, relu, cap, threads); });
     });
     // Filters packed for the kernel that computes this convolution: how many elements, and at `to` unless it is 0.
     m.def("pack_filters", [](bool f64, ConvSizes s, Address w, Address to, int threads) {
@@ -153,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
     });
     m.def("pool", &zf::pool_name);
     m.def("sampled", [](Address table, int64_t count) {
-        return zf::sampled(reinterpret_cast<const int64_t (*)[2]>(table), count);
+        return zf::sampled(reinterpret_cast<const int64_t (*)[3]>(table), count);
     });
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });

@@ -21,6 +21,8 @@ def conv2d(
     relu: bool,
     cap: float,
     threads: int,
+    x_pitch: int,
+    y_pitch: int,
     /,
 ) -> None: ...
 def pack_filters(f64: bool, sizes: _Sizes, w: int, to: int, threads: int, /) -> int: ...

@@ -2,8 +2,8 @@
 // ZFNet, VGG-16 and ResNet-50 get.
 //
 // A cost is what a kernel takes for one image on one thread, in cycles. It depends on neither the batch nor the number
-// of threads nor any value, so these change no bit of an image. The constants are fits to times measured with AVX2;
-// vectors of another width scale them.
+// of threads nor any value, so these change no bit of an image. The constants are fits to times measured with AVX2 on
+// Zen 3, whose vectors of another width scale; those that differ by kWide, with AVX-512 on Sapphire Rapids.
 #pragma once
 #include "depthwise.h"
 #include "nonzeros.h"
@@ -12,28 +12,30 @@
 namespace zf {
 namespace {
 
-constexpr double kMargin = 1.1;             // Winograd and nonzeros must be a tenth faster: costs are that uncertain
-constexpr double kLeastCycles = 1e5;        // 30 us: below it exact sums, whose ties pool by the rule, are worth more
-constexpr double kRectified = 0.5;          // share of rectified values taken to be nonzero; they must not be looked at
-constexpr double kPlainValues = 64;         // of a pixel, from which adding its sums is cheaper than packing filters
-constexpr double kPeak = 0.82;              // share of the multiply-add peak that tile.h reaches over a block
-constexpr double kScatterPeak = 0.62;       // the same where products are added to memory
-constexpr double kTileSteps = 9;            // steps of tile.h that a tile costs besides its products
-constexpr double kDirectStep = 1.03;        // cycles for two multiply-adds
-constexpr double kDirectStore = 10;         // cycles for storing two vectors of an output
-constexpr double kDirectPack = 5;           // for packing a vector of filters
-constexpr double kTransposedPack = 0.6;     // for packing an element of the filters
-constexpr double kRowsOut = 32;             // for transforming a vector of an output's points
-constexpr double kRowsFilter = 43;          // for transforming a vector of filters
-constexpr double kTilesIn = 36;             // for transforming a channel of a tile
-constexpr double kTilesOut = 30;            // for transforming an output of a tile back
-constexpr double kTilesFilter = 13;         // for transforming a channel of an output's filter
-constexpr double kTilesChunk = 7;           // steps that a chunk of channels costs besides its products
-constexpr double kTilesMeasured = 1.2;      // all of it is a fifth slower than the sum of its parts
-constexpr double kNonzeroProduct = 1.1;     // for a vector of a value's products, with filters from L2
-constexpr double kNonzeroVisit = 3;         // for loading and storing a vector of x for a pixel
-constexpr double kNonzeroPack = 0.7;        // for packing an element of the filters
-constexpr double kNonzeroPlainElement = 2;  // for adding an element of a pixel's sums to x
+constexpr bool kWide = kVectorBytes == 64;
+constexpr double kMargin = 1.1;          // Winograd and nonzeros must be a tenth faster: costs are that uncertain
+constexpr double kLeastCycles = 1e5;     // 30 us: below it exact sums, whose ties pool by the rule, are worth more
+constexpr double kRectified = 0.5;       // share of rectified values taken to be nonzero; they must not be looked at
+constexpr double kPlainValues = 64;      // of a pixel, from which adding its sums is cheaper than packing filters
+constexpr double kPeak = 0.82;           // share of the multiply-add peak that tile.h reaches over a block
+constexpr double kScatterPeak = 0.62;    // the same where products are added to memory
+constexpr double kTileSteps = 9;         // steps of tile.h that a tile costs besides its products
+constexpr double kDirectStep = 1.03;     // cycles for two multiply-adds
+constexpr double kDirectStore = 10;      // cycles for storing two vectors of an output
+constexpr double kDirectPack = 5;        // for packing a vector of filters
+constexpr double kTransposedPack = 0.6;  // for packing an element of the filters
+constexpr double kRowsOut = kWide ? 44 : 32;           // for transforming a vector of an output's points
+constexpr double kRowsMeasured = kWide ? 1.2 : 1;      // the whole over the sum of its parts
+constexpr double kRowsFilter = 43;                     // for transforming a vector of filters
+constexpr double kTilesIn = 36;                        // for transforming a channel of a tile
+constexpr double kTilesOut = 30;                       // for transforming an output of a tile back
+constexpr double kTilesFilter = kWide ? 5 : 13;        // for transforming a channel of an output's filter
+constexpr double kTilesChunk = 7;                      // steps that a chunk of channels costs besides its products
+constexpr double kTilesMeasured = kWide ? 1.55 : 1.2;  // the whole over the sum of its parts
+constexpr double kNonzeroProduct = 1.1;                // for a vector of a value's products, with filters from L2
+constexpr double kNonzeroVisit = 3;                    // for loading and storing a vector of x for a pixel
+constexpr double kNonzeroPack = 0.7;                   // for packing an element of the filters
+constexpr double kNonzeroPlainElement = 2;             // for adding an element of a pixel's sums to x
 
 template <typename... Sizes>
 constexpr double product(Sizes... sizes) {
@@ -52,7 +54,7 @@ double rows_cycles(const Conv& s) {
     const int64_t taps = ceil_div(s.KW, s.SW);
     const double tiles = product(s.OH, ceil_div(s.OW, 7 - taps)), depth = product(s.KH, s.SW, s.C);
     const double vectors = product(round_up(s.K, kWidth<T>)) / Lanes<T>::count;
-    return vectors * (tiles * (6 * (depth + kTileSteps) / 2 + kRowsOut) + kRowsFilter * depth);
+    return vectors * (kRowsMeasured * tiles * (6 * (depth + kTileSteps) / 2 + kRowsOut) + kRowsFilter * depth);
 }
 
 template <typename T>

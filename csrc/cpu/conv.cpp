@@ -42,8 +42,9 @@ class DirectRows {
         const Conv& s = s_;
         n_ = lines.begin / s.OH, from_ = lines.begin % s.OH;
         const int64_t rows = lines.size(), pitch = s.W * s.XP;
-        if (s.PH == 0 && s.PW == 0) {
+        if (s.PH == 0 && s.PW == 0 && (s.OH - 1) * s.SH + s.span_h() <= s.H && band_cols(s) <= s.W) {
             block_ = block(x + (n_ * s.H + from_ * s.SH) * pitch, pitch, s.XP, rows);
+            fresh_ = true;
             return;
         }
         const MapRows<T> map = input_rows(s, x);
@@ -54,11 +55,14 @@ class DirectRows {
 
     bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
         T* const out = target.row(n_, from_);
-        T* const acc = target.step == kWidth<T> && target.outputs == kWidth<T> ? out : acc_;
-        convolve_block(block_, filters, bias, acc, [&](int64_t begin, int64_t end) {
-            for (int64_t p = begin; p < end; ++p)
-                finish.pixel(out + p * target.step, acc + p * kWidth<T>, target.outputs);
-        });
+        const bool in_place = target.step == kWidth<T> && target.outputs == kWidth<T>;
+        const T* const next = fresh_ ? nullptr : filters + s_.KH * s_.KW * s_.C * kWidth<T>;
+        fresh_ = false;
+        convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next,
+                       [&](int64_t begin, int64_t end, const T* sums) {
+                           for (int64_t p = begin; p < end; ++p, sums += kWidth<T>)
+                               finish.pixel(out + p * target.step, sums, target.outputs);
+                       });
         return true;
     }
 
@@ -77,6 +81,7 @@ class DirectRows {
     Band<T> band_;
     Block<T> block_{};
     int64_t n_ = 0, from_ = 0;
+    bool fresh_ = false;  // no block has read the map yet
 };
 
 // By Winograd's tiles; a line is a row of them.
@@ -196,6 +201,13 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
         sets, spans, groups, threads, [&](int thread) { return K(s, steps.lines, memory.of(thread)); }, unit);
 }
 
+// A 1x1 convolution without stride and padding as one of a map of one column: all pixels of all images.
+inline Conv in_one_column(Conv s) {
+    if (s.KH != 1 || s.KW != 1 || s.SH != 1 || s.SW != 1 || s.PH || s.PW || s.OH != s.H || s.OW != s.W) return s;
+    s.H = s.OH = s.N * s.H * s.W, s.N = s.W = s.OW = 1;
+    return s;
+}
+
 // run(K*, packed) with the kernel K that choose.h names, and again with direct sums, of filters that are not packed
 // yet, where that returns false.
 template <typename T, typename Run>
@@ -258,7 +270,8 @@ void conv2d(const Conv& s, const T* x, const T* w, const T* packed, const Epilog
         const Epilogue<T> own{end.bias ? end.bias + g * one.K : nullptr, end.add ? end.add + g * one.K : nullptr,
                               end.relu, end.cap};
         with_kernel(one, of_caller, filters, ready, [&](auto* kernel, const T* blocks) {
-            return conv2d_by(kernel, one, x + g * one.C, filters, blocks, own, y + g * one.K, own_threads);
+            return conv2d_by(kernel, in_one_column(one), x + g * one.C, filters, blocks, own, y + g * one.K,
+                             own_threads);
         });
     });
 }

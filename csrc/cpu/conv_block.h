@@ -5,9 +5,11 @@
 // taps lie apart (dilation, a group of the channels) each is a run of its own: taps_w of them, tap_step apart.
 // Weights are packed [block of 2*lanes outputs][taps_h][run][2*lanes], as tile.h streams them.
 #pragma once
+#include <initializer_list>
+
 #include "kernels.h"
 #include "pack.h"
-#include "tile.h"
+#include "tile_rows.h"
 
 namespace zf {
 namespace {
@@ -24,17 +26,58 @@ struct Block {
     int64_t taps_w = 1, tap_step = 0;
 };
 
-// acc[pixel][kWidth] = bias + correlation; `bias` has kWidth elements, `w` is one packed block of weights. done(begin,
-// end) is called as soon as the sums of pixels [begin, end), numbered row by row, are complete, while they are in L1.
+// each(from, to, make) for tiles of the block's pixels [from, to), numbered row by row: make(start, sums) adds the
+// walk's products to `start`. Tiles are of about equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and
+// one of 1. The first tiles fetch the memory at `ahead`, as much as the weights take; where it is null each fetches the
+// next one's pixels.
+template <typename T, typename Each>
+void for_tiles(const Block<T>& b, const T* origin, const T* w, const T* ahead, const Walk& walk, int64_t outputs,
+               const Each& each) {
+    if constexpr (kTwoRows) {
+        const bool joined = b.row_step == b.cols * b.col_step;  // rows follow each other as pixels do
+        const int64_t rows = joined ? 1 : b.rows, cols = joined ? b.rows * b.cols : b.cols;
+        const int64_t vectors = outputs <= Lanes<T>::count ? 1 : 2,
+                      lines = walk.rows * walk.run;  // that a tile fetches
+        const int64_t fetched = lines * 64 / static_cast<int64_t>(sizeof(T));
+        int64_t left = ahead ? 2 : 0;  // tiles that fetch `ahead`
+        for_row_tiles(rows, cols, [&](int64_t from, int64_t to, int64_t r0, int64_t c0, int64_t r1, int64_t c1) {
+            const TwoRows<T> at{origin + r0 * b.row_step + c0 * b.col_step, origin + r1 * b.row_step + c1 * b.col_step,
+                                b.col_step};
+            const T* const soon = left > 0 ? ahead + (2 - left) * fetched
+                                  : ahead  ? w
+                                           : at.first + (to - from) * b.col_step;
+            --left;
+            each(from, to,
+                 [&](const T* start, T* sums) { tile_rows(to - from, vectors, at, walk, w, soon, start, sums); });
+        });
+        return;
+    }
+    const int64_t pixels = b.rows * b.cols, tiles = ceil_div(pixels, kPixels);
+    int64_t r = 0, c = 0;  // of the next tile's first pixel
+    for (int64_t tile_at = 0, from = 0, to; tile_at < tiles; ++tile_at, from = to) {
+        to = pixels * (tile_at + 1) / tiles;
+        const T* at[kPixels];
+        for (int64_t i = 0; i < to - from; ++i) {
+            at[i] = origin + r * b.row_step + c * b.col_step;
+            if (++c == b.cols) c = 0, ++r;
+        }
+        each(from, to, [&](const T* start, T* sums) { tile(to - from, at, walk, w, start, sums); });
+    }
+}
+
+// bias + correlation for each pixel: `bias` has kWidth elements, `w` is one packed block of weights, of whose outputs
+// the first `outputs` matter. done(begin, end, sums) is called as soon as the sums of pixels [begin, end), numbered row
+// by row, are complete, kWidth a pixel, while they are in L1; they lie in `acc`, which holds all pixels' if `keep`, or
+// where there are several pieces. `next_w`: weights that will be read next; null where
+// the pixels are read for the first time, and are to be fetched ahead instead.
 template <typename T, typename Done>
-void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const Done& done) {
-    const int64_t pixels = b.rows * b.cols;
-    // Tiles of equal size: 169 pixels are 24 tiles of 6 and 5 of 5, not 28 of 6 and one of 1.
-    const int64_t tiles = ceil_div(pixels, kPixels);
+void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, int64_t outputs, bool keep, const T* next_w,
+                    const Done& done) {
     const int64_t most = larger(1, kChunk / b.run), pieces = ceil_div(b.run, kChunk), runs = b.taps_h * b.taps_w;
     const int64_t step = b.taps_w == 1 ? b.pitch : b.tap_step;  // from one of a walk's runs to the next
-    T first[kPixels * kWidth<T>];                               // what the sums of a tile start from
-    for (int64_t i = 0; i < kPixels; ++i) copy(first + i * kWidth<T>, bias, kWidth<T>);
+    constexpr int64_t kMost = kTwoRows ? 2 * kRowPixels : kPixels;
+    alignas(64) T first[kMost * kWidth<T>];  // what the sums of a tile start from
+    for (int64_t i = 0; i < kMost; ++i) copy(first + i * kWidth<T>, bias, kWidth<T>);
     for (int64_t first_run = 0, next; first_run < runs; first_run = next) {
         const int64_t row = first_run / b.taps_w, tap = first_run % b.taps_w;
         next = first_run + smaller(most, b.taps_w == 1 ? runs - first_run : b.taps_w - tap);
@@ -44,19 +87,12 @@ void convolve_block(const Block<T>& b, const T* w, const T* bias, T* acc, const 
             const T* const weights = w + (first_run * b.run + begin) * kWidth<T>;
             const T* const origin = b.origin + row * b.pitch + tap * b.tap_step + begin;
             const bool starts = first_run == 0 && piece == 0, ends = next == runs && piece + 1 == pieces;
-            int64_t r = 0, c = 0;  // of the next tile's first pixel
-            for (int64_t tile_at = 0, from = 0; tile_at < tiles; ++tile_at) {
-                const int64_t to = pixels * (tile_at + 1) / tiles;
-                const T* at[kPixels];
-                for (int64_t i = 0; i < to - from; ++i) {
-                    at[i] = origin + r * b.row_step + c * b.col_step;
-                    if (++c == b.cols) c = 0, ++r;
-                }
-                T* const sums = acc + from * kWidth<T>;
-                tile(to - from, at, walk, weights, starts ? first : sums, sums);
-                if (ends) done(from, to);
-                from = to;
-            }
+            const bool all = keep || !(starts && ends);
+            for_tiles(b, origin, weights, next_w, walk, outputs, [&](int64_t from, int64_t to, const auto& make) {
+                T* const sums = all ? acc + from * kWidth<T> : acc;
+                make(starts ? first : sums, sums);
+                if (ends) done(from, to, sums);
+            });
         }
     }
 }
@@ -66,10 +102,32 @@ inline int64_t rows_of_block(int64_t cols, int64_t most, int64_t pixels = kBlock
     return smaller(most, larger(1, (pixels + cols / 2) / cols));
 }
 
-// conv2d's lines, `sets` times `lines`, in bands of up to `band`.
+// conv2d's lines, `sets` times `lines`, in bands of up to `band`. Passing a block of filters over a band takes as long
+// as it has lines, and `pass` lines for the filters' own sake.
 struct Bands {
     int64_t sets, lines, band;
+    double pass;
 };
+
+// The same cut more finely where that spreads the work more evenly over the threads, with the groups of blocks.
+struct CutFor {
+    int64_t bands, groups;
+};
+inline CutFor cut_for(const Bands& b, int64_t blocks, int64_t threads) {
+    const int64_t least = ceil_div(b.lines, larger(1, b.band));
+    CutFor best{};
+    double best_time = 0;
+    for (const int64_t bands : {least, least + 1, round_up(least, threads)}) {
+        if (bands < 1 || bands > b.lines) continue;
+        for (const int64_t groups : {int64_t{1}, groups_for(blocks, b.sets * bands, threads)}) {
+            const double units = static_cast<double>(ceil_div(b.sets * bands * groups, threads));
+            const double lines = static_cast<double>(ceil_div(b.lines, bands)) + b.pass;
+            const double time = units * lines * static_cast<double>(ceil_div(blocks, groups));
+            if (best.bands == 0 || time < best_time) best = {bands, groups}, best_time = time;
+        }
+    }
+    return best;
+}
 
 // Packs `blocks` blocks of filters, `size` elements each, unless they are `ready`, and passes them over the bands. A
 // unit of work is (set, band, group of blocks): take(state, set, lines of the band), then make_block(state, k, filters)
@@ -77,13 +135,12 @@ struct Bands {
 template <typename T, typename PackBlock, typename Start, typename Take, typename MakeBlock>
 bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock& pack_block, const T* ready,
                 int threads, const Start& start, const Take& take, const MakeBlock& make_block) {
-    const int64_t bands = ceil_div(cut.lines, larger(1, cut.band)), others = cut.sets * bands;
-    const Packed<T, PackBlock> packed(blocks, size, pack_block, ready, others == 1, threads);
-    const int64_t groups = groups_for(blocks, others, threads);
-    return for_units(cut.sets, bands, groups, threads, start,
+    const CutFor in = cut_for(cut, blocks, threads);
+    const Packed<T, PackBlock> packed(blocks, size, pack_block, ready, cut.sets * in.bands == 1, threads);
+    return for_units(cut.sets, in.bands, in.groups, threads, start,
                      [&](auto& state, int64_t set, int64_t band, int64_t group, int thread) {
-                         take(state, set, share(cut.lines, band, bands));
-                         const Range own = share(blocks, group, groups);
+                         take(state, set, share(cut.lines, band, in.bands));
+                         const Range own = share(blocks, group, in.groups);
                          bool finite = true;
                          for (int64_t k = own.begin; k < own.end; ++k)
                              finite &= make_block(state, k, packed.block(k, thread));
@@ -92,7 +149,9 @@ bool for_blocks(const Bands& cut, int64_t blocks, int64_t size, const PackBlock&
 }
 
 // For lines that are single rows: bands of about `pixels` pixels of one image.
-inline Bands row_bands(const Conv& s, int64_t pixels) { return {s.N, s.OH, rows_of_block(s.OW, s.OH, pixels)}; }
+inline Bands row_bands(const Conv& s, int64_t pixels) {
+    return {s.N, s.OH, rows_of_block(s.OW, s.OH, pixels), 6.0 / static_cast<double>(s.OW)};
+}
 
 // A step of pooling: the buffers hold rows [base, to), [from, to) are new, and pooled rows before row_end are complete.
 struct Step {
@@ -178,6 +237,12 @@ struct Finish {
         constexpr int64_t kLanes = Lanes<T>::count;
         int64_t o = 0;
         for (; o + kLanes <= outputs; o += kLanes) store(to + o, vector(load<Vec<T>>(sums + o), to + o));
+        if (o == outputs) return;
+        if constexpr (kMasks) {
+            Vec<T> v = load<Vec<T>>(sums + o);
+            if (add) v += load_part<T>(add + (to + o - results), outputs - o);
+            return store_part<T>(to + o, finished(v, relu, cap), outputs - o);
+        }
         for (; o < outputs; ++o) to[o] = value(sums[o], to + o);
     }
 };

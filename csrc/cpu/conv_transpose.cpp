@@ -96,7 +96,7 @@ bool gather(const Conv& s, const T* w, const T* packed, T* x, int threads, const
         Block<T> block{band.data + first * s.K, band.pitch(), s.K,          row_end - row, pixels,
                        rh.pace * band.pitch(),  rh.taps,      rw.taps * s.K};
         if (rw.pace != 1) block.run = s.K, block.taps_w = rw.taps, block.tap_step = rw.pace * s.K;
-        convolve_block(block, weights, no_bias, acc, [&](int64_t begin, int64_t end) {
+        convolve_block(block, weights, no_bias, acc, kWidth<T>, true, weights, [&](int64_t begin, int64_t end, T*) {
             for (int64_t e = begin * kWidth<T>; e < end * kWidth<T>; e += Lanes<T>::count)
                 seen += load<Vec<T>>(acc + e) * 0;
         });
@@ -108,8 +108,8 @@ bool gather(const Conv& s, const T* w, const T* packed, T* x, int threads, const
         return seen;
     };
     return for_blocks<T>(
-        {s.N, q_rows, rows}, ceil_div(s.C, kWidth<T>), packer.size, packer, packed, threads,
-        [&](int thread) { return Band<T>{memory.of(thread) + acc_size, cols, s.K}; },
+        {s.N, q_rows, rows, 6.0 / static_cast<double>(q_cols)}, ceil_div(s.C, kWidth<T>), packer.size, packer, packed,
+        threads, [&](int thread) { return Band<T>{memory.of(thread) + acc_size, cols, s.K}; },
         [&](Band<T>& band, int64_t n, Range q) {
             band.require(n, q_begin + q.begin - above, q_begin + q.end,
                          [&](int64_t image, int64_t oh, T* row) { fill_row(image, oh, left, cols, row); });
@@ -158,7 +158,7 @@ void scatter(const Conv& s, const T* w, const T* ready, T* x, int threads, const
     if (!ready) pack_scatter(s, w, own.as<T>(), threads);
     const T* const packed = ready ? ready : own.as<T>();
 
-    const T no_bias[kWidth<T>] = {};
+    const T no_bias[kWidth<T>] = {}, *const no_filters = nullptr;
     const int64_t bands = smaller(s.H, ceil_div(threads, larger(1, s.N)));
     const int64_t acc_size = round_up(s.OW * kWidth<T>, 16);
     const PerThread<T> memory{threads, acc_size + round_up(s.OW * s.K, 16)};
@@ -180,7 +180,8 @@ void scatter(const Conv& s, const T* w, const T* ready, T* x, int threads, const
             for (int64_t oh = first_window(band.begin, s.span_h(), s.SH, s.PH); oh <= last; ++oh) {
                 fill_row(n, oh, 0, s.OW, row);
                 for (int64_t k = 0; k < blocks; ++k) {
-                    convolve_block(pixels, packed + k * s.K * kWidth<T>, no_bias, acc, [](int64_t, int64_t) {});
+                    convolve_block(pixels, packed + k * s.K * kWidth<T>, no_bias, acc, kWidth<T>, true, no_filters,
+                                   [](int64_t, int64_t, T*) {});
                     const int64_t begin = k * kWidth<T>, end = smaller(begin + kWidth<T>, elements);
                     for (int64_t e = begin, next; e < end; e = next) {
                         next = smaller((e / run + 1) * run, end);

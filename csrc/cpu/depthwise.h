@@ -5,11 +5,15 @@
 //   transposed   x[q][c] = sum over the taps that reach q of w[tap][c] * y[the tap's window][c]
 //
 // Both are sums of taps over pixels that lie anywhere, so one micro-kernel makes up to kPixels of them from a list of
-// addresses: kPixels x 2 vectors of sums, for all channels. A list is made for each tile and serves C / 2 vectors.
+// addresses: kPixels x 2 vectors of sums, for all channels. A list is made for each tile and serves C / 2 vectors; the
+// pixels of a forward row that need no padding have a list of one address a tap (even_taps.h).
 // Rows that lie in the padding are left out, unless a filter is not finite (then 0 times it is NaN, as the reference
 // says); columns that do are read from a row of zeros.
 #pragma once
+#include <limits>
+
 #include "conv_block.h"
+#include "even_taps.h"
 
 namespace zf {
 namespace {
@@ -21,9 +25,14 @@ bool depthwise(const Conv& s) {
 
 template <typename T>
 bool all_are_finite(const T* values, int64_t count) {
+    constexpr int64_t kLanes = Lanes<T>::count;
+    Vec<T> sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+        repeat<4>([&](auto v) { sums[v.at] += load<Vec<T>>(values + i + v.at * kLanes) * 0; });
     T sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += values[i] * 0;
-    return sum == 0;
+    for (; i < count; ++i) sum += values[i] * 0;
+    return sum == 0 && is_zero<T>(sums[0] + sums[1] + sums[2] + sums[3]);
 }
 
 // to[tap][C], taps in ascending order.
@@ -34,12 +43,13 @@ void pack_depthwise(const Conv& s, const T* w, T* to) {
             for (int64_t c = 0; c < s.C; ++c) to[c] = w[c * s.wk + i * s.wi + j * s.wj];
 }
 
-// What a tile sums: pixel t's tap n is w[n][c] * at[n * pixels + t][c].
+// What a tile sums: pixel t's tap n is w[n][c] * at[n * pixels + t][c]. Pixel t is column cols[t] of a row of results.
 template <typename T>
 struct TapList {
     const T** at;
     const T** w;
-    int64_t taps, pixels;
+    int64_t taps = 0, pixels = 0;
+    int64_t cols[kPixels] = {};
 };
 
 // sums[pixel][kVectors vectors] = bias[c] + the sum of each pixel's taps, for the channels from c on. In assembly where
@@ -125,8 +135,8 @@ void sum_lanes(Index<kCount>, Index<kVectors>, const TapList<T>& list, const T* 
 }
 #endif
 
-// out[t * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors go;
-// returns the first channel that is left.
+// out[cols[t] * step + c] = bias[c] + the sum, finished, for c in [c, end) as far as whole steps of kVectors vectors
+// go; returns the first channel that is left.
 template <typename T, int kCount, int kVectors>
 int64_t sum_taps(Index<kCount> count, Index<kVectors> vectors, const TapList<T>& list, const T* bias,
                  const Finish<T>& finish, T* out, int64_t step, int64_t c, int64_t end) {
@@ -136,22 +146,20 @@ int64_t sum_taps(Index<kCount> count, Index<kVectors> vectors, const TapList<T>&
         sum_lanes(count, vectors, list, bias, c, sums);
         for (int64_t t = 0; t < kCount; ++t)
             repeat<kVectors>([&](auto v) {
-                T* const to = out + t * step + c + v.at * kLanes;
+                T* const to = out + list.cols[t] * step + c + v.at * kLanes;
                 store(to, finish.vector(load<Vec<T>>(sums + (t * kVectors + v.at) * kLanes), to));
             });
     }
     return c;
 }
 
-// All channels [begin, end), at least a vector of them: the last vector may overlap the one before it.
 template <typename T>
 void sum_all_taps(const TapList<T>& list, const T* bias, const Finish<T>& finish, T* out, int64_t step,
                   Range channels) {
     with_count<kPixels>(list.pixels, [&](auto count) {
-        int64_t c = sum_taps(count, Index<2>{}, list, bias, finish, out, step, channels.begin, channels.end);
-        c = sum_taps(count, Index<1>{}, list, bias, finish, out, step, c, channels.end);
-        const int64_t last = channels.end - Lanes<T>::count;
-        if (c < channels.end) sum_taps(count, Index<1>{}, list, bias, finish, out, step, last, channels.end);
+        for_lanes<T>(channels.begin, channels.end, [&](auto vectors, int64_t c, int64_t end) {
+            return sum_taps(count, vectors, list, bias, finish, out, step, c, end);
+        });
     });
 }
 
@@ -172,7 +180,7 @@ struct DepthwiseUnits {
         zero(zeros.of(0), s.C);
         for_units(
             s.N, rows, groups, static_cast<int>(threads),
-            [&](int thread) { return TapList<T>{lists.of(thread), lists.of(thread) + s.KH * s.KW * kPixels, 0, 0}; },
+            [&](int thread) { return TapList<T>{lists.of(thread), lists.of(thread) + s.KH * s.KW * kPixels}; },
             [&](TapList<T>& own, int64_t n, int64_t row, int64_t group, int) {
                 const Range part = share(ceil_div(s.C, Lanes<T>::count), group, groups);
                 body(own, n, row, Range{part.begin * Lanes<T>::count, smaller(s.C, part.end * Lanes<T>::count)});
@@ -181,32 +189,58 @@ struct DepthwiseUnits {
     }
 };
 
-// The taps of kCount pixels of row oh from column ow on.
-template <typename T, int kCount>
-void list_taps(Index<kCount>, const Conv& s, const T* image, int64_t oh, int64_t ow, const T* filters, bool all_rows,
-               const T* zeros, TapList<T>& list) {
-    const int64_t step = s.SW * s.XP;
-    const T** at = list.at;
-    list.taps = 0, list.pixels = kCount;
-    for (int64_t i = 0; i < s.KH; ++i) {
-        const int64_t h = oh * s.SH - s.PH + i * s.DH;
-        const bool inside = h >= 0 && h < s.H;
-        if (!inside && !all_rows) continue;
-        for (int64_t j = 0; j < s.KW; ++j, at += kCount) {
-            const int64_t left = ow * s.SW - s.PW + j * s.DW;
-            list.w[list.taps++] = filters + (i * s.KW + j) * s.C;
-            if (inside && left >= 0 && left + (kCount - 1) * s.SW < s.W) {
-                const T* const first = image + (h * s.W + left) * s.XP;
-                repeat<kCount>([&](auto t) { at[t.at] = first + t.at * step; });
-                continue;
-            }
-            for (int64_t t = 0; t < kCount; ++t) {
-                const int64_t col = left + t * s.SW;
-                at[t] = inside && col >= 0 && col < s.W ? image + (h * s.W + col) * s.XP : zeros;
-            }
+// The columns of a row of results whose windows lie inside the map's columns.
+inline Range inner_columns(const Conv& s) {
+    const int64_t begin = smaller(ceil_div(s.PW, s.SW), s.OW);
+    return {begin, larger(begin, smaller(s.OW, floor_div(s.W + s.PW - s.span_w(), s.SW) + 1))};
+}
+
+// A row of results.
+template <typename T>
+struct DepthwiseRow {
+    const Conv& s;
+    const T* image;
+    int64_t oh;
+    const T *filters, *zeros, *bias;
+    bool all_rows;  // those in the padding too
+
+    // tap(i, row) for each row of taps: the map's row under it, null in the padding.
+    template <typename Tap>
+    void for_rows(const Tap& tap) const {
+        for (int64_t i = 0; i < s.KH; ++i) {
+            const int64_t h = oh * s.SH - s.PH + i * s.DH;
+            const bool inside = h >= 0 && h < s.H;
+            if (inside || all_rows) tap(i, inside ? image + h * s.W * s.XP : nullptr);
         }
     }
-}
+    // The taps of list.cols, which lie anywhere.
+    void fill(TapList<T>& list) const {
+        const T** at = list.at;
+        list.taps = 0;
+        for_rows([&](int64_t i, const T* row) {
+            for (int64_t j = 0; j < s.KW; ++j, at += list.pixels) {
+                list.w[list.taps++] = filters + (i * s.KW + j) * s.C;
+                for (int64_t t = 0; t < list.pixels; ++t) {
+                    const int64_t col = list.cols[t] * s.SW - s.PW + j * s.DW;
+                    at[t] = row && col >= 0 && col < s.W ? row + col * s.XP : zeros;
+                }
+            }
+        });
+    }
+    // Those of inner columns, `out` being the row's results.
+    EvenTaps<T> even(const TapList<T>& memory, Range cols, const Finish<T>& finish, T* out) const {
+        constexpr T kAll = std::numeric_limits<T>::infinity();
+        EvenTaps<T> taps{memory.at, memory.w, 0, cols.size(), s.SW * s.XP, bias, out + cols.begin * s.YP, s.YP};
+        taps.least = finish.relu ? 0 : -kAll, taps.most = finish.relu ? finish.cap : kAll;
+        for_rows([&](int64_t i, const T* row) {
+            for (int64_t j = 0; j < s.KW; ++j) {
+                taps.at[taps.taps] = row + (cols.begin * s.SW - s.PW + j * s.DW) * s.XP;
+                taps.w[taps.taps++] = filters + (i * s.KW + j) * s.C;
+            }
+        });
+        return taps;
+    }
+};
 
 template <typename T>
 void depthwise_forward(const Conv& s, const T* x, const T* w, const T* ready, const Epilogue<T>& end, T* y,
@@ -216,17 +250,28 @@ void depthwise_forward(const Conv& s, const T* x, const T* w, const T* ready, co
     const T* const filters = ready ? ready : memory.of(0);
     const bool all_rows = !all_are_finite(filters, s.KH * s.KW * s.C);
     const DepthwiseUnits<T> units{s, s.OH, threads};
-    const T* const zeros = units.zeros.of(0);
+    const T *const zeros = units.zeros.of(0), *const bias = end.bias ? end.bias : zeros;
     const Finish<T> finish{y, end.add, end.relu, end.cap};
-    const int64_t tiles = ceil_div(s.OW, kPixels);
+    const Range inner = kEvenPixels > 0 && !all_rows && !end.add ? inner_columns(s) : Range{0, 0};
+    const int64_t tiles = ceil_div(inner.size(), larger(1, kEvenPixels));
+    const int64_t others = s.OW - inner.size(), lists = ceil_div(others, kPixels);
     units.run([&](TapList<T>& list, int64_t n, int64_t oh, Range channels) {
+        const DepthwiseRow<T> row{s, x + n * s.H * s.W * s.XP, oh, filters, zeros, bias, all_rows};
+        T* const out = y + (n * s.OH + oh) * s.OW * s.YP;
         for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
-            const Range own = share(s.OW, tile_at, tiles);
-            with_count<kPixels>(own.size(), [&](auto count) {
-                list_taps(count, s, x + n * s.H * s.W * s.XP, oh, own.begin, filters, all_rows, zeros, list);
-            });
-            T* const to = y + ((n * s.OH + oh) * s.OW + own.begin) * s.YP;
-            sum_all_taps(list, end.bias ? end.bias : zeros, finish, to, s.YP, channels);
+            const Range own = share(inner.size(), tile_at, tiles);
+            const Range cols{inner.begin + own.begin, inner.begin + own.end};
+            sum_all_even_taps(row.even(list, cols, finish, out), channels);
+        }
+        for (int64_t list_at = 0; list_at < lists; ++list_at) {
+            const Range own = share(others, list_at, lists);
+            list.pixels = own.size();
+            for (int64_t t = 0; t < list.pixels; ++t) {
+                const int64_t col = own.begin + t;
+                list.cols[t] = col < inner.begin ? col : col + inner.size();
+            }
+            row.fill(list);
+            sum_all_taps(list, bias, finish, out, s.YP, channels);
         }
     });
 }
@@ -249,6 +294,7 @@ bool depthwise_transposed(const Conv& s, const T* y, const T* w, T* x, int threa
                 const int64_t first = residue + own.begin * s.SW;  // column
                 const T** at = list.at;
                 list.taps = 0, list.pixels = own.size();
+                for (int64_t t = 0; t < list.pixels; ++t) list.cols[t] = t;
                 for (int64_t i = 0; i < s.KH; ++i) {
                     const int64_t down = h + s.PH - i * s.DH, oh = down / s.SH;
                     if (down < 0 || down % s.SH || oh >= s.OH) continue;

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -83,22 +84,51 @@ Scratch::~Scratch() {
         release(memory_);
 }
 
-uint64_t sampled(const int64_t (*table)[2], int64_t count) {
-    constexpr int64_t kWord = sizeof(uint64_t);
-    uint64_t result = 0xcbf29ce484222325;
+namespace {
+
+constexpr int64_t kWord = sizeof(uint64_t);
+
+// A product's upper bits tell of the word's lower ones alone, and so they are brought down.
+uint64_t mixed(uint64_t seen, uint64_t word) {
+    seen = (seen ^ word) * 0x9e3779b97f4a7c15;
+    return seen ^ (seen >> 29);
+}
+
+uint64_t word_at(const char* memory, int64_t place, int64_t bytes) {
+    uint64_t word = 0;
+    std::memcpy(&word, memory + place, static_cast<std::size_t>(std::min(bytes, kWord)));
+    return word;
+}
+
+// Of every word; four numbers in turn, each of which waits for itself alone.
+uint64_t of_all(const char* memory, int64_t words, uint64_t seen) {
+    uint64_t lane[4] = {seen, seen + 1, seen + 2, seen + 3};
+    for (int64_t n = 0; n < words; ++n) lane[n % 4] = mixed(lane[n % 4], word_at(memory, n * kWord, kWord));
+    return mixed(mixed(lane[0], lane[1]), mixed(lane[2], lane[3]));
+}
+
+}  // namespace
+
+uint64_t sampled(const int64_t (*table)[3], int64_t count) {
+    uint64_t seen = 0xcbf29ce484222325;
     for (int64_t i = 0; i < count; ++i) {
         const char* const memory = reinterpret_cast<const char*>(table[i][0]);
-        const int64_t bytes = table[i][1];
-        for (int64_t n = 0; n < kSamples; ++n) {
-            const int64_t last = bytes < kWord ? 0 : bytes - kWord;
-            const int64_t at = n + 1 == kSamples ? last : last * n / (kSamples - 1) / kWord * kWord;
-            uint64_t word = 0;
-            std::memcpy(&word, memory + at, static_cast<std::size_t>(bytes < kWord ? bytes : kWord));
-            result = (result ^ word) * 0x9e3779b97f4a7c15;
-            result ^= result >> 29;  // a product's upper bits tell of the word's lower ones alone
+        const int64_t bytes = table[i][1], words = bytes / kWord, parts = table[i][2];
+        seen = mixed(seen, word_at(memory, std::max<int64_t>(bytes - kWord, 0), bytes));
+        if (parts >= words) {
+            seen = of_all(memory, words, seen);
+            continue;
+        }
+        const double part = static_cast<double>(words) / static_cast<double>(parts);
+        uint64_t draw = 0x2545f4914f6cdd1d;
+        for (int64_t n = 0; n < parts; ++n) {
+            draw = draw * 0x5851f42d4c957f2d + 0x14057b7ef767814f;
+            const double within = static_cast<double>(draw >> 11) * 0x1p-53;
+            const int64_t place = static_cast<int64_t>((static_cast<double>(n) + within) * part);
+            seen = mixed(seen, word_at(memory, std::min(place, words - 1) * kWord, kWord));
         }
     }
-    return result;
+    return seen;
 }
 
 }  // namespace zf

@@ -27,9 +27,9 @@ class Scratch {
     std::size_t bytes_;
 };
 
-// A number made of kSamples words of each of `count` arrays, evenly spread, the first and the last among them: one that
-// changes with nearly every change of a word. table[i] = {address, bytes} of an array.
-constexpr int64_t kSamples = 8;
-uint64_t sampled(const int64_t (*table)[2], int64_t count);
+// A number made of words of 8 bytes of `count` arrays: one that changes with nearly every change of such a word.
+// table[i] = {address, bytes, parts} of an array, which is cut into equal parts; of each one word is looked at, at a
+// place that differs from part to part, and all of them where there are as many parts as words.
+uint64_t sampled(const int64_t (*table)[3], int64_t count);
 
 }  // namespace zf

@@ -194,6 +194,34 @@ constexpr bool kQuickRoots = false;
 ZF_INLINE Vec<float> inverse_root(Vec<float> v) { return v; }
 #endif
 
+// The first `count` lanes, fewer than all, in memory: the others are zeros, and are not touched there. AddressSanitizer
+// does not see what these instructions touch.
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+constexpr bool kMasks = true;
+template <typename T>
+ZF_INLINE Vec<T> load_part(const T* from, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+    else
+        return (Vec<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
+}
+template <typename T>
+ZF_INLINE void store_part(T* to, Vec<T> v, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), (__m512)v);
+    else
+        _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), (__m512d)v);
+}
+#else
+constexpr bool kMasks = false;
+template <typename T>
+Vec<T> load_part(const T*, int64_t);
+template <typename T>
+void store_part(T*, Vec<T>, int64_t);
+#endif
+
 template <int value>
 struct Index {
     static constexpr int at = value;

@@ -239,7 +239,7 @@ struct Winograd {
     // All rows of tiles of `images` images, cut into units.
     static Bands bands(const Grid& grid, int64_t images) {
         const int64_t rows = images * grid.tile_rows();
-        return {1, rows, smaller(rows, rows_of_unit(grid))};
+        return {1, rows, smaller(rows, rows_of_unit(grid)), 8.0 / static_cast<double>(grid.tile_cols())};
     }
 
     // Transforms these rows of tiles, numbered through all images.

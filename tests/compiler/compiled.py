@@ -97,6 +97,23 @@ def dense():
     )
 
 
+def joined():
+    """Concatenations whose parts are convolutions, and of what is none of theirs: a map that two of them have, one that
+    has another reader, a sum, a pooled map, images, a concatenation; and one that is given back."""
+
+    def forward(self, x):
+        a, b = F.relu(self.first(x)), self.second(x)
+        one = torch.cat([a, b, x], 1)
+        two = torch.concat((one, F.relu(self.third(one)), self.fourth(one) + b), dim=1)
+        three = torch.cat([F.max_pool2d(F.relu(self.first(x)), 2), self.fifth(two), F.avg_pool2d(b, 2)], -3)
+        four = torch.cat([self.last(three), self.last(three)], 1)
+        return two, four.amax((2, 3)), torch.cat([a, a], 1)
+
+    layers = {"first": conv(3, 16), "second": conv(3, 8, 1), "third": conv(27, 24, 5), "fourth": conv(27, 8)}
+    layers |= {"fifth": conv(59, 16, stride=2), "last": conv(40, 16)}
+    return Through(forward, **layers)
+
+
 def excited():
     def forward(self, x):
         x = F.relu(self.first(x))
@@ -142,12 +159,29 @@ def padded():
     def forward(self, x):
         x = F.relu(self.first(F.pad(x, (1, 1, 2, 2))))
         x = self.second(F.pad(x, (0, 1, 0, 1)))
+        x = self.deep(F.pad(x, (2, 0, 1, 0))) + self.wide(F.pad(x, (0, 1, 1, 0)))
         x = self.third(F.pad(x, [2, 2, 1, 1], value=0.5))
         y = F.pad(x, (1, 1, 1, 1))
         return self.third(y), y.mean((2, 3)), self.third(F.pad(x, (1, 1), mode="constant"))
 
     first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2)
-    return Through(forward, first=first, second=second, third=nn.Conv2d(16, 16, 3))
+    deep = nn.Conv2d(16, 16, (2, 3), groups=16)
+    return Through(
+        forward, first=first, second=second, deep=deep, wide=nn.Conv2d(16, 16, 2), third=nn.Conv2d(16, 16, 3)
+    )
+
+
+def viewed():
+    """Parts of maps that are read, and given back, when the maps themselves are not any more."""
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        part, other = x[:, 4:12], x.chunk(2, 1)[0]
+        for _ in range(3):
+            x = F.relu(self.second(x))
+        return x[:, :8] + part, other
+
+    return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
 def averaged():
@@ -188,7 +222,8 @@ def broken():
     return Through(forward, first=conv(3, 16), second=conv(16, 16))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, averaged)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, dense, excited, shared, spaced, ghost, padded, viewed, joined)}
+NETWORKS["averaged"] = averaged
 NETWORKS |= {f.__name__: f for f in (named, broken)}
 
 

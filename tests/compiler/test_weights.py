@@ -78,6 +78,10 @@ def stepped_through_data(model):
     layer(model).weight.data.add_(torch.randn(16, 16, 3, 3) / 10)
 
 
+def a_filter_through_data(model):
+    layer(model).weight.data[5] += 1
+
+
 def variance_through_data(model):
     model[2].bn2.running_var.data.mul_(1.01)
 
@@ -106,6 +110,7 @@ def head(model):
 
 CHANGES = (step, load, load_assigned, swap_data, swap_data_again_and_again, new_parameter, in_place, view, statistics)
 CHANGES += (statistics_by_training, batch_norms_bias, scaled_through_data, stepped_through_data, variance_through_data)
+CHANGES += (a_filter_through_data,)
 CHANGES += (by_numpy, bias_by_numpy, other_dtype_and_back, channels_last, head)
 
 

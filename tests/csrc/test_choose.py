@@ -88,6 +88,19 @@ def test_each_layer_gets_its_kernel(row, isa, n):
     assert chosen(isa, cpu.WHERE_FASTER, layer, n=n) == expected[-1 if isa == "baseline" else 0]
 
 
+@pytest.mark.skipif("avx512" not in _C.isas(), reason="this CPU has no AVX-512, or it is not compiled in")
+def test_wide_vectors_have_choices_of_their_own():
+    """There transforms cost more beside products, and tiles of 14 pixels less."""
+    chosen_there = {
+        "direct": ((3, 32, 224, 3, 2, 1), (128, 128, 56, 3, 2, 1), (64, 128, 56, 3, 2, 1), (256, 256, 28, 3, 2, 1)),
+        "rows": ((3, 64, 224, 7, 2, 3), (3, 64, 224, 11, 4, 2), (128, 32, 14, 3, 1, 1), (16, 64, 55, 3, 1, 1)),
+        "tiles": ((64, 64, 56, 3, 1, 1), (128, 32, 28, 3, 1, 1), (512, 512, 7, 3, 1, 1), (96, 256, 55, 5, 2, 0)),
+    }
+    for kernel, layers in chosen_there.items():
+        for layer in layers:
+            assert chosen("avx512", cpu.WHERE_FASTER, layer).split()[0] == kernel, layer
+
+
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [

@@ -12,6 +12,7 @@ from torch import nn
 import zfkernels as zf
 from zfkernels import _C
 from zfkernels.ops.kept import KEPT
+from zfkernels.ops.sources import Sources
 
 SMALL = {"num_classes": 5, "image_size": 64, "channels": (16, 24, 40, 40, 24), "fc": (24, 20), "weight_std": None}
 
@@ -77,6 +78,8 @@ CHANGES = {
     "data swapped": swap,
     "a filter in place": lambda model: first_weight(model)[3].zero_(),
     "all of it through data": lambda model: [p.data.mul_(1.5) for p in model.parameters()],
+    "a filter through data": lambda model: first_weight(model).data[3].zero_(),
+    "a bias through data": lambda model: bias_of(model).data[2:3].add_(1.0),
     "another parameter": lambda model: [
         setattr(m, "weight", nn.Parameter(m.weight * 2))
         for m in model.modules()
@@ -91,6 +94,10 @@ CHANGES = {
 
 def first_weight(model):
     return next(p for p in model.parameters() if p.ndim == 4)
+
+
+def bias_of(model):
+    return next(p for name, p in model.named_parameters() if name.endswith("bias"))
 
 
 def calls_of(model):
@@ -191,3 +198,26 @@ def test_one_weight_with_two_paddings_keeps_neither_for_the_other():
     with torch.no_grad():
         for _ in range(3):
             assert error(deconv.activations(x, "relu_2"), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("shape", [(96, 3, 7, 7), (64, 64, 1, 1), (256, 128, 3, 3), (40, 1, 3, 3), (7, 5), (300,)])
+def test_no_whole_filter_and_no_single_bias_changes_unseen(shape):
+    """Written through `.data`, which torch does not count."""
+    weight = nn.Parameter(torch.randn(shape))
+    sources = Sources(watch_values=True)
+    sources.note([weight])
+    assert sources.same([weight])
+    for k in range(shape[0]):
+        before = weight.data[k].clone()
+        weight.data[k] = 0
+        assert not sources.same([weight]), k
+        weight.data[k] = before
+        assert sources.same([weight])
+    if len(shape) == 4 and shape[1] >= 64:
+        unseen = 0
+        for c in range(shape[1]):
+            before = weight.data[:, c].clone()
+            weight.data[:, c] = 0
+            unseen += sources.same([weight])
+            weight.data[:, c] = before
+        assert unseen <= shape[1] / 4

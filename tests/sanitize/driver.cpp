@@ -212,6 +212,32 @@ class Checks {
         k_.conv2d(s, x.data(), w.data(), packed.data(), end, again.data(), threads());
         if (y.count() && std::memcmp(y.data(), again.data(), y.count() * sizeof(T)) != 0) fail("other results");
 
+        now += ", pixels further apart";
+        zf::Conv apart = s;
+        apart.XP += 3, apart.YP += 2;
+        const int64_t pixels = s.N * s.H * s.W, made = s.N * s.OH * s.OW;
+        Array<T> spread(pixels ? (pixels - 1) * apart.XP + s.C : 0, place());
+        Array<T> results(made ? (made - 1) * apart.YP + s.K : 0, place());
+        results.unwritten(), spread.unwritten();
+        for (int64_t p = 0; p < pixels; ++p) std::copy_n(x.data() + p * s.C, s.C, spread.data() + p * apart.XP);
+        const zf::Epilogue<T> plain{end.bias, nullptr, end.relu, end.cap};
+        k_.conv2d(s, x.data(), w.data(), packed.data(), plain, again.data(), threads());
+        k_.conv2d(apart, spread.data(), w.data(), packed.data(), plain, results.data(), threads());
+        for (int64_t e = 0; e < results.count(); ++e) {
+            const int64_t p = e / apart.YP, k = e % apart.YP;
+            const bool right =
+                k < s.K ? results.data()[e] == again.data()[p * s.K + k] : results.data()[e] != results.data()[e];
+            if (!right) fail("element " + std::to_string(e) + " is wrong");
+        }
+
+        now += ", zeros on one side alone";
+        zf::Conv uneven = s;
+        uneven.OH += uneven.OH > 0, uneven.OW += uneven.OW > 0;
+        Array<T> more(s.N * uneven.OH * uneven.OW * s.K, place());
+        more.unwritten();
+        k_.conv2d(uneven, x.data(), w.data(), nullptr, plain, more.data(), threads());
+        more.expect_written();
+
         begin("conv_transpose2d", text(s));
         Array<T> g(y.count(), place()), back(x.count(), place()), again_back(x.count(), place());
         g.random(random_), back.unwritten();

@@ -80,7 +80,8 @@ def conv2d_add(
     xs, ys, zs = _dense(x), _computed_empty(y), None if add is None else _dense(add)
     sizes, ws, packed, bs = _filters(weight, bias, x.shape, output_size, stride, padding, dilation, groups)
     addresses = xs.data_ptr(), ws.data_ptr(), packed, address(bs), address(zs), ys.data_ptr()
-    _C.conv2d(_f64(x), sizes, *addresses, relu, math.inf if cap is None else cap, _threads())
+    pitches = x.shape[1], y.shape[1]
+    _C.conv2d(_f64(x), sizes, *addresses, relu, math.inf if cap is None else cap, _threads(), *pitches)
     return _rounded(ys, y)
 
 

@@ -28,6 +28,9 @@ def backend(
     what is given back lies as torch would have left it. Other ops are torch's, called one after another: nothing is
     generated or compiled, so that ResNet-50 is ready in seconds.
 
+    Maps that live inside a call alone lie in one block of memory, which is kept for the next call with inputs of the
+    same shapes (memory.py); the parts of a concatenation are written where they belong in it (joins.py).
+
     A weight that changes is seen at the next call, however it was changed (ops/sources.py says by what, and the one
     change that is not seen), and its filters are prepared again.
 

@@ -9,6 +9,8 @@ faster is kept. It costs a graph at most BUDGET seconds in all: later choices ar
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +23,7 @@ from .match import Conv
 
 BUDGET = 3.0  # seconds for a graph
 PIXELS = 128  # of a result, from which Winograd's kernels are ours without a measurement
-MARGIN = 0.95  # of our time that oneDNN's may take to be taken
+MARGIN = 0.9  # of our time that oneDNN's may take to be taken
 LONG = 0.02  # seconds: calls as long as this are timed once
 TIMES = 4
 
@@ -45,10 +47,27 @@ class Choice:
             return onednn_run(step, at, r, filters) if known else ours
         start = time.perf_counter()
         other = onednn_run(step, at, r, filters)
-        best = fastest((ours, other), r)
+        with at_hand(ours, r):
+            best = fastest((ours, other), r)
         known = self.onednn[sizes] = self.onednn[(n, *sizes)] = best[1] < MARGIN * best[0]
         self.spent += time.perf_counter() - start
         return other if known else ours
+
+
+@contextmanager
+def at_hand(run: Run, r: Registers) -> Iterator[None]:
+    """Our call with the memory of its result at hand, as a plan has it; at the first call of a graph there is none yet,
+    and fresh memory may take longer than the convolution."""
+    places = getattr(run, "makes", ())
+    for place in places:
+        place.slot = len(r)
+        r.append(torch.empty_strided(place.shape, place.strides, dtype=place.dtype))
+    try:
+        yield
+    finally:
+        for place in places:
+            place.slot = -1
+            r.pop()
 
 
 def fastest(runs: tuple[Run, ...], r: Registers) -> list[float]:
@@ -67,7 +86,11 @@ def fastest(runs: tuple[Run, ...], r: Registers) -> list[float]:
 def possible(step: Conv, at: Places, r: Registers) -> bool:
     """Has oneDNN the step, in float32, and are direct sums not asked for?"""
     x = r[at.x]
-    fused = step.weight is not None and (step.add is None or r[at.add].shape == result_shape(step, at, r))
+    fused = (
+        step.weight is not None
+        and step.after == (0, 0)
+        and (step.add is None or r[at.add].shape == result_shape(step, at, r))
+    )
     return fused and x.dtype == torch.float32 and _C.winograd() != 0 and torch.backends.mkldnn.is_available()
 
 
@@ -80,9 +103,8 @@ def surely_ours(step: Conv, at: Places, r: Registers, filters: PreparedFilters) 
 
 
 def result_shape(step: Conv, at: Places, r: Registers) -> tuple[int, ...]:
-    x, weight = r[at.x], r[at.weight]
-    size = kernels.window.conv_map(x.shape[2:], weight.shape[2:], step.stride, step.padding, step.dilation)
-    return (x.shape[0], weight.shape[0], *size)
+    x, weight = r[at.x], r[at.weight] if at.weight >= 0 else r[at.norm[0]].view(-1, 1, 1, 1)
+    return (x.shape[0], weight.shape[0], *kernels.map_size(step, x, weight))
 
 
 def onednn_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters) -> Run:

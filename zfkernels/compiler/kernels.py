@@ -16,7 +16,9 @@ from .. import _C, window
 from ..backends import cpu
 from ..backends.memory import pool_sizes
 from ..backends.prepared import PreparedFilters
+from .joins import Slice
 from .match import Conv
+from .memory import Place
 
 LAST = torch.channels_last
 Registers = list
@@ -81,43 +83,53 @@ def possible(step: Conv, at: Places, r: Registers) -> bool:
     return filters.shape[1] * step.groups == x.shape[1]
 
 
-def conv_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, threads: int) -> Run:
-    """One kernel for the whole step."""
+def conv_run(
+    step: Conv, at: Places, r: Registers, filters: PreparedFilters, threads: int, part: Slice | None = None
+) -> Run:
+    """One kernel for the whole step, whose result is `part` of a larger map if that is given."""
     x = r[at.x]
     n, k = x.shape[0], filters.shape[0]
-    conv_size = window.conv_map(x.shape[2:], filters.shape[2:], step.stride, step.padding, step.dilation)
+    conv_size = map_size(step, x, filters)
     if min(conv_size) < 1:
         return torch_run(step, at)  # torch says what is wrong
     if x.dtype not in (torch.float32, torch.float64):
-        return rounded_run(step, at, filters)
+        return rounded_run(step, at, filters) if step.after == (0, 0) else torch_run(step, at)
     if step.pool is not None:
         return pooled_run(step, at, r, filters, conv_size, threads)
     sizes, packed = filters.call(tuple(x.shape), conv_size, *step_window(step))
-    shape, strides = last(n, k, *conv_size)
+    made = Place(*last(n, k, *conv_size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
-    ready, relu, cap, conv2d = dense(x), step.relu, step.cap, _C.conv2d
-    if at.add < 0 and ready:
+    relu, cap, conv2d, x_pitch, y_pitch = step.relu, step.cap, _C.conv2d, pitch(x), k if part is None else part.pitch
+    to = part or made
+    if at.add < 0 and x_pitch:
 
         def run(r: Registers) -> None:
             x = r[at.x]
-            y = r[at.out] = x.new_empty_strided(shape, strides)
-            conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads)
+            y = r[at.out] = to.of(r, x)
+            conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads, x_pitch, y_pitch)
 
-        return keeping(filters, run)
+        return keeping(run, filters, *([made] if part is None else []))
 
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
         add = r[at.add].contiguous(memory_format=LAST) if at.add >= 0 else None
-        y = r[at.out] = x.new_empty_strided(shape, strides)
+        y = r[at.out] = to.of(r, x)
         z = 0 if add is None else add.data_ptr()
-        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads)
+        conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], y_pitch)
 
-    return keeping(filters, run_any)
+    return keeping(run_any, filters, *([made] if part is None else []))
 
 
-def keeping(filters: PreparedFilters, run: Run) -> Run:
-    """The call, which knows the filters by their addresses alone, with the filters themselves."""
-    run.filters = filters
+def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:
+    """Rows and columns of the convolution's map, before it is pooled."""
+    size = x.shape[2] + step.after[0], x.shape[3] + step.after[1]
+    return window.conv_map(size, filters.shape[2:], step.stride, step.padding, step.dilation)
+
+
+def keeping(run: Run, filters: PreparedFilters | None, made: Place | None = None, *scratch: Place) -> Run:
+    """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's,
+    and what nobody reads after it."""
+    run.filters, run.makes, run.scratch = filters, () if made is None else (made,), scratch
     return run
 
 
@@ -130,17 +142,22 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         return torch_run(step, at)
     sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
     pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
-    shape, strides = last(n, k, *size)
+    made, marks = pooled_places(last(n, k, *size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
 
     def run(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
-        y = r[at.out] = x.new_empty_strided(shape, strides)
-        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        y = r[at.out] = made.of(r, x)
+        switches = marks.of(r, x)
         addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
         _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
 
-    return keeping(filters, run)
+    return keeping(run, filters, made, marks)
+
+
+def pooled_places(form: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> tuple[Place, Place]:
+    """The memory of a pooled map of this shape and strides, and of its switches."""
+    return Place(*form, dtype), Place(*form, torch.uint8)
 
 
 def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) -> Run | None:
@@ -151,16 +168,17 @@ def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) ->
     size = window.pool_map(x.shape[2:], kernel, stride, padding, ceil_mode)
     if x.device.type != "cpu" or not dense(x) or not pools(kernel, padding, size):
         return None
-    sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(*x.shape[:2], *size)
+    sizes = pool_sizes(x.shape, size, kernel, stride, padding)
+    made, marks = pooled_places(last(*x.shape[:2], *size), x.dtype)
     f64 = x.dtype == torch.float64
 
     def run(r: Registers) -> None:
         x = r[place]
-        y = r[out] = x.new_empty_strided(shape, strides)
-        switches = x.new_empty(y.numel(), dtype=torch.uint8)
+        y = r[out] = made.of(r, x)
+        switches = marks.of(r, x)
         _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), switches.data_ptr(), threads)
 
-    return run
+    return keeping(run, None, made, marks)
 
 
 def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]) -> bool:
@@ -192,7 +210,11 @@ def torch_run(step: Conv, at: Places) -> Run:
         value = r[at.x]
         if step.weight is not None:
             bias = r[at.bias] if at.bias >= 0 else None
-            value = F.conv2d(value, r[at.weight], bias, step.stride, step.padding, step.dilation, step.groups)
+            padding = step.padding
+            if step.after != (0, 0):
+                (top, left), (below, right) = padding, step.after
+                value, padding = F.pad(value, (left, left + right, top, top + below)), 0
+            value = F.conv2d(value, r[at.weight], bias, step.stride, padding, step.dilation, step.groups)
         if step.norm is not None:
             statistics = (r[place] if place >= 0 else None for place in at.norm)
             value = F.batch_norm(value, *statistics, False, 0.0, step.norm.eps)
@@ -221,6 +243,17 @@ def step_window(step: Conv) -> tuple:
 
 def dense(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=LAST)
+
+
+def pitch(x: Tensor) -> int:
+    """Elements from one pixel of a map to the next, where its pixels lie equally far apart, each one's channels side by
+    side; 0 where they do not."""
+    n, channels, height, width = x.shape
+    if dense(x):
+        return channels
+    image, channel, row, pixel = x.stride()
+    even = pixel >= channels and (height == 1 or row == width * pixel) and (n == 1 or image == height * width * pixel)
+    return pixel if even and channel == 1 and width > 1 else 0
 
 
 def last(n: int, channels: int, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

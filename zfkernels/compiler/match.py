@@ -46,6 +46,7 @@ class Conv:
     padding: Pair
     dilation: Pair
     groups: int
+    after: Pair = (0, 0)  # rows and columns of zeros more (fewer, if negative) below and right than above and left
     norm: Norm | None = None
     add: fx.Node | None = None
     relu: bool = False
@@ -98,7 +99,7 @@ def conv_of(node: fx.Node) -> Conv | None:
 
 
 def without_pad(conv: Conv) -> Conv | None:
-    """The convolution with the zeros that a node before it pads its input with, alike on both sides, as its own."""
+    """The convolution with the zeros that a node before it pads its input with as its own."""
     node = conv.x
     if function(node) not in PADS or len(node.users) != 1 or conv.weight is None:
         return None
@@ -114,8 +115,8 @@ def without_pad(conv: Conv) -> Conv | None:
         return None
     left, right, top, bottom = sizes
     padding = conv.padding[0] + top, conv.padding[1] + left
-    alike = left == right and top == bottom
-    return Conv(**dict(vars(conv), x=argument(node, 0, "input"), padding=padding)) if alike else None
+    after = bottom - top, right - left
+    return Conv(**dict(vars(conv), x=argument(node, 0, "input"), padding=padding, after=after))
 
 
 def norm_alone(node: fx.Node) -> Conv | None:
@@ -124,7 +125,7 @@ def norm_alone(node: fx.Node) -> Conv | None:
         return None
     one = (1, 1)
     x = argument(node, 0, "input")
-    return Conv(node, node, x, None, None, one, (0, 0), one, int(value.shape[1]), norm)
+    return Conv(node, node, x, None, None, one, (0, 0), one, int(value.shape[1]), norm=norm)
 
 
 def norm_of(node: fx.Node) -> Norm | None:

@@ -1,19 +1,44 @@
 """A graph as a flat list of calls, made anew for each set of input shapes, and again when a weight has changed."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import fx
 
 from .. import _C
 from ..ops.sources import Sources
 from . import kernels
-from .choice import Choice
+from .choice import Choice, result_shape
+from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
+from .memory import Block, Layout, Lifetimes
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
 
-Plan = list[tuple[Run, tuple[int, ...]]]  # a call, and the registers that nobody reads after it
+
+@dataclass
+class Plan:
+    """Calls, each with the registers that nobody reads after it, and where their maps lie."""
+
+    calls: list[tuple[Run, tuple[int, ...]]]
+    layout: Layout
+
+    def run(self, r: Registers, blocks: list[Block]) -> None:
+        """In one of the blocks, or in a new one where none is free or large enough."""
+        try:
+            block = blocks.pop()
+        except IndexError:
+            block = Block(self.layout.bytes)
+        if block.size < self.layout.bytes:
+            block = Block(self.layout.bytes)
+        r += block.of(self.layout)
+        for run, dead in self.calls:
+            run(r)
+            for i in dead:
+                r[i] = None
+        blocks.append(block)
 
 
 class Program:
@@ -30,14 +55,18 @@ class Program:
         watched = set(self.watched)
         self.data = [i for i in range(len(inputs)) if i not in watched]
         self.constants = [(self.place[node], node.target) for node in nodes if node.op == "get_attr"]
-        self.empty = [None] * (len(nodes) - len(inputs))
         self.steps = [step for step in self.steps if isinstance(step, Conv) or step.op != "get_attr"]
-        self.dead = last_reads(self.steps, nodes[-1], self.place)
+        self.joins = Joins(self.steps, len(nodes))
+        self.empty = [None] * (len(nodes) - len(inputs) + len(self.joins.all))
+        dead = last_reads(self.steps, nodes[-1], self.place)
+        wholes = [self.joins.last_cat.get(step, -1) for step in self.steps]
+        self.dead = [(*own, *([whole] if whole >= 0 else [])) for own, whole in zip(dead, wholes, strict=True)]
         self.result = result_of(nodes[-1], self.place)
         self.sources = Sources(watch_values)
         self.choice = Choice(tune)
         self.filters: dict[int, kernels.PreparedFilters] = {}
         self.plans: dict[tuple, Plan] = {}
+        self.blocks: list[Block] = []
 
     def __call__(self, *args: object) -> object:
         if torch._C._len_torch_dispatch_stack():  # a mode must see every op
@@ -48,43 +77,49 @@ class Program:
         sources = [r[i] for i in self.watched]
         if not self.sources.same(sources):
             self.sources.note(sources)
-            self.filters, self.plans = {}, {}
+            self.filters, self.plans, self.blocks = {}, {}, []
         threads = torch.get_num_threads()
         key = threads, _C.isa(), _C.winograd(), *[described(r, i) for i in self.data]
         plan = self.plans.get(key)
         if plan is None:
             self.record(key, r, threads)
         else:
-            for run, dead in plan:
-                run(r)
-                for i in dead:
-                    r[i] = None
+            plan.run(r, self.blocks)
         return self.result(r)
 
     def record(self, key: tuple, r: Registers, threads: int) -> None:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
-        filters, plan = self.filters, []
-        for step, dead in zip(self.steps, self.dead, strict=True):
+        filters, calls, lifetimes, wholes, known = self.filters, [], Lifetimes(), {}, set()
+        for number, (step, dead) in enumerate(zip(self.steps, self.dead, strict=True)):
             if isinstance(step, Conv):
-                run = self.conv(step, r, filters, threads)
+                run = self.conv(step, r, filters, threads, wholes)
             else:
-                run = of_node(step, self.place, r, threads)
+                run = self.joins.run(step, wholes, self.place, r) or of_node(step, self.place, r, threads)
             run(r)
+            for register in wholes.keys() - known:
+                if r[register] is not None:
+                    known.add(register)
+                    lifetimes.whole(number, wholes[register].place, register, r)
+            out = self.place[step.node if isinstance(step, Conv) else step]
+            lifetimes.step(number, getattr(run, "makes", ()), getattr(run, "scratch", ()), out, r)
             for i in dead:
                 r[i] = None
-            plan.append((run, dead))
+            lifetimes.freed(number, dead)
+            calls.append((run, dead))
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
-                self.plans.clear()
-            self.plans[key] = plan
+                self.plans, self.blocks = {}, []
+            self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
 
-    def conv(self, step: Conv, r: Registers, filters: dict, threads: int) -> Run:
+    def conv(self, step: Conv, r: Registers, filters: dict, threads: int, wholes: dict[int, Whole]) -> Run:
         at = places(step, self.place)
         if not kernels.possible(step, at, r):
             return kernels.torch_run(step, at)
+        plain = step.pool is None and step.add is None
         if at.out not in filters:
             filters[at.out] = kernels.prepared(step, at, r)
-        ours = kernels.conv_run(step, at, r, filters[at.out], threads)
+        part = self.joins.slice(step.node, wholes, result_shape(step, at, r), r[at.x].dtype) if plain else None
+        ours = kernels.conv_run(step, at, r, filters[at.out], threads, part)
         run = self.choice.of(step, at, r, filters[at.out], ours)
         if run is not ours:  # oneDNN's filters are its own; calls of ours for other shapes keep theirs
             del filters[at.out]

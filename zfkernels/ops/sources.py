@@ -3,9 +3,10 @@
 Every call looks at each of them: its address and its version, which torch counts up at every write through the tensor
 or a view of it (an optimizer's step, load_state_dict, copy_ under no_grad, a batch norm's running statistics). `.data`
 swapped for another tensor shows in the address, for the old memory is held and nothing else can lie there. Writes
-through `.data` or a NumPy array nobody counts: for these a few words of each tensor (kSamples in csrc/cpu/memory.h,
-evenly spread, first and last among them) are compared too. A scaling, an update or a refill of a whole tensor is seen;
-a write through `.data` or NumPy to a few single values, none of them among those words, is not.
+through `.data` or a NumPy array nobody counts: for these words of each tensor are compared too, all of a small one (a
+bias, a batch norm's) and one or more of each filter, at places that differ. So a whole tensor or filter that is scaled,
+refilled or made 0 is seen; a write through `.data` or NumPy to a few single values of filters, none of them among those
+words, is not.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from .. import _C
 
+WORD = 8  # bytes
+PARTS = 128
 VERSION: Callable[[Tensor], int] = torch.Tensor._version.__get__  # type: ignore[attr-defined]
 
 
@@ -43,9 +46,16 @@ class Sources:
         self.counted = not any(t.is_inference() for t in tensors)
         self.addresses = list(map(Tensor.data_ptr, tensors))
         self.versions = list(map(VERSION, tensors)) if self.counted else []
-        self.table = torch.tensor([(t.data_ptr(), extent(t)) for t in tensors], dtype=torch.int64).reshape(-1, 2)
+        rows = [(t.data_ptr(), extent(t), parts(t)) for t in tensors]
+        self.table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
         self.table_at = self.table.data_ptr()
         self.values = _C.sampled(self.table_at, len(tensors))
+
+
+def parts(tensor: Tensor) -> int:
+    """How many words of it are compared: as many in each filter, PARTS or more in all."""
+    filters = max(1, tensor.shape[0]) if tensor.ndim else 1
+    return filters * -(-PARTS // filters)
 
 
 def extent(tensor: Tensor) -> int:
