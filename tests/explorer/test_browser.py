@@ -8,13 +8,17 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from asked import CLASSES, command, environment, make_world
+from asked import CLASSES, command, environment, explorer, make_world
 from PIL import Image
+
+from zfkernels.explorer import server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -60,7 +64,7 @@ def chromium():
 
 
 @contextmanager
-def opened(chromium, url, size="desktop", scheme="light", refused=0):
+def opened(chromium, url, size="desktop", scheme="light", refused=0, is_searched=True):
     """A page that must say nothing on its console, ask nothing of elsewhere and open no dialog.
 
     `refused`: how many uploads the server refuses, of which chromium says a line each.
@@ -73,10 +77,10 @@ def opened(chromium, url, size="desktop", scheme="light", refused=0):
     page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(url)
-    page.wait_for_selector(".tiles .tile[data-map]")
-    if url.startswith("http"):
-        until(page, "document.getElementById('steer').hidden")  # the search is done
-    page.wait_for_selector(".tiles .tile[data-map]")
+    if is_searched:
+        page.wait_for_selector(".tiles .tile[data-map]")
+        until(page, f"{str(url.startswith('file')).lower()} || document.getElementById('steer').hidden")
+        page.wait_for_selector(".tiles .tile[data-map]")
     yield page
     page.wait_for_load_state("networkidle")
     context.close()
@@ -343,3 +347,36 @@ def test_a_picture_is_dropped_anywhere(chromium, address):
         until(page, "location.hash.startsWith('#/picture/u')")
         red, green, _ = pixels(page, ".stage img").mean((0, 1))
         assert red > 150 > green
+
+
+@pytest.fixture
+def slow(world, monkeypatch):
+    """The address of a server in this process, whose pictures are read slowly."""
+    it, made, told = explorer(world), [], []
+    batches = it.search.batches
+    it.search.batches = lambda first: (time.sleep(3) or batch for batch in batches(first))
+    server_of = server.uvicorn.Server
+    monkeypatch.setattr(server.uvicorn, "Server", lambda config: made.append(server_of(config)) or made[0])
+    thread = threading.Thread(target=server.serve, args=(it, server.bound("127.0.0.1", 0), told.append), daemon=True)
+    thread.start()
+    while not told:
+        time.sleep(0.02)
+    yield told[0]
+    made[0].should_exit = True
+    thread.join(20)
+
+
+def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):
+    with opened(chromium, slow, is_searched=False) as page:
+        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        page.wait_for_selector(".tiles .tile[data-map]")
+        assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(8 / 18)
+        shot(page, "searching")
+        page.click("#steer")
+        until(page, "document.getElementById('steer').innerText === 'Continue'")
+        stopped = page.inner_text("#searched")
+        page.wait_for_timeout(2500)
+        assert page.inner_text("#searched") == stopped != "18 of 18 pictures searched"
+        page.click("#steer")
+        until(page, "document.getElementById('searched').innerText === '18 of 18 pictures searched'")
+        until(page, "document.getElementById('count').innerText.endsWith('over 18 pictures')")

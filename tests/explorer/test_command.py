@@ -115,7 +115,7 @@ def test_an_export_holds_the_strongest_maps_of_each_layer_and_what_they_need(wor
                 assert f"data/unit/{number}/{channel}/{view}.webp" in files
         assert set(given(files[f"data/layer/{number}.js"])["sprites"]) == set(map(str, chosen))
     page = files["index.html"].read_text()
-    assert 'data-command="zfkernels explore &lt;b&gt;&amp;&quot;"' in page
+    assert 'data-command="zfkernels explore &lt;b&gt;&amp;&#34;"' in page
     assert "module" not in page
     of_export.export(it.state, tmp_path / "site", "again", maps=1)  # over an earlier one
 

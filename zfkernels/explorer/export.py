@@ -5,7 +5,6 @@ server would answer lies in scripts that hand it over. The wall's pictures are s
 first, so that what is seen first takes few files.
 """
 
-import html
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from ..files import write_text, write_whole
 from ..graph.methods import METHODS
 from ..progress import Shown, bar
 from . import live, pictures, state
-from .server import PAGE
+from .server import PAGE, shell
 from .state import Explored, Layer
 
 MODULES = ("dom", "source", "layers", "tries", "wall", "unit", "picture", "main")  # each after what it imports
@@ -104,17 +103,10 @@ def _given(path: str, value: object) -> bytes:
 
 
 def bundle() -> str:
-    """The page's modules as one script: their imports and exports are names of the same function."""
+    """The page's modules as one script: their imports and exports are names of one block."""
     parts = []
     for name in MODULES:
         text = (PAGE / f"{name}.js").read_text(encoding="utf-8")
         text = re.sub(r"^import [^;]+;\n", "", text, flags=re.MULTILINE)
         parts.append(re.sub(r"^export ", "", text, flags=re.MULTILINE))
-    return '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
-
-
-def shell(command: str) -> str:
-    """The page itself; `command` is text in it."""
-    text = (PAGE / "index.html").read_text(encoding="utf-8")
-    text = text.replace('<html lang="en">', f'<html lang="en" data-command="{html.escape(command)}">')
-    return text.replace('<script type="module" src="main.js">', '<script defer src="explorer.js">')
+    return "\n".join(['"use strict";', "{", *parts, "}", ""])

@@ -83,24 +83,22 @@ class Search:
         return {"state": self.state, "done": self.done, "total": self.total, "error": self.error}
 
     def _run(self) -> None:
-        pending: list[tuple[Future[Any], int]] = []
-
-        def settle() -> None:
-            for future, count in pending:
-                future.result()
-                self.done += count
-            pending.clear()
-
         try:
+            task: Future[None] | None = None  # the last batch's; the next is read meanwhile
             for inputs, numbers in self.batches(self.done):
-                settle()
+                if task is not None:
+                    task.result()
                 if self._stop.is_set():
                     break
-                task = self.worker.submit(partial(self.take, inputs, numbers), PATIENT)
-                pending.append((task, len(numbers)))
-            settle()
+                task = self.worker.submit(partial(self._take, inputs, numbers), PATIENT)
+            if task is not None:
+                task.result()
         except Exception as error:
             self.state, self.error = "failed", " ".join(str(error).split()) or type(error).__name__
             return
         if not self._stop.is_set():
             self.state = "done"
+
+    def _take(self, inputs: Tensor, numbers: Tensor) -> None:
+        self.take(inputs, numbers)
+        self.done += len(numbers)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -79,6 +80,7 @@ def explorer(found: Explored, live: Live | None = None) -> Explorer:
 def application(it: Explorer) -> Starlette:
     """The routes. `checked` puts the guards around them."""
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in KINDS}
+    files["index.html"] = shell(None).encode()
 
     async def page(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
@@ -127,6 +129,12 @@ def application(it: Explorer) -> Starlette:
             Route("/{name}", page),
         ]
     )
+
+
+def shell(command: str | None) -> str:
+    """The page without its data; of an exported one `command` starts the same with a server."""
+    templates = Environment(loader=PackageLoader("zfkernels.explorer", "page"), autoescape=True)
+    return templates.get_template("index.html").render(command=command)
 
 
 def words(it: Explorer) -> state.Words:
