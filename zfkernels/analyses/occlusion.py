@@ -98,7 +98,7 @@ def occlusion_map(
         layer: also sum one map of this submodule (a name of `model.named_modules()`, "conv5" of a ZFNet).
         channel: which map; when None the one that holds the layer's largest activation in the clear image.
         batch_size: windows a pass.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     A pass costs what the windows can reach: with a patch of 28 of 224 pixels about a third of a ZFNet. Whole covered
     images are run where that is nearly all (gates that see the whole image, say), with `forward`, and, after a warning,

@@ -74,7 +74,7 @@ def sanity_check(
         norm, method: as of `Deconvnet.project`.
         repeats: independent randomisations, over which the numbers are means.
         seed: of the noise; the same seed gives the same numbers.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as `Deconvnet` and `project`; a unit whose picture is empty.

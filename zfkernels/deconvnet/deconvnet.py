@@ -9,11 +9,12 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, overload
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from ..drawing import shown
 from ..drawing.style import Figure
@@ -26,7 +27,7 @@ from ..ops import checks
 from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
-from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
+from .serving import Engine, Plan, Planner, Way, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_units, on, strongest
 
@@ -83,20 +84,12 @@ class Joint(NamedTuple):
         """A figure of `together`, of the sum of `alone`, and of what parts them, on one scale. Needs matplotlib."""
         return shown.joint(self.together, self.alone)
 
-    save = shown.save
-    _repr_html_ = shown.repr_html
+    def save(self, path: str | Path) -> None:
+        """Write `plot()` to a file, whole or not at all; its ending says in which format."""
+        shown.save(self, path)
 
-
-class Way(Protocol):
-    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
-
-    unit_elements: int
-
-    def up(self, images: Tensor, rules: Rules) -> Any: ...
-
-    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
-
-    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
+    def _repr_html_(self) -> str | None:
+        return shown.repr_html(self)
 
 
 class Deconvnet:
@@ -301,7 +294,7 @@ class Deconvnet:
         """
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
+            units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -362,7 +355,7 @@ class Deconvnet:
             raise ValueError(f"image must be one image, got {len(images)}")
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
+        units, _ = named_units(plan.shape, layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -419,13 +412,6 @@ class Deconvnet:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
-
-
-def _shape(plan: Plan) -> Size:
-    """Of the last value."""
-    shape = plan.shapes[-1]
-    assert shape is not None
-    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:
