@@ -6,8 +6,8 @@
 
 The options are those of `zfkernels explore`. All pictures are searched first (that time is said too), then the
 strongest units of the first, middle and last layers are asked for as the page does: a page is a unit's words with its
-nine patches and projections by the layer's own method; a method is one more column. Milliseconds, medians over
-`--units` units; the largest in brackets. The aims are 150 ms for the demo's network and 1 s for ResNet-50.
+nine patches, a method is one column of its projections. Milliseconds, medians over `--units` units; the largest in
+brackets. The aims are 150 ms for the demo's network and 1 s for ResNet-50.
 """
 
 import argparse
@@ -67,8 +67,8 @@ def measured(made: state.Explored, layer: state.Layer, units: int) -> list[dict]
     channels = [c for c in strengths.argsort(descending=True).tolist()[:units] if float(strengths[c]) > 0]
     pixels, (height, width), noise = made.read([0])[0], made.network.image_size, live.Live()
     answers = {
-        "page": lambda c: state.unit_words(made, layer, c),
-        "method": lambda c: state.views(made, layer, c, "gradient"),
+        "page": lambda c: (state.unit_words(made, layer, c), state.patches(made, layer, c)),
+        "method": lambda c: state.views(made, layer, c, layer.method),
         "tile": lambda c: state.tile_of(made, layer, c),
         "pixel": lambda c: live.seen(made, pixels, layer, (7 * c + 9) % height, width // 2),
         "square": lambda c: live.occluded(made, pixels, (7 * c + 9) % height, width // 2, height // 4),

@@ -22,6 +22,7 @@ from ..analyses.filters import noise_note
 from ..data.pictures import read_picture
 from ..data.scan import Scan
 from ..deconvnet.deconvnet import Deconvnet
+from ..drawing.tiles import cut, frame, plain_picture
 from ..graph.methods import METHODS
 from ..models.checkpoint import Network
 from . import pictures
@@ -250,8 +251,6 @@ def card_of(state: Explored, layer: Layer, channel: int, method: str, k: int = T
 
 def views(state: Explored, layer: Layer, channel: int, method: str) -> bytes | None:
     """A map's projections below one another."""
-    if method == layer.method:
-        return _page_of(state, layer, channel)[1]
 
     def make() -> bytes | None:
         card = card_of(state, layer, channel, method)
@@ -262,25 +261,21 @@ def views(state: Explored, layer: Layer, channel: int, method: str) -> bytes | N
 
 def patches(state: Explored, layer: Layer, channel: int) -> bytes | None:
     """The parts of the pictures that caused them, likewise."""
-    return _page_of(state, layer, channel)[2]
+
+    def make() -> bytes | None:
+        pairs = unit_words(state, layer, channel)["pairs"]
+        if not pairs:
+            return None
+        images = state.read([pair["picture"] for pair in pairs])
+        parts = [plain_picture(cut(image, pair["frame"])) for image, pair in zip(images, pairs, strict=True)]
+        return pictures.strip(parts)
+
+    return state.once(("patches", layer.number, channel), make)
 
 
 def unit_words(state: Explored, layer: Layer, channel: int) -> Words:
-    """All that a unit's page says, its pictures apart."""
-    return _page_of(state, layer, channel)[0]
-
-
-def _page_of(state: Explored, layer: Layer, channel: int) -> tuple[Words, bytes | None, bytes | None]:
-    """A unit's words, its projections and its patches, all of one pass."""
-
-    def make() -> tuple[Words, bytes | None, bytes | None]:
-        card = card_of(state, layer, channel, layer.method)
-        words = _words_of(state, layer, channel, card)
-        if card is None:
-            return words, None, None
-        return words, pictures.strip(card.projections), pictures.strip(card.patches)
-
-    return state.once(("unit", layer.number, channel), make)
+    """All that a unit's page says, its pictures apart: nothing is projected for it."""
+    return state.once(("unit", layer.number, channel), lambda: _words_of(state, layer, channel))
 
 
 def pair_of(state: Explored, layer: Layer, channel: int) -> np.ndarray | None:
@@ -299,13 +294,14 @@ def tile_of(state: Explored, layer: Layer, channel: int) -> bytes | None:
     return state.once(("tile", layer.number, channel), make)
 
 
-def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) -> Words:
-    words = {"layer": layer.name, "map": channel, "searched": state.searched, "pairs": [], "classes": []}
-    words |= {"histogram": histogram(state, layer, channel), "python": [], "limit": None, "purity": 0.0}
-    if card is None:
+def _words_of(state: Explored, layer: Layer, channel: int) -> Words:
+    words: Words = {"layer": layer.name, "map": channel, "searched": state.searched, "pairs": [], "classes": []}
+    words |= {"histogram": histogram(state, layer, channel), "python": [], "purity": 0.0}
+    top = state.tops.get(layer.name)
+    if top is None or float(top.values[channel, 0]) <= 0:
         return words
-    numbers, positions = card.numbers.tolist(), state.tops[layer.name].positions[channel].tolist()
-    rows = zip(card.values.tolist(), numbers, positions, card.boxes.tolist(), card.frames, strict=True)
+    numbers, positions, size = top.images[channel].tolist(), top.positions[channel].tolist(), state.network.image_size
+    boxes = state.deconv.boxes(layer.name, positions, size).tolist()
     words["pairs"] = [
         {
             "value": float(f"{value:.4g}"),
@@ -314,13 +310,12 @@ def _words_of(state: Explored, layer: Layer, channel: int, card: Card | None) ->
             "class": state.label(number),
             "position": position,
             "box": box,
-            "frame": frame,
+            "frame": frame(box, layer.field, size),
         }
-        for value, number, position, box, frame in rows
+        for value, number, position, box in zip(top.values[channel].tolist(), numbers, positions, boxes, strict=True)
     ]
     words["classes"] = Counter(filter(None, map(state.label, numbers))).most_common()
-    words["purity"] = _main_class(state, state.tops[layer.name], channel)[1]
-    words["limit"] = float(f"{card.limit:.3g}")
+    words["purity"] = _main_class(state, top, channel)[1]
     words["python"] = python(state, layer, channel, numbers[0], positions[0])
     return words
 
