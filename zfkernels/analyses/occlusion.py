@@ -156,6 +156,17 @@ def occlusion_map(
     )
 
 
+@torch.no_grad()
+def answers(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a model says of images (N, C, H, W), as probabilities (N, classes); see `occlusion_map`."""
+    with evaluation(model):
+        outputs = model(images)
+        if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+            raise ValueError(f"model must give (N, classes), got {getattr(outputs, 'shape', type(outputs).__name__)}")
+        like_probabilities = float(outputs.min()) >= 0 and float(outputs.max()) <= 1
+        return _probabilities(outputs, last_call(model, images[0], None) if like_probabilities else "")
+
+
 def _probabilities(logits: torch.Tensor, last: str) -> torch.Tensor:
     if last in ("softmax", "sigmoid"):
         return logits
