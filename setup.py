@@ -5,6 +5,7 @@ same module; csrc/cpu/dispatch.cpp chooses among them at import. csrc/cuda is co
 
 Environment variables:
     ZFKERNELS_CUDA=0|1      0 leaves csrc/cuda out, 1 makes a missing nvcc an error. Unset: built when nvcc is found.
+    ZFKERNELS_CUDA_ARCHITECTURES=90a,100  the GPUs that csrc/cuda is compiled for, instead of CUDA_ARCHITECTURES.
     ZFKERNELS_CUDA_RESOURCES=1  print what each CUDA kernel takes of a multiprocessor; spilled registers are an error.
     ZFKERNELS_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer; Python then needs LD_PRELOAD=libasan.so.
     CUDA_HOME, CC, CXX      as usual.
@@ -55,8 +56,12 @@ INSTRUCTION_SETS = {
 # that the convention for passing one depends on the instruction set (-Wpsabi).
 KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
+# Flags of csrc/cuda besides those of the architectures.
+NVCC_FLAGS = ["-std=c++17", "-O3", *([] if os.name == "nt" else ["-Xcompiler", "-fPIC,-fvisibility=hidden"])]
+
 # Machine code for Ampere (and, being binary compatible, Ada), Hopper with its "a" features, and Blackwell; the last
 # architecture is kept as PTX too, for GPUs that come after it. An nvcc too old for one leaves it out.
+# ZFKERNELS_CUDA_ARCHITECTURES names others.
 CUDA_ARCHITECTURES = ["80", "90a", "100"]
 
 
@@ -91,15 +96,30 @@ def nvcc_plan(nvcc: str, *flags: str) -> str | None:
     return done.stderr if done.returncode == 0 else None
 
 
+def cuda_architectures() -> list[str]:
+    """Those of ZFKERNELS_CUDA_ARCHITECTURES, else CUDA_ARCHITECTURES."""
+    variable = os.environ.get("ZFKERNELS_CUDA_ARCHITECTURES", "")
+    named = [name.strip() for name in variable.split(",") if name.strip()]
+    if wrong := [name for name in named if not re.fullmatch(r"\d+[af]?", name)]:
+        raise SystemExit(
+            f"ZFKERNELS_CUDA_ARCHITECTURES must be architectures by commas, such as 80 or 90a,100, got {wrong[0]!r}"
+        )
+    return named or CUDA_ARCHITECTURES
+
+
 def cuda_code_flags(nvcc: str) -> list[str]:
-    """The -gencode flags for the architectures of CUDA_ARCHITECTURES that this nvcc knows."""
-    native = {a: f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES}
+    """The -gencode flags for those of `cuda_architectures` that this nvcc knows; where they were named, all of them."""
+    wanted = cuda_architectures()
+    native = {a: f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted}
     known = [a for a, flag in native.items() if nvcc_plan(nvcc, flag) is not None]
+    if wanted is not CUDA_ARCHITECTURES and known != wanted:
+        unknown = next(a for a in wanted if a not in known)
+        raise SystemExit(f"{nvcc} knows no sm_{unknown}, which ZFKERNELS_CUDA_ARCHITECTURES names, or does not run")
     # PTX of an "a" architecture runs on nothing newer, so the last one without it is kept.
-    portable = [a for a in known if a.isdigit()]
-    if not portable:
+    portable = [a for a in known if a.isdigit()][-1:]
+    if not known:
         raise SystemExit(f"{nvcc} knows neither sm_80 nor sm_100, or does not run: zfkernels needs CUDA 11.0 or newer")
-    return [native[a] for a in known] + [f"-gencode=arch=compute_{portable[-1]},code=compute_{portable[-1]}"]
+    return [native[a] for a in known] + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in portable]
 
 
 def static_cudart(nvcc: str) -> str:
@@ -225,9 +245,7 @@ class BuildKernels(build_ext):
         return target
 
     def _compile_cuda(self, nvcc: str, source: str) -> str:
-        flags = ["-std=c++17", "-O3", *cuda_code_flags(nvcc), "-I", str(CSRC), "-Xptxas", "-v"]
-        if os.name != "nt":
-            flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags = [*NVCC_FLAGS, *cuda_code_flags(nvcc), "-I", str(CSRC), "-Xptxas", "-v"]
         target = Path(self._object_folder("cuda", [nvcc, *flags]), source).with_suffix(".o")
         if not is_fresh(target, source):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,8 +253,7 @@ class BuildKernels(build_ext):
             print(" ".join(command), flush=True)
             done = subprocess.run(command, capture_output=True, text=True)
             log = done.stdout + done.stderr
-            serialised = re.search(r".*\(C75(08|10)\).*", log)  # wgmma one by one: a fraction of the speed
-            if done.returncode != 0 or serialised:
+            if done.returncode != 0:
                 target.unlink(missing_ok=True)
                 print(log, flush=True)
                 raise SystemExit(f"nvcc failed on {source}; ZFKERNELS_CUDA=0 builds zfkernels without the CUDA kernels")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the names of MODULES, for editors and type checkers
     from .ops.max_pool import max_unpool2d_with_switches as max_unpool2d_with_switches
     from .ops.prepared import prepare as prepare
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 MODULES = {  # public name -> the module that defines it
     "Deconvnet": "deconvnet",

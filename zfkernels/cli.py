@@ -32,6 +32,7 @@ COMMANDS = {  # name -> what it does
     "probe": "linear classifiers on the features of each layer (Table 7)",
     "neighbours": "the pictures nearest to one in the features of any layer",
     "sanity": "how much a projection changes when weights are replaced by noise, layer by layer",
+    "explore": "see all of it live in the browser: layers, maps, units, your own pictures",
     "gallery": "every analysis once, on scikit-image's photographs, with captions",
     "verify": "check every backend that runs here against the reference",
     "bench": "time every op and job beside PyTorch, ONNX Runtime and OpenVINO",
@@ -55,6 +56,8 @@ OPTIONAL = {
     "tqdm": ("tqdm", "demo"),
     "jinja2": ("jinja2", "demo"),
     "sklearn": ("scikit-learn", "analysis"),
+    "starlette": ("starlette", "explore"),
+    "uvicorn": ("uvicorn", "explore"),
     "triton": ("triton", "triton"),
 }
 

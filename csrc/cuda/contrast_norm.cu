@@ -277,7 +277,7 @@ Grid grid_of_vectors(const char* name, const Norm& s) {
 // Queues the stacks kernel: pieces as long as the shared memory allows, several short stacks to a block.
 template <typename T, bool kBackward>
 void queue_stacks(const Call& call, const Norm& s, const T* g, const T* x, T* out) {
-    constexpr int64_t kFloats = 160 * 1024 / 4, kPlaces = 4 * kThreads;
+    constexpr int64_t kFloats = kMostShared / 4, kPlaces = 4 * kThreads;
     const char* const name = kBackward ? "contrast_norm_backward" : "contrast_norm";
     const int64_t before = smaller(s.size / 2, s.C), after = smaller(s.size - 1 - s.size / 2, s.C);
     const int64_t rows = (kBackward ? 2 : 1) + (s.center ? (kBackward ? 2 : 1) : 0);

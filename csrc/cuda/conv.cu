@@ -3,8 +3,8 @@
 // correlation_kernel is an implicit matrix product. A: result pixels x (kh, kw, c), gathered from the source map while
 // it is copied into shared memory. B: packed filters (correlation.h). A block makes 128 pixels of one residue class (in
 // the order n, i, j) x BN channels; tile.cuh has the tiles and the warps' part. The sum's axis is walked 64 bytes at a
-// time, 4 stages deep, with cp.async: a stage is copied three stages before it is used, and one barrier a stage both
-// publishes what has arrived and frees the buffer that was read last.
+// time, 4 stages deep, with cp.async: a stage is copied three stages before it is used, among the products of the stage
+// at hand, and one barrier a stage both publishes what has arrived and frees the buffer that was read last.
 //
 //   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32) and the map lies on 16 bytes: a chunk
 //            is then wholly inside or outside the map. Else elements are loaded one by one: any C, any alignment. A
@@ -53,9 +53,8 @@ struct Operands {
     const T* packed;
     const T* bias;
     T* result;
-    bool relu, rectify;
-    bool copy_chunks;   // the source serves 16-byte copies
-    bool store_chunks;  // so does the result
+    bool relu;
+    bool store_chunks;  // the result can be written 16 bytes at a time
     int64_t tiles_m;    // a residue class
     int tiles_n;
 };
@@ -63,7 +62,8 @@ struct Operands {
 template <class M, int BN>
 constexpr int correlation_shared = kTileRows * sizeof(int64_t) + kStages * (kTileRows + BN) * kRowBytes;
 
-template <class M, int BN>
+// kCopies: the source serves 16-byte copies. kRectify: its values are rectified.
+template <class M, int BN, bool kCopies, bool kRectify>
 __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
     correlation_kernel(Correlation p, Operands<typename M::T> o) {
     using T = typename M::T;
@@ -105,55 +105,64 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
     int k = chunk * kChunk<M>, kh = 0, e = k;  // e: the offset in run kh of what this thread copies next
     while (kh < r.taps_h && e >= r.run) e -= r.run, ++kh;
 
-    auto load = [&](int stage) {
-        char* a = stages + stage * (kTileRows + BN) * kRowBytes;
-        char* b = a + kTileRows * kRowBytes;
-#pragma unroll
-        for (int i = 0; i < kLoadsA; ++i) {
-            const int row = t / kRowChunks + i * kLoadRows;
+    // Part `part` of what the thread copies into the stage that begins at `to`. Past the sum's end these are zeros.
+    const auto load = [&](char* to, int part) {
+        if (part < kLoadsA) {
+            const int i = part, row = t / kRowChunks + i * kLoadRows;
             const bool inside_h = kh < r.taps_h && static_cast<unsigned>(from_h[i] + kh) < static_cast<unsigned>(p.H);
             const T* from = source[i] + static_cast<int64_t>(kh) * row_elements + e;
-            char* to = a + tile_offset(row, chunk);
-            if (o.copy_chunks) {
+            char* const there = to + tile_offset(row, chunk);
+            if constexpr (kCopies) {
                 const bool inside =
                     inside_h && static_cast<unsigned>(from_e[i] + e) < static_cast<unsigned>(row_elements);
-                ptx::cp_async<16>(to, inside ? from : o.source, inside ? 16 : 0);
+                ptx::cp_async<16>(there, from, inside ? 16 : 0);
             } else {
-                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int j) {
+                *reinterpret_cast<uint4*>(there) = chunk_of<T>([&](int j) {
                     const bool inside = inside_h && e + j < run_elements &&
                                         static_cast<unsigned>(from_e[i] + e + j) < static_cast<unsigned>(row_elements);
                     return inside ? from[j] : T{};
                 });
             }
-        }
-#pragma unroll
-        for (int i = 0; i < kLoadsB; ++i) {
-            const int row = t / kRowChunks + i * kLoadRows;
-            if (BN % kLoadRows != 0 && row >= BN) break;
+        } else if (part < kLoadsA + kLoadsB) {
+            const int row = t / kRowChunks + (part - kLoadsA) * kLoadRows;
+            if (BN % kLoadRows != 0 && row >= BN) return;
             const bool inside = n0 + row < p.K && k < total;
             const T* from = filters + static_cast<int64_t>(n0 + row) * total + k;
-            ptx::cp_async<16>(b + tile_offset(row, chunk), inside ? from : o.packed, inside ? 16 : 0);
+            ptx::cp_async<16>(to + kTileRows * kRowBytes + tile_offset(row, chunk), from, inside ? 16 : 0);
         }
+    };
+    const auto advance = [&] {
         k += kStep;
         e += kStep;
         while (kh < r.taps_h && e >= r.run) e -= r.run, ++kh;
     };
+    constexpr int kStageBytes = (kTileRows + BN) * kRowBytes;
 
     Accumulators<M, kTileRows, BN> sums;
+    static_assert(kLoadsA + kLoadsB <= decltype(sums)::kBetween);
     sums.clear();
     const int steps = (total + kStep - 1) / kStep;
 #pragma unroll 1  // unrolling would only make three copies of the loader
     for (int s = 0; s < kStages - 1; ++s) {
-        if (s < steps) load(s);
+#pragma unroll
+        for (int part = 0; part < kLoadsA + kLoadsB; ++part) load(stages + s * kStageBytes, part);
         ptx::cp_async_commit();
+        advance();
     }
     for (int s = 0; s < steps; ++s) {
         ptx::cp_async_wait<kStages - 2>();
         __syncthreads();
-        if (s + kStages - 1 < steps) load((s + kStages - 1) % kStages);
+        char* const next = stages + (s + kStages - 1) % kStages * kStageBytes;
+        const char* const a = stages + s % kStages * kStageBytes;
+        if constexpr (!kCopies) {  // all at once: among the products the elements do not fit into registers
+#pragma unroll
+            for (int part = 0; part < kLoadsA + kLoadsB; ++part) load(next, part);
+        }
+        sums.template add<kRectify>(a, a + kTileRows * kRowBytes, [&](int part) {
+            if constexpr (kCopies) load(next, part);
+        });
         ptx::cp_async_commit();
-        const char* a = stages + s % kStages * (kTileRows + BN) * kRowBytes;
-        sums.add(a, a + kTileRows * kRowBytes, o.rectify);
+        advance();
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
@@ -162,9 +171,13 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
         constexpr int kPitch = BN + kChunk<M>;
         static_assert(kTileRows * kPitch * sizeof(T) <= kStages * (kTileRows + BN) * kRowBytes);
         T* out = reinterpret_cast<T*>(stages);
-        sums.each([&](int row, int col, float v) {
-            if (o.bias != nullptr && n0 + col < p.K) v += to_float(o.bias[n0 + col]);
-            out[row * kPitch + col] = rounded<T>(o.relu ? rectified(v) : v);
+        const auto bias_of = [&](int col) {
+            const auto at = [&](int k) { return o.bias != nullptr && k < p.K ? to_float(o.bias[k]) : 0.0f; };
+            return float2{at(n0 + col), at(n0 + col + 1)};
+        };
+        sums.each_pair(bias_of, [&](int row, int col, float low, float high, float2 bias) {
+            const uint32_t pair = rounded_pair<T>(low + bias.x, high + bias.y);
+            *reinterpret_cast<uint32_t*>(out + row * kPitch + col) = o.relu ? rectified_pair<T>(pair) : pair;
         });
         __syncthreads();
         for (int at = t; at < kTileRows * (BN / kChunk<M>); at += kThreads<M>) {
@@ -195,14 +208,20 @@ dim3 blocks_of(int64_t count) {
 }
 
 template <class M, int BN>
-void launch_correlation(const Call& call, const Conv& sizes, const Correlation& p, const char* name,
-                        Operands<typename M::T> o) {
+void launch_correlation(const Call& call, const Conv& sizes, const Correlation& p, const char* name, bool copies,
+                        bool rectify, Operands<typename M::T> o) {
     o.tiles_n = static_cast<int>(ceil_div(p.K, BN));
     const int64_t rows = p.transposed ? ceil_div(p.OH, p.SH) : p.OH, cols = p.transposed ? ceil_div(p.OW, p.SW) : p.OW;
     o.tiles_m = ceil_div(p.N * rows * cols, kTileRows);
     const int64_t blocks = o.tiles_m * classes_of(p) * o.tiles_n;
-    launch(call, sizes, {name, blocks_of(blocks), kThreads<M>, correlation_shared<M, BN>}, correlation_kernel<M, BN>, p,
-           o);
+    const Grid grid{name, blocks_of(blocks), kThreads<M>, correlation_shared<M, BN>};
+    if (copies) {
+        launch(call, sizes, grid,
+               rectify ? correlation_kernel<M, BN, true, true> : correlation_kernel<M, BN, true, false>, p, o);
+    } else {
+        launch(call, sizes, grid,
+               rectify ? correlation_kernel<M, BN, false, true> : correlation_kernel<M, BN, false, false>, p, o);
+    }
 }
 
 template <class M>
@@ -214,20 +233,19 @@ void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, con
                   static_cast<const T*>(bias),
                   static_cast<T*>(result),
                   relu,
-                  rectify,
-                  p.C % kChunk<M> == 0 && aligned(kChunkBytes, source),
                   p.K % kChunk<M> == 0 && aligned(kChunkBytes, result),
                   0,
                   0};
     launch(call, sizes, {"pack_filters", blocks_of(static_cast<int64_t>(classes_of(p)) * p.K), 256}, pack_kernel<T>, p,
            static_cast<const T*>(w), static_cast<T*>(workspace));
+    const bool copies = p.C % kChunk<M> == 0 && aligned(kChunkBytes, source);
     const auto padded = [&](int64_t bn) { return round_up(p.K, bn); };
     if (padded(128) <= padded(96) && padded(128) <= padded(64)) {
-        launch_correlation<M, 128>(call, sizes, p, name, o);
+        launch_correlation<M, 128>(call, sizes, p, name, copies, rectify, o);
     } else if (padded(96) <= padded(64)) {
-        launch_correlation<M, 96>(call, sizes, p, name, o);
+        launch_correlation<M, 96>(call, sizes, p, name, copies, rectify, o);
     } else {
-        launch_correlation<M, 64>(call, sizes, p, name, o);
+        launch_correlation<M, 64>(call, sizes, p, name, copies, rectify, o);
     }
 }
 

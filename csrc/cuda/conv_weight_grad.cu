@@ -56,8 +56,8 @@ struct WeightGrad {
     int run, lead;  // elements of a run with its zeros; elements of it before the first tap's
     int tiles_n;
     int64_t range;  // pixels (first_layer_kernel: rows) of a block
-    bool copy_g;    // g allows 16-byte copies
-    bool copy_x;    // so does x; first_layer_kernel: its rows allow copies of words
+    bool copy_g;    // first_layer_kernel: g allows 16-byte copies
+    bool copy_x;    // first_layer_kernel: the rows of x allow copies of words
     int pitch_g;    // first_layer_kernel: pixels of a row in shared memory
 };
 
@@ -82,7 +82,8 @@ struct Pixel {
     }
 };
 
-template <class M, int BM, int BN>
+// kCopies: g and x serve 16-byte copies.
+template <class M, int BM, int BN, bool kCopies>
 __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(WeightGrad<typename M::T> p) {
     using T = typename M::T;
     constexpr int kSum = kRowChunks * kChunk<M>;  // pixels a stage
@@ -103,54 +104,58 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     const Pixel step(kLoadRows, p.OH, p.OW);
     const T* g = p.g + first * p.K + m;
 
-    const auto load = [&](int stage) {
-        char* a = stages + stage * 2 * kTileBytes;
-        const auto each = [&](int load, auto copies) {
-            char* to = a + column_tile_offset<M>(t / kTileChunks + load * kLoadRows, chunk);
-            const bool inside = left > 0 && loads_a;
-            const int h = at.i * p.SH + kh - p.PH, from_e = (at.j * p.SW - p.PW) * p.C + e;
-            const bool inside_h = left > 0 && loads_b && static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
-            const T* from = p.x + (at.image * p.H + h) * row_elements + from_e;
-            if constexpr (decltype(copies)::value) {
-                const bool whole = inside_h && static_cast<unsigned>(from_e) < static_cast<unsigned>(row_elements);
-                ptx::cp_async<16>(to, inside ? g : p.g, inside ? 16 : 0);
-                ptx::cp_async<16>(to + kTileBytes, whole ? from : p.x, whole ? 16 : 0);
-            } else {
-                *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
-                *reinterpret_cast<uint4*>(to + kTileBytes) = chunk_of<T>([&](int i) {
-                    const bool there = inside_h && e + i < run_elements &&
-                                       static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
-                    return there ? from[i] : T{};
-                });
-            }
-            g += static_cast<int64_t>(kLoadRows) * p.K;
-            left -= kLoadRows;
-            at.advance(step, p.OH, p.OW);
-        };
-        if (p.copy_g && p.copy_x) {
-#pragma unroll
-            for (int load = 0; load < kLoads; ++load) each(load, std::true_type{});
+    // Part `part` of what the thread copies into the stage that begins at `stage`. Past the range's end these are
+    // zeros.
+    const auto load = [&](char* stage, int part) {
+        if (part >= kLoads) return;
+        char* to = stage + column_tile_offset<M>(t / kTileChunks + part * kLoadRows, chunk);
+        const bool inside = left > 0 && loads_a;
+        const int h = at.i * p.SH + kh - p.PH, from_e = (at.j * p.SW - p.PW) * p.C + e;
+        const bool inside_h = left > 0 && loads_b && static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
+        const T* from = p.x + (at.image * p.H + h) * row_elements + from_e;
+        if constexpr (kCopies) {
+            const bool whole = inside_h && static_cast<unsigned>(from_e) < static_cast<unsigned>(row_elements);
+            ptx::cp_async<16>(to, g, inside ? 16 : 0);
+            ptx::cp_async<16>(to + kTileBytes, from, whole ? 16 : 0);
         } else {
-#pragma unroll 1
-            for (int load = 0; load < kLoads; ++load) each(load, std::false_type{});
+            *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
+            *reinterpret_cast<uint4*>(to + kTileBytes) = chunk_of<T>([&](int i) {
+                const bool there = inside_h && e + i < run_elements &&
+                                   static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
+                return there ? from[i] : T{};
+            });
         }
+        g += static_cast<int64_t>(kLoadRows) * p.K;
+        left -= kLoadRows;
+        at.advance(step, p.OH, p.OW);
     };
 
     Accumulators<M, BM, BN, true> sums;
+    static_assert(kLoads <= decltype(sums)::kBetween);
+    // Neither single elements nor, among TF32's products, whose operands are rounded besides, the copies' addresses fit
+    // into registers beside the sums.
+    constexpr bool kAmong = kCopies && (sizeof(T) == 2 || !M::kTensorCores);
     sums.clear();
     const int steps = static_cast<int>(ceil_div(smaller(p.range, pixels - begin), kSum));
 #pragma unroll 1  // unrolling would only make three copies of the loader
     for (int s = 0; s < kStages - 1; ++s) {
-        if (s < steps) load(s);
+#pragma unroll
+        for (int part = 0; part < kLoads; ++part) load(stages + s * 2 * kTileBytes, part);
         ptx::cp_async_commit();
     }
     for (int s = 0; s < steps; ++s) {
         ptx::cp_async_wait<kStages - 2>();
         __syncthreads();
-        if (s + kStages - 1 < steps) load((s + kStages - 1) % kStages);
+        char* const next = stages + (s + kStages - 1) % kStages * 2 * kTileBytes;
+        const char* const a = stages + s % kStages * 2 * kTileBytes;
+        if constexpr (!kAmong) {
+#pragma unroll 1
+            for (int part = 0; part < kLoads; ++part) load(next, part);
+        }
+        sums.add_columns(a, a + kTileBytes, [&](int part) {
+            if constexpr (kAmong) load(next, part);
+        });
         ptx::cp_async_commit();
-        const char* a = stages + s % kStages * 2 * kTileBytes;
-        sums.add_columns(a, a + kTileBytes);
     }
     ptx::cp_async_wait<0>();
 
@@ -166,7 +171,8 @@ constexpr int kFirstThreads = 128;
 constexpr int kFirstFilters = 96, kFirstTiles = 11;  // filters of a block; tiles of 8 columns of a warp
 constexpr int kFirstPitch = kFirstFilters + 8;       // elements from a pixel of g to the next
 
-template <class M>
+// kPairs: the gradient is pooled, by a pooling that unpooled_pair serves.
+template <class M, bool kPairs>
 __global__ void __launch_bounds__(kFirstThreads, 2) first_layer_kernel(WeightGrad<typename M::T> p) {
     using T = typename M::T;
     const int pixels = p.pitch_g, ring_rows = p.KH + p.SH, slot_elements = pixels * p.run;
@@ -181,6 +187,25 @@ __global__ void __launch_bounds__(kFirstThreads, 2) first_layer_kernel(WeightGra
     const auto fetch_g = [&](int64_t image, int i, T* to) {
         constexpr int kChunks = kFirstFilters / 8;
         const Window& q = p.pool;
+        if constexpr (kPairs) {
+            const int before = q.PW & 1;  // 1: the first pixel is the second of its pair
+            const PairRows<T> over(q, p.g, p.switches, p.K, image, i);
+            Walk at(t, kFirstThreads, kChunks);
+            for (; at.column < (pixels + before + 1) / 2; at.next()) {
+                const int j = at.column * 2 - before, k = k0 + at.chunk * 8;
+                uint4 pair[2] = {};
+                if (j < p.OW && k < p.K) {
+                    unpooled_pair(q, over, p.K, (j + q.PW) >> 1, k, pair);
+                }
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    if (static_cast<unsigned>(j + e) >= static_cast<unsigned>(pixels)) continue;
+                    *reinterpret_cast<uint4*>(to + (j + e) * kFirstPitch + at.chunk * 8) =
+                        j + e < p.OW ? pair[e] : uint4{};
+                }
+            }
+            return;
+        }
         const Span over = p.switches != nullptr ? windows_over(i, q.OH, q.KH, q.SH, q.PH) : Span{0, -1};
         for (int at = t; at < pixels * kChunks; at += kFirstThreads) {
             const int j = at / kChunks, k = k0 + at % kChunks * 8;
@@ -435,13 +460,18 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
             if (plan.first_layer) {
                 o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0 && aligned(4, x);
                 const dim3 blocks(static_cast<unsigned>(plan.ranges), static_cast<unsigned>(plan.tiles_m));
-                launch(call, p, {name, blocks, kFirstThreads, plan.shared}, first_layer_kernel<M>, o);
+                const bool pairs = pool != nullptr && pairs_fit(*pool, o.copy_g);
+                launch(call, p, {name, blocks, kFirstThreads, plan.shared},
+                       pairs ? first_layer_kernel<M, true> : first_layer_kernel<M, false>, o);
             }
         }
         if (!plan.first_layer) {
-            o.copy_x = p.C % kChunk<M> == 0 && aligned(kChunkBytes, x);
+            const bool copies = o.copy_g && p.C % kChunk<M> == 0 && aligned(kChunkBytes, x);
             const dim3 blocks(static_cast<unsigned>(plan.tiles_m * plan.tiles_n), static_cast<unsigned>(plan.ranges));
-            launch(call, p, {name, blocks, kThreads<M>, plan.shared}, weight_grad_kernel<M, kColumns, kColumns>, o);
+            launch(call, p, {name, blocks, kThreads<M>, plan.shared},
+                   copies ? weight_grad_kernel<M, kColumns, kColumns, true>
+                          : weight_grad_kernel<M, kColumns, kColumns, false>,
+                   o);
         }
         if (gb != nullptr) {
             const dim3 ranges(static_cast<unsigned>(ceil_div(p.K, kBiasChannels)), kBiasRanges);

@@ -15,10 +15,14 @@ __global__ void sum_of_squares(int* out) {
 
 Current::Current(int index) {
     check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (index != previous_) check(cudaSetDevice(index), "cudaSetDevice");
+    if (index == previous_) return;
+    check(cudaSetDevice(index), "cudaSetDevice");
+    changed_ = true;
 }
 
-Current::~Current() { (void)cudaSetDevice(previous_); }
+Current::~Current() {
+    if (changed_) (void)cudaSetDevice(previous_);
+}
 
 int device_count() {
     int count = 0;

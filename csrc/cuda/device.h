@@ -17,7 +17,8 @@ int device_count();
 
 Device device(int index);
 
-// Makes a device current, and at the end of the scope the previous one, which is torch's choice.
+// Makes a device current, and at the end of the scope the previous one, which is torch's choice. Where the device is
+// current already, nothing is set: cudaSetDevice makes a context on a device that has none yet.
 class Current {
    public:
     explicit Current(int index);
@@ -27,6 +28,7 @@ class Current {
 
    private:
     int previous_ = 0;
+    bool changed_ = false;
 };
 
 // CUDA versions as 1000 * major + 10 * minor: the driver's (0 when there is none), and that of the linked runtime.

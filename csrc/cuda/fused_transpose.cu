@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(128) pack_columns_kernel(Reversed<T> p, const 
     }
 }
 
-template <class M>
+// kPairs: the pooling is one that unpooled_pair serves.
+template <class M, bool kPairs>
 __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Reversed<typename M::T> p) {
     using T = typename M::T;
     T* const filters = ptx::shared_memory<T>();
@@ -85,19 +86,39 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
     ptx::cp_async_commit();
 
     // Pixel b of an unpooled row in shared memory is window column first_s - (taps - 1) + b; outside the map it is 0.
+    const auto rectified_chunk = [&](uint4 v) {
+        if (!p.rectify) return v;
+        return uint4{rectified_pair<T>(v.x), rectified_pair<T>(v.y), rectified_pair<T>(v.z), rectified_pair<T>(v.w)};
+    };
     const auto gather = [&](int i, T* row) {
-        const int chunks = p.channels / 8;
+        const int chunks = p.channels / 8, first = first_s - (p.taps - 1), count = kPixels + p.taps - 1;
+        if constexpr (kPairs) {
+            const int before = (first + p.pool.PW) & 1;  // 1: the first pixel is the second of its pair
+            const PairRows<T> over(p.pool, p.y, p.switches, p.K, image, i);
+            Walk at(t, kThreadsReversed, chunks);
+            for (; at.column < (count + before + 1) / 2; at.next()) {
+                const int pixel = at.column * 2 - before, k = at.chunk * 8, j = first + pixel;
+                uint4 pair[2] = {};
+                if (j + 1 >= 0 && j < p.OW && k < p.K) {
+                    unpooled_pair(p.pool, over, p.K, (j + p.pool.PW) >> 1, k, pair);
+                }
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    if (static_cast<unsigned>(pixel + e) >= static_cast<unsigned>(count)) continue;
+                    const bool inside = static_cast<unsigned>(j + e) < static_cast<unsigned>(p.OW);
+                    *reinterpret_cast<uint4*>(row + (pixel + e) * p.pixel_pitch + k) =
+                        inside ? rectified_chunk(pair[e]) : uint4{};
+                }
+            }
+            return;
+        }
         const Span over = windows_over(i, p.pool.OH, p.pool.KH, p.pool.SH, p.pool.PH);
-        for (int at = t; at < (kPixels + p.taps - 1) * chunks; at += kThreadsReversed) {
-            const int pixel = at / chunks, k = at % chunks * 8, j = first_s - (p.taps - 1) + pixel;
+        for (int at = t; at < count * chunks; at += kThreadsReversed) {
+            const int pixel = at / chunks, k = at % chunks * 8, j = first + pixel;
             uint4 v{};
             if (static_cast<unsigned>(j) < static_cast<unsigned>(p.OW) && k < p.K) {
-                v = unpooled(p.pool, p.y, p.switches, p.K, p.vectors, image, over,
-                             windows_over(j, p.pool.OW, p.pool.KW, p.pool.SW, p.pool.PW), i, j, k);
-                if (p.rectify) {
-                    v = {rectified_pair<T>(v.x), rectified_pair<T>(v.y), rectified_pair<T>(v.z),
-                         rectified_pair<T>(v.w)};
-                }
+                v = rectified_chunk(unpooled(p.pool, p.y, p.switches, p.K, p.vectors, image, over,
+                                             windows_over(j, p.pool.OW, p.pool.KW, p.pool.SW, p.pool.PW), i, j, k));
             }
             *reinterpret_cast<uint4*>(row + pixel * p.pixel_pitch + k) = v;
         }
@@ -252,8 +273,8 @@ void reversed_in(const Call& call, const Conv& p, const Pool& pool, const void* 
     const std::size_t shared =
         2 * (std::size_t(8 * kTiles) * o.filter_pitch + std::size_t(2) * (kPixels + o.taps - 1) * o.pixel_pitch);
     const unsigned blocks = static_cast<unsigned>(p.N * o.bands * o.column_blocks);
-    launch(call, p, {"max_unpool2d_relu_conv_transpose2d", blocks, kThreadsReversed, shared}, layer_reversed_kernel<M>,
-           o);
+    launch(call, p, {"max_unpool2d_relu_conv_transpose2d", blocks, kThreadsReversed, shared},
+           pairs_fit(pool, o.vectors) ? layer_reversed_kernel<M, true> : layer_reversed_kernel<M, false>, o);
 }
 
 bool fused_layer(const Call& call, const Conv& p, const Pool& pool) {

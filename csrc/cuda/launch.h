@@ -35,6 +35,8 @@ inline std::string describe(const Norm& s) {
     return std::to_string(s.P) + " pixels of " + std::to_string(s.C) + " maps, size " + std::to_string(s.size);
 }
 
+constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU since sm_80
+
 // Where and how a kernel runs: a grid of blocks of threads, each block with `shared` bytes of shared memory.
 struct Grid {
     const char* name;  // of the kernel, for messages

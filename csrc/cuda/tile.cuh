@@ -22,8 +22,7 @@ namespace zf::cuda {
 constexpr int kChunkBytes = 16;
 constexpr int kRowBytes = 64;
 constexpr int kRowChunks = kRowBytes / kChunkBytes;
-constexpr int kTileRows = 128;          // BM
-constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU since sm_80
+constexpr int kTileRows = 128;  // BM
 
 struct Bf16 {
     using T = BFloat16;
@@ -146,6 +145,23 @@ struct Accumulators {
     static constexpr int kTilesM = BM / 32, kTilesN = BN / 16;  // 16 x 8 tiles of a warp
     float value[kTilesM][kTilesN][4];
 
+    // Calls visit(row of A, row of B, the values there and in B's next row, of_column(row of B)); of_column is called
+    // once for all rows of A.
+    template <class C, class F>
+    __device__ __forceinline__ void each_pair(C of_column, F visit) const {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int row = warp / 2 * (BM / 2) + lane / 4, col = warp % 2 * (BN / 2) + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) {
+            const auto here = of_column(col + j * 8);
+#pragma unroll
+            for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+                for (int e = 0; e < 4; e += 2)
+                    visit(row + i * 16 + e / 2 * 8, col + j * 8, value[i][j][e], value[i][j][e + 1], here);
+        }
+    }
+
     // Calls visit(row of A, row of B, value).
     template <class F>
     __device__ __forceinline__ void each(F visit) const {
@@ -168,8 +184,13 @@ struct Accumulators {
                 for (int e = 0; e < 4; ++e) value[i][j][e] = 0.0f;
     }
 
-    // Adds the product of one stage: a, b are its tiles in shared memory.
-    __device__ __forceinline__ void add(const char* a, const char* b, bool rectify) {
+    // How often add and add_columns call `between`, with 0, 1, ...
+    static constexpr int kBetween = 2 * kTilesM;
+
+    // Adds the product of one stage: a, b are its tiles in shared memory. `between` is called after every 16 rows of
+    // the warp's product, for what is to be issued among the products rather than before them.
+    template <bool kRectify, class F>
+    __device__ __forceinline__ void add(const char* a, const char* b, F between) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int a_row = warp / 2 * (BM / 2) + lane % 16, a_chunk = lane / 16;
         const int b_row = warp % 2 * (BN / 2) + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
@@ -184,18 +205,19 @@ struct Accumulators {
             for (int i = 0; i < kTilesM; ++i) {
                 ptx::ldmatrix_x4(fa[i], a + tile_offset(a_row + i * 16, step * 2 + a_chunk));
             }
-            if (rectify) {
+            if constexpr (kRectify) {
 #pragma unroll
                 for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
                     for (int e = 0; e < 4; ++e) fa[i][e] = rectified_operand<M>(fa[i][e]);
             }
-            add_fragments(fa, fb);
+            add_fragments(fa, fb, [&](int i) { between(step * kTilesM + i); });
         }
     }
 
     // The same of tiles that hold the sum's axis row by row: A[step][BM], B[step][BN] (column_tile_offset).
-    __device__ __forceinline__ void add_columns(const char* a, const char* b) {
+    template <class F>
+    __device__ __forceinline__ void add_columns(const char* a, const char* b, F between) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int m0 = warp / 2 * (BM / 2), n0 = warp % 2 * (BN / 2);
 #pragma unroll
@@ -227,12 +249,14 @@ struct Accumulators {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) fa[i][e] = at(a, row + e / 2 * 4, m0 + i * 16 + e % 2 * 8 + col);
             }
-            add_fragments(fa, fb);
+            add_fragments(fa, fb, [&](int i) { between(step * kTilesM + i); });
         }
     }
 
    private:
-    __device__ __forceinline__ void add_fragments(uint32_t (&fa)[kTilesM][4], uint32_t (&fb)[kTilesN / 2][4]) {
+    template <class F>
+    __device__ __forceinline__ void add_fragments(uint32_t (&fa)[kTilesM][4], uint32_t (&fb)[kTilesN / 2][4],
+                                                  F after_row) {
         if constexpr (sizeof(typename M::T) == 4) {
 #pragma unroll
             for (int i = 0; i < kTilesM; ++i)
@@ -244,12 +268,14 @@ struct Accumulators {
                 for (int e = 0; e < 4; ++e) fb[j][e] = ptx::to_tf32(__uint_as_float(fb[j][e]));
         }
 #pragma unroll
-        for (int i = 0; i < kTilesM; ++i)
+        for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
             for (int j = 0; j < kTilesN; ++j) {
                 const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
                 multiply<M>(value[i][j], fa[i], pair);
             }
+            after_row(i);
+        }
     }
 };
 
@@ -283,14 +309,19 @@ struct Accumulators<Ieee, BM, BN, kByColumns> {
             for (int j = 0; j < kCols; ++j) value[i][j] = 0.0f;
     }
 
-    __device__ __forceinline__ void add(const char* a, const char* b, bool rectify) {
+    static constexpr int kBetween = kRowChunks;
+
+    template <bool kRectify, class F>
+    __device__ __forceinline__ void add(const char* a, const char* b, F between) {
 #pragma unroll
         for (int chunk = 0; chunk < kRowChunks; ++chunk) {
             float4 fa[kRows];
 #pragma unroll
             for (int i = 0; i < kRows; ++i) {
                 fa[i] = *reinterpret_cast<const float4*>(a + tile_offset(row_of(i), chunk));
-                if (rectify) fa[i] = {rectified(fa[i].x), rectified(fa[i].y), rectified(fa[i].z), rectified(fa[i].w)};
+                if constexpr (kRectify) {
+                    fa[i] = {rectified(fa[i].x), rectified(fa[i].y), rectified(fa[i].z), rectified(fa[i].w)};
+                }
             }
 #pragma unroll
             for (int j = 0; j < kCols; ++j) {
@@ -301,10 +332,12 @@ struct Accumulators<Ieee, BM, BN, kByColumns> {
                     d = fmaf(fa[i].w, fb.w, fmaf(fa[i].z, fb.z, fmaf(fa[i].y, fb.y, fmaf(fa[i].x, fb.x, d))));
                 }
             }
+            between(chunk);
         }
     }
 
-    __device__ __forceinline__ void add_columns(const char* a, const char* b) {
+    template <class F>
+    __device__ __forceinline__ void add_columns(const char* a, const char* b, F between) {
         static_assert(kByColumns && kRows % 4 == 0 && kCols % 4 == 0);
 #pragma unroll
         for (int k = 0; k < kRowBytes / 4; ++k) {
@@ -323,6 +356,7 @@ struct Accumulators<Ieee, BM, BN, kByColumns> {
             for (int i = 0; i < kRows; ++i)
 #pragma unroll
                 for (int j = 0; j < kCols; ++j) value[i][j] = fmaf(fa[i], fb[j], value[i][j]);
+            if (k % 4 == 3) between(k / 4);
         }
     }
 };

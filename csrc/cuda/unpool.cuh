@@ -29,6 +29,17 @@ __device__ __forceinline__ Span windows_over(int position, int count, int kernel
     return {first, last < count ? last : count - 1};
 }
 
+// 16 bytes of values, rounded to T.
+template <typename T>
+__device__ __forceinline__ uint4 rounded_chunk(const float (&v)[16 / sizeof(T)]) {
+    if constexpr (sizeof(T) == 2) {
+        return {rounded_pair<T>(v[0], v[1]), rounded_pair<T>(v[2], v[3]), rounded_pair<T>(v[4], v[5]),
+                rounded_pair<T>(v[6], v[7])};
+    } else {
+        return {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])};
+    }
+}
+
 // Channels k ... of pixel (h, w) of max_unpool2d's result, 16 bytes of them: the sum, in the windows' order, of y over
 // those windows whose switch points at the pixel, rounded to T. `rows`, `cols` are the windows over h and w; y and the
 // switches are (N, OH, OW, K). `vectors`: K is a multiple of 16 bytes, y lies on 16 and the switches on as many bytes.
@@ -63,12 +74,88 @@ __device__ __forceinline__ uint4 unpooled(const Window& q, const T* __restrict__
             }
         }
     }
-    if constexpr (sizeof(T) == 2) {
-        return {rounded_pair<T>(sum[0], sum[1]), rounded_pair<T>(sum[2], sum[3]), rounded_pair<T>(sum[4], sum[5]),
-                rounded_pair<T>(sum[6], sum[7])};
-    } else {
-        return {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]), __float_as_uint(sum[3])};
-    }
+    return rounded_chunk<T>(sum);
 }
+
+// Whether unpooled_pair serves a pooling, whose maps allow vectors (see unpooled).
+inline bool pairs_fit(const Pool& p, bool vectors) {
+    return vectors && p.KH == 3 && p.KW == 3 && p.SH == 2 && p.SW == 2;
+}
+
+// The one or two rows of windows of 3x3 at stride 2 that cover row h, in their order: where they begin in y and the
+// switches, and the number of the tap that lies in row h and the windows' first column.
+template <typename T>
+struct PairRows {
+    const T* y[2];
+    const uint8_t* switches[2];
+    uint32_t tap[2];
+    bool there[2];
+
+    __device__ __forceinline__ PairRows(const Window& q, const T* maps, const uint8_t* places, int K, int64_t image,
+                                        int h) {
+        const int row = h + q.PH;
+        const bool odd = row & 1;  // the middle of its one window, else the last row of one and the first of the next
+#pragma unroll
+        for (int a = 0; a < 2; ++a) {
+            const int i = (row >> 1) - 1 + a;
+            there[a] = !(odd && a == 0) && i >= 0 && i < q.OH;
+            tap[a] = odd ? 3 : a == 0 ? 6 : 0;
+            const int64_t from = there[a] ? (image * q.OH + i) * q.OW * K : 0;
+            y[a] = maps + from, switches[a] = places + from;
+        }
+    }
+};
+
+// `unpooled` for 3x3 windows at stride 2 and two neighbouring pixels of a row, those at the padded map's columns 2j and
+// 2j + 1, which windows j - 1 and j cover: the first both, the second window j alone. So a row that two rows of windows
+// cover takes four loads for two pixels, another two, where `unpooled` takes six and three and asks for every window
+// where it lies. Pixels outside the map may get what a window's overhang was given.
+template <typename T>
+__device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>& rows, int K, int j, int k,
+                                              uint4 (&pixels)[2]) {
+    constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+    float sum[2][kCount] = {};
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+        if (!rows.there[a]) continue;
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+            const int column = j - 1 + b, from = column * K + k;
+            if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
+            const uint4 values = *reinterpret_cast<const uint4*>(rows.y[a] + from);
+            uint32_t places[kCount / 4];
+#pragma unroll
+            for (int e = 0; e < kCount / 4; ++e) {
+                places[e] = *reinterpret_cast<const uint32_t*>(rows.switches[a] + from + e * 4);
+            }
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) {
+                const uint32_t place = places[e / 4] >> e % 4 * 8 & 255;
+                const float value = to_float(element_of<T>(values, e));
+                if (place == rows.tap[a] + (b == 0 ? 2 : 0)) sum[0][e] += value;
+                if (b == 1 && place == rows.tap[a] + 1) sum[1][e] += value;
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) pixels[i] = rounded_chunk<T>(sum[i]);
+}
+
+// Walks a block's threads over `count` columns of `chunks` chunks each without dividing at every step.
+struct Walk {
+    int column, chunk, columns_a_step, chunks_a_step, chunks;
+
+    __device__ __forceinline__ Walk(int thread, int threads, int chunks)
+        : column(thread / chunks),
+          chunk(thread - column * chunks),
+          columns_a_step(threads / chunks),
+          chunks_a_step(threads - columns_a_step * chunks),
+          chunks(chunks) {}
+    __device__ __forceinline__ void next() {
+        column += columns_a_step;
+        chunk += chunks_a_step;
+        if (chunk >= chunks) chunk -= chunks, ++column;
+    }
+};
 
 }  // namespace zf::cuda

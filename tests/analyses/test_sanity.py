@@ -73,7 +73,7 @@ def test_weights_are_noise_of_the_same_size():
         net.weight.mul_(3).add_(0.2)
     before = copy.deepcopy(net)
     with torch.no_grad():
-        sanity._randomise(net, torch.Generator().manual_seed(0))
+        sanity.randomise(net, torch.Generator().manual_seed(0))
     for name in ("weight", "bias"):
         old, new = getattr(before, name).detach(), getattr(net, name).detach()
         assert abs(float(new.std() / old.std()) - 1) < 0.3
@@ -88,7 +88,7 @@ def test_the_stages_are_the_cascade():
     noisy, generator = copy.deepcopy(net), torch.Generator().manual_seed(3 * 1_000_003)
     for k, stage in enumerate(result.stages):
         with torch.no_grad():
-            sanity._randomise(noisy.get_submodule(stage.module), generator)
+            sanity.randomise(noisy.get_submodule(stage.module), generator)
         p = zf.Deconvnet(noisy).project(image[None], "features.6", result.channel, result.position)
         expected = p.pixels[0] / p.values[0]
         if p.values[0] > 0:
@@ -130,9 +130,9 @@ def test_an_edge_detector_is_found_out():
 
 def test_stages_without_a_picture_are_counted():
     net, image = nets.alive(nets.vgg11()), nets.images(1, 64, 64)[0]
-    stage = sanity._stage("x", image, [torch.zeros_like(image), image], (0, 0, 64, 64))
+    stage = sanity.compared("x", image, [torch.zeros_like(image), image], (0, 0, 64, 64))
     assert (stage.empty, stage.rank) == (1, pytest.approx(1))
-    assert np.isnan(sanity._stage("x", image, [torch.zeros_like(image)], (0, 0, 64, 64)).rank)
+    assert np.isnan(sanity.compared("x", image, [torch.zeros_like(image)], (0, 0, 64, 64)).rank)
     assert sanity_check(net, image, "features.0", repeats=1, method="guided").method == "guided"
 
 

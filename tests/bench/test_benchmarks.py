@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import zfkernels as zf
-from zfkernels import backends, cli
+from zfkernels import cli
 from zfkernels.backends import cpu
 from zfkernels.bench import ceilings, checks, jobs, measure, memory, networks, peers, plots, record, shapes, tables
 from zfkernels.bench.run import QUICK, SCALED, select
@@ -98,62 +97,6 @@ def test_a_peer_that_is_wrong_or_raises_has_no_time_and_says_so():
 def test_what_there_is_not_is_refused(capsys, arguments):
     assert cli.main(["bench", *arguments]) == 2
     assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.fixture
-def gpu():
-    return script("gpu")
-
-
-GPU = ["--device", "cpu", "--jobs", "pool5,norm2", "--n", "1", "--rounds", "2", "--dtypes", "tf32"]
-HERE = [
-    name for name in ("cpu", "triton") if name in zf.available_backends() and "cpu" in backends.module(name).DEVICES
-]
-
-
-def test_gpu_benchmark_writes_each_section(gpu, tmp_path, capsys):
-    """The whole command but for its GPU: sections in processes of their own, ceilings, errors, times, floors."""
-    names = ["determinism", "ceilings", "tf32-1"]
-    arguments = [*GPU, "--out", str(tmp_path), "--backends", ",".join(HERE), "--sections", ",".join(names)]
-    assert gpu.main(arguments) == 0, "".join(log.read_text() for log in tmp_path.glob("*.log"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.json" for name in names)
-    record = json.loads((tmp_path / "tf32-1.json").read_text())
-    assert len(record["triton_sha256"]) == len(record["csrc_sha256"]) == 64
-    assert [row["case"] for row in record["rows"]] == ["pool5", "norm2"]
-    for row in record["rows"]:
-        assert set(row["us"]) == set(row["of_floor"]) == {*HERE, "eager nhwc"}
-        assert not row["failures"]
-        assert row["floor_us"] > 0
-    assert "norm2" in capsys.readouterr().out
-    assert json.loads((tmp_path / "determinism.json").read_text())["rows"] == [
-        {"checked": 2 * len(HERE), "different": []}
-    ]
-
-
-def test_gpu_benchmark_gives_a_wrong_result_no_time(gpu, tmp_path, monkeypatch):
-    sound = cpu.contrast_norm
-    monkeypatch.setattr(cpu, "contrast_norm", lambda *args: sound(*args) * 1.01)
-    arguments = [*GPU, "--out", str(tmp_path), "--backends", "cpu"]
-    assert gpu.main([*arguments, "--section", "tf32-1"]) == 1
-    pool, norm = json.loads((tmp_path / "tf32-1.json").read_text())["rows"]
-    assert "cpu" in pool["us"]
-    assert "cpu" not in norm["us"]
-    assert norm["failures"]["cpu"].startswith("error 0.01")
-    monkeypatch.setattr(cpu, "contrast_norm", lambda *args: sound(*args) + torch.rand(1))
-    assert gpu.main([*arguments, "--section", "determinism"]) == 1
-
-
-def test_gpu_benchmark_refuses_an_unknown_job(gpu, tmp_path, capsys):
-    assert gpu.main(["--out", str(tmp_path / "no"), "--device", "cpu", "--backends", "cpu", "--jobs", "conv9"]) == 2
-    assert "--jobs: no job 'conv9'" in capsys.readouterr().err
-    assert not (tmp_path / "no").exists()
-
-
-def test_gpu_benchmark_stops_a_section_in_time(gpu, tmp_path):
-    args = gpu.arguments([*GPU, "--out", str(tmp_path), "--backends", "cpu"])
-    assert gpu.run_section(args, "tf32-1", 1) == "stopped: no time was left"
-    args.jobs, args.n = "forward", "64"
-    assert gpu.run_section(args, "tf32-64", 6) == "stopped after 6 s"
 
 
 def test_work_is_counted():
@@ -330,7 +273,7 @@ def test_memory_is_a_high_water_mark(monkeypatch):
 
 def test_plots_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    found = json.loads(script("readme").RECORD.read_text())
+    found = json.loads(script("readme").OPS.read_text())
     (row,) = (row for row in found["rows"] if (row["job"], row["n"]) == ("conv1", 1))
     found["rows"] += [row | {"job": f"grow-pixels-{side}", "missing": {}} for side in (7, 14)]
     assert [path.name for path in plots.write(found, tmp_path)] == ["ratios.png", "roofline.png", "growth.png"]
@@ -344,15 +287,12 @@ def script(name: str):
     return module
 
 
-def test_the_readmes_table_is_that_of_the_committed_run():
-    readme, text = script("readme"), (ROOT / "README.md").read_text()
-    assert readme.written(text, readme.RECORD) == text, "run: python benchmarks/readme.py"
-    assert tables.BEGIN in text
-    assert (
-        readme.written(text.replace(" (OpenVINO)", " (ours)").replace("| floor |", "| roof |"), readme.RECORD) == text
-    )
+def test_the_tables_are_those_of_the_committed_runs():
+    for path, text in script("readme").written().items():
+        assert text == path.read_text(), "run: python benchmarks/readme.py"
+    assert tables.replaced("<!-- a: begin -->\nold\n<!-- a: end -->", "a", "new").split("\n")[1] == "new"
     with pytest.raises(ValueError, match="must have the lines"):
-        tables.replaced("no markers", "table")
+        tables.replaced("no markers", "bench", "table")
 
 
 def test_the_record_names_its_kernels(monkeypatch, tmp_path):

@@ -13,14 +13,23 @@ import sys
 from pathlib import Path
 
 import backend
+import torch
 
 from zfkernels.testing import coverage, verify
+from zfkernels.testing.cases import Draw, conv_case
 from zfkernels.testing.checks import failure
 
 # "000000000004c8d0 t void zf::cuda::(anonymous namespace)::name_kernel<...>(...)", but nothing inside a kernel.
 SYMBOL = re.compile(
     r"^([0-9a-f]+) [tTwW] (?:void )?zf::cuda::\(anonymous namespace\)::(\w+_kernel(?:<[^()]*>)?)\(.*\)$"
 )
+
+# TF32 is verify's alone; its fixed cases leave these (n, c_in, c_out, size, kernel, stride, padding), by the number of
+# the draw: an odd one rectifies, and none of these is of values that are not finite.
+TF32_CONVS = {
+    number: (1, *channels, (7, 6), (3, 3), (1, 1), (1, 1))
+    for number, channels in ((1, (5, 128)), (3, (128, 5)), (7, (128, 16)), (9, (96, 5)), (13, (96, 16)))
+}
 
 
 def instances(module: Path) -> dict[int, str]:
@@ -37,6 +46,9 @@ def main() -> int:
     arguments = parser.parse_args()
     emulated = backend.register(arguments.module)
     rows = verify.run(backend.NAME, cases=arguments.cases)
+    for op in ("conv2d", "conv_transpose2d"):
+        wide = [conv_case(op, Draw(0, op, number, True), shape) for number, shape in TF32_CONVS.items()]
+        rows.append(verify.check(op, backend.NAME, emulated, torch.float32, wide, tf32=True))
     failures = [f"{row.op} in {row.dtype}: {row.failure}" for row in rows if row.failure]
     for case in coverage.cases(backend.NAME):
         if reason := failure(case):

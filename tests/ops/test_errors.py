@@ -78,6 +78,43 @@ def test_device_whose_backends_cannot_run(monkeypatch):
         conv()
 
 
+def test_on_hopper_wide_layers_are_tritons(monkeypatch):
+    """Where a layer's time is products, in 16-bit types, and both backends run; nowhere else."""
+    monkeypatch.setattr(backends.registry, "reason", lambda name: None)
+    chosen = {}
+    for found in ((9, 0), (8, 0)):
+        monkeypatch.setattr(backends.registry, "capability", lambda index, found=found: found)
+        for op, channels, half in (
+            ("conv2d", 96, True),
+            ("conv2d", 3, True),
+            ("conv2d", 96, False),
+            ("max_unpool2d_relu_conv_transpose2d", 96, True),
+            ("max_unpool2d_relu_conv_transpose2d", 3, True),
+            ("max_pool2d_contrast_norm", 96, True),
+        ):
+            key = f"{op} {channels} {'half' if half else 'single'} sm_{found[0]}{found[1]}"
+            chosen[key] = backends.choose(None, "cuda", backends.order("cuda", op, channels, half))
+    assert [key for key, name in chosen.items() if name == "triton"] == [
+        "conv2d 96 half sm_90",
+        "max_unpool2d_relu_conv_transpose2d 96 half sm_90",
+    ]
+    monkeypatch.setattr(backends.registry, "capability", lambda index: (9, 0))
+    monkeypatch.setattr(backends.registry, "reason", lambda name: "absent" if name == "triton" else None)
+    assert backends.choose(None, "cuda", backends.order("cuda", "conv2d", 96, True)) == "cuda"
+    assert backends.choose("cuda", "cuda", ("triton", "cuda")) == "cuda"
+    with zf.use_backend(None):
+        backends.registry._chosen = "reference"
+        assert backends.choose(None, "cuda", ("triton", "cuda")) == "reference"
+
+
+def test_the_layers_ask_by_their_op_and_weight(monkeypatch):
+    asked = []
+    monkeypatch.setattr(zf.ops.checks, "backend", lambda name, value, *rest: asked.append(rest) or "cpu")
+    conv()
+    zf.relu_conv_transpose2d(Y, W, output_size=X.shape[2:])
+    assert [(op, weight is W) for op, weight in asked] == [("conv2d", True), ("conv_transpose2d", True)]
+
+
 def test_use_backend_refuses_at_once(triton_absent):
     with pytest.raises(ValueError, match="backend must be one of"):
         zf.use_backend("fastest")

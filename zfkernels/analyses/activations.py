@@ -33,8 +33,12 @@ class TopActivations(NamedTuple):
         """A figure of how activations fall with their rank, over all maps. Needs matplotlib."""
         return shown.ranked(self.values)
 
-    save = shown.save
-    _repr_html_ = shown.repr_html
+    def save(self, path: str | Path) -> None:
+        """Write `plot()` to a file, whole or not at all; its ending says in which format."""
+        shown.save(self, path)
+
+    def _repr_html_(self) -> str | None:
+        return shown.repr_html(self)
 
 
 Found = TypeVar("Found", TopActivations, dict[str, TopActivations])
@@ -97,10 +101,10 @@ def top_activations(
             number met twice counts once. Otherwise images are counted from 0 through the loader.
         state: a file that keeps the result so far, written every 50 batches and at the end. When it exists, the
             search continues from it: the loader's first batches, which it has seen, are skipped.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     Returns:
-        values, images and positions, on the CPU, to be fed to `Deconvnet.project`:
+        values, images and positions, on the CPU, as `Deconvnet.project` takes them.
         `project(images[top.images[7]], layer, 7, top.positions[7])` projects the strongest of map 7. Of several layers
         a dict of them.
 

@@ -130,7 +130,7 @@ def cards(
     read: Read,
     channels: Sequence[int] | None = None,
     norm: str = "identity",
-    side: int | None = None,
+    side: int | tuple[int, int] | None = None,
     method: str | None = None,
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
@@ -139,7 +139,8 @@ def cards(
 
     Args:
         top: of `layer`, as `top_activations` gives.
-        side: of the square that is shown; the largest receptive field among the units projected together if None.
+        side: of the square, or (height, width), that is shown; the largest receptive field among the units projected
+            together if None.
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]

@@ -98,7 +98,7 @@ def occlusion_map(
         layer: also sum one map of this submodule (a name of `model.named_modules()`, "conv5" of a ZFNet).
         channel: which map; when None the one that holds the layer's largest activation in the clear image.
         batch_size: windows a pass.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     A pass costs what the windows can reach: with a patch of 28 of 224 pixels about a third of a ZFNet. Whole covered
     images are run where that is nearly all (gates that see the whole image, say), with `forward`, and, after a warning,
@@ -154,6 +154,17 @@ def occlusion_map(
         clear_label=int(_labels(clear_logits, last)),
         clear_activity=None if clear_maps is None else float(clear_maps[channel].sum()),
     )
+
+
+@torch.no_grad()
+def answers(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a model says of images (N, C, H, W), as probabilities (N, classes); see `occlusion_map`."""
+    with evaluation(model):
+        outputs = model(images)
+        if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+            raise ValueError(f"model must give (N, classes), got {getattr(outputs, 'shape', type(outputs).__name__)}")
+        like_probabilities = float(outputs.min()) >= 0 and float(outputs.max()) <= 1
+        return _probabilities(outputs, last_call(model, images[0], None) if like_probabilities else "")
 
 
 def _probabilities(logits: torch.Tensor, last: str) -> torch.Tensor:

@@ -75,7 +75,7 @@ def sanity_check(
         norm, method: as of `Deconvnet.project`.
         repeats: independent randomisations, over which the numbers are means.
         seed: of the noise; the same seed gives the same numbers.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar (needs tqdm); "lines": a line every half minute on stderr.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as `Deconvnet` and `project`; a unit whose picture is empty.
@@ -112,15 +112,15 @@ def sanity_check(
         if name == names[0]:
             deconv = copy.deepcopy(trained)
             generator = torch.Generator().manual_seed((seed * 1_000_003 + repeat) % 2**63)
-        _randomise(deconv.model.get_submodule(name), generator)
+        randomise(deconv.model.get_submodule(name), generator)
         noise = deconv.project(images, layer, channel, place, norm, method=method, strength=1.0)
         pictures.append(noise.pixels[0])
     table = [pictures[i :: len(names)] for i in range(len(names))]
-    stages = [_stage(name, picture, some, box) for name, some in zip(names, table, strict=True)]
+    stages = [compared(name, picture, some, box) for name, some in zip(names, table, strict=True)]
     return Sanity(layer, channel, place, method, box, stages, picture, torch.stack(pictures[: len(names)]))
 
 
-def _randomise(module: nn.Module, generator: torch.Generator) -> None:
+def randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Gaussian noise of the mean and standard deviation of each of its tensors (of one number: its size)."""
     for parameter in module.parameters(recurse=False):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -129,7 +129,8 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
         parameter.copy_(values.mean() + spread * noise.to(values.device))
 
 
-def _stage(name: str, original: Tensor, pictures: list[Tensor], box: tuple[int, int, int, int]) -> Stage:
+def compared(name: str, original: Tensor, pictures: list[Tensor], box: tuple[int, int, int, int]) -> Stage:
+    """How alike `original` is to `pictures` (C, H, W) inside the box: means over them, called `name`."""
     top, left, bottom, right = box
     one = original[:, top:bottom, left:right].double()
     others = [picture[:, top:bottom, left:right].double() for picture in pictures]

@@ -1,7 +1,7 @@
 """One module a backend, each a module of plain functions with the same names."""
 
 from .exact import use_exact
-from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, reason, use_backend
+from .registry import BEST, MODULES, VARIABLE, available_backends, choose, module, order, reason, use_backend
 
 __all__ = [
     "BEST",
@@ -10,6 +10,7 @@ __all__ = [
     "available_backends",
     "choose",
     "module",
+    "order",
     "reason",
     "use_backend",
     "use_exact",

@@ -52,7 +52,7 @@ def unavailable() -> str | None:
 
 def conv2d(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None,
     stride: Sides,
     padding: Sides,
@@ -65,7 +65,7 @@ def conv2d(
 
 def conv2d_add(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     bias: Tensor | None,
     add: Tensor | None,
     stride: Sides,
@@ -87,7 +87,7 @@ def conv2d_add(
 
 def conv_transpose2d(
     y: Tensor,
-    weight: Tensor,
+    weight: Tensor | PreparedFilters,
     stride: Sides,
     padding: Sides,
     output_size: Sides,
@@ -190,7 +190,7 @@ def contrast_norm_backward(
     return _rounded(gxs, gx)
 
 
-def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Pooled:
+def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor | PreparedFilters, bias: Tensor | None, *settings: Any) -> Pooled:
     stride, padding, *pool, output_size = settings
     n, k = x.shape[0], weight.shape[0]
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
@@ -216,7 +216,9 @@ def max_pool2d_contrast_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor,
     return y, switches, contrast_norm(y, *settings[4:])
 
 
-def max_unpool2d_relu_conv_transpose2d(y: Tensor, switches: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+def max_unpool2d_relu_conv_transpose2d(
+    y: Tensor, switches: Tensor, weight: Tensor | PreparedFilters, *settings: Any
+) -> Tensor:
     stride, padding, pool_kernel, pool_stride, pool_padding, output_size, rectify = settings
     pool = pool_kernel, pool_stride, pool_padding
     n, k = y.shape[:2]

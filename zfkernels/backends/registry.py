@@ -12,6 +12,15 @@ from types import ModuleType
 MODULES = {name: f"zfkernels.backends.{name}" for name in ("reference", "cpu", "triton", "cuda")}
 # Which backends serve a device, the fastest first. A meta tensor runs nothing, so any backend will do.
 BEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton"), "meta": ("reference",)}
+# Who is first instead, in 16-bit types, by the op, the kind of layer and the GPU's compute capability. None of this is
+# measured yet. Hopper's matrix units reach their rate by wgmma alone, which Triton emits and csrc/cuda's mma.sync is
+# not: of layers whose time is products, Triton's are first. csrc/cuda stays first where it fuses what Triton cannot:
+# layers on images and what is no convolution.
+FASTER = {
+    (op, "wide", (9, 0)): ("triton", "cuda")
+    for op in ("conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_unpool2d_relu_conv_transpose2d")
+}
+IMAGE_CHANNELS = 4  # a layer with more channels than an image is "wide"
 VARIABLE = "ZFKERNELS_BACKEND"
 
 _chosen: str | None = os.environ.get(VARIABLE) or None
@@ -50,15 +59,38 @@ def module(name: str) -> ModuleType:
 module._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose(name: str | None, device_type: str) -> str:
-    """`name`, else the enclosing `use_backend`, else ZFKERNELS_BACKEND, else the best that can run on the device."""
+def order(
+    device_type: str, op: str = "", channels: int = 0, half: bool = False, index: int | None = 0
+) -> tuple[str, ...]:
+    """The backends that serve the device, the fastest first, for a convolution from `channels` channels; `half`: in a
+    16-bit type. Without an op, for the device as a whole."""
+    if device_type == "cuda" and half and any(op == known for known, *_ in FASTER):
+        kind = "wide" if channels > IMAGE_CHANNELS else "image"
+        if (found := FASTER.get((op, kind, capability(index or 0)))) is not None:
+            return found
+    return BEST.get(device_type, ())
+
+
+def capability(index: int) -> tuple[int, int]:
+    """The compute capability of CUDA device `index`, (0, 0) of what has none."""
+    import torch
+
+    return torch.cuda.get_device_capability(index) if torch.version.cuda is not None else (0, 0)
+
+
+capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choose(name: str | None, device_type: str, candidates: tuple[str, ...] | None = None) -> str:
+    """`name`, else the enclosing `use_backend`, else ZFKERNELS_BACKEND, else the first of `candidates` (by default the
+    device's, see `order`) that can run."""
     if name is not None:
         if not isinstance(name, str):
             raise TypeError(f"backend must be a str or None, got {type(name).__name__}")
         return name
     if _chosen is not None:
         return _chosen
-    candidates = BEST.get(device_type, ())
+    candidates = order(device_type) if candidates is None else candidates
     for candidate in candidates:
         if candidate in _loaded or len(candidates) == 1 or reason(candidate) is None:
             return candidate

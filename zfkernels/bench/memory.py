@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ JOBS = ("forward", "smallstep", "step")
 STATUS = Path("/proc/self/status")
 
 
-def rows(setting: Setting, n: int, names: tuple[str, ...] = JOBS) -> list[Row]:
+def rows(setting: Setting, n: int, names: Sequence[str] = JOBS) -> list[Row]:
     """For each job the bytes of ours and of torch eager in both formats; for a contender that failed, why."""
     result = []
     for name in names:

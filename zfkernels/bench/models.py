@@ -76,12 +76,14 @@ def logits(net: Net, n: int, setting: Setting) -> Case:
         m, images = (last, last_x) if memory_format == LAST else (model, x)
         return lambda: (m(images),)
 
-    def frozen() -> Call:
-        call: Callable[[Tensor], Tensor] = torch.compile(last, dynamic=False, options={"freezing": True})
+    def frozen(**options: bool) -> Call:
+        chosen: dict[str, str | int | bool | Callable[..., object]] = {"freezing": True, **options}
+        call: Callable[[Tensor], Tensor] = torch.compile(last, dynamic=False, options=chosen)
         return lambda: (call(last_x),)
 
     case.add_eager(eager)
     case.add_compiled(frozen)
+    case.add_compiled(partial(frozen, max_autotune=True), "compile autotuned")
     compiled = torch.compile(model, backend=backend, dynamic=False)
     case.add_ours(partial(compiled, x))
     return case.add_graph(Exported(model, x))

@@ -107,16 +107,16 @@ class Case:
         if compiled:
             self.add_compiled(lambda: partial(torch.compile(function, dynamic=False), *formatted(LAST, tensors)))
 
-    def add_compiled(self, build: Callable[[], Call]) -> None:
+    def add_compiled(self, build: Callable[[], Call], who: str = "compile") -> None:
         """What `build` returns, a function whose first call compiles, within the time that is left for compiling."""
         import torch._inductor.config
 
         setting = self.setting
-        if not setting.wants("compile"):
+        if not setting.wants(who):
             return
         limit = min(setting.compile_seconds, setting.compile_total)
         if limit < 1:
-            self.missing["compile"] = "the run's time for compiling is spent"
+            self.missing[who] = "the run's time for compiling is spent"
             return
         torch._dynamo.reset()  # the cases' functions share code, and torch.compile gives up on code seen too often
         start = time.monotonic()
@@ -125,11 +125,11 @@ class Case:
                 run = build()
                 run()
                 run()
-            self.run["compile"] = run
+            self.run[who] = run
         except TimeUpError:
-            self.missing["compile"] = f"not compiled within {limit:.0f} s"
+            self.missing[who] = f"not compiled within {limit:.0f} s"
         except Exception as error:  # whatever makes the compiler fail, the peer then has no time
-            self.missing["compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+            self.missing[who] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
         setting.compile_total -= time.monotonic() - start
 
     def add_onednn(self, c: Conv, x: Tensor, w: Tensor, b: Tensor) -> None:

@@ -52,7 +52,7 @@ def run(
     save: Callable[[Row], None] = lambda result: None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Row:
-    """Measures and returns the record. `extras`: memory and threads as well.
+    """Measures and returns the record. `extras`: memory and threads as well; memory of whole networks always.
 
     `save` is called with the record so far after each row, because a long run may be stopped; `report` with what there
     is to print.
@@ -79,6 +79,9 @@ def run(
                 result["rows"].append(measure.measure(case, own, top))
                 report(tables.line(result["rows"][-1]))
                 save(result)
+        if networks := [name for name in names if JOBS[name].group == "models" and not missing[name]]:
+            result["memory"] = [row for n in sizes for row in memory.rows(setting, n, networks)]
+            save(result)
         if extras:
             n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]
             result["memory"] = memory.rows(setting, n, ("forward",) if quick else memory.JOBS)

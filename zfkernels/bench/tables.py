@@ -15,7 +15,8 @@ SHORT = {"eager": "eager", "compile": "compile", "onednn": "oneDNN", "ort": "ORT
 }
 GROUPS = {"op": "ops", "network": "networks", "others": "other networks' layers", "models": "compiled networks"}
 NAMES = SHORT | {"compile": "torch.compile", "ort": "ONNX Runtime"}
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+# The jobs that README.md shows of a run; benchmarks/README.md shows them all
+HEADLINES = ("conv3", "fused1", "project", "atlas", "step")
 
 
 def heading() -> str:
@@ -164,38 +165,42 @@ def table(record: Row) -> str:
 # README.md
 
 
-def markdown(record: Row, source: str) -> str:
-    """The table of README.md: one line a job, the ratio to the fastest peer at each N; `source` is the JSON's path."""
-    rows = [row for row in record["rows"] if JOBS[row["job"]].group in ("op", "network")]
-    jobs = [job for job in JOBS if any(row["job"] == job for row in rows)]
-    sizes = sorted({row["n"] for row in rows if JOBS[row["job"]].sizes is None})
-    own = {(row["job"], row["n"]): row for row in rows}
+def markdown(record: Row, source: str, jobs: Iterable[str]) -> str:
+    """A line a job, the ratio to the fastest peer at each N; `source` is the JSON's path."""
+    jobs = [job for job in jobs if any(row["job"] == job for row in record["rows"])]
+    sizes = sorted({row["n"] for row in record["rows"] if row["job"] in jobs and JOBS[row["job"]].sizes is None})
+    own = {(row["job"], row["n"]): row for row in record["rows"]}
     lines = [
-        f"| job | {' | '.join(f'N = {n}' for n in sizes)} | ours, ms | floor |",
-        "|---|" + "---|" * (len(sizes) + 2),
+        f"| job | {' | '.join(f'N = {n}' for n in sizes)} | ours, ms |",
+        "|---|" + "---|" * (len(sizes) + 1),
     ]
     for job in jobs:
         fixed = JOBS[job].sizes
         cells = [markdown_cell(own.get((job, n))) for n in (fixed or sizes)]
         cells += [""] * (len(sizes) - len(cells))
-        shown = [own[job, n] for n in (fixed or sizes) if OURS in own.get((job, n), {"ms": {}})["ms"]]
-        last = shown[-1] if shown else None
-        floor = f"{last['floor_ms'] / last['ms'][OURS]:.0%}" if last and "floor_ms" in last else ""
+        times = [own[job, n]["ms"].get(OURS) for n in (fixed or sizes) if (job, n) in own]
         text = JOBS[job].text + (f" (N = {fixed[0]})" if fixed and job != "atlas" else "")
-        lines.append(f"| {text} | {' | '.join(cells)} | {last['ms'][OURS] if last else 0:.3g} | {floor} |")
-    extra = [text for text in summaries(record) if not text.startswith("no time")]
-    note = (
+        lines.append(f"| {text} | {' | '.join(cells)} | {times[-1] or 0:.3g} |")
+    return "\n".join([*lines, "", *folded(run_of(record, source))])
+
+
+def shown(record: Row, groups: Iterable[str]) -> list[str]:
+    """The jobs of these groups that a record has."""
+    return [job for job in JOBS if JOBS[job].group in groups and any(row["job"] == job for row in record["rows"])]
+
+
+def run_of(record: Row, source: str) -> str:
+    """Which machine, peers and kernels the record is of."""
+    return (
         f"{record['cpu']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, "
         f"ONNX Runtime {record['onnxruntime']}, OpenVINO {record['openvino']}; {record['date'][:10]}, kernels of "
         f"commit {(record['commit'] or 'unknown')[:10]} (csrc {(record['csrc_sha256'] or 'unknown')[:10]}). From "
-        f"[{source}]({source}) by `python benchmarks/readme.py`."
+        f"[{source}]({source}) by `python benchmarks/readme.py`; the milliseconds are of the largest N."
     )
-    legend = (
-        "How many times as fast as the fastest peer, who is named, in one interleaved run; the last columns are of the "
-        "largest N. *floor*: the share of our time that the direct arithmetic or the memory traffic takes at the "
-        "machine's measured best (Winograd's filtering, and leaving out zeros, is less arithmetic)."
-    )
-    return "\n".join([*folded(legend), "", *lines, "", *(f"- {text}" for text in extra), "", *folded(note)])
+
+
+def listed_summaries(record: Row) -> str:
+    return "\n".join(f"- {text}" for text in summaries(record) if not text.startswith("no time"))
 
 
 def folded(text: str) -> list[str]:
@@ -211,10 +216,11 @@ def markdown_cell(row: Row | None) -> str:
     return f"{row['ratio'][fastest]:.2f} ({NAMES[fastest.split()[0]]})" if fastest else "no peer"
 
 
-def replaced(text: str, table: str) -> str:
-    """`text` with what stands between the markers BEGIN and END replaced by the table."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` replaced."""
+    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the text must have the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+        raise ValueError(f"the text must have the lines {first} and {last}")
+    return f"{before}{first}\n{content}\n{last}{after}"

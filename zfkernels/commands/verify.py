@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -84,7 +84,8 @@ def everything(args: argparse.Namespace) -> int:
     names = (args.backend,) if args.backend else backends.available_backends()
     missing: list[str] = []
     print(verify.heading())
-    with coverage.recording(names) if args.coverage else nullcontext(set()) as ran:
+    watched: AbstractContextManager[set[str]] = coverage.recording(names) if args.coverage else nullcontext(set())
+    with watched as ran:
         rows = verify.run(args.backend, args.seed, args.cases, ops, lambda rows: print(verify.line(rows), flush=True))
         found = instances(names, ops) if args.coverage else []
         searched = search(args, names, ops) if args.seconds else None
@@ -145,7 +146,7 @@ def search(args: argparse.Namespace, names: tuple[str, ...], ops: list[str] | No
     from ..progress import bar, wanted
     from ..testing.search import search
 
-    seconds: Iterator = iter(bar(range(math.ceil(args.seconds)), "searching", "s", wanted(), leave=False))
+    seconds: Iterator[int] = iter(bar(range(math.ceil(args.seconds)), "searching", "s", wanted(), leave=False))
     passed = 0
 
     def tick(elapsed: float) -> None:

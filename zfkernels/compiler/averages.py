@@ -31,14 +31,14 @@ def average_run(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads:
         return None
     if x.device.type != "cpu" or not dense(x) or x.shape[1] < CHANNELS:
         return None
-    found = find(node, tuple(x.shape[2:]))
+    found = find(node, (x.shape[2], x.shape[3]))
     if found is None:
         return None
     (kernel, stride, padding, ceil_mode, padded), flat = found
     size = window.pool_map(x.shape[2:], kernel, stride, padding, ceil_mode)
     if min(size) < 1 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         return None  # torch says what is wrong
-    sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(*x.shape[:2], *size)
+    sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(x.shape[0], x.shape[1], *size)
     shape, strides = (shape[:2], (*strides[:1], 1)) if flat else (shape, strides)
     f64, avg_pool2d = x.dtype == torch.float64, _C.avg_pool2d
 
@@ -54,11 +54,11 @@ def pooling(node: fx.Node, size: Pair) -> Found | None:
     kernel, padding = pair(argument(node, 1, "kernel_size")), pair(argument(node, 3, "padding", 0))
     stride = argument(node, 2, "stride")
     stride = kernel if stride in (None, [], ()) else pair(stride)
-    flags = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
-    plain = None not in (kernel, stride, padding) and all(isinstance(flag, bool) for flag in flags)
-    if not plain or argument(node, 6, "divisor_override") is not None:
+    ceil_mode, padded = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
+    if kernel is None or stride is None or padding is None or argument(node, 6, "divisor_override") is not None:
         return None
-    return (kernel, stride, padding, *flags), False
+    plain = isinstance(ceil_mode, bool) and isinstance(padded, bool)
+    return ((kernel, stride, padding, ceil_mode, padded), False) if plain else None
 
 
 def adaptive(node: fx.Node, size: Pair) -> Found | None:

@@ -34,7 +34,8 @@ class Choice:
 
     wanted: bool
     spent: float = 0.0
-    onednn: dict[tuple, bool] = field(default_factory=dict)  # by a convolution's sizes, without and with the batch's
+    # By a convolution's sizes, without and with the batch's
+    onednn: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
     def of(self, step: Conv, at: Places, r: Registers, filters: PreparedFilters, ours: Run) -> Run:
         """The faster of our call and oneDNN's."""
@@ -42,14 +43,15 @@ class Choice:
             return ours
         n, *image = r[at.x].shape
         sizes = (*image, *r[at.weight].shape, kernels.step_window(step), step.add is None, step.pool)
-        known = self.onednn.get((n, *sizes), self.onednn.get(sizes, False) if self.spent > BUDGET else None)
+        of_batch = (n, *sizes)
+        known = self.onednn.get(of_batch, self.onednn.get(sizes, False) if self.spent > BUDGET else None)
         if known is not None:
             return onednn_run(step, at, r, filters) if known else ours
         start = time.perf_counter()
         other = onednn_run(step, at, r, filters)
         with at_hand(ours, r):
             best = fastest((ours, other), r)
-        known = self.onednn[sizes] = self.onednn[(n, *sizes)] = best[1] < MARGIN * best[0]
+        known = self.onednn[sizes] = self.onednn[of_batch] = best[1] < MARGIN * best[0]
         self.spent += time.perf_counter() - start
         return other if known else ours
 

@@ -7,6 +7,7 @@ longer one's (every layer of a dense block reads one). Parts that no kernel of o
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -75,8 +76,8 @@ class Slice:
     begin: int
     end: int
 
-    def of(self, r: list, like: Tensor) -> Tensor:
-        whole = r[self.register]
+    def of(self, r: list[Any], like: Tensor) -> Tensor:
+        whole: Tensor | None = r[self.register]
         if whole is None:
             whole = r[self.register] = self.place.of(r, like)
         return whole[:, self.begin : self.end]
@@ -115,12 +116,14 @@ class Joins:
         begin = channels(join.parts[: join.parts.index(node)])
         return Slice(join.register, whole.place, begin, begin + shape[1]) if fits(whole, shape, dtype) else None
 
-    def run(self, cat: fx.Node, wholes: dict[int, Whole], place: dict[fx.Node, int], r: list) -> Callable | None:
+    def run(
+        self, cat: fx.Node, wholes: dict[int, Whole], place: dict[fx.Node, int], r: list[Any]
+    ) -> Callable[[list[Any]], None] | None:
         """A concatenation as a call, which copies what is not where it belongs; None where it is none of these."""
-        join = self.of_cat.get(cat)
-        if join is None:
+        join, parts = self.of_cat.get(cat), parts_of(cat)
+        if join is None or parts is None:
             return None
-        parts, out = parts_of(cat), place[cat]
+        out = place[cat]
         values = [r[place[part]] for part in parts]
         whole = whole_of(join, wholes, values[0].shape, values[0].dtype)
         if any(type(v) is not Tensor or not fits(whole, v.shape, v.dtype) for v in values):
@@ -133,7 +136,7 @@ class Joins:
         whole.filled = len(parts)
         first, all_of = place[parts[0]], Slice(join.register, whole.place, 0, end)
 
-        def run(r: list) -> None:
+        def run(r: list[Any]) -> None:
             r[out] = all_of.of(r, r[first])
             for i, where in copied:
                 where.of(r, r[i]).copy_(r[i])

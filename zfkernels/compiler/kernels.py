@@ -7,6 +7,7 @@ of some shapes, for these alone.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from .. import _C, window
 from ..backends import cpu
-from ..backends.memory import pool_sizes
+from ..backends.memory import address, pool_sizes
 from ..backends.prepared import PreparedFilters
 from .joins import Slice
-from .match import Conv
+from .match import Conv, Pair
 from .memory import Place
 
 LAST = torch.channels_last
-Registers = list
+Registers = list[Any]
 Run = Callable[[Registers], None]
 
 
@@ -41,10 +42,12 @@ class Places:
 @torch.no_grad()
 def prepared(step: Conv, at: Places, r: Registers) -> PreparedFilters:
     """The step's filters with its batch norm folded into them."""
-    weight, bias = plain(r, at.weight), plain(r, at.bias)
+    weight: Any = plain(r, at.weight)
+    bias = plain(r, at.bias)
     if step.norm is None:
         return PreparedFilters(weight, bias, None)
-    mean, var, gamma, beta = (None if (t := plain(r, place)) is None else t.double() for place in at.norm)
+    statistics: list[Any] = [None if (t := plain(r, place)) is None else t.double() for place in at.norm]
+    mean, var, gamma, beta = statistics
     scale = torch.rsqrt(var + step.norm.eps)
     scale = scale if gamma is None else scale * gamma
     shift = -mean * scale if bias is None else (bias.double() - mean) * scale
@@ -60,7 +63,7 @@ def plain(r: Registers, place: int) -> Tensor | None:
     """A register's tensor as memory that holds its values, whose changes torch counts."""
     if place < 0:
         return None
-    value = r[place].detach().resolve_neg()
+    value: Tensor = r[place].detach().resolve_neg()
     return value.clone() if value.is_inference() else value
 
 
@@ -79,8 +82,8 @@ def possible(step: Conv, at: Places, r: Registers) -> bool:
     if at.add >= 0 and (r[at.add].dtype != x.dtype or r[at.add].device != x.device):
         return False
     if step.weight is None:
-        return x.shape[1] >= 16
-    return filters.shape[1] * step.groups == x.shape[1]
+        return int(x.shape[1]) >= 16
+    return bool(filters.shape[1] * step.groups == x.shape[1])
 
 
 def conv_run(
@@ -98,7 +101,7 @@ def conv_run(
         return pooled_run(step, at, r, filters, conv_size, threads)
     sizes, packed = filters.call(tuple(x.shape), conv_size, *step_window(step))
     made = Place(*last(n, k, *conv_size), x.dtype)
-    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
+    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), address(filters.bias)
     relu, cap, conv2d, x_pitch, y_pitch = step.relu, step.cap, _C.conv2d, pitch(x), k if part is None else part.pitch
     to = part or made
     if at.add < 0 and x_pitch:
@@ -126,16 +129,18 @@ def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[
     return window.conv_map(size, filters.shape[2:], step.stride, step.padding, step.dilation)
 
 
-def keeping(run: Run, filters: PreparedFilters | None, made: Place | None = None, *scratch: Place) -> Run:
+def keeping(run: Any, filters: PreparedFilters | None, made: Place | None = None, *scratch: Place) -> Run:
     """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's,
     and what nobody reads after it."""
     run.filters, run.makes, run.scratch = filters, () if made is None else (made,), scratch
-    return run
+    kept: Run = run
+    return kept
 
 
-def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, conv_size, threads: int) -> Run:
+def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, conv_size: Pair, threads: int) -> Run:
     x = r[at.x]
     n, k = x.shape[0], filters.shape[0]
+    assert step.pool is not None
     kernel, stride, padding, ceil_mode = step.pool
     size = window.pool_map(conv_size, kernel, stride, padding, ceil_mode)
     if not pools(kernel, padding, size):
@@ -143,7 +148,7 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
     sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
     pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
     made, marks = pooled_places(last(n, k, *size), x.dtype)
-    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), cpu.address(filters.bias)
+    f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), address(filters.bias)
 
     def run(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
@@ -160,7 +165,7 @@ def pooled_places(form: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dt
     return Place(*form, dtype), Place(*form, torch.uint8)
 
 
-def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) -> Run | None:
+def pool_alone(place: int, out: int, r: Registers, pool: tuple[Pair, Pair, Pair, bool], threads: int) -> Run | None:
     """A max-pooling of torch's, by our kernel: up to twice as fast on channels-last maps. None where it has none."""
     x, (kernel, stride, padding, ceil_mode) = r[place], pool
     if type(x) is not Tensor or x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
@@ -169,7 +174,7 @@ def pool_alone(place: int, out: int, r: Registers, pool: tuple, threads: int) ->
     if x.device.type != "cpu" or not dense(x) or not pools(kernel, padding, size):
         return None
     sizes = pool_sizes(x.shape, size, kernel, stride, padding)
-    made, marks = pooled_places(last(*x.shape[:2], *size), x.dtype)
+    made, marks = pooled_places(last(x.shape[0], x.shape[1], *size), x.dtype)
     f64 = x.dtype == torch.float64
 
     def run(r: Registers) -> None:
@@ -192,12 +197,12 @@ def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, in
 
 def rounded_run(step: Conv, at: Places, filters: PreparedFilters) -> Run:
     """bfloat16 and float16: computed in float32, and rounded once."""
-    window_of = step_window(step)
+    stride, padding, dilation, groups = step_window(step)
     cap = None if step.cap == math.inf else step.cap
 
     def run(r: Registers) -> None:
         add = r[at.add] if at.add >= 0 else None
-        y = cpu.conv2d_add(r[at.x], filters, None, add, *window_of[:2], step.relu, cap, *window_of[2:])
+        y = cpu.conv2d_add(r[at.x], filters, None, add, stride, padding, step.relu, cap, dilation, groups)
         r[at.out] = y if step.pool is None else by_torch_pool(step, y)
 
     return run
@@ -210,14 +215,14 @@ def torch_run(step: Conv, at: Places) -> Run:
         value = r[at.x]
         if step.weight is not None:
             bias = r[at.bias] if at.bias >= 0 else None
-            padding = step.padding
+            padding: Pair | int = step.padding
             if step.after != (0, 0):
-                (top, left), (below, right) = padding, step.after
+                (top, left), (below, right) = step.padding, step.after
                 value, padding = F.pad(value, (left, left + right, top, top + below)), 0
             value = F.conv2d(value, r[at.weight], bias, step.stride, padding, step.dilation, step.groups)
         if step.norm is not None:
-            statistics = (r[place] if place >= 0 else None for place in at.norm)
-            value = F.batch_norm(value, *statistics, False, 0.0, step.norm.eps)
+            mean, var, gamma, beta = (r[place] if place >= 0 else None for place in at.norm)
+            value = F.batch_norm(value, mean, var, gamma, beta, False, 0.0, step.norm.eps)
         if at.add >= 0:
             value = value + r[at.add]
         r[at.out] = rectified(step, value)
@@ -233,11 +238,12 @@ def rectified(step: Conv, value: Tensor) -> Tensor:
 
 
 def by_torch_pool(step: Conv, value: Tensor) -> Tensor:
+    assert step.pool is not None
     kernel, stride, padding, ceil_mode = step.pool
     return F.max_pool2d(value, kernel, stride, padding, 1, ceil_mode)
 
 
-def step_window(step: Conv) -> tuple:
+def step_window(step: Conv) -> tuple[Pair, Pair, Pair, int]:
     return step.stride, step.padding, step.dilation, step.groups
 
 

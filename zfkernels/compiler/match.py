@@ -3,6 +3,7 @@
 import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def norm_of(node: fx.Node) -> Norm | None:
     return Norm(mean, var, weight, bias, float(eps)) if isinstance(eps, (int, float, torch.SymFloat)) else None
 
 
-def taken(conv: Conv, last: fx.Node, replaced: dict) -> Conv | None:
+def taken(conv: Conv, last: fx.Node, replaced: dict[fx.Node, Conv | None]) -> Conv | None:
     """The step with the one reader of its value in it too; None where that cannot be."""
     if len(last.users) != 1:
         return None
@@ -164,16 +165,12 @@ def taken(conv: Conv, last: fx.Node, replaced: dict) -> Conv | None:
 
 def added(node: fx.Node, one: fx.Node) -> fx.Node | None:
     """What is added to `one`, a map of the same shape; None where the node is no such sum."""
-    if (
-        node.target not in ADDS
-        or node.kwargs
-        or len(node.args) != 2
-        or not all(isinstance(n, fx.Node) for n in node.args)
-    ):
+    nodes = [n for n in node.args if isinstance(n, fx.Node)]
+    if node.target not in ADDS or node.kwargs or not len(node.args) == len(nodes) == 2:
         return None
-    a, b = node.args
+    a, b = nodes
     other = b if a is one else a
-    shapes = [n.meta.get("example_value") for n in (one, other)]
+    shapes: list[Any] = [n.meta.get("example_value") for n in (one, other)]
     if other is one or not all(isinstance(s, torch.Tensor) for s in shapes):
         return None
     same = shapes[0].dtype == shapes[1].dtype and list(map(str, shapes[0].shape)) == list(map(str, shapes[1].shape))
@@ -186,7 +183,9 @@ def rectifies(node: fx.Node) -> float | None:
         return math.inf
     if node.target is F.relu6:
         return 6.0
-    ends = {F.hardtanh: ("min_val", "max_val", -1.0, 1.0), torch.clamp: ("min", "max", None, None)}.get(node.target)
+    limits: dict[object, tuple[str, str, float | None, float | None]]
+    limits = {F.hardtanh: ("min_val", "max_val", -1.0, 1.0), torch.clamp: ("min", "max", None, None)}
+    ends = limits.get(node.target)
     if ends is None:
         return None
     low, high = argument(node, 1, ends[0], ends[2]), argument(node, 2, ends[1], ends[3])
@@ -202,7 +201,9 @@ def pool_of(node: fx.Node) -> tuple[Pair, Pair, Pair, bool] | None:
     stride = argument(node, 2, "stride")
     stride = kernel if stride in (None, [], ()) else pair(stride)
     dilation, ceil_mode = pair(argument(node, 4, "dilation", 1)), argument(node, 5, "ceil_mode", False)
-    if None in (kernel, stride, padding) or dilation != (1, 1) or not isinstance(ceil_mode, bool):
+    if kernel is None or stride is None or padding is None:
+        return None
+    if dilation != (1, 1) or not isinstance(ceil_mode, bool):
         return None
     return kernel, stride, padding, ceil_mode
 

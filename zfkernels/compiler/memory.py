@@ -7,6 +7,7 @@ What the graph gives back is no part of the block. One block serves all shapes o
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ class Place:
     dtype: torch.dtype
     slot: int = -1
 
-    def of(self, r: list, like: Tensor) -> Tensor:
+    def of(self, r: list[Any], like: Tensor) -> Tensor:
         if self.slot >= 0:
-            return r[self.slot]
+            place: Tensor = r[self.slot]
+            return place
         return like.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
 
     @property
@@ -56,7 +58,7 @@ class Lifetimes:
         self.lives: list[Life] = []
         self.owner: dict[int, Life] = {}  # by the address of memory in use
 
-    def step(self, number: int, made: tuple[Place, ...], scratch: tuple[Place, ...], out: int, r: list) -> None:
+    def step(self, number: int, made: tuple[Place, ...], scratch: tuple[Place, ...], out: int, r: list[Any]) -> None:
         """Step `number` has filled register `out`; the first of `made`'s memory is that register's own."""
         self.lives += [Life(place, number, number) for place in scratch]
         values = tree_leaves(r[out])
@@ -67,10 +69,10 @@ class Lifetimes:
         if not all(isinstance(v, (Tensor, *PLAIN)) for v in values):  # who knows what it holds
             self.owner.clear()
         for value in values:
-            if type(value) is Tensor and value.layout == torch.strided and (life := self.owner.get(address(value))):
-                life.registers.add(out)
+            if type(value) is Tensor and value.layout == torch.strided and (of := self.owner.get(address(value))):
+                of.registers.add(out)
 
-    def whole(self, number: int, place: Place, register: int, r: list) -> None:
+    def whole(self, number: int, place: Place, register: int, r: list[Any]) -> None:
         """Step `number` has taken memory for a map that later steps fill, and `register` holds."""
         life = Life(place, number, registers={register})
         self.lives.append(life)
@@ -90,7 +92,7 @@ class Lifetimes:
         lives = sorted((life for life in self.lives if life.last is not None), key=lambda life: -life.place.bytes)
         taken: list[tuple[int, Life]] = []
         for life in lives:
-            rivals = [(at, o) for at, o in taken if o.made <= life.last and life.made <= o.last]
+            rivals = [(at, o) for at, o in taken if o.made <= (life.last or 0) and life.made <= (o.last or 0)]
             at = 0
             for begin, other in sorted(rivals, key=lambda rival: rival[0]):
                 if begin - at >= life.place.bytes:

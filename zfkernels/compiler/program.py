@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from .. import _C
+from ..backends.prepared import PreparedFilters
 from ..ops.sources import Sources
 from . import kernels
 from .choice import Choice, result_shape
@@ -59,13 +60,13 @@ class Program:
         self.joins = Joins(self.steps, len(nodes))
         self.empty = [None] * (len(nodes) - len(inputs) + len(self.joins.all))
         dead = last_reads(self.steps, nodes[-1], self.place)
-        wholes = [self.joins.last_cat.get(step, -1) for step in self.steps]
+        wholes = [-1 if isinstance(step, Conv) else self.joins.last_cat.get(step, -1) for step in self.steps]
         self.dead = [(*own, *([whole] if whole >= 0 else [])) for own, whole in zip(dead, wholes, strict=True)]
         self.result = result_of(nodes[-1], self.place)
         self.sources = Sources(watch_values)
         self.choice = Choice(tune)
-        self.filters: dict[int, kernels.PreparedFilters] = {}
-        self.plans: dict[tuple, Plan] = {}
+        self.filters: dict[int, PreparedFilters] = {}
+        self.plans: dict[tuple[object, ...], Plan] = {}
         self.blocks: list[Block] = []
 
     def __call__(self, *args: object) -> object:
@@ -87,9 +88,11 @@ class Program:
             plan.run(r, self.blocks)
         return self.result(r)
 
-    def record(self, key: tuple, r: Registers, threads: int) -> None:
+    def record(self, key: tuple[object, ...], r: Registers, threads: int) -> None:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
-        filters, calls, lifetimes, wholes, known = self.filters, [], Lifetimes(), {}, set()
+        filters, calls, lifetimes = self.filters, [], Lifetimes()
+        wholes: dict[int, Whole] = {}
+        known: set[int] = set()
         for number, (step, dead) in enumerate(zip(self.steps, self.dead, strict=True)):
             if isinstance(step, Conv):
                 run = self.conv(step, r, filters, threads, wholes)
@@ -111,7 +114,9 @@ class Program:
                 self.plans, self.blocks = {}, []
             self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
 
-    def conv(self, step: Conv, r: Registers, filters: dict, threads: int, wholes: dict[int, Whole]) -> Run:
+    def conv(
+        self, step: Conv, r: Registers, filters: dict[int, PreparedFilters], threads: int, wholes: dict[int, Whole]
+    ) -> Run:
         at = places(step, self.place)
         if not kernels.possible(step, at, r):
             return kernels.torch_run(step, at)
@@ -131,8 +136,9 @@ def places(step: Conv, place: dict[fx.Node, int]) -> Places:
         return -1 if node is None else place[node]
 
     norm = step.norm
-    statistics = (-1,) * 4 if norm is None else tuple(map(at, (norm.mean, norm.var, norm.weight, norm.bias)))
-    return Places(at(step.x), at(step.weight), at(step.bias), at(step.add), at(step.node), statistics)
+    nodes = (None,) * 4 if norm is None else (norm.mean, norm.var, norm.weight, norm.bias)
+    mean, var, weight, bias = map(at, nodes)
+    return Places(at(step.x), at(step.weight), at(step.bias), at(step.add), at(step.node), (mean, var, weight, bias))
 
 
 def last_reads(steps: list[Conv | fx.Node], output: fx.Node, place: dict[fx.Node, int]) -> list[tuple[int, ...]]:

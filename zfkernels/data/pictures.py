@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -54,8 +54,12 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
-def decoded(path: str | Path, quick: bool = False) -> ImageModule.Image:
+def decoded(
+    path: str | Path | BinaryIO, quick: bool = False, formats: tuple[str, ...] | None = None
+) -> ImageModule.Image:
     """The file's picture, upright and in RGB; `quick`: all of it read, but a JPEG at a fraction of its size.
+
+    `formats`: those that are tried, in Pillow's names; all if None.
 
     Raises:
         FileNotFoundError, ValueError: as `read_picture`.
@@ -64,7 +68,7 @@ def decoded(path: str | Path, quick: bool = False) -> ImageModule.Image:
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice that size is an error
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=formats) as opened:
             if quick:
                 opened.draft("RGB", (64, 64))
             rawmode, unsigned = _rawmode(opened), _is_unsigned(opened)
@@ -102,7 +106,7 @@ def _rawmode(opened: ImageModule.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _brightened(opened: ImageModule.Image, rawmode: str, path: str | Path) -> ImageModule.Image:
+def _brightened(opened: ImageModule.Image, rawmode: str, path: str | Path | BinaryIO) -> ImageModule.Image:
     """A picture of 16 bits a colour that uses fewer, by the module's rule; any other as it is.
 
     Of 16 bits Pillow keeps the upper 8. Read once more with its bytes swapped, the file gives the lower 8.

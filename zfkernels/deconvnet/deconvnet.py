@@ -9,11 +9,12 @@ for what torch.fx can trace, forward.py for all else; serving.py says which serv
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, overload
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from ..drawing import shown
 from ..drawing.style import Figure
@@ -27,7 +28,7 @@ from ..window import pair
 from .cones import Cones, passes
 from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
-from .serving import Engine, Plan, Planner, check_overrides, checked, uncapped
+from .serving import Engine, Plan, Planner, Way, check_overrides, checked, uncapped
 from .signals import OVERRIDES
 from .units import Units, at, check_finite, integers, named_layers, named_units, on, one_image, strongest
 
@@ -84,20 +85,12 @@ class Joint(NamedTuple):
         """A figure of `together`, of the sum of `alone`, and of what parts them, on one scale. Needs matplotlib."""
         return shown.joint(self.together, self.alone)
 
-    save = shown.save
-    _repr_html_ = shown.repr_html
+    def save(self, path: str | Path) -> None:
+        """Write `plot()` to a file, whole or not at all; its ending says in which format."""
+        shown.save(self, path)
 
-
-class Way(Protocol):
-    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
-
-    unit_elements: int
-
-    def up(self, images: Tensor, rules: Rules) -> Any: ...
-
-    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
-
-    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
+    def _repr_html_(self) -> str | None:
+        return shown.repr_html(self)
 
 
 class Deconvnet:
@@ -305,7 +298,7 @@ class Deconvnet:
         strength = None if strength is None else checks.number("strength", strength)
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
-            units, look = named_units(_shape(plan), layer, len(images), image_index, channel, position)
+            units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength)
@@ -359,12 +352,12 @@ class Deconvnet:
                 name.
 
         Raises:
-            As `project`; ValueError too for units that are named twice.
+            ValueError: units that are named twice; and all that `project` raises.
         """
         images = one_image(image)
         alone = self.project(images, layer, channel, position, norm, method=method)
         plan, rules = self._planner.plan(images, [layer]), self._rules(images, method, norm)
-        units, _ = named_units(_shape(plan), layer, 1, None, channel, alone.positions)
+        units, _ = named_units(plan.shape, layer, 1, None, channel, alone.positions)
         if len({(int(c), *map(int, place)) for _, c, place in zip(*units, strict=True)}) < len(alone.values):
             raise ValueError("channel and position must name each unit once")
         engine = self._engine(plan, plan.stops[layer])
@@ -421,13 +414,6 @@ class Deconvnet:
         if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         return Rules(checks.backend(None, images), method, norm)
-
-
-def _shape(plan: Plan) -> Size:
-    """Of the last value."""
-    shape = plan.shapes[-1]
-    assert shape is not None
-    return shape
 
 
 def _owners(name: str, module: nn.Module) -> list[str]:

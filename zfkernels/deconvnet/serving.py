@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Size, Tensor, nn
@@ -16,6 +16,7 @@ from ..graph.watch import Seen
 from ..models.modes import evaluation
 from ..ops import checks
 from .forward import Forward, see, sizes
+from .units import Units
 
 SIZES = (224, 64, 32, 28, 299, 384, 512)  # of the images tried where the model does not say what it takes
 # What a seen pass depends on besides the model
@@ -38,6 +39,25 @@ class Plan(NamedTuple):
     seen: Seen | None  # the pass that the graph was seen in, where the model's own forward serves
     why: str
     uncapped: dict[int, float | None]  # those of the stops that a ReLU6, or another capped rectifier, makes -> its cap
+
+    @property
+    def shape(self) -> Size:
+        """Of the last stop's value."""
+        shape = self.shapes[-1]
+        assert shape is not None
+        return shape
+
+
+class Way(Protocol):
+    """Up to a layer's value and down from its units: `Cones` and `Own`, each with runs of its own kind."""
+
+    unit_elements: int
+
+    def up(self, images: Tensor, rules: Rules) -> Any: ...
+
+    def down(self, run: Any, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None: ...
+
+    def down_together(self, run: Any, units: Units, values: Tensor, rules: Rules) -> Tensor: ...
 
 
 @dataclass

@@ -34,9 +34,8 @@ class Graph:
     aliases: dict[str, str] = field(default_factory=dict)
     submodules: dict[str, int] = field(default_factory=dict)  # the value that each submodule gave last
     output: int | None = None  # the model's, if it is one value
-    known: dict[tuple[object, ...], Any] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # what others worked out of it
+    # What others worked out of it
+    known: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def stop(self, layer: object) -> int:
         """The number of the value of `layer`, a layer's name or an alias of it."""

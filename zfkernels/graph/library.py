@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.contrast_norm import contrast_norm
+from .makers import NO_REVERSE, Part
 from .rules import Irreversible
 from .steps import ReLU
-from .translate import NO_REVERSE, Part, function_part
+from .translate import function_part
 
 Sizes = Sequence[int]
 

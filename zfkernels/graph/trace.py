@@ -24,10 +24,11 @@ from torch import Size, Tensor, fx, nn
 
 from . import translate
 from .graph import Graph, Node, name_layers, name_modules
+from .makers import NO_REVERSE, Part, with_number
 from .marks import hooked
 from .rules import Function, Irreversible, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
-from .translate import ARITHMETIC, NO_REVERSE, Part
+from .translate import ARITHMETIC
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 SIZES = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim")
@@ -240,7 +241,7 @@ class _Walk:
             raise Irreversible(NO_REVERSE)
         values = tuple(self.held[operand] for operand in operands if operand in self.held)
         if len(values) == 1:
-            return translate.with_number(name, operation, *(None if o in self.held else o for o in operands)), values
+            return with_number(name, operation, *(None if o in self.held else o for o in operands)), values
         if operation != "add":
             raise Irreversible(JOINS_BRANCHES)
         return Part("layer", (Add(name),)), values

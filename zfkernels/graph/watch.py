@@ -21,9 +21,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import library, translate
 from .graph import Graph, Node, name_layers, name_modules
+from .makers import Part, with_number
 from .rules import Arguments, Function, Irreversible, Keywords
 from .steps import Add, Concat, Flatten, Opaque
-from .translate import ARITHMETIC, CONCATS, POINTWISE_NAMES, RESHAPES, Part
+from .translate import ARITHMETIC, CONCATS, POINTWISE_NAMES, RESHAPES
 
 # Runs a call: (its function, arguments, keywords, the module it stands in, the number that its value will have)
 Call = Callable[[Function, Arguments, Keywords, nn.Module, int], object]
@@ -189,7 +190,7 @@ class Watch(TorchFunctionMode):
                 raise Irreversible("")
             if len(values) == 1:
                 numbers = (None if self._number(x) is not None else x for x in operands)
-                return translate.with_number(name, ARITHMETIC[key], *numbers), values
+                return with_number(name, ARITHMETIC[key], *numbers), values
             if ARITHMETIC[key] != "add" or operands[0].shape != operands[1].shape:
                 raise Irreversible("")
             return Part("layer", (Add(name),)), values

@@ -126,11 +126,10 @@ class ZFNet(nn.Module):
     def reset_parameters(self) -> None:
         for row in self.table:
             if row.parameters:
-                module = self.get_submodule(row.layer.name)
-                weight = module.get_parameter("weight")
-                std = self.weight_std if self.weight_std is not None else (2 / weight[0].numel()) ** 0.5
-                nn.init.normal_(weight, std=std)
-                nn.init.zeros_(module.get_parameter("bias"))
+                module: Any = self.get_submodule(row.layer.name)
+                std = self.weight_std if self.weight_std is not None else (2 / module.weight[0].numel()) ** 0.5
+                nn.init.normal_(module.weight, std=std)
+                nn.init.zeros_(module.bias)
 
     def receptive_field(self, layer: str) -> Field:
         """Unit i of a conv, pool or norm layer sees pixels start + i*stride ... start + i*stride + size - 1."""

@@ -103,10 +103,13 @@ def switches(value: Any, y: Tensor) -> None:
         raise ValueError(f"switches must be on y's device, {y.device}, got {value.device}")
 
 
-def backend(name: str | None, value: Tensor) -> str:
-    """The name of the backend to use, which serves `value`'s device and dtype."""
+def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | None = None) -> str:
+    """The name of the backend to use, which serves `value`'s device and dtype: for the op, the fastest."""
     device = value.device.type
-    name = backends.choose(name, device)
+    candidates: tuple[str, ...] | None = None
+    if name is None and weight is not None and device == "cuda":
+        candidates = backends.order(device, op, weight.shape[1], value.dtype.itemsize == 2, value.device.index)
+    name = backends.choose(name, device, candidates)
     chosen = backends.module(name)
     if device not in chosen.DEVICES and device != "meta":
         raise RuntimeError(

@@ -21,6 +21,7 @@ from ..backends.memory import dense, empty
 from ..backends.prepared import PreparedFilters
 from ..window import Sides
 from . import checks
+from .conv_checks import check_addend, check_conv, check_transposed
 from .define import Context, Gradients, Inputs, define
 from .prepared import opened
 
@@ -70,17 +71,8 @@ class _Conv2d:
     """y = conv2d(x, weight, bias), rectified with `relu`."""
 
     @staticmethod
-    def fake(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sides,
-        padding: Sides,
-        relu: bool,
-        dilation: Sides,
-        groups: int,
-        backend: str,
-    ) -> Tensor:
+    def fake(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sides, padding: Sides, *rest: Any) -> Tensor:
+        _, dilation, *_ = rest
         return empty(x, x.shape[0], weight.shape[0], *conv_size(x, weight, stride, padding, dilation))
 
     @staticmethod
@@ -150,17 +142,8 @@ class _ConvTranspose2d:
     """The adjoint of conv2d in x, of y or, with `rectify`, of max(0, y)."""
 
     @staticmethod
-    def fake(
-        y: Tensor,
-        weight: Tensor,
-        stride: Sides,
-        padding: Sides,
-        output_size: Sides,
-        rectify: bool,
-        dilation: Sides,
-        groups: int,
-        backend: str,
-    ) -> Tensor:
+    def fake(y: Tensor, weight: Tensor, stride: Sides, padding: Sides, output_size: Sides, *rest: Any) -> Tensor:
+        *_, groups, _ = rest
         return empty(y, y.shape[0], weight.shape[1] * groups, *output_size)
 
     @staticmethod
@@ -286,82 +269,6 @@ def conv2d_weight_grad(
 # The public functions
 
 
-def grouping(
-    dilation: int | Sides, groups: int, channels: int, filters: int, names: tuple[str, str]
-) -> tuple[window.Pair, int]:
-    """dilation as a pair, and groups, which must divide the channels of both of the maps that `names` tells."""
-    dilation = window.pair("dilation", dilation, 1)
-    groups = window.count("groups", groups)
-    if channels % groups or filters % groups:
-        raise ValueError(
-            f"groups must divide {names[0]}'s {channels} channels and {names[1]}'s {filters}, got {groups}"
-        )
-    return dilation, groups
-
-
-def check_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sides,
-    padding: int | Sides,
-    dilation: int | Sides = 1,
-    groups: int = 1,
-) -> tuple[window.Pair, window.Pair, window.Pair, window.Pair]:
-    """Check a convolution's arguments; stride, padding, the result's size and dilation as pairs."""
-    checks.tensor("x", x, ("N", "C_in", "H", "W"))
-    checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
-    checks.alike("weight", weight, "x", x)
-    _, channels, *input_size = x.shape
-    filters, depth, *kernel_size = weight.shape
-    dilation, groups = grouping(dilation, groups, channels, filters, ("x", "weight"))
-    if depth * groups != channels:
-        own = "" if groups == 1 else f" in {groups} groups"
-        raise ValueError(
-            f"weight must have x's {channels} channels{own} as its second dimension (C_out, C_in, KH, KW), "
-            f"got shape {tuple(weight.shape)} for x of shape {tuple(x.shape)}"
-        )
-    if bias is not None:
-        checks.tensor("bias", bias, ("C_out",))
-        checks.alike("bias", bias, "x", x)
-        if bias.shape[0] != filters:
-            raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
-    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
-    size = window.conv_map(input_size, kernel_size, stride, padding, dilation)
-    if size[0] < 1 or size[1] < 1:
-        apart = "" if dilation == ONE else f" of dilation {dilation}"
-        raise ValueError(
-            f"weight's window {tuple(kernel_size)}{apart} must fit into x's height and width {tuple(input_size)} with "
-            f"padding {padding}"
-        )
-    return stride, padding, size, dilation
-
-
-def check_transposed(
-    y: Tensor,
-    weight: Tensor,
-    stride: int | Sides,
-    padding: int | Sides,
-    output_size: int | Sides,
-    dilation: int | Sides = 1,
-    groups: int = 1,
-) -> tuple[window.Pair, ...]:
-    """Check a transposed convolution's weight and window; stride, padding, output_size, the map's size and dilation as
-    pairs."""
-    checks.tensor("weight", weight, ("C_out", "C_in", "KH", "KW"))
-    checks.alike("weight", weight, "y", y)
-    if weight.shape[0] != y.shape[1]:
-        raise ValueError(
-            f"weight must have y's {y.shape[1]} channels as its first dimension (C_out, C_in, KH, KW: the forward "
-            f"convolution's shape), got shape {tuple(weight.shape)} for y of shape {tuple(y.shape)}"
-        )
-    dilation, _ = grouping(dilation, groups, y.shape[1], weight.shape[0], ("y", "weight"))
-    stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
-    output_size = window.pair("output_size", output_size, 1)
-    size = window.conv_map(output_size, weight.shape[2:], stride, padding, dilation)
-    return stride, padding, output_size, size, dilation
-
-
 def conv2d_relu(
     x: Tensor,
     weight: Tensor | PreparedFilters,
@@ -377,7 +284,7 @@ def conv2d_relu(
 ) -> Tensor:
     """y = max(0, corr(x, weight) + bias + add): a convolution layer and its rectifier in one pass.
 
-    y[n,o,i,j] = max(0, bias[o] + add[n,o,i,j] + sum over c,h,w of weight[o,c,h,w] x[n,c', i*s+h*d-p, j*s+w*d-p]), x
+    y[n,o,i,j] = max(0, bias[o] + add[n,o,i,j] + sum over c,h,w of weight[o,c,h,w] x[n,c', i s+h d-p, j s+w d-p]), x
     being 0 outside and c' channel c of o's group. Backward: with g masked to y > 0, the input's gradient is the
     transposed convolution of g, the weight's the correlation of x with g, the bias's the sum of g, add's g; one that is
     not needed is not computed.
@@ -417,25 +324,11 @@ def conv2d_relu(
         y: Tensor = module("cpu").conv2d_add(x, prepared, None, add, stride, padding, True, cap, dilation, groups)
         return y
     if add is None and cap is None:
-        return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, checks.backend(backend, x))
+        name = checks.backend(backend, x, "conv2d", weight)
+        return _conv2d(x, weight, bias, stride, padding, True, dilation, groups, name)
     cap = check_addend(add, cap, (x.shape[0], weight.shape[0], *size), x)
-    name = checks.backend(backend, x)
+    name = checks.backend(backend, x, "conv2d", weight)
     return _conv2d_add(x, weight, bias, add, stride, padding, True, cap, dilation, groups, name)
-
-
-def check_addend(add: Tensor | None, cap: float | None, shape: tuple[int, ...], x: Tensor) -> float | None:
-    """Check what is added to a convolution's result of this shape, and the cap; the cap as a float."""
-    if add is not None:
-        checks.tensor("add", add, ("N", "C_out", "OH", "OW"))
-        checks.alike("add", add, "x", x)
-        if tuple(add.shape) != shape:
-            raise ValueError(f"add must have the result's shape, {shape}, got {tuple(add.shape)}")
-    if cap is None:
-        return None
-    cap = checks.number("cap", cap)
-    if cap <= 0:
-        raise ValueError(f"cap must be above 0, got {cap!r}")
-    return cap
 
 
 def relu_conv_transpose2d(
@@ -453,7 +346,7 @@ def relu_conv_transpose2d(
     """x = conv_transpose2d(max(0, y), weight): one layer of the deconvnet, rectify then filter with the same filters.
 
     x[n,c',h,w] = sum over the o of c's group and over the windows (i,j) that cover (h,w) of
-    max(0, y[n,o,i,j]) weight[o,c, (h-i*s+p)/d, (w-j*s+p)/d]: filtering with every filter flipped. No bias.
+    max(0, y[n,o,i,j]) weight[o,c, (h-i s+p)/d, (w-j s+p)/d]: filtering with every filter flipped. No bias.
     With rectify=False it is the plain adjoint of the convolution: <conv(x), y> = <x, relu_conv_transpose2d(y)>.
 
     Args:
@@ -494,5 +387,5 @@ def relu_conv_transpose2d(
         transposed = module("cpu").conv_transpose2d
         result: Tensor = transposed(y, prepared, stride, padding, output_size, rectify, dilation, groups)
         return result
-    name = checks.backend(backend, y)
+    name = checks.backend(backend, y, "conv_transpose2d", weight)
     return _conv_transpose2d(y, weight, stride, padding, output_size, rectify, dilation, groups, name)

@@ -18,7 +18,8 @@ from ..backends.prepared import PreparedFilters
 from ..window import Sides
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
-from .conv import check_conv, check_transposed, conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
+from .conv import conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
+from .conv_checks import check_conv, check_transposed
 from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 from .prepared import opened
@@ -211,7 +212,8 @@ def conv2d_relu_max_pool2d(
     if prepared is not None:
         made: Pooled = module("cpu").conv2d_relu_max_pool2d(x, prepared, None, stride, padding, *pool, size)
         return made
-    return layer(x, weight, bias, stride, padding, *pool, size, checks.backend(backend, x))
+    name = checks.backend(backend, x, "conv2d_relu_max_pool2d", weight)
+    return layer(x, weight, bias, stride, padding, *pool, size, name)
 
 
 def max_unpool2d_relu_conv_transpose2d(
@@ -270,7 +272,7 @@ def max_unpool2d_relu_conv_transpose2d(
         reverse = module("cpu").max_unpool2d_relu_conv_transpose2d
         result: Tensor = reverse(y, switches, prepared, stride, padding, *pool, output_size, rectify)
         return result
-    name = checks.backend(backend, y)
+    name = checks.backend(backend, y, "max_unpool2d_relu_conv_transpose2d", weight)
     return layer_reversed(y, switches, weight, stride, padding, *pool, output_size, rectify, name)
 
 

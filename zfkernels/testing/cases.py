@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ class Case:
     layout that the tensors get. Is it of a convolution in groups, or dilated, which a backend may not have? And does
     something that is not finite meet the zeros around a map (infinity times 0 is NaN), which a backend may multiply?"""
 
-    args: tuple
+    args: tuple[Any, ...]
     label: str
     layout: str
     grouped: bool = False
@@ -117,7 +118,7 @@ def narrow(fill: str) -> str:
 class Draw:
     """The random choices of one case, the same for the same seed, op and number on every machine."""
 
-    def __init__(self, seed: int, op: str, index: int, fixed: bool):
+    def __init__(self, seed: int, op: str, index: int, fixed: bool) -> None:
         self.choice = random.Random(f"{seed}/{op}/{index}/{fixed}")
         self.generator = torch.Generator().manual_seed(self.choice.getrandbits(32))
         self.index, self.fixed, self.seed = index, fixed, seed
@@ -134,20 +135,20 @@ class Draw:
             return "positive"
         return CONV_FILLS[self.index % len(CONV_FILLS)] if self.index % 3 == 2 else "normal"
 
-    def case(self, args: tuple, label: str, grouped: bool = False, spoils: bool = False) -> Case:
+    def case(self, args: tuple[Any, ...], label: str, grouped: bool = False, spoils: bool = False) -> Case:
         kind = "fixed" if self.fixed else f"random, seed {self.seed},"
         layout = LAYOUTS[self.index % len(LAYOUTS)]
         return Case(args, f"{kind} case {self.index}: {label}, {layout}", layout, grouped, spoils)
 
 
-def draws(op: str, seed: int, count: int, fixed: tuple) -> Iterable[tuple[Draw, tuple | None]]:
+def draws(op: str, seed: int, count: int, fixed: tuple[Any, ...]) -> Iterable[tuple[Draw, tuple[Any, ...] | None]]:
     for index, shape in enumerate(fixed):
         yield Draw(0, op, index, True), shape
     for index in range(count):
         yield Draw(seed, op, index, False), None
 
 
-def random_conv(draw: Draw) -> tuple:
+def random_conv(draw: Draw) -> tuple[Any, ...]:
     n, c_in, c_out = draw.choice.randint(1, 3), draw.choice.randint(1, 40), draw.choice.randint(1, 40)
     kernel, stride = draw.pair(1, 5), draw.pair(1, 3)
     padding = tuple(draw.choice.randint(0, k - 1) for k in kernel)
@@ -155,7 +156,7 @@ def random_conv(draw: Draw) -> tuple:
     return n, c_in, c_out, size, kernel, stride, padding
 
 
-def random_pool(draw: Draw) -> tuple:
+def random_pool(draw: Draw) -> tuple[Any, ...]:
     kernel, stride = draw.pair(1, 4), draw.pair(1, 4)
     padding = tuple(draw.choice.randint(0, k // 2) for k in kernel)
     size = tuple(draw.choice.randint(max(1, k - 2 * p), 18) for k, p in zip(kernel, padding, strict=True))
@@ -163,14 +164,14 @@ def random_pool(draw: Draw) -> tuple:
     return n, c, size, kernel, stride, padding, draw.choice.random() < 0.5
 
 
-def random_norm(draw: Draw) -> tuple:
+def random_norm(draw: Draw) -> tuple[Any, ...]:
     integer, choice = draw.choice.randint, draw.choice.choice
     n, c, size, window = integer(1, 3), integer(1, 70), draw.pair(1, 9), integer(1, 9)
     alpha, beta, k = choice((1e-4, 0.1, 1.0)), choice((0.5, 0.75, 1.1)), choice((1.0, 2.0))
     return n, c, size, window, alpha, beta, k, draw.choice.random() < 0.5
 
 
-def random_grouped(draw: Draw) -> tuple:
+def random_grouped(draw: Draw) -> tuple[Any, ...]:
     """Depthwise, in groups, or dilated."""
     integer = draw.choice.randint
     kind, n = integer(0, 2), integer(1, 3)
@@ -191,7 +192,7 @@ def conv_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         yield conv_case(op, draw, shape or random_grouped(draw), grouped=True)
 
 
-def conv_case(op: str, draw: Draw, shape: tuple, grouped: bool = False) -> Case:
+def conv_case(op: str, draw: Draw, shape: tuple[Any, ...], grouped: bool = False) -> Case:
     n, c_in, c_out, size, kernel, stride, padding, *grouping = shape
     out, depth = conv_map(size, kernel, stride, padding, *grouping[:1]), c_in // (grouping[1] if grouped else 1)
     flag, label = bool(draw.index % 2), f"n, c_in, c_out, size, kernel, stride, padding, dilation, groups = {shape}"
@@ -282,8 +283,8 @@ def layer_cases(op: str, seed: int, count: int) -> Iterable[Case]:
         w = draw.tensor(c_out, c_in, *kernel, fill=narrow(fill))
         label = f"n, c_in, c_out, size, kernel, stride, padding = {shape}, pool {pool}, ceil {ceil}, {fill}"
         if op == "conv2d_relu_max_pool2d":
-            x, bias = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, fill=narrow(fill))
-            bias = bias if draw.index % 4 else None
+            x, offsets = draw.tensor(n, c_in, *size, fill=fill), draw.tensor(c_out, fill=narrow(fill))
+            bias = offsets if draw.index % 4 else None
             label = f"{label}, bias {bias is not None}"
             yield draw.case((x, w, bias, stride, padding, *pool, out), label, spoils=fill == "broken")
             continue

@@ -12,6 +12,7 @@ prepared   prepared filters against plain ones, to the bit; with a scale against
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import reference
+from ..backends.prepared import PreparedFilters
 from ..ops import contrast_norm as norms
 from ..ops import conv, fused, max_pool
 from ..ops.fused import conv2d_relu_max_pool2d
-from ..ops.linear import _Linear
+from ..ops.linear import _linear
 from ..ops.prepared import prepare
 from . import gradients
 from .cases import EXACT, OPS
@@ -42,12 +44,12 @@ from .spec import (
 )
 
 
-def as_linear_takes_it(value: Tensor | None) -> Tensor | None:
+def as_linear_takes_it(value: Tensor | None) -> Any:
     """What ops.linear.linear hands on to our kernel; the rest is torch's."""
     return None if value is None else value.resolve_neg().contiguous()
 
 
-FUNCTIONS: dict[str, Callable] = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "conv2d": conv._conv2d,
     "conv2d_add": conv._conv2d_add,
     "conv_transpose2d": conv._conv_transpose2d,
@@ -61,7 +63,7 @@ FUNCTIONS: dict[str, Callable] = {
     "conv2d_relu_max_pool2d": fused.layer,
     "conv2d_relu_max_pool2d_weight_grad": fused.layer_weight_grad,
     "max_unpool2d_relu_conv_transpose2d": fused.layer_reversed,
-    "linear": lambda x, weight, bias, backend: _Linear.apply(*map(as_linear_takes_it, (x, weight, bias))),
+    "linear": lambda x, weight, bias, backend: _linear(*map(as_linear_takes_it, (x, weight, bias))),
 }
 
 
@@ -115,13 +117,13 @@ def computed(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return outputs[:1] if spec.op.endswith("weight_grad") and not spec.flag else outputs
 
 
-def exact(args: tuple) -> tuple:
+def exact(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same in float64 on the CPU."""
     moved = (a.detach().cpu().resolve_neg() if isinstance(a, Tensor) else a for a in args)
     return tuple(a.double() if is_float(a) else a for a in moved)
 
 
-def right(spec: Spec, args: tuple) -> tuple[Tensor, ...]:
+def right(spec: Spec, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The reference's results, as exact values of the case's dtype."""
     if spec.op == "linear":
         x, weight, bias = args
@@ -135,7 +137,7 @@ def rounded(result: Tensor, spec: Spec) -> Tensor:
     return result.to(DTYPES[spec.dtype]).double() if is_float(result) else result
 
 
-def compared(spec: Spec, outputs: tuple, expected: tuple, args: tuple) -> str | None:
+def compared(spec: Spec, outputs: tuple[Any, ...], expected: tuple[Any, ...], args: tuple[Any, ...]) -> str | None:
     bound = 0.0 if spec.op in EXACT else BOUNDS[DTYPES[spec.dtype]]
     error = OPS[spec.op].error if spec.op in OPS else values_error
     here = tuple(output.detach().cpu() for output in outputs)
@@ -171,7 +173,9 @@ def backward(spec: Spec) -> str | None:
     return _gradients_error(spec, args, outputs, given, dict(zip(wanted, found, strict=True)))
 
 
-def _gradients_error(spec: Spec, args: tuple, outputs: tuple, given: list, found: dict[str, Tensor]) -> str | None:
+def _gradients_error(
+    spec: Spec, args: tuple[Any, ...], outputs: tuple[Any, ...], given: list[Tensor | None], found: dict[str, Tensor]
+) -> str | None:
     wide = [None if g is None else exact((g,))[0] for g in given]
     if spec.op.endswith("weight_grad") and not spec.flag:
         wide.append(None)  # the bias gradient's
@@ -197,7 +201,7 @@ def parts(spec: Spec) -> str | None:
     return None if failed is None else f"fused and separate differ: {failed}"
 
 
-def composed(spec: Spec, args: tuple) -> tuple[Tensor, ...]:
+def composed(spec: Spec, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     backend = spec.backend
     if spec.op == "max_pool2d_contrast_norm":
         y, switches = max_pool.max_pool2d(*args[:5], backend)
@@ -258,10 +262,11 @@ PREPARED = ("conv2d", "conv2d_add", "conv2d_relu_max_pool2d")
 def prepared(spec: Spec) -> str | None:
     """Through the public functions, which alone take prepared filters."""
     tensors = materialized(spec)
-    x, weight, bias, add, scale = map(tensors.get, ("x", "weight", "bias", "add", "scale"))
+    x, weight = tensors["x"], tensors["weight"]
+    bias, add, scale = map(tensors.get, ("bias", "add", "scale"))
     window = spec.stride, spec.padding
 
-    def call(weight, bias) -> tuple[Tensor, ...]:
+    def call(weight: Tensor | PreparedFilters, bias: Tensor | None) -> tuple[Tensor, ...]:
         if spec.op in LAYERS:
             pool = *window, *spec.window, spec.ceil
             return conv2d_relu_max_pool2d(x, weight, bias, *pool, backend=spec.backend)

@@ -1,11 +1,13 @@
 """How far a result may be from the reference, and how far it is."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..window import Sides
 
 # Of the error relative in norm.
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -30,14 +32,18 @@ def relative_error(out: Tensor | None, right: Tensor | None) -> float:
     return float((out / largest - right / largest).norm() / (right / largest).norm())  # squares of 1e200 are infinite
 
 
-def values_error(out: tuple, right: tuple, args: tuple, dtype: torch.dtype, bound: float) -> float:
+def values_error(
+    out: tuple[Any, ...], right: tuple[Any, ...], args: tuple[Any, ...], dtype: torch.dtype, bound: float
+) -> float:
     """The worst relative error of the outputs."""
     if len(out) != len(right):
         return math.inf
     return max(relative_error(o, r) for o, r in zip(out, right, strict=True))
 
 
-def fused_error(out: tuple, right: tuple, args: tuple, dtype: torch.dtype, bound: float) -> float:
+def fused_error(
+    out: tuple[Any, ...], right: tuple[Any, ...], args: tuple[Any, ...], dtype: torch.dtype, bound: float
+) -> float:
     """values_error of the pooled map; inf for a switch that no summation order within the bound explains.
 
     A switch must be the reference's where its window's two largest values differ by more than the bound (times the
@@ -62,7 +68,7 @@ def fused_error(out: tuple, right: tuple, args: tuple, dtype: torch.dtype, bound
     return relative_error(out[0], right[0]) if bool(settled.all()) else math.inf
 
 
-def windows_of(maps: Tensor, kernel, stride, padding, size) -> Tensor:
+def windows_of(maps: Tensor, kernel: Sides, stride: Sides, padding: Sides, size: Sides) -> Tensor:
     """Every pooling window's values, shape (n, c, *size, KH*KW), -inf off the map."""
     extent = [(size[d] - 1) * stride[d] + kernel[d] - padding[d] - maps.shape[2 + d] for d in (0, 1)]
     canvas = torch.nn.functional.pad(
@@ -76,5 +82,5 @@ def is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def tuple_of(result: Tensor | tuple) -> tuple:
+def tuple_of(result: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)

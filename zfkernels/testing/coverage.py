@@ -53,6 +53,10 @@ def norm_kind(size: int, beta: float) -> str:
 # What runs
 
 
+def add(ran: set[str], name: str, instance: str) -> None:
+    ran.add(f"{name}: {instance}")
+
+
 @contextmanager
 def recording(names: Iterable[str]) -> Iterator[set[str]]:
     """The set that holds every instance of these backends that ran inside so far, with the backend's name."""
@@ -60,14 +64,14 @@ def recording(names: Iterable[str]) -> Iterator[set[str]]:
     with ExitStack() as stack:
         for name in names:
             if name in RECORDERS:
-                RECORDERS[name](stack, lambda instance, name=name: ran.add(f"{name}: {instance}"))
+                RECORDERS[name](stack, functools.partial(add, ran, name))
         yield ran
 
 
 class Compiled:
     """The compiled module, whose calls are noted first."""
 
-    def __init__(self, module: Any, note: Callable[[str, tuple], None]) -> None:
+    def __init__(self, module: Any, note: Callable[[str, tuple[Any, ...]], None]) -> None:
         self._module, self._note = module, note
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +79,7 @@ class Compiled:
         if name not in (*CHOOSING, *POOLS, "contrast_norm", "contrast_norm_backward", "linear"):
             return value
 
-        def call(*arguments):
+        def call(*arguments: Any) -> Any:
             self._note(name, arguments)
             return value(*arguments)
 
@@ -86,14 +90,14 @@ def record_cpu(stack: ExitStack, add: Callable[[str], None]) -> None:
     cpu = backends.module("cpu")
     compiled, dtype = cpu._C, ["float32"]
 
-    def note(entry: str, arguments: tuple) -> None:
+    def note(entry: str, arguments: tuple[Any, ...]) -> None:
         for instance in cpu_instances(compiled, entry, arguments):
             kind = "float32" if entry == "linear" else dtype[0]  # not one of the backend's functions
             add(f"{compiled.isa()} {kind} {instance}")
 
-    def seen(function: Callable) -> Callable:
+    def seen(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def call(x: Tensor, *arguments):
+        def call(x: Tensor, *arguments: Any) -> Any:
             dtype[0] = str(x.dtype).removeprefix("torch.")
             return function(x, *arguments)
 
@@ -105,7 +109,7 @@ def record_cpu(stack: ExitStack, add: Callable[[str], None]) -> None:
         stack.enter_context(patch.object(cpu, op, seen(getattr(cpu, op))))
 
 
-def cpu_instances(compiled: Any, entry: str, arguments: tuple) -> Iterator[str]:
+def cpu_instances(compiled: Any, entry: str, arguments: tuple[Any, ...]) -> Iterator[str]:
     """The instances of a call of the compiled module; none for an empty batch."""
     f64, sizes = arguments[:2]
     if entry == "linear":
@@ -139,7 +143,7 @@ def record_triton(stack: ExitStack, add: Callable[[str], None]) -> None:
     call = importlib.import_module("zfkernels.backends.triton.launch").Call
     launch = call.__call__
 
-    def noted(self, **tensors: Tensor) -> None:
+    def noted(self: Any, **tensors: Tensor) -> None:
         if self.programs:
             dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
             name = self.kernel.__name__
@@ -194,7 +198,7 @@ def cpu_expected() -> Iterator[str]:
 def triton_expected() -> Iterator[str]:
     """Every function of the backend's files that is launched, in each dtype."""
     module = backends.module("triton")
-    kernels = {}
+    kernels: dict[str, Any] = {}
     for file in TRITON_FILES:
         kernels |= vars(importlib.import_module(f"zfkernels.backends.triton.{file}"))
     names = [name for name, value in kernels.items() if name.endswith("_kernel") and hasattr(value, "fn")]
@@ -262,6 +266,10 @@ def gpu_templates() -> Iterator[str]:
         narrow = words.replace("c=40", "c=3").replace("k=7", "k=16").replace("k=5", "k=16")
         yield f"{narrow.replace('c=5', 'c=3')} n=1 size=15x13 kernel=7x7 stride=2x2 padding=1x1"
         yield f"{narrow.replace('c=5', 'c=2')} n=1 size=8x9 kernel=2x3 stride=1x1"
+    for count in (*WIDE, 96):  # rectified, and copied in vectors
+        yield f"conv_transpose2d c={count} k=16 n=1 flag=1 size=7x6 padding=1x1 kernel=3x3"
+    for op, k in product(("max_unpool2d_relu_conv_transpose2d", "conv2d_relu_max_pool2d_weight_grad"), (7, 16)):
+        yield f"{op} c=3 k={k} n=1 flag=1 size=15x13 kernel=7x7 stride=2x2 padding=1x1 {POOL}"
     for op, pool, c in product(POOLS, (POOL, "pool=2x3 pool_stride=1x2"), (7, 16)):
         yield f"{op} n=1 c={c} size=9x8 {pool}"
     for op, c, center in product(("contrast_norm", "contrast_norm_backward"), (7, 16), (0, 1)):

@@ -9,8 +9,10 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .. import backends
+from ..window import as_pair
 from .checks import CHECKS, applies, failure
 from .spec import (
     CONVS,
@@ -128,7 +130,7 @@ def sized(choice: random.Random, spec: Spec, groups: bool) -> Spec:
         if case.op in POOLED:
             pool = choice.choice([(3, 3), (2, 2), pair(choice, 1, 4), pair(choice, 1, 4), pair(choice, 5, 16)])
             case = replace(case, pool=pool, pool_stride=pair(choice, 1, 4), ceil=choice.random() < 0.5)
-            case = replace(case, pool_padding=tuple(choice.randint(0, side // 2) for side in pool))
+            case = replace(case, pool_padding=as_pair(choice.randint(0, side // 2) for side in pool))
         if case.op in NORMS:
             norm, beta = choice.choice([5, choice.randint(1, 9)]), choice.choice([0.75, 0.5, 1.0, 1.3])
             alpha, bottom = choice.choice([1e-4, 0.1, 1.0]), choice.choice([1.0, 2.0])
@@ -156,13 +158,13 @@ def with_window(choice: random.Random, case: Spec, groups: bool) -> Spec:
     side = choice.randint(1, 5)
     kernel = (side, side) if choice.random() < 0.6 else pair(choice, 1, 7)
     stride = choice.choice([(1, 1), (2, 2), pair(choice, 1, 3), pair(choice, 1, 5)])
-    padding = tuple(choice.randint(0, k if choice.random() < 0.2 else k // 2) for k in kernel)
+    padding = as_pair(choice.randint(0, k if choice.random() < 0.2 else k // 2) for k in kernel)
     dilation = pair(choice, 1, 3) if groups and choice.random() < 0.25 else (1, 1)
     if groups and (kind := choice.random()) < 0.35:
         count = choice.randint(2, 70) if kind < 0.2 else choice.randint(2, 4)
         case = replace(case, groups=count, c=1, k=1) if kind < 0.2 else replace(case, groups=count)
     spans = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = tuple(max(1, span) + choice.choice([0, 1, choice.randint(0, 14)]) for span in spans)
+    size = as_pair(max(1, span) + choice.choice([0, 1, choice.randint(0, 14)]) for span in spans)
     return replace(case, kernel=kernel, stride=stride, padding=padding, dilation=dilation, size=size)
 
 
@@ -229,19 +231,20 @@ def simpler(spec: Spec) -> Iterator[Spec]:
             yield from (spec.with_tensor(name, one, layout) for one in ("nan", "inf"))
     yield from narrower(spec)
     for field in fields(Spec)[3:-1]:  # after op, check and backend
-        value, default = getattr(spec, field.name), field.default
+        value: Any = getattr(spec, field.name)
+        default: Any = field.default
         if value == default:
             continue
-        yield replace(spec, **{field.name: default})
+        yield changed(spec, field.name, default)
         if field.name == "seed":
             continue
         if type(value) is int:
-            yield from (replace(spec, **{field.name: less}) for less in smaller(value, default))
+            yield from (changed(spec, field.name, less) for less in smaller(value, default))
         elif isinstance(value, tuple):
             for axis in (0, 1):
                 for less in (default[axis], *smaller(value[axis], default[axis])):
                     if less != value[axis]:
-                        yield replace(spec, **{field.name: (less, value[1]) if axis == 0 else (value[0], less)})
+                        yield changed(spec, field.name, (less, value[1]) if axis == 0 else (value[0], less))
 
 
 def narrower(spec: Spec) -> Iterator[Spec]:
@@ -253,7 +256,11 @@ def narrower(spec: Spec) -> Iterator[Spec]:
                 if less < sides[axis] and pads[axis]:
                     side, pad = list(sides), list(pads)
                     side[axis], pad[axis] = less, min(pads[axis], less // 2)
-                    yield replace(spec, **{window: tuple(side), padding: tuple(pad)})
+                    yield changed(changed(spec, window, tuple(side)), padding, tuple(pad))
+
+
+def changed(spec: Spec, name: str, value: Any) -> Spec:
+    return replace(spec, **{name: value})
 
 
 def smaller(value: int, least: int) -> list[int]:

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def parse(text: str) -> Spec:
     op, *words = text.split() or [""]
     if op not in TENSORS:
         raise ValueError(f"case: no op {op!r}; the ops are {', '.join(TENSORS)}")
-    values: dict[str, object] = {"check": words.pop(0)} if words and "=" not in words[0] else {}
+    values: dict[str, Any] = {"check": words.pop(0)} if words and "=" not in words[0] else {}
     types = {field.name: type(field.default) for field in fields(Spec)[2:-1]}
     tensors = []
     for word in words:
@@ -216,7 +217,7 @@ def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
 
 
 # What follows the tensors in a backend's function.
-SETTINGS: dict[str, Callable[[Spec], tuple]] = {
+SETTINGS: dict[str, Callable[[Spec], tuple[Any, ...]]] = {
     "conv2d": lambda s: (s.stride, s.padding, s.flag, s.dilation, s.groups),
     "conv2d_add": lambda s: (s.stride, s.padding, s.flag, _cap(s), s.dilation, s.groups),
     "conv_transpose2d": lambda s: (s.stride, s.padding, s.size, s.flag, s.dilation, s.groups),
@@ -238,7 +239,7 @@ def _cap(spec: Spec) -> float | None:
     return spec.cap if spec.flag and spec.cap < math.inf else None
 
 
-def _constants(spec: Spec) -> tuple:
+def _constants(spec: Spec) -> tuple[Any, ...]:
     # Of few results the gradient's two terms must not cancel.
     alpha = min(spec.alpha, 1e-4) if few(spec) else spec.alpha
     return spec.norm, alpha, spec.beta, spec.bottom, spec.center
@@ -247,7 +248,8 @@ def _constants(spec: Spec) -> tuple:
 def results(spec: Spec) -> list[tuple[int, ...]]:
     """The shapes of what is computed: the outputs, and for a backward check the gradients."""
     n, c, k = spec.n, spec.c * spec.groups, spec.k * spec.groups
-    filters = [(k, spec.c, *spec.kernel), (k,)]
+    filters: list[tuple[int, ...]] = [(k, spec.c, *spec.kernel), (k,)]
+    outputs: list[tuple[int, ...]]
     if spec.op == "linear":
         outputs = [(n, k)]
     elif spec.op in ("conv2d", "conv2d_add"):
@@ -352,6 +354,6 @@ def materialized(spec: Spec) -> dict[str, Tensor]:
     return result
 
 
-def arguments(spec: Spec, tensors: dict[str, Tensor]) -> tuple:
+def arguments(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
     """The arguments of the backends' function."""
     return *(tensors.get(name) for name in TENSORS[spec.op]), *SETTINGS[spec.op](spec)

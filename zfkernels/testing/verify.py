@@ -10,6 +10,7 @@ Of the reference itself this checks rounding and strides; its formulas are check
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -72,14 +73,14 @@ def run(
     return [row for group in rows for row in group]
 
 
-def served(module, case: Case) -> bool:
+def served(module: ModuleType, case: Case) -> bool:
     """Has the backend a kernel for the case, and does it promise what comes out?"""
     if case.grouped and not getattr(module, "GROUPS", True):
         return False
     return not (case.spoils and getattr(module, "MULTIPLIES_PADDING", False))
 
 
-def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf32: bool = False) -> Row:
+def check(op: str, name: str, module: ModuleType, dtype: torch.dtype, cases: list[Case], tf32: bool = False) -> Row:
     """One Row: backend `module`'s function against the reference on all the cases."""
     bound = 0.0 if OPS[op].exact else TF32_BOUND if tf32 else BOUNDS[dtype]
     row = Row(op, name, "tf32" if tf32 else str(dtype).removeprefix("torch."), len(cases), 0.0, bound)
@@ -87,8 +88,8 @@ def check(op: str, name: str, module, dtype: torch.dtype, cases: list[Case], tf3
     for case in cases:
         plain = tuple(a.to(dtype) if is_float(a) else a for a in case.args)
         # Each tensor gets its memory on the device: a copy to it would make a strided one dense.
-        args = (a.to(device) if isinstance(a, Tensor) else a for a in plain)
-        args = tuple(placed(a, case.layout) if is_float(a) else a for a in args)
+        moved = (a.to(device) if isinstance(a, Tensor) else a for a in plain)
+        args = tuple(placed(a, case.layout) if is_float(a) else a for a in moved)
         try:
             exact = tuple(a.double() if is_float(a) else a for a in plain)
             right = tuple_of(getattr(reference, op)(*exact))

@@ -1,0 +1,99 @@
+"""Processes that end as a whole: whatever a part starts, in whatever group or session, does not outlive it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+GONE = 15.0  # seconds within which a killed process is gone, unless it waits for a device that does not answer
+
+
+def adopt_orphans() -> None:
+    """From now on a descendant whose parent ended becomes this process's child, so that `end` finds it."""
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere a group's own members are found
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def start(command: list[str], log: Path, environment: dict[str, str], inherited: bool = True) -> subprocess.Popen:
+    """The command in a session of its own, without input, its words in `log`."""
+    variables = os.environ | environment if inherited else environment
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen, kept: tuple[subprocess.Popen, ...] = ()) -> list[int]:
+    """Kills the process's group and all descendants of this process but those below `kept`; who is left, normally none.
+
+    To be called when the process has ended, too: it may have left others behind.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    until = time.monotonic() + GONE
+    while True:
+        process.poll()
+        left = below(os.getpid(), {p.pid for p in kept})
+        if not left or time.monotonic() > until:
+            return left
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            if pid != process.pid:  # an orphan that has become a child of this process
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.05)
+
+
+def below(root: int, kept: set[int]) -> list[int]:
+    """The processes below `root` that run, without `kept` and what is below those."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if state != "X":
+            children.setdefault(int(parent), []).append(int(entry.name))
+    found, to_see = [], [root]
+    while to_see:
+        own = [pid for pid in children.get(to_see.pop(), ()) if pid not in kept]
+        found += own
+        to_see += own
+    return found
+
+
+def each_in_a_fork(tasks: dict[str, Callable[[], int]], workers: int) -> dict[str, int]:
+    """Runs each task in a fork of this process, `workers` at a time; its exit code, negative where a signal ended it.
+
+    This process must not have used a GPU: a fork could then not.
+    """
+    import multiprocessing.connection
+
+    context = multiprocessing.get_context("fork")
+    waiting, running, codes = list(tasks.items()), {}, {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            name, task = waiting.pop(0)
+            child = context.Process(target=exit_with, args=(task,))
+            child.start()
+            running[child.sentinel] = name, child
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            name, child = running.pop(sentinel)
+            child.join()
+            codes[name] = child.exitcode
+    return codes
+
+
+def exit_with(task: Callable[[], int]) -> None:
+    raise SystemExit(task())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

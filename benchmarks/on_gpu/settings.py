@@ -1,0 +1,102 @@
+"""What a part is told, and the files that it leaves."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = 77  # the exit code of a part that cannot run here; its last line says why
+MACHINE = "machine.json"
+
+
+@dataclass
+class Run:
+    """One part's settings. `batch` is that of the large rows; `device` where tensors live; `row_seconds` what a row
+    may take; `fault` what a rehearsal plants in which part ("hang:verify-cuda")."""
+
+    out: Path
+    part: str
+    wanted: tuple[str, ...]
+    jobs: str
+    ops: tuple[str, ...]
+    rounds: int
+    argv: tuple[str, ...]
+    rehearsed: bool = False
+    fault: str = ""
+    op: str = ""
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.rehearsed else "cuda"
+
+    @property
+    def batch(self) -> int:
+        return 2 if self.rehearsed else 128
+
+    @property
+    def row_seconds(self) -> float:
+        return 6.0 if self.fault.startswith("hang") else 30.0
+
+    def machine(self) -> dict:
+        """What the part "machine" found."""
+        return json.loads((self.out / MACHINE).read_text())
+
+    def backends(self) -> list[str]:
+        """Those of the wanted backends that can run here."""
+        found = self.machine()["backends"]
+        return [name for name in self.wanted if found[name]["reason"] is None]
+
+    def command(self, *more: str) -> list[str]:
+        """This script again, for another piece of the part."""
+        return [sys.executable, str(ROOT / "benchmarks/gpu.py"), *self.argv, *more]
+
+
+def skip(why: str) -> int:
+    """Ends a part that cannot run here."""
+    print(why, flush=True)
+    return SKIPPED
+
+
+_head: dict = {}
+
+
+def write(run: Run, name: str, rows: list[dict], **more: object) -> None:
+    """Writes <name>.json, never half of it: the rows, and the device, versions, commit, digests and date."""
+    from zfkernels.files import write_json
+
+    if not _head:
+        _head.update(head(run))
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(run.out / f"{name}.json", {"date": date, "part": run.part} | _head | more | {"rows": rows})
+
+
+def append(run: Run, name: str, row: dict) -> None:
+    """Adds a row to <name>.json and asks no device anything: of a process that forks, and so must not have used one."""
+    from zfkernels.files import write_json
+
+    file = run.out / f"{name}.json"
+    content = json.loads(file.read_text()) if file.exists() else {"part": run.part, "rows": []}
+    write_json(file, content | {"rows": [*content["rows"], row]})
+
+
+def head(run: Run) -> dict:
+    """What does not change while a process runs."""
+    import torch
+
+    from zfkernels.bench import record
+
+    words = {"rounds": run.rounds, "rehearsed": run.rehearsed} | record.environment(",".join(run.wanted))
+    words |= {"gpu": torch.cuda.get_device_name(), "torch_cuda": torch.version.cuda}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if shutil.which(query[0]):
+        words["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return words
+
+
+def line_buffered() -> None:
+    """What a part prints is in its log when it is killed."""
+    sys.stdout.reconfigure(line_buffering=True)

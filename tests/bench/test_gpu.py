@@ -1,0 +1,247 @@
+"""benchmarks/gpu.py without a GPU: every part runs, and a part that hangs, dies or is wrong costs that part alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks/gpu.py"
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
+
+
+class Rehearsal:
+    """A run of the script, its folder, and what it left running (all of it carries a mark in its environment)."""
+
+    def __init__(self, out: Path, *arguments: str) -> None:
+        self.out, self.mark = out, uuid.uuid4().hex
+        variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        variables |= {"PYTHONPATH": str(ROOT), "ZFKERNELS_REHEARSAL": self.mark, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=variables, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+    def done(self) -> "Rehearsal":
+        self.text, _ = self.process.communicate(timeout=300)
+        self.code = self.process.returncode
+        assert self.running() == []
+        self.run = json.loads((self.out / "run.json").read_text())
+        return self
+
+    def running(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                marked = self.mark.encode() in entry.read_bytes()
+            except OSError:
+                continue
+            found += [int(entry.parent.name)] if marked else []
+        return found
+
+    def how(self) -> dict[str, str]:
+        return {name: part["how"] for name, part in self.run["parts"].items()}
+
+    def rows(self, name: str) -> list[dict]:
+        return json.loads((self.out / f"{name}.json").read_text())["rows"]
+
+
+def rehearsed(out: Path, fault: str, *parts: str) -> Rehearsal:
+    return Rehearsal(out, "--rehearse", fault, "--part", ",".join(parts)).done()
+
+
+def test_every_part_is_rehearsed(tmp_path):
+    run = Rehearsal(tmp_path, "--rehearse").done()
+    assert run.code == 0, run.text
+    assert set(run.how().values()) <= {"passed", "skipped"}
+    skipped = {name for name, how in run.how().items() if how == "skipped"}
+    assert skipped <= {"verify-cpu", "bench-cpu", "compile-triton"}  # no AVX-512, no triton
+    assert len(run.how()) == 18
+    for name in ("bf16-128", "bf16-1", "tf32-128", "tf32-1", "bf16-16"):
+        rows = run.rows(name)
+        assert [row["case"] for row in rows] == ["pool5", "norm1"]
+        assert all({"cuda", "triton"} <= set(row["us"]) and row["floor_us"] > 0 for row in rows)
+    assert run.rows("determinism")[-1] == {"checked": 8, "different": []}
+    assert {file.stem for file in (tmp_path / "verify-cuda").iterdir()} == {"max_pool2d", "contrast_norm"}
+    assert run.run["not_verified"] == run.run["not_passed"] == []
+
+
+def test_a_part_that_hangs_is_killed_with_all_its_processes(tmp_path):
+    run = rehearsed(tmp_path, "hang", "verify-cuda", "ceilings", "bf16-128")
+    assert run.code == 1
+    assert run.how() | {"machine": "passed"} == {
+        "machine": "passed",
+        "verify-cuda": "stopped",
+        "ceilings": "passed",
+        "bf16-128": "passed",
+    }
+    assert "NOT PASSED: verify-cuda: stopped" in run.text
+    assert "NOT VERIFIED: cuda: contrast_norm (float64, float32, bfloat16, float16)" in run.text
+    assert "cuda: max_pool2d" not in run.text
+    assert (tmp_path / "verify-cuda/max_pool2d.json").exists()
+    assert not (tmp_path / "verify-cuda/contrast_norm.json").exists()
+    assert "NOT VERIFIED: triton: max_pool2d" in run.text  # timed, and its own part was not run
+    assert len(run.rows("bf16-128")) == 2
+
+
+def test_a_part_that_crashes_costs_an_op(tmp_path):
+    run = rehearsed(tmp_path, "crash", "verify-cuda", "ceilings")
+    assert run.code == 1
+    assert run.how() == {"machine": "passed", "verify-cuda": "FAILED", "ceilings": "passed"}
+    assert "NOT PASSED: verify-cuda: FAILED" in run.text
+    assert "contrast_norm: died, exit code -6" in (tmp_path / "verify-cuda.log").read_text()
+    assert run.run["not_verified"] == ["cuda: contrast_norm (float64, float32, bfloat16, float16)"]
+
+
+def test_a_wrong_result_is_not_verified(tmp_path):
+    run = rehearsed(tmp_path, "wrong", "verify-cuda", "ceilings")
+    assert run.code == 1
+    assert run.how() == {"machine": "passed", "verify-cuda": "FAILED", "ceilings": "passed"}
+    assert run.run["not_verified"] == ["cuda: contrast_norm (float64, float32, bfloat16, float16)"]
+    (row,) = {row["op"] for row in json.loads((tmp_path / "verify-cuda/contrast_norm.json").read_text())["rows"]}
+    assert row == "contrast_norm"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"), [("hang", "took over 6 s"), ("crash", "exit code -6"), ("wrong", "error 0.")]
+)
+def test_a_failing_row_costs_that_row(tmp_path, fault, why):
+    """norm1 is not the last: a row behind it is made all the same."""
+    out = Rehearsal(tmp_path, "--rehearse", f"{fault}:bf16-128", "--part", "bf16-128", "--jobs", "norm1,norm2,pool5")
+    run = out.done()
+    assert run.code == 1
+    assert "NOT PASSED: bf16-128: FAILED" in run.text
+    rows = run.rows("bf16-128")
+    assert [row["case"] for row in rows] == ["pool5", "norm1", "norm2"]
+    assert not rows[0]["failures"]
+    for row in rows[1:]:
+        assert why in row["failures"]["cuda" if fault == "wrong" else "row"]
+        assert "cuda" not in row["us"]
+
+
+@pytest.mark.parametrize("part", ["memcheck", "tune", "determinism"])
+def test_wrong_results_show_in_the_other_parts(tmp_path, part):
+    run = rehearsed(tmp_path, f"wrong:{part}", part)
+    assert run.code == 1
+    assert f"NOT PASSED: {part}: FAILED" in run.text
+
+
+def test_stopping_the_script_ends_everything(tmp_path):
+    run = Rehearsal(tmp_path, "--rehearse", "hang", "--part", "verify-cuda")
+    until = time.monotonic() + 120
+    while not (tmp_path / "verify-cuda/max_pool2d.json").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    run.process.send_signal(signal.SIGTERM)
+    run.done()
+    assert run.code == 1
+    assert "NOT PASSED: verify-cuda" in run.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--part", "everything"],
+        ["--jobs", "conv9"],
+        ["--ops", "conv9"],
+        ["--backends", "fortran"],
+        ["--rehearse", "wrong:build"],
+        ["--rehearse", "sleep"],
+    ],
+)
+def test_what_there_is_not_is_refused(tmp_path, arguments):
+    rehearse = [] if "--rehearse" in arguments else ["--rehearse"]
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "no"), *rehearse, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert arguments[1] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    parts = list(gpu.PARTS)
+    shares = {name: part.share for name, part in gpu.PARTS.items() if name != gpu.BESIDE}
+    assert sum(shares.values()) <= 9 * 60
+    args = gpu.arguments(["--out", "x"])
+    all_left = gpu.limit_of(args, "machine", parts, 540.0)
+    assert all_left == shares["machine"] + shares["build"] + 540 - sum(shares.values())
+    assert gpu.limit_of(args, "verify-cuda", parts, sum(shares.values())) > shares["verify-cuda"]
+    assert gpu.limit_of(args, "torch-compile", parts, 3.0) == 3.0
+
+
+def test_the_spin_outlasts_the_host(on_gpu, monkeypatch):
+    """A device that is late for two spins is asked again with longer ones; one that always is, is named."""
+    import torch
+    from on_gpu import clock, rehearsal
+
+    spins, answers = [], iter([True, True, False])
+
+    class Event(rehearsal.Event):
+        def query(self) -> bool:
+            return next(answers, False)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", spins.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(clock, "cycles_a_second", lambda: 1e6)
+    seconds, late = clock.times({"ours": lambda: None}, 2, "cpu")
+    assert late == []
+    assert len(seconds["ours"]) == 2
+    assert spins[1] == 2 * spins[0]
+    assert spins[2] == 4 * spins[0] == spins[3]
+    monkeypatch.setattr(Event, "query", lambda self: True)
+    assert clock.times({"ours": lambda: None}, 2, "cpu")[1] == ["ours"]
+
+
+def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
+    """A fork of a process that has used CUDA cannot: a row that dies is written without asking the device anything."""
+    import torch
+    from on_gpu import rows, settings
+
+    forking, asked = os.getpid(), []
+
+    def name() -> str:
+        asked.extend([os.getpid()] if os.getpid() == forking else [])
+        return "a GPU"
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    (tmp_path / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
+    run = settings.Run(tmp_path, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
+
+    def make(case: str) -> dict:
+        if case != "last":
+            os._exit(3)
+        return {"case": case, "failures": {}, "us": {}}
+
+    assert rows.each_row(run, "bf16-1", ["first", "second", "last"], make) == 1
+    found = json.loads((tmp_path / "bf16-1.json").read_text())["rows"]
+    assert [row["failures"].get("row") for row in found] == ["exit code 3", "exit code 3", None]
+    assert asked == []
+
+
+def test_references_are_made_without_the_search_for_algorithms(on_gpu, monkeypatch):
+    import torch
+    from on_gpu import rows
+
+    from zfkernels.bench.peers import Case, Setting
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+    case = rows.quiet(Case(Setting(peers=()), 1, lambda: seen.append(torch.backends.cudnn.benchmark) or ()))
+    case.right()
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark is True

@@ -1,0 +1,66 @@
+// Where answers come from: the server, or, of an exported page, files beside it that a script tag can load from a disk.
+
+const command = document.documentElement.dataset.command;
+export const isLive = command === undefined;
+export const liveCommand = command || "";
+
+let version = "";
+const given = new Map();
+window.zfkernels = { give: (path, value) => given.set(path, value) };
+
+export function setVersion(text) {
+  version = text;
+}
+
+// The address of a picture below data/.
+export function dataUrl(path) {
+  return isLive ? `data/${path}?v=${version}` : `data/${path}`;
+}
+
+export async function dataOf(path) {
+  if (!isLive) return scripted(path);
+  return answerOf(`data/${path}.json` + (version ? `?v=${version}` : ""));
+}
+
+// What the server says to live/..., with parameters; errors are thrown with its words.
+export async function liveAnswer(path, parameters = {}) {
+  return answerOf(`live/${path}?${new URLSearchParams(parameters)}`);
+}
+
+export async function livePost(path, body = null) {
+  return answerOf(`live/${path}`, { method: "POST", body });
+}
+
+async function answerOf(url, options = {}) {
+  const began = performance.now();
+  const response = await fetch(url, options);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error || response.statusText);
+  document.getElementById("timing").textContent = `last answer in ${Math.round(performance.now() - began)} ms`;
+  return answer;
+}
+
+function scripted(path) {
+  if (given.has(path)) return Promise.resolve(given.get(path));
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = `data/${path}.js`;
+    script.onload = () => resolve(given.get(path));
+    script.onerror = () => reject(new Error(`data/${path}.js is not beside this page`));
+    document.head.append(script);
+  });
+}
+
+// Something only the server can do: in an exported page it is grey, and says which command gives it.
+export function needsServer(title) {
+  const note = document.createElement("section");
+  note.className = "grey";
+  const heading = document.createElement("h3");
+  heading.textContent = title;
+  const text = document.createElement("p");
+  const code = document.createElement("code");
+  code.textContent = liveCommand;
+  text.append("Needs the network at work: ", code);
+  note.append(heading, text);
+  return note;
+}
