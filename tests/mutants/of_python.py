@@ -366,4 +366,18 @@ PYTHON = [
         "text = str(error)",
         "tests/commands/test_mistakes.py",
     ),
+    Mutant(
+        "copies-forget-their-rules",
+        "zfkernels/deconvnet/deconvnet.py",
+        'forward=state["forward"], rules=state["rules"])',
+        'forward=state["forward"], rules=None)',
+        "tests/deconvnet/test_any_model.py -k copies",
+    ),
+    Mutant(
+        "a-hook-between-conv-and-pool-is-passed-over",
+        "zfkernels/models/zfnet.py",
+        "hooked._forward_hooks or hooked._forward_pre_hooks or",
+        "hooked._forward_hooks or",
+        "tests/models/test_zfnet.py -k hook",
+    ),
 ]

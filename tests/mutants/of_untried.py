@@ -414,18 +414,4 @@ UNTRIED = [
         "",
         f"{GRAPHS} tests/deconvnet/test_boxes.py",
     ),
-    Mutant(
-        "copies-forget-their-rules",
-        "zfkernels/deconvnet/deconvnet.py",
-        'forward=state["forward"], rules=state["rules"])',
-        'forward=state["forward"], rules=None)',
-        "tests/deconvnet/test_any_model.py -k copies",
-    ),
-    Mutant(
-        "a-hook-between-conv-and-pool-is-passed-over",
-        "zfkernels/models/zfnet.py",
-        "hooked._forward_hooks or hooked._forward_pre_hooks or",
-        "hooked._forward_hooks or",
-        "tests/models/test_zfnet.py -k hook",
-    ),
 ]
