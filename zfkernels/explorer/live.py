@@ -19,7 +19,7 @@ from ..drawing.tiles import GREY, frame
 from ..models.checkpoint import Network
 from ..window import pair
 from . import pictures
-from .state import Explored, Layer, Words, card_of
+from .state import Explored, Layer, Words
 
 UPLOADS, NETWORKS = 16, 3  # that are held
 SHOWN = 9  # units that see a pixel, and classes
@@ -211,15 +211,15 @@ def below(state: Explored, layer: Layer, channel: int) -> Words:
 
     With the bias they add up to what the unit is before its rectifier (and batch norm).
     """
-    card = card_of(state, layer, channel, layer.method)
+    top = state.tops.get(layer.name)
     module = dict(state.network.model.named_modules()).get(layer.name)
     weight = getattr(module, "weight", None)
     plain = isinstance(weight, Tensor) and weight.ndim in (2, 4) and getattr(module, "groups", 1) == 1
-    if card is None or module is None or not isinstance(weight, Tensor) or not plain:
+    if top is None or float(top.values[channel, 0]) <= 0 or not isinstance(weight, Tensor) or not plain:
         return {"layer": None, "inputs": []}
-    inputs = state.network.normalise(card.images[:1])
+    inputs = state.network.normalise(state.read([int(top.images[channel, 0])]))
     given = _input(state.network.model, layer.name, inputs)
-    place = state.tops[layer.name].positions[channel, 0].tolist()
+    place = top.positions[channel, 0].tolist()
     window = _window(given, module, place) if weight.ndim == 4 else given[:, None]
     parts = (window * weight[channel].detach().view_as(window)).flatten(1).sum(1)
     source = _source(state, layer, inputs, given)
