@@ -99,6 +99,7 @@ def test_on_hopper_wide_layers_are_tritons(monkeypatch):
         "max_unpool2d_relu_conv_transpose2d 96 half sm_90",
     ]
     monkeypatch.setattr(backends.registry, "capability", lambda index: (9, 0))
+    monkeypatch.setattr(backends.registry, "_loaded", {})
     monkeypatch.setattr(backends.registry, "reason", lambda name: "absent" if name == "triton" else None)
     assert backends.choose(None, "cuda", backends.order("cuda", "conv2d", 96, True)) == "cuda"
     assert backends.choose("cuda", "cuda", ("triton", "cuda")) == "cuda"

@@ -80,7 +80,7 @@ def run(
                 report(tables.line(result["rows"][-1]))
                 save(result)
         if networks := [name for name in names if JOBS[name].group == "models" and not missing[name]]:
-            result["memory"] = [row for n in sizes for row in memory.rows(setting, n, networks)]
+            result["memory"] = memory.rows(setting, sizes[-1], networks)
             save(result)
         if extras:
             n = sizes[0] if quick else sizes[min(1, len(sizes) - 1)]

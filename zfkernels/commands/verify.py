@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Those of testing.cases.
 OPS: tuple[str, ...] = ("conv2d", "conv2d_add", "conv_transpose2d", "conv2d_weight_grad", "max_pool2d", "max_unpool2d")
-OPS += ("max_unpool2d_backward", "contrast_norm", "contrast_norm_backward", "max_pool2d_contrast_norm")
+OPS += ("max_unpool2d_backward", "avg_pool2d", "avg_pool2d_backward", "contrast_norm", "contrast_norm_backward")
+OPS += ("max_pool2d_contrast_norm",)
 OPS += ("conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d")
 EXAMPLES = """examples:
   zfkernels verify

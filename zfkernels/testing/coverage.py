@@ -122,9 +122,9 @@ def cpu_instances(compiled: Any, entry: str, arguments: tuple[Any, ...]) -> Iter
         _, channels, _, _, filters, height, width, kh, kw, sh, sw = sizes[:11]
         groups, most, rectify = sizes[-1], height * width * filters // sizes[-1], False
         if entry == "conv_transpose2d":
-            rectify = arguments[5]
+            rectify = arguments[6]
         elif entry == "max_unpool2d_relu_conv_transpose2d":
-            pooled, rectify = arguments[2][4:6], arguments[7]
+            pooled, rectify = arguments[2][4:6], arguments[8]
             most = min(height * width, pooled[0] * pooled[1]) * filters
         chosen = compiled.conv2d_kernels(compiled.isa(), compiled.winograd(), f64, sizes, most, rectify)
         kernel, made = chosen[CHOOSING[entry]], (channels if CHOOSING[entry] == 1 else filters) // groups
