@@ -460,7 +460,7 @@ def test_joint_of_one_unit_is_its_projection(built):
     assert error(joint.together, deconv.project(images[:1], "fc", 1).pixels[0]) < 1e-12
     with pytest.raises(ValueError, match="must name each unit once"):
         deconv.joint(images[0], "iadd", [1, 1])
-    with pytest.raises(ValueError, match="image must be one image, .*got shape"):
+    with pytest.raises(ValueError, match=r"image must be one image, .*got shape"):
         deconv.joint(images, "iadd", [1])
 
 
