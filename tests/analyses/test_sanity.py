@@ -143,7 +143,7 @@ def test_stages_without_a_picture_are_counted():
         ({"repeats": 0}, ValueError, "repeats must be a positive int, got 0"),
         ({"method": "lime"}, ValueError, "method must be one of deconvnet, gradient, guided, got 'lime'"),
         ({"channel": 99}, ValueError, "channel must be from 0 to"),
-        ({"image": torch.zeros(2, 3, 64, 64, dtype=torch.float64)}, ValueError, r"image must be one image, .*got shape"),
+        ({"image": torch.zeros(2, 3, 64, 64, dtype=torch.float64)}, ValueError, r"one image, .*got shape"),
     ],
 )
 def test_wrong_calls_name_the_argument(change, error, words):
