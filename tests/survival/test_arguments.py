@@ -212,7 +212,8 @@ def bounded_memory():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_any_argument(name, long):
+def test_any_argument(name, long, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an argument may be a file's name
     function = FUNCTIONS[name]
     assert run(function, {}) is None
 
