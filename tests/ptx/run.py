@@ -120,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "how many of the faults, others each day (default: all)"
     parser.add_argument("--mutations", type=int, default=len(MUTATIONS), metavar="COUNT", help=text)
-    first, count = date.today().toordinal() * 3, parser.parse_args().mutations
+    first, count = date.today().toordinal() * 2, parser.parse_args().mutations
     faults = [(first + i) % len(MUTATIONS) for i in range(min(count, len(MUTATIONS)))]
     started = time.monotonic()
     module = build.build()
