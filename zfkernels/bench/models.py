@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..compiler import backend
-from ..testing.torchvision import torchvision
 from . import networks
-from .nets import NETS, SIDE, Net, in_float64
+from .nets import NETS, SIDE, Net, drawn, in_float64
 from .peers import LAST, Call, Case, Setting
 
 NAMES = {
@@ -39,14 +37,8 @@ def model_of(net: Net, dtype: torch.dtype) -> nn.Module:
         torch.manual_seed(0)
         if net.package == "zfkernels":
             return networks.twin(networks.network("cpu", dtype), torch.contiguous_format)
-        if net.package == "torchvision":
-            package = torchvision()
-            assert package is not None
-            model = package.models.get_model(net.name, weights=None)
-        else:
-            model = import_module(net.package).EfficientNet.from_name(net.name)
-    made: nn.Module = model.to(dtype).eval().requires_grad_(False)
-    return made
+        model = drawn(net)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

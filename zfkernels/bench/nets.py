@@ -74,17 +74,22 @@ NETS = {
 }
 
 
+def drawn(net: Net) -> nn.Module:
+    """The network as its package makes it, with weights drawn by torch's generator."""
+    if net.package == "torchvision":
+        package = torchvision()
+        assert package is not None
+        model: nn.Module = package.models.get_model(net.name, weights=None)
+    else:
+        model = import_module(net.package).EfficientNet.from_name(net.name)
+    return model
+
+
 @lru_cache(maxsize=1)
 def network(net: Net, device: str, dtype: torch.dtype) -> nn.Module:
     """The network, channels-last. It is shared: nothing may train it."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        if net.package == "torchvision":
-            package = torchvision()
-            assert package is not None
-            model = package.models.get_model(net.name, weights=None)
-        else:
-            model = import_module(net.package).EfficientNet.from_name(net.name)
-        made: Any = randomised(model, pictures(SIDE).float())
+        made: Any = randomised(drawn(net), pictures(SIDE).float())
     network: nn.Module = made.to(device, dtype, memory_format=LAST)
     return network
 
