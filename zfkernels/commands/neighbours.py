@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     numbers = sorted({image for result in results for image in result.images[0].tolist()})
     pictures, _ = opened.read([paths[image] for image in numbers])
-    names = [f"\n{path.parent.name}/{path.stem}"[-18:] for path in paths]
+    names = ["\n" + f"{path.parent.name}/{path.stem}"[-18:] for path in paths]
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)), names)
     report(drawn, args.out, table(results, paths), *opened.notes)
     found = {
