@@ -92,11 +92,15 @@ def opened(chromium, url, size="desktop", scheme="light", refused=0, is_searched
 
 def until(page, expression):
     """Waits; playwright's own way to evaluates in the page, which its policy forbids."""
+    until_true(page, lambda: page.evaluate(expression), expression)
+
+
+def until_true(page, condition, text="a request"):
     for _ in range(WAIT // 50):
-        if page.evaluate(expression):
+        if condition():
             return
         page.wait_for_timeout(50)
-    pytest.fail(f"not within {WAIT} ms: {expression}")
+    pytest.fail(f"not within {WAIT} ms: {text}")
 
 
 def shot(page, name):
@@ -364,6 +368,25 @@ def slow(world, monkeypatch):
     yield told[0]
     made[0].should_exit = True
     thread.join(20)
+
+
+def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
+    """A unit is closed while the page draws again: its tile has the focus, and keeps it when the page draws once more."""
+    focus, held = "document.activeElement.dataset.unit === '{}'", []
+    with opened(chromium, slow, is_searched=False) as page:
+        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        page.wait_for_selector(".tiles .tile[data-map]")
+        open_unit(page)
+        unit = page.url.partition("#conv3/")[2]
+        page.route("**/data/network.json*", lambda asked: held.append(asked))
+        until_true(page, lambda: held)
+        page.keyboard.press("Escape")
+        until(page, "location.hash === '#conv3'")
+        held[0].continue_()
+        page.unroute("**/data/network.json*")
+        until(page, focus.format(unit))
+        until(page, "document.getElementById('count').innerText.endsWith('over 18 pictures')")
+        until(page, focus.format(unit))
 
 
 def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):

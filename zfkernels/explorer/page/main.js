@@ -9,7 +9,7 @@ import { focusUnit, markUnit, neighbourOf, showWall } from "./wall.js";
 let net = null;
 let at = { layer: -1, map: null, picture: null };
 let searched = 0;
-let lastMap = null; // the last unit that was asked for, drawn or not
+let lastMap = null; // the last unit that was asked for, drawn or not, until its tile has the focus again
 let turn = Promise.resolve();
 
 // One thing after the other: an answer that comes late must not draw over a later page.
@@ -18,8 +18,8 @@ function inTurn(call) {
   return turn;
 }
 
-function parsed() {
-  const address = location.hash.slice(1);
+function parsed(hash = location.hash) {
+  const address = hash.slice(1);
   const picture = /^\/picture(?:\/(u?\d+))?$/.exec(address);
   if (picture) return { layer: Math.max(0, at.layer), map: null, picture: picture[1] || "" };
   const cut = address.lastIndexOf("/");
@@ -32,10 +32,10 @@ function parsed() {
 
 async function route(isFirst) {
   if (location.hash === "#wall") return byId("wall").focus();
-  const before = at;
+  const { layer } = at;
   at = parsed();
   hideWhole();
-  if (before.layer !== at.layer) await showWall(net, at.layer);
+  if (layer !== at.layer) await showWall(net, at.layer);
   drawLayers(net, net.layers[at.layer].name);
   markUnit(at.map);
   document.body.dataset.open = at.map !== null ? "unit" : at.picture !== null ? "picture" : "nothing";
@@ -44,7 +44,8 @@ async function route(isFirst) {
   const { name } = net.layers[at.layer];
   document.title = `${at.map === null ? name : `${name}/${at.map}`} · zfkernels explore`;
   if (at.map !== null || (at.picture !== null && !isFirst)) title.focus({ preventScroll: innerWidth > 1000 });
-  else if (before.map !== null) focusUnit(lastMap);
+  else if (at.picture === null && lastMap !== null) focusUnit(lastMap);
+  lastMap = at.map === null ? null : (lastMap ?? at.map);
 }
 
 function onKey(event) {
@@ -58,19 +59,21 @@ function onKey(event) {
   if (next !== null) location.hash = unitHref(net.layers[there.layer].name, next);
 }
 
+// Draws again what is drawn, with what was found since. Where the address has gone on, its own turn comes next.
 async function reload() {
   setVersion(`${net.run}-${searched}`);
   net = await dataOf("network");
   setVersion(`${net.run}-${searched}`);
-  at = { ...at, layer: -1 };
   const held = document.activeElement;
-  const layer = parsed();
-  await showWall(net, layer.layer);
-  at = layer;
+  const isBeside = byId("side").contains(held);
+  await showWall(net, at.layer);
   drawLayers(net, net.layers[at.layer].name);
   markUnit(at.map);
   if (at.map !== null) await showUnit(net, at.layer, at.map);
-  if (held && held.id && byId(held.id)) byId(held.id).focus({ preventScroll: true });
+  if (document.activeElement !== document.body) return;
+  if (held?.dataset.unit) return focusUnit(Number(held.dataset.unit));
+  const again = byId(held?.id) || (isBeside && byId("unit-title"));
+  if (again) again.focus({ preventScroll: true });
 }
 
 function watchSearch() {
@@ -112,8 +115,8 @@ async function begin() {
   setVersion(`${net.run}-${searched}`);
   byId("title").textContent = net.title;
   lastMap = parsed().map;
-  window.addEventListener("hashchange", () => {
-    lastMap = parsed().map ?? lastMap;
+  window.addEventListener("hashchange", (event) => {
+    lastMap = parsed(new URL(event.newURL).hash).map ?? lastMap; // the address may have gone on before the event
     inTurn(() => route(false));
   });
   document.addEventListener("keydown", onKey);
