@@ -14,6 +14,7 @@ from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
 from .memory import Block, Layout, Lifetimes
+from .segments import segmented
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
@@ -112,7 +113,8 @@ class Program:
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
                 self.plans, self.blocks = {}, []
-            self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
+            layout = lifetimes.layout(len(r))
+            self.plans[key] = Plan(segmented(calls, layout, len(r), threads), layout)
 
     def conv(
         self, step: Conv, r: Registers, filters: dict[int, PreparedFilters], threads: int, wholes: dict[int, Whole]
