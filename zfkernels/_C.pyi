@@ -11,7 +11,7 @@ _Operand = tuple[int, int]
 built_with_cuda: bool
 
 class Calls:
-    """Kernel calls that run together; an operand is (number of a base, bytes from it), a negative number a null pointer."""
+    """Kernel calls that run together. An operand is (base, bytes from it); with a negative base, a null pointer."""
 
     def __init__(self) -> None: ...
     def conv2d(

@@ -41,11 +41,11 @@ class Segment:
     read: list[int] = field(default_factory=list)  # registers whose addresses each run looks up
     fresh: list[tuple[int, Place]] = field(
         default_factory=list
-    )  # and those that it takes memory for, unless they have it
+    )  # that it takes memory for
     known: dict[int, Operand] = field(default_factory=dict)
     shown: dict[int, tuple[int, Slice | None]] = field(
         default_factory=dict
-    )  # the register that has the memory; its part
+    )  # who has the memory; its part
     dead: set[int] = field(default_factory=set)
 
     def add(self, native: Native, dead: tuple[int, ...]) -> None:
