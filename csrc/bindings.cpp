@@ -5,6 +5,7 @@
 
 #include "arguments.h"
 #include "cpu/calls.h"
+#include "cpu/chain.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
@@ -42,7 +43,8 @@ void conv2d_of(const zf::KernelsOf<T>& k, const zf::Conv& s, Address x, Address 
     k.conv2d(s, Pointer{x}, Pointer{w}, Pointer{packed}, end, Pointer{y}, threads);
 }
 
-using Operand = std::pair<int, int64_t>;  // zf::Operand's
+using Operand = std::pair<int, int64_t>;                                            // zf::Operand's
+using StageTuple = std::tuple<ConvSizes, Address, Address, Address, bool, double>;  // zf::Stage's
 
 zf::Operand operand(const Operand& o) { return {o.first, o.second}; }
 
@@ -50,6 +52,24 @@ zf::Operand operand(const Operand& o) { return {o.first, o.second}; }
 template <typename Kernel>
 void of_type(bool f64, const Kernel& kernel) {
     f64 ? kernel(zf::active_kernels().f64) : kernel(zf::active_kernels().f32);
+}
+
+template <typename T>
+std::vector<zf::Stage<T>> stages_of(const std::vector<StageTuple>& all, int64_t x_pitch, int64_t y_pitch) {
+    std::vector<zf::Stage<T>> stages;
+    for (const auto& [sizes, w, packed, bias, relu, cap] : all)
+        stages.push_back({conv(sizes), Pointer{w}, Pointer{packed}, Pointer{bias}, relu, static_cast<T>(cap)});
+    stages.front().s.XP = x_pitch, stages.back().s.YP = y_pitch;
+    return stages;
+}
+
+template <typename T>
+void add_chain(zf::Calls& calls, zf::KernelsOf<T> zf::Kernels::* table, std::vector<zf::Stage<T>> stages, zf::Operand x,
+               zf::Operand add, zf::Operand y) {
+    calls.add([=, stages = std::move(stages)](const zf::Calls::Bases& b, int threads) {
+        zf::conv2d_chain<T>(zf::active_kernels().*table, stages, Pointer{at(b, x)}, Pointer{at(b, add)},
+                            Pointer{at(b, y)}, threads);
+    });
 }
 
 void bind_calls(py::module_& m) {
@@ -66,6 +86,15 @@ void bind_calls(py::module_& m) {
                          conv2d_of(k, sizes, from, w, packed, bias, plus, to, relu, cap, threads);
                      });
                  });
+             })
+        .def("conv2d_chain",
+             [](zf::Calls& calls, bool f64, const std::vector<StageTuple>& all, Operand x, Operand add, Operand y,
+                int64_t x_pitch, int64_t y_pitch) {
+                 const zf::Operand from = operand(x), plus = operand(add), to = operand(y);
+                 if (f64)
+                     add_chain(calls, &zf::Kernels::f64, stages_of<double>(all, x_pitch, y_pitch), from, plus, to);
+                 else
+                     add_chain(calls, &zf::Kernels::f32, stages_of<float>(all, x_pitch, y_pitch), from, plus, to);
              })
         .def("conv2d_relu_max_pool2d",
              [](zf::Calls& calls, bool f64, ConvSizes s, PoolSizes p, Operand x, Address w, Address packed,

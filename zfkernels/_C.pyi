@@ -30,6 +30,17 @@ class Calls:
         y_pitch: int,
         /,
     ) -> None: ...
+    def conv2d_chain(
+        self,
+        f64: bool,
+        stages: Sequence[tuple[_Sizes, int, int, int, bool, float]],
+        x: _Operand,
+        add: _Operand,
+        y: _Operand,
+        x_pitch: int,
+        y_pitch: int,
+        /,
+    ) -> None: ...
     def conv2d_relu_max_pool2d(
         self,
         f64: bool,

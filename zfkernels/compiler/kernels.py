@@ -19,7 +19,7 @@ from ..backends.memory import address, pool_sizes
 from ..backends.prepared import PreparedFilters
 from .match import Conv, Pair
 from .memory import Place, Slice
-from .segments import Native, Operand
+from .segments import Link, Native, Operand
 
 LAST = torch.channels_last
 Registers = list[Any]
@@ -110,7 +110,9 @@ def conv_run(
         calls.conv2d(f64, sizes, reads[0], w, packed, b, reads[1], to, relu, cap, x_pitch, y_pitch)
 
     # Maps that lie otherwise are torch's to copy
-    native = Native((at.x, at.add), at.out, to, put) if x_pitch and (at.add < 0 or dense(r[at.add])) else None
+    link = link_of(f64, sizes, w, packed, b, relu, cap, x_pitch, y_pitch)
+    fits = x_pitch and (at.add < 0 or dense(r[at.add]))
+    native = Native((at.x, at.add), at.out, to, put, link=link) if fits else None
     if at.add < 0 and x_pitch:
 
         def run(r: Registers) -> None:
@@ -128,6 +130,14 @@ def conv_run(
         conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], y_pitch)
 
     return keeping(run_any, filters, native if dense(x) else None, *makes)
+
+
+def link_of(f64: bool, sizes: tuple[int, ...], *others: Any) -> Link | None:
+    """The convolution as a part of a chain, where it goes by direct sums and every window meets the map."""
+    kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]
+    height, maps_high, taps, stride, padding, dilation = (sizes[i] for i in (2, 5, 7, 9, 11, 17))
+    inside = padding <= (taps - 1) * dilation and (maps_high - 1) * stride - padding < height
+    return Link(f64, sizes, *others, kernel) if inside and kernel in ("direct", "depthwise") else None
 
 
 def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:

@@ -111,6 +111,12 @@ class Lifetimes:
                     life.last = number
                     del self.owner[key]
 
+    def together(self, first: int, last: int) -> None:
+        """Steps `first` to `last` will be one: what any of them reads is read until the end."""
+        for life in self.lives:
+            if life.last is not None and first <= life.last < last:
+                life.last = last
+
     def layout(self, first_slot: int) -> "Layout":
         """Gives the places that can share a block theirs in it: the largest first, each at the lowest free address."""
         lives = sorted((life for life in self.lives if life.last is not None), key=lambda life: -life.place.bytes)

@@ -9,6 +9,7 @@ from .. import _C
 from ..backends.prepared import PreparedFilters
 from ..ops.sources import Sources
 from . import kernels
+from .chains import chains_of, merged
 from .choice import Choice, result_shape
 from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
@@ -113,8 +114,11 @@ class Program:
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
                 self.plans, self.blocks = {}, []
+            chains = chains_of(calls)
+            for chain in chains:
+                lifetimes.together(chain[0], chain[-1])
             layout = lifetimes.layout(len(r))
-            self.plans[key] = Plan(segmented(calls, layout, len(r), threads), layout)
+            self.plans[key] = Plan(segmented(merged(calls, chains), layout, len(r), threads), layout)
 
     def conv(
         self, step: Conv, r: Registers, filters: dict[int, PreparedFilters], threads: int, wholes: dict[int, Whole]

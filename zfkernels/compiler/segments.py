@@ -15,8 +15,35 @@ from .memory import Layout, Place, Slice
 
 Registers = list[Any]
 Run = Callable[[Registers], None]
+Call = tuple[Run, tuple[int, ...]]  # and the registers that nobody reads after it
 Operand = tuple[int, int]  # a base's number and bytes from there
 NONE: Operand = (-1, 0)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A convolution by direct sums or of each channel by itself, as a part of a chain (chains.py)."""
+
+    f64: bool
+    sizes: tuple[int, ...]
+    weight: int
+    packed: int
+    bias: int
+    relu: bool
+    cap: float
+    x_pitch: int
+    y_pitch: int
+    kernel: str
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == "direct" and self.sizes[7:13] == (1, 1, 1, 1, 0, 0)
+
+    @property
+    def map_bytes(self) -> int:
+        """Of its map of one image."""
+        maps, height, width = self.sizes[4:7]
+        return maps * height * width * (8 if self.f64 else 4)
 
 
 @dataclass
@@ -28,6 +55,7 @@ class Native:
     to: Place | Slice
     put: Callable[[_C.Calls, list[Operand], Operand, Operand], None]
     scratch: Place | None = None
+    link: Link | None = None
 
 
 @dataclass
@@ -39,13 +67,9 @@ class Segment:
     threads: int
     calls: _C.Calls = field(default_factory=_C.Calls)
     read: list[int] = field(default_factory=list)  # registers whose addresses each run looks up
-    fresh: list[tuple[int, Place]] = field(
-        default_factory=list
-    )  # that it takes memory for
+    fresh: list[tuple[int, Place]] = field(default_factory=list)  # that it takes memory for
     known: dict[int, Operand] = field(default_factory=dict)
-    shown: dict[int, tuple[int, Slice | None]] = field(
-        default_factory=dict
-    )  # who has the memory; its part
+    shown: dict[int, tuple[int, Slice | None]] = field(default_factory=dict)  # who has the memory; its part
     dead: set[int] = field(default_factory=set)
 
     def add(self, native: Native, dead: tuple[int, ...]) -> None:
@@ -81,7 +105,7 @@ class Segment:
             self.shown[out] = register if place.slot < 0 else place.slot, to
         return base, offset
 
-    def done(self, members: list[Run]) -> tuple[Run, tuple[int, ...]]:
+    def done(self, members: list[Run]) -> Call:
         """The call, and the registers that nobody reads after it. It holds its members, for they hold the filters."""
         read, fresh, run_calls, threads = self.read, self.fresh, self.calls.run, self.threads
         shown = [(out, at, part) for out, (at, part) in self.shown.items() if out not in self.dead]
@@ -102,12 +126,10 @@ class Segment:
         return run, tuple(self.dead)
 
 
-def segmented(
-    calls: list[tuple[Run, tuple[int, ...]]], layout: Layout, first_slot: int, threads: int
-) -> list[tuple[Run, tuple[int, ...]]]:
+def segmented(calls: list[Call], layout: Layout, first_slot: int, threads: int) -> list[Call]:
     """The calls with each two or more native ones in a row as one."""
-    result: list[tuple[Run, tuple[int, ...]]] = []
-    row: list[tuple[Run, tuple[int, ...]]] = []
+    result: list[Call] = []
+    row: list[Call] = []
 
     def close() -> None:
         if len(row) < 2:
