@@ -6,7 +6,6 @@
 // value is made of the same sums as by the convolution alone, for a band's rows are a convolution of their own.
 #pragma once
 #include <vector>
-#include <cstdlib>
 
 #include "kernels.h"
 #include "units.h"
@@ -23,7 +22,7 @@ struct Stage {
 
 namespace {
 
-static const int64_t kHeldBytes = getenv("ZFH") ? atoll(getenv("ZFH")) << 10 : 640 << 10;  // of the rows that a thread holds, about: most of L2
+constexpr int64_t kHeldBytes = 768 << 10;  // of the rows that a thread holds, about: most of L2
 
 // Rows `out` of a convolution as one of their own, and the rows of its input that they read.
 inline Conv of_rows(Conv s, Range out, Range* in) {
