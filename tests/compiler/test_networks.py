@@ -107,7 +107,7 @@ def run(name):
 def test_averages_go_by_our_kernel(monkeypatch):
     calls, avg_pool2d = [], _C.avg_pool2d
     monkeypatch.setattr(_C, "avg_pool2d", lambda *a: calls.append(a) or avg_pool2d(*a))
-    call, watched = run("averaged")
+    _, watched = run("averaged")
     assert len(calls) == 9
     (plan,) = watched.programs[0].plans.values()
     kept = [one for run_, _ in plan.calls for one in getattr(run_, "members", [run_])]
