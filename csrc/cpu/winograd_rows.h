@@ -7,7 +7,7 @@
 // free. It is for few channels, where winograd.h's products are too short to be worth their transforms.
 //
 // The rows of input under a band of output rows are kept as [point][position of m][row][SW * C]: the KH * SW * C
-// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. Filters
+// factors of a product are neighbours, and a tile (kEvenTile outputs' one point) is one unbroken run. Filters
 // are transformed as they are packed.
 #pragma once
 #include "winograd.h"

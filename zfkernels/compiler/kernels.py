@@ -132,12 +132,24 @@ def conv_run(
     return keeping(run_any, filters, native if dense(x) else None, *makes)
 
 
-def link_of(f64: bool, sizes: tuple[int, ...], *others: Any) -> Link | None:
+def link_of(
+    f64: bool,
+    sizes: tuple[int, ...],
+    weight: int,
+    packed: int,
+    bias: int,
+    relu: bool,
+    cap: float,
+    x_pitch: int,
+    y_pitch: int,
+) -> Link | None:
     """The convolution as a part of a chain, where it goes by direct sums and every window meets the map."""
     kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]
     height, maps_high, taps, stride, padding, dilation = (sizes[i] for i in (2, 5, 7, 9, 11, 17))
     inside = padding <= (taps - 1) * dilation and (maps_high - 1) * stride - padding < height
-    return Link(f64, sizes, *others, kernel) if inside and kernel in ("direct", "depthwise") else None
+    if not inside or kernel not in ("direct", "depthwise"):
+        return None
+    return Link(f64, sizes, weight, packed, bias, relu, cap, x_pitch, y_pitch, kernel)
 
 
 def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:
