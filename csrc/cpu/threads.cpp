@@ -121,36 +121,50 @@ void fork_and_join(int threads, Body body, void* context) {
     pool->run(threads, Job{body, context});
 }
 
-// A team that stays together from job to job. Its leader writes a job and counts the round up; the others do their part
-// and count `left` down, all of them in every round, so that none can miss one.
+// A team that stays together from job to job. Each round has a part for each member, which is made by who takes it
+// first: the member, or the leader, when it is through with its own and the member has not begun, because its core is
+// another's. So a round waits for nobody who does not work.
 class Team {
    public:
-    int size = 1;
+    explicit Team(int most) : taken_(static_cast<std::size_t>(most)) {}
+    int size = 1;  // of those that came
 
     void run(int threads, Job job) {
         job_ = job, members_ = threads < size ? threads : size;
-        left_.store(size - 1, std::memory_order_relaxed);
-        round_.fetch_add(1, std::memory_order_release);
+        const unsigned round = round_.load(std::memory_order_relaxed) + 1;
+        for (int i = members_; i < size; ++i) part(i).store(round, std::memory_order_relaxed);  // there is none
+        left_.store(members_ - 1, std::memory_order_relaxed);
+        round_.store(round, std::memory_order_release);
         job.body(job.context, 0, members_);
+        for (int i = 1; i < members_; ++i) take(i, round);
         for (int looks = 0; left_.load(std::memory_order_acquire) > 0;) pause(looks);
     }
 
     void follow(int thread) {
-        for (unsigned seen = 0;; ++seen) {
-            for (int looks = 0; round_.load(std::memory_order_acquire) == seen;) pause(looks);
-            if (!job_.body) return;
-            if (thread < members_) job_.body(job_.context, thread, members_);
-            left_.fetch_sub(1, std::memory_order_release);
+        for (unsigned seen = 0;;) {
+            unsigned round = seen;
+            for (int looks = 0; round == seen; round = round_.load(std::memory_order_acquire)) {
+                if (over_.load(std::memory_order_acquire)) return;
+                pause(looks);
+            }
+            take(thread, seen = round);
         }
     }
 
-    void dismiss() {
-        job_ = {};
-        round_.fetch_add(1, std::memory_order_release);
-    }
+    void dismiss() { over_.store(true, std::memory_order_release); }
 
    private:
-    // On a machine with fewer free cores than threads the one that is waited for gets the core.
+    std::atomic<unsigned>& part(int i) { return taken_[static_cast<std::size_t>(i)]; }
+
+    // Makes part i of this round unless somebody has taken it. All parts of the round before were taken, and a round
+    // does not end before they are made: who comes too late finds another number.
+    void take(int i, unsigned round) {
+        unsigned before = round - 1;
+        if (!part(i).compare_exchange_strong(before, round, std::memory_order_acq_rel)) return;
+        job_.body(job_.context, i, members_);
+        left_.fetch_sub(1, std::memory_order_release);
+    }
+
     static void pause(int& looks) {
         if (++looks > kLooks) return std::this_thread::yield();
 #if defined(__x86_64__)
@@ -161,10 +175,12 @@ class Team {
     }
 
     static constexpr int kLooks = 4000;  // 0.1 ms or so
+    std::vector<std::atomic<unsigned>> taken_;
     Job job_{};
     int members_ = 0;
     std::atomic<unsigned> round_{0};
     std::atomic<int> left_{0};
+    std::atomic<bool> over_{false};
 };
 
 thread_local Team* team_led = nullptr;  // by this thread
@@ -181,9 +197,9 @@ void in_team(int threads, void (*run)(void*), void* context) {
     struct Shared {
         void (*run)(void*);
         void* context;
-        Team team{};
+        Team team;
         std::exception_ptr thrown{};
-    } shared{run, context};
+    } shared{run, context, Team(threads)};
     fork_and_join(
         threads,
         [](void* opaque, int thread, int size) {
