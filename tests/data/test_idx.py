@@ -107,14 +107,14 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
 
 def test_pairs_that_do_not_fit_are_named(tmp_path):
     write(tmp_path, "train", 4, labels=np.zeros(3, np.uint8))
-    with pytest.raises(ValueError, match="holds 4 pictures and .* 3 labels"):
+    with pytest.raises(ValueError, match=r"holds 4 pictures and .* 3 labels"):
         idx.read_pair(idx.pairs(tmp_path)[0])
     write(tmp_path, "train", 4, labels=np.zeros(4, np.uint8))
     with pytest.raises(ValueError, match="at least 2 classes, got 0 alone"):
         idx.class_names([idx.read_pair(idx.pairs(tmp_path)[0])])
     write(tmp_path, "train", 4)
     write(tmp_path, "t10k", 6, classes=3)
-    with pytest.raises(ValueError, match="has a class 2, and the classes of .* end at 1"):
+    with pytest.raises(ValueError, match=r"has a class 2, and the classes of .* end at 1"):
         idx.class_names([idx.read_pair(pair) for pair in idx.pairs(tmp_path)])
     write(tmp_path, "more", 4)
     with pytest.raises(ValueError, match="holds 3 sets of IDX files"):
