@@ -22,6 +22,7 @@ from ..drawing.style import INK, SOFT, Figure, font
 from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
+from ..models.pretrained import VGG16
 from ..models.zfnet import ZFNet
 from ..progress import Shown
 from ..training.history import plot_history, read_log
@@ -30,6 +31,7 @@ from ..training.recipe import Plan, resized_side
 from ..training.run import Run
 from .captions import CAPTIONS
 from .demo import most_occluded
+from .methods import methods_sheet
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
 
 FILTERS_PLAN = Plan(epochs=6, batch_size=32, learning_rate=0.012)
@@ -167,6 +169,16 @@ def invariance_section(stage: Stage) -> str:
     return _section("invariance")
 
 
+def methods_section(stage: Stage) -> str:
+    """On a network that others have trained; where its packages are not installed, what to do to have it."""
+    if said := VGG16.missing():
+        print(f"methods     left out: {said}", flush=True)
+        return ""
+    sheet, table = methods_sheet()
+    _save(sheet, stage.out / "methods.jpg")
+    return _section("methods", table, network=VGG16)
+
+
 def occlusion_section(stage: Stage) -> str:
     classes = stage.photographs.classes
     occluded = most_occluded(stage.network, stage.photographs)[0]
@@ -266,6 +278,7 @@ SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = (
     ("evolution", evolution_section),
     ("invariance", invariance_section),
     ("occlusion", occlusion_section),
+    ("methods", methods_section),
     ("correspondence", correspondence_section),
     ("ablation", ablation_section),
     ("probes", probes_section),

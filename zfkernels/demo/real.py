@@ -53,8 +53,8 @@ class Real:
         plain, guided = max(unit.deconvnet for unit in self.units), [unit.guided for unit in self.units]
         return (
             "Plain deconvnet projections are blank here: the network has no max-pooling, hence no switches, which are "
-            f"all that they have of the image. At most {plain:.2%} of those of these {len(self.units)} units depends on "
-            f"the photograph (image_dependence), and {min(guided):.0%} to {max(guided):.0%} of the guided ones."
+            f"all that they have of the image. Of those of these {len(self.units)} units at most {plain:.2%} depends "
+            f"on the photograph (image_dependence), of the guided ones {min(guided):.0%} to {max(guided):.0%}."
         )
 
 

@@ -18,7 +18,7 @@ def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
 
 
 def size_picture(values: torch.Tensor) -> np.ndarray:
-    """(C, H, W) values to uint8 (H, W, 3): each pixel's absolute values summed, 0 is black; the largest 1% are white."""
+    """(C, H, W) values to uint8 (H, W, 3): each pixel's absolute values summed; 0 is black, the largest 1% white."""
     size = values.detach().float().cpu().abs().sum(0)
     limit = float(size.flatten().quantile(0.99)) or 1.0
     return (size * (255 / limit)).clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
