@@ -22,6 +22,7 @@ from ..models.pretrained import EFFICIENTNET_LITE0, efficientnet_lite0
 
 PHOTOGRAPHS = {"cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 LAYERS = {"_blocks.9._expand_conv": "block 9", "_blocks.13._expand_conv": "block 13", "_conv_head": "the last maps"}
+COVERED = "_conv_head"  # the layer whose strongest map is summed while parts are covered
 PATCH, STRIDE = 48, 16  # of the square that covers, in pixels
 UNITS, OCCLUSION = "lite0_units.png", "lite0_occlusion_{}.png"
 
@@ -95,7 +96,7 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
     """A figure of each photograph, with what it says; covered with ImageNet's mean colour, which is 0."""
     told = []
     for name, picture, image in zip(PHOTOGRAPHS, pictures, images, strict=True):
-        result = occlusion_map(network.model, image, patch=PATCH, stride=STRIDE, fill=0.0, layer="_conv_head")
+        result = occlusion_map(network.model, image, patch=PATCH, stride=STRIDE, fill=0.0, layer=COVERED)
         file = OCCLUSION.format(name)
         save(occlusion.figure(Occluded(name, picture, result), network.classes), out / file)
         lowest = int(result.probability.argmin())
