@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 HEAD = """# Gallery
 
-Every analysis once, by `zfkernels gallery`. Where no other is named, the network is a small ZFNet (96 x 96 pixels; 24, 48, 64, 64, 48 maps)
-trained for 12 epochs to tell ten photographs apart from crops of them. It is a stand-in for a network that has seen a
-million: the figures show what each analysis looks like and how to read it, not what the paper found. Projections are
-drawn around mid-grey, which is 0; their scale is given or said to be each picture's own.
+Every analysis once, by `zfkernels gallery`. Where no other is named, the network is a small ZFNet (96 x 96 pixels; 24,
+48, 64, 64, 48 maps) trained for 12 epochs to tell ten photographs apart from crops of them. It is a stand-in for a
+network that has seen a million: the figures show what each analysis looks like and how to read it, not what the paper
+found. Projections are drawn around mid-grey, which is 0; their scale is given or said to be each picture's own.
 """
 
 
