@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
     text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
     add("--patience", type=int, default=plan.patience, help=text)
+    text = "the rate falls to a tenth after these fractions of the epochs instead"
+    add("--falls-at", type=float, nargs="+", default=(), metavar="FRACTION", help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
@@ -200,6 +202,8 @@ def check_training(args: argparse.Namespace) -> None:
         raise ValueError(f"--scale must be above 0, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:
         raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
+    if not all(0 < fraction < 1 for fraction in getattr(args, "falls_at", ())):
+        raise ValueError(f"--falls-at must lie between 0 and 1, got {' '.join(f'{f:g}' for f in args.falls_at)}")
     at_least(args, 0, "workers")
     chosen_device(args.device)
     ZFNet(**zfnet_arguments(args, 2), device="meta")
@@ -221,6 +225,7 @@ def run(args: argparse.Namespace) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         patience=args.patience,
+        falls_at=tuple(args.falls_at),
         seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,
     )
