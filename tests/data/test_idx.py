@@ -170,15 +170,12 @@ def test_the_rate_falls_at_fractions_of_the_epochs(capsys, tmp_path):
     assert re.findall(r"rate (\S+)", text) == ["1e-02", "1e-02", "1e-03", "1e-04"]
 
 
-def test_an_example_writes_pictures_of_each_class(capsys, tmp_path):
+def test_an_example_writes_pictures_of_each_class(capsys, tmp_path, monkeypatch):
     images, labels = write(tmp_path / "data", "train", 9, 3)
     images = images.astype(np.uint8)
     file = tmp_path / "data" / "train-images-idx3-ubyte.gz"
-    sys.argv, kept = ["idx_to_folders.py", str(file), str(tmp_path / "out"), "--each", "2"], sys.argv
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    finally:
-        sys.argv = kept
+    monkeypatch.setattr(sys, "argv", ["idx_to_folders.py", str(file), str(tmp_path / "out"), "--each", "2"])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert capsys.readouterr().out == f"6 pictures in {tmp_path / 'out'}\n"
     found = class_folders(tmp_path / "out")
     assert (found.classes, found.labels) == (("0", "1", "2"), (0, 0, 1, 1, 2, 2))
