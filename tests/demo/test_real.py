@@ -10,7 +10,7 @@ from zfkernels.demo import gallery, methods, real
 from zfkernels.demo.captions import CAPTIONS
 from zfkernels.graph.methods import METHODS
 from zfkernels.models import checkpoint
-from zfkernels.models.pretrained import EFFICIENTNET_LITE0, VGG16
+from zfkernels.models.pretrained import VGG16
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("skimage")
@@ -21,7 +21,7 @@ def small(*layers, classes=2):
     torch.manual_seed(0)
     mean, scale = checkpoint.imagenet()
     names = [f"thing {i}" for i in range(classes)]
-    return checkpoint.Network(nn.Sequential(*layers).eval(), names, mean, scale, (64, 64))
+    return checkpoint.Network(nn.Sequential(*layers).eval(), names, mean, scale, (64, 64), source="small, ours")
 
 
 def switchless():
@@ -38,7 +38,7 @@ def test_the_second_part_says_what_it_shows(tmp_path, monkeypatch):
     said = []
     found = real.look(tmp_path, said.append)
     assert len(said) == 2
-    assert found.source == str(EFFICIENTNET_LITE0)
+    assert found.source == "small, ours"
     assert [unit.photograph for unit in found.units] == 2 * list(real.PHOTOGRAPHS)
     for unit in found.units:
         assert unit.deconvnet < 0.01 < unit.guided

@@ -56,7 +56,10 @@ def test_a_command_takes_it_by_name(images, tmp_path, capsys):
     picture = data_file("chelsea.png")
     out = tmp_path / "o.png"
     assert cli.main(f"occlude {picture} --model {name} --patch 112 --stride 112 --out {out}".split()) == 0
-    assert "Egyptian cat" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "Egyptian cat" in captured.out
+    assert f"network     {EFFICIENTNET_LITE0}" in captured.out
+    assert "random" not in captured.err
     assert cli.main(f"occlude {picture} --model {name} --weights {picture} --out {out}".split()) == 2
     assert "comes with weights of its own" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def look(out: Path, report: Callable[[str], None] = lambda text: None) -> Real:
     sheet = _sheet(pictures, answers, rows, units)
     write_whole(out / UNITS, sheet.save)
     report("covering parts of three photographs ...")
-    return Real(str(EFFICIENTNET_LITE0), answers, units, _occlusions(out, network, pictures, images))
+    return Real(network.source, answers, units, _occlusions(out, network, pictures, images))
 
 
 def _strongest(deconv: Deconvnet, images: Tensor, layer: str, name: str) -> tuple[Projection, list[Unit]]:
