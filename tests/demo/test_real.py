@@ -31,17 +31,17 @@ def switchless():
 
 def test_the_second_part_says_what_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(real, "efficientnet_lite0", switchless)
-    monkeypatch.setattr(real, "LAYERS", {"0": "the first", "2": "the second"})
+    monkeypatch.setattr(real, "LAYERS", {"2": "the second", "4": "the third"})
     monkeypatch.setattr(real, "PATCH", 32)
     monkeypatch.setattr(real, "STRIDE", 32)
-    monkeypatch.setattr(real, "COVERED", "2")
+    monkeypatch.setattr(real, "COVERED", "4")
     said = []
     found = real.look(tmp_path, said.append)
     assert len(said) == 2
     assert found.source == "small, ours"
     assert [unit.photograph for unit in found.units] == 2 * list(real.PHOTOGRAPHS)
-    for unit in found.units:
-        assert unit.deconvnet < 0.01 < unit.guided
+    assert max(unit.deconvnet for unit in found.units) < 0.01
+    assert max(unit.guided for unit in found.units) > 0.2
     assert "no max-pooling, hence no switches" in found.why_guided
     assert re.search(r"at most 0\.\d\d% depends .* guided ones \d+% to \d+%", found.why_guided)
     assert len(found.occluded) == 3

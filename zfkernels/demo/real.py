@@ -73,7 +73,7 @@ def look(out: Path, report: Callable[[str], None] = lambda text: None) -> Real:
         found, of_layer = _strongest(deconv, images, layer, name)
         units += of_layer
         rows.append([size_picture(pixels) for pixels in found.pixels])
-    sheet = _sheet(pictures, answers, rows, units)
+    sheet = _sheet(network.source, pictures, answers, rows, units)
     write_whole(out / UNITS, sheet.save)
     report("covering parts of three photographs ...")
     return Real(network.source, answers, units, _occlusions(out, network, pictures, images))
@@ -107,17 +107,20 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
     return told
 
 
-def _sheet(pictures: Tensor, answers: list[str], rows: list[list[np.ndarray]], units: list[Unit]) -> Image.Image:
-    """A column a photograph: itself with the answer, then a layer's projection a row."""
-    side, gap, head, left = pictures.shape[-1], 10, 24, 104
+def _sheet(
+    source: str, pictures: Tensor, answers: list[str], rows: list[list[np.ndarray]], units: list[Unit]
+) -> Image.Image:
+    """A column a photograph: itself with the answer, then a layer's projection a row; below them whose network it is."""
+    side, gap, head, left = pictures.shape[-1], 10, 24, 120
     cells = [[plain_picture(picture) for picture in pictures], *rows]
     words = [[f"{name}: {answer}" for name, answer in zip(PHOTOGRAPHS, answers, strict=True)]]
     for row in range(len(rows)):
         of_row = units[row * len(pictures) : (row + 1) * len(pictures)]
         words.append([f"map {unit.channel}, activation {unit.value:.3g}" for unit in of_row])
     step = side + head + gap
-    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step), "white")
+    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step + head), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap + len(cells) * step), source, SOFT, font(11))
     for row, (label, line, drawn) in enumerate(zip(["photograph", *LAYERS.values()], words, cells, strict=True)):
         draw.text((gap, gap + row * step + head + side // 2 - 8), label, INK, font(14))
         for column, (text, cell) in enumerate(zip(line, drawn, strict=True)):
