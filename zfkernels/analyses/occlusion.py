@@ -317,21 +317,21 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), result.probability.shape[1])
     outline(picture, result.boxes[worst].tolist())
-    picture.set_title(f"(a) {occluded.name}", fontsize=9, loc="left")
+    picture.set_title(f"(a) {occluded.name}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
     if result.activity is None or result.clear_activity is None:
         activity.set_axis_off()
     else:
         _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
-        activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9, loc="left")
+        activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
 
     third, fourth = "de" if occluded.projected else "cd"
     _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
     title = f"({third}) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
-    probability.set_title(title, fontsize=9, loc="left")
+    probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
-    label.set_title(f"({fourth}) most probable class", fontsize=9, loc="left")
+    label.set_title(f"({fourth}) most probable class", fontsize=9)
     for axes in (picture, activity, probability, label):
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width // 2, width], yticks=[0, height // 2, height])
         axes.tick_params(colors=SOFT, labelsize=7)

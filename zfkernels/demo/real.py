@@ -53,10 +53,10 @@ class Real:
         """Why plain deconvnet projections show nothing here, with the numbers."""
         plain, guided = max(unit.deconvnet for unit in self.units), [unit.guided for unit in self.units]
         return (
-            "Plain deconvnet projections show nothing of the photograph here, but a grid that is the same for each: the "
-            "network has no max-pooling, hence no switches, which are all that they have of an image. Of those of these "
-            f"{len(self.units)} units at most {plain:.2%} depends on the photograph (image_dependence), of the guided "
-            f"ones {min(guided):.0%} to {max(guided):.0%}."
+            "Plain deconvnet projections show nothing of the photograph here, but a grid that is the same for each: "
+            "the network has no max-pooling, hence no switches, which are all that they have of an image. Of those of "
+            f"these {len(self.units)} units at most {plain:.2%} depends on the photograph (image_dependence), of the "
+            f"guided ones {min(guided):.0%} to {max(guided):.0%}."
         )
 
 
@@ -114,7 +114,7 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
 def _sheet(
     source: str, pictures: Tensor, answers: list[str], rows: dict[str, list[np.ndarray]], units: list[Unit]
 ) -> Image.Image:
-    """A column a photograph: itself with the answer, then a row of projections each; at the foot whose network it is."""
+    """A column a photograph: itself with the answer, then projections; at the foot whose network it is."""
     side, gap, head, left = pictures.shape[-1], 10, 24, 120
     cells = [[plain_picture(picture) for picture in pictures], *rows.values()]
     words = [[f"{name}: {answer}" for name, answer in zip(PHOTOGRAPHS, answers, strict=True)]]
