@@ -15,6 +15,9 @@ else:  # both are optional, and slow to import
     Axes = Figure = SubFigure = FreeTypeFont = Any
 
 INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
+# The same on dark pages, whose panes have the first colour (templates/style.css)
+DARK_PANE = "#1e2024"
+ON_DARK = {INK: "#e8e6e2", "#000000": "#e8e6e2", SOFT: "#a5abb4", ACCENT: "#f0906f", "#1f6fb3": "#6fb1ec"}
 
 
 def plain_axes(axes: Axes) -> None:
@@ -53,6 +56,23 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix[1:].lower() or "png"
     write_whole(path, lambda beside: figure.savefig(beside, format=kind))
+
+
+def darken(figure: Figure) -> None:
+    """Turn the figure, in place, into one for dark pages: its paper, and the inks that this module names."""
+    from matplotlib.colors import to_hex
+
+    figure.patch.set_facecolor(DARK_PANE)
+    for axes in figure.axes:
+        if to_hex(axes.get_facecolor()) == "#ffffff":
+            axes.set_facecolor(DARK_PANE)
+        axes.tick_params(colors=ON_DARK[SOFT])
+        for spine in axes.spines.values():
+            spine.set_edgecolor(ON_DARK[SOFT])
+    for artist in figure.findobj(lambda artist: hasattr(artist, "get_color") and hasattr(artist, "set_color")):
+        colour = artist.get_color()
+        if isinstance(colour, str) and to_hex(colour) in ON_DARK:
+            artist.set_color(ON_DARK[to_hex(colour)])
 
 
 def check_format(path: Path) -> None:
