@@ -373,6 +373,8 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
     label, palette = occluded.result.label, colormaps["tab20"]
     frequent = sorted(set(label.ravel().tolist()), key=lambda c: -int((label == c).sum()))
     colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
+    if len(classes) > 20:  # of so many, those that are seen must differ
+        colours[frequent] = [palette(rank % 20)[:3] for rank in range(len(frequent))]
     axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
     handles = [Patch(color=colours[c], label=classes[c]) for c in frequent[:6]]
     axes.legend(

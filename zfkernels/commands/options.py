@@ -20,6 +20,7 @@ from ..words import listed, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..data.idx import IdxPictures
     from ..data.loading import Stream
     from ..data.scan import Scan
     from ..deconvnet.deconvnet import Deconvnet
@@ -125,7 +126,7 @@ def check_pictures(args: argparse.Namespace, paths: Sequence[Path], say: bool = 
     return bad
 
 
-def write_found(path: Path, *scans: Scan) -> None:
+def write_found(path: Path, *scans: Scan | IdxPictures) -> None:
     """The log of what was found: the line of each folder, and each file that was left out, with the reason."""
     lines = [line for scan in scans for line in (scan.line(), *(f"  {file}: {why}" for file, why in scan.left_out))]
     write_text(path, "\n".join(lines) + "\n")

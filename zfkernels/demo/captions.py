@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 HEAD = """# Gallery
 
-Every analysis once, by `zfkernels gallery`. The network is a small ZFNet (96 x 96 pixels; 24, 48, 64, 64, 48 maps)
+Every analysis once, by `zfkernels gallery`. Where no other is named, the network is a small ZFNet (96 x 96 pixels; 24, 48, 64, 64, 48 maps)
 trained for 12 epochs to tell ten photographs apart from crops of them. It is a stand-in for a network that has seen a
 million: the figures show what each analysis looks like and how to read it, not what the paper found. Projections are
 drawn around mid-grey, which is 0; their scale is given or said to be each picture's own.
@@ -80,6 +80,19 @@ CAPTIONS = {
         "class. Each cell of (b), (d), (e) is one raw answer, at the centre of a 20-pixel square.",
         "That the dark place alone would produce the answer; and the mean-coloured square is itself something the "
         "network never saw. One picture is an anecdote, and this one was chosen among ten for the largest loss.",
+    ),
+    "methods": Caption(
+        "Deconvnet, guided and gradient on a trained network",
+        ("methods.jpg",),
+        "`zfkernels gallery --only methods`: units of {network}, with max-pooling below them, in scikit-image's "
+        "photographs: of three layers the map that responds most to each, at its strongest place (the box is what it "
+        "sees), projected by the three methods and shown inside the box. Above each the part of it that depends on the "
+        "photograph (`image_dependence`: the same unit, its photograph turned upside down): the switches bring the "
+        "image in, and so a plain deconvnet projection shows it, too.",
+        "What the units stand for: the network was trained on ImageNet's classes and then to draw contours, its last "
+        "convolutions most of all, and edges are what all three methods draw best. Each picture has a scale of its "
+        "own. Without max-pooling the deconvnet column would be the same for every photograph (`zfkernels demo` has "
+        "such a network).",
     ),
     "correspondence": Caption(
         "Correspondence (Table 1)",

@@ -22,6 +22,7 @@ from ..drawing.style import DARK_PANE, INK, ON_DARK, SOFT, Figure, darken, font
 from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
+from ..models.pretrained import VGG16
 from ..models.zfnet import ZFNet
 from ..progress import Shown
 from ..training.history import figure as training_figure
@@ -32,6 +33,7 @@ from ..training.run import Run
 from .captions import CAPTIONS
 from .demo import most_occluded
 from .gallery_page import Section, dark
+from .methods import methods_sheet
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
 
 FILTERS_PLAN = Plan(epochs=6, batch_size=32, learning_rate=0.012)
@@ -166,6 +168,16 @@ def invariance_section(stage: Stage) -> Section:
     return _section("invariance")
 
 
+def methods_section(stage: Stage) -> Section | None:
+    """On a network that others have trained; where its packages are not installed, what to do to have it."""
+    if said := VGG16.missing():
+        print(f"methods     left out: {said}", flush=True)
+        return None
+    sheet, table = methods_sheet()
+    _save(sheet, stage.out / "methods.jpg")
+    return _section("methods", table, network=VGG16)
+
+
 def occlusion_section(stage: Stage) -> Section:
     classes = stage.photographs.classes
     occluded = most_occluded(stage.network, stage.photographs)[0]
@@ -258,13 +270,14 @@ def neighbours_section(stage: Stage) -> Section:
     return _section("neighbours")
 
 
-SECTIONS: tuple[tuple[str, Callable[[Stage], Section]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[Stage], Section | None]], ...] = (
     ("training", training_section),
     ("filters", filters_section),
     ("atlas", atlas_section),
     ("evolution", evolution_section),
     ("invariance", invariance_section),
     ("occlusion", occlusion_section),
+    ("methods", methods_section),
     ("correspondence", correspondence_section),
     ("ablation", ablation_section),
     ("probes", probes_section),

@@ -15,7 +15,9 @@ from ..drawing.page import render
 from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
 from ..drawing.tiles import beside, signed_picture, tile, zoom_to
 from ..files import write_text, write_whole
+from ..models.pretrained import EFFICIENTNET_LITE0
 from ..training.run import Epoch
+from .real import PATCH, UNITS, Real
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 
@@ -52,6 +54,7 @@ class Findings:
     occluded: list[Occluded]
     facts: dict[str, str]  # label -> value with its unit, for the head of the page
     sources: list[str]  # of each image that was searched the photograph it was cut from
+    real: Real | None = None  # a network that others have trained; None where its packages are not installed
 
 
 def write_page(out: Path, findings: Findings) -> Path:
@@ -82,6 +85,10 @@ def write_page(out: Path, findings: Findings) -> Path:
         range_of=_range,
         names_of=lambda card: [findings.sources[number] for number in card.numbers.tolist()],
         counted=_counted,
+        real=findings.real,
+        units=UNITS,
+        covered=PATCH,
+        hint=EFFICIENTNET_LITE0.missing(),
     )
     page = out / "index.html"
     write_text(page, text)

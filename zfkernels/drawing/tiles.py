@@ -18,6 +18,13 @@ def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
     return scaled.round_().clamp_(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+def size_picture(values: torch.Tensor) -> np.ndarray:
+    """(C, H, W) values to uint8 (H, W, 3): each pixel's absolute values summed; 0 is black, the largest 1% white."""
+    size = values.detach().float().cpu().abs().sum(0)
+    limit = float(size.flatten().quantile(0.99)) or 1.0
+    return (size * (255 / limit)).clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
+
+
 def full_scale(parts: Sequence[torch.Tensor]) -> float:
     """The limit that projections shown together share: the largest 0.5% of the absolute values lie beyond it."""
     values = torch.cat([part.abs().flatten() for part in parts])
