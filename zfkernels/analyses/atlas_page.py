@@ -83,7 +83,7 @@ def _cell(width: int) -> int:
 
 
 def _drawn(place: Path, layer: LayerCards, names: Sequence[str], card: Card) -> tuple[np.ndarray, Words]:
-    """The card's panel on the sheet, and what the page says of it; writes its picture at full size, if that is larger."""
+    """The card's panel on the sheet, and the page's words; its picture at full size is written, if that is larger."""
     side = max(card.shape)
     words = _words(layer, card, names)
     if side <= LARGEST:

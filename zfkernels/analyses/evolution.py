@@ -1,9 +1,12 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +22,8 @@ from .activations import top_activations
 from .choices import method_for
 from .projection import Unit, unit
 
+if TYPE_CHECKING:
+    from ..drawing.page import Picture
 PAGE_TILE = 112  # pixels that a tile of the page aims at
 
 
@@ -109,28 +114,35 @@ def _views(result: Evolution, moment: Unit, pictures: Tensor) -> tuple[np.ndarra
     return signed_picture(part, full_scale([part])), plain_picture(cut(pictures[moment.image], box))
 
 
-def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[str], method: str, title: str) -> None:
-    """The same as one HTML file, which holds its pictures. `names`: of the images; "cat/3.png" is of the class cat."""
-    from ..drawing.page import Picture, data_uri, render
+def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[str], method: str) -> None:
+    """The same as one HTML file, which holds its pictures. `names`: of the images."""
+    from ..drawing.page import render
 
     maps = []
     for row, channel in enumerate(result.channels):
-        units = {name: moments[row] for name, moments in result.moments.items()}
-        strongest = max(unit.value for unit in units.values()) or 1.0
-        shown = []
-        for name, unit in units.items():
-            views = _views(result, unit, pictures)
-            height, width = (side * zoom_to(max(views[0].shape), PAGE_TILE) for side in views[0].shape[:2])
-            drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
-            kind, options = ("png", {}) if height > len(views[0]) else ("webp", {"quality": 88, "method": 2})
-            seen = f"{result.layer} map {channel} at {name}, {method}: the projection of its strongest activation, "
-            alt = f"{seen}{unit.value:.3g}, above its patch of {names[unit.image]}"
-            picture = Picture(data_uri(drawn, kind, **options), drawn.shape[1], drawn.shape[0], alt)
-            words = {"name": name, "value": f"{unit.value:.3g}", "image": names[unit.image], "picture": picture}
-            shown.append(words | {"share": round(100 * max(0.0, unit.value) / strongest)})
-        maps.append({"map": channel, "moments": shown})
-    page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures), "title": title}
+        moments = {name: of_all[row] for name, of_all in result.moments.items()}
+        strongest = max(moment.value for moment in moments.values()) or 1.0
+        words = []
+        for name, moment in moments.items():
+            seen = f"{result.layer} map {channel} at {name}, {method}: its strongest activation, {moment.value:.3g}, "
+            alt = f"{seen}projected, above the patch of {names[moment.image]} that caused it"
+            picture = _picture(_views(result, moment, pictures), alt)
+            of_moment = {"name": name, "value": f"{moment.value:.3g}", "image": names[moment.image], "picture": picture}
+            words.append(of_moment | {"share": round(100 * max(0.0, moment.value) / strongest)})
+        maps.append({"map": channel, "moments": words})
+    page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures)}
     write_text(path, render("evolution.html", **page))
+
+
+def _picture(views: Sequence[np.ndarray], alt: str) -> Picture:
+    """The views below one another, small ones enlarged by whole pixels and without loss."""
+    from ..drawing.page import Picture, data_uri
+
+    zoom = zoom_to(max(views[0].shape), PAGE_TILE)
+    height, width = (side * zoom for side in views[0].shape[:2])
+    drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
+    kind, options = ("png", {}) if zoom > 1 else ("webp", {"quality": 88, "method": 2})
+    return Picture(data_uri(drawn, kind, **options), drawn.shape[1], drawn.shape[0], alt)
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     result = evolution(networks, layer, maps, norm=args.norm, method=method, progress=shown)
     if is_page(args.out):
         names = [path.relative_to(args.folder).as_posix() for path in paths]
-        write_page(args.out, result, pixels, names, method, f"{layer} as training went on")
+        write_page(args.out, result, pixels, names, method)
         print(table(result), *last.notes, f"page        {args.out.resolve()}", sep="\n")
     else:
         report(figure(result, pixels), args.out, table(result), *last.notes)

@@ -18,11 +18,11 @@ from ..data.folders import Memory
 from ..data.parts import Box
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import DARK_PANE, INK, ON_DARK, SOFT, Figure, darken, font
+from ..drawing.style import LIGHT, NIGHT, Figure, Inks, dark, darken, font
 from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
-from ..models.pretrained import VGG16
+from ..models.pretrained import VGG16, vgg16
 from ..models.zfnet import ZFNet
 from ..progress import Shown
 from ..training.history import figure as training_figure
@@ -32,8 +32,8 @@ from ..training.recipe import Plan, resized_side
 from ..training.run import Run
 from .captions import CAPTIONS
 from .demo import most_occluded
-from .gallery_page import Section, dark
-from .methods import methods_sheet
+from .gallery_page import Section
+from .methods import compared, methods_sheet, methods_table
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
 
 FILTERS_PLAN = Plan(epochs=6, batch_size=32, learning_rate=0.012)
@@ -128,22 +128,22 @@ def atlas_section(stage: Stage) -> Section:
             panels.append(panel.resize((330, round(panel.height * (330 / panel.width))), kind))
         rows.append((layer, order, panels))
     path = stage.out / "atlas.jpg"
-    _save(_labelled(rows, "white", INK, SOFT), path)
-    _save(_labelled(rows, DARK_PANE, ON_DARK[INK], ON_DARK[SOFT]), dark(path))
+    _save(_labelled(rows, LIGHT), path)
+    _save(_labelled(rows, NIGHT), dark(path))
     return _section("atlas")
 
 
-def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]], paper: str, ink: str, soft: str) -> Image.Image:
+def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]], inks: Inks) -> Image.Image:
     gap, head = 14, 24
     height = sum(panels[0].height + head + gap for _, _, panels in rows) + gap
     width = max(sum(panel.width + gap for panel in panels) for _, _, panels in rows) + gap
-    drawn = Image.new("RGB", (width, height), paper)
+    drawn = Image.new("RGB", (width, height), inks.paper)
     draw, y = ImageDraw.Draw(drawn), gap
     for layer, channels, panels in rows:
         for column, (channel, panel) in enumerate(zip(channels, panels, strict=True)):
             x = gap + column * (panel.width + gap)
             text = f"{layer}, map {channel}" if column == 0 else f"map {channel}"
-            draw.text((x, y), text, ink if column == 0 else soft, font(13))
+            draw.text((x, y), text, inks.ink if column == 0 else inks.soft, font(13))
             drawn.paste(panel, (x, y + head - 4))
         y += panels[0].height + head + gap
     return drawn
@@ -173,9 +173,11 @@ def methods_section(stage: Stage) -> Section | None:
     if said := VGG16.missing():
         print(f"methods     left out: {said}", flush=True)
         return None
-    sheet, table = methods_sheet()
-    _save(sheet, stage.out / "methods.jpg")
-    return _section("methods", table, network=VGG16)
+    found = compared(vgg16())
+    path = stage.out / "methods.jpg"
+    _save(methods_sheet(found, LIGHT), path)
+    _save(methods_sheet(found, NIGHT), dark(path))
+    return _section("methods", methods_table(found), network=VGG16)
 
 
 def occlusion_section(stage: Stage) -> Section:

@@ -4,13 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from ..drawing.page import Picture, address, render
+from ..drawing.page import FIGURE, picture_of, render
 from ..files import write_text
 from .captions import HEAD, Caption
-
-SHOWN = 1.5  # pixels of a picture a pixel of the page, as figures are drawn with 144 an inch
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,9 @@ class Section:
     @property
     def alts(self) -> list[str]:
         """What is seen on its pictures."""
-        said = self.caption.seen or ("{title}: the figure that the text below describes",)
-        return [said[min(i, len(said) - 1)].format(title=title, **self.values) for i, title in enumerate(self.titles)]
-
-
-def dark(path: Path) -> Path:
-    """Where the picture for dark pages lies."""
-    return path.with_stem(f"{path.stem}-dark")
+        if self.caption.seen:
+            return [text.format(**self.values) for text in self.caption.seen]
+        return [f"{title}: the figure that the text below describes" for title in self.titles]
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -57,20 +49,13 @@ def _markdown(section: Section) -> str:
 
 def write_page(path: Path, sections: Sequence[Section]) -> None:
     """The page of the sections, whose pictures lie beside it."""
-    pictures = {section.name: _pictures(path.parent, section) for section in sections}
-    _, title, text = HEAD.split("\n", 2)[0].partition("# ")[1:] + ("",), "Gallery", HEAD.partition("\n")[2].strip()
-    write_text(path, render("gallery.html", title=title, text=text, sections=sections, pictures=pictures))
-
-
-def _pictures(folder: Path, section: Section) -> list[Picture]:
-    shown = []
-    for file, alt in zip(section.caption.pictures, section.alts, strict=False):
-        with Image.open(folder / file) as picture:
-            width, height = (round(side / SHOWN) for side in picture.size)
-        other = dark(folder / file)
-        shown.append(
-            Picture(
-                address(folder / file, folder), width, height, alt, address(other, folder) if other.exists() else ""
-            )
-        )
-    return shown
+    folder = path.parent
+    pictures = {
+        section.name: [
+            picture_of(folder / file, folder, alt, FIGURE)
+            for file, alt in zip(section.caption.pictures, section.alts, strict=True)
+        ]
+        for section in sections
+    }
+    text = HEAD.partition("\n")[2].strip()
+    write_text(path, render("gallery.html", text=text, sections=sections, pictures=pictures))

@@ -10,6 +10,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from .style import dark
+
+FIGURE = 1.5  # 144 pixels an inch, of which a page has 96
 STYLE = Path(__file__).parent / "templates" / "style.css"
 LOADER = PackageLoader("zfkernels.drawing")
 ENVIRONMENT = Environment(
@@ -38,6 +41,17 @@ def render(template: str, **values: object) -> str:
 def address(path: Path, folder: Path) -> str:
     """The address of a file below the `folder` of a page, whatever its name."""
     return quote(path.relative_to(folder).as_posix())
+
+
+def picture_of(file: Path, folder: Path, alt: str, scale: float = 1.0) -> Picture:
+    """A picture file as the page in `folder` shows it, with its twin for dark pages, if it has one.
+
+    `scale`: pixels of the file a pixel of the page; FIGURE for what matplotlib draws.
+    """
+    with Image.open(file) as picture:
+        width, height = (round(side / scale) for side in picture.size)
+    twin = dark(file)
+    return Picture(address(file, folder), width, height, alt, address(twin, folder) if twin.exists() else "")
 
 
 def encoded(picture: np.ndarray, kind: str, **options: object) -> bytes:
