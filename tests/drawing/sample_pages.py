@@ -10,6 +10,7 @@ from zfkernels.demo import gallery_page
 from zfkernels.demo import page as demo_page
 from zfkernels.demo.captions import CAPTIONS
 from zfkernels.drawing.style import LIGHT, NIGHT, dark
+from zfkernels.drawing.tiles import cut, plain_picture
 from zfkernels.training.history import Epoch
 
 HOSTILE = """x<!--<script>"'&</script><b>.png"""
@@ -22,14 +23,17 @@ def card(channel=3, k=4, side=7, size=40):
     boxes = torch.cat([corners, corners + side], 1)
     if k > 3:
         boxes[3, 0] += 2  # a field that is cut off at the image's border
+    images = torch.randint(0, 256, (k, 3, size, size), generator=generator).to(torch.uint8)
+    pixels = torch.randn(k, 3, size, size, generator=generator)
+    frames = [atlas.filling(box, (side, side), (size, size)) for box in boxes.tolist()]
     return atlas.Card(
         channel=channel,
         values=torch.tensor([4.0, 3.0, 2.0, 1.0])[:k],
         numbers=torch.arange(k),
-        images=torch.randint(0, 256, (k, 3, size, size), generator=generator).to(torch.uint8),
-        pixels=torch.randn(k, 3, size, size, generator=generator),
-        boxes=boxes,
-        side=side,
+        shape=(side, side),
+        frames=frames,
+        parts=[cut(*both) for both in zip(pixels, frames, strict=True)],
+        patches=[plain_picture(cut(*both)) for both in zip(images, frames, strict=True)],
     )
 
 

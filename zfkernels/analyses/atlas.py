@@ -8,9 +8,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..deconvnet.deconvnet import Deconvnet
@@ -20,50 +22,23 @@ from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
 
-UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
+UNITS_AT_ONCE = 288  # projections of whole images held in memory
+PARTS_HELD = 2**29  # bytes of the parts of them that are shown: the maps of which are made together
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
+Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
 
 
 @dataclass(frozen=True)
 class Card:
-    """One map's k strongest activations, each with its projection and the image that caused it."""
+    """One map's k strongest activations, each with its projection and the patch that caused it."""
 
     channel: int
     values: Tensor  # (k,), strongest first
     numbers: Tensor  # (k,) int64: the images' numbers
-    images: Tensor  # uint8 (k, 3, H, W)
-    pixels: Tensor  # (k, C, H, W) projections, in the network's input units
-    boxes: Tensor  # (k, 4) receptive fields, cut off at the images' borders
-    side: int | tuple[int, int]  # what a tile shows of an image: a receptive field that is not cut off
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of a tile, in pixels of the image."""
-        wanted = (self.side, self.side) if isinstance(self.side, int) else self.side
-        height, width = (min(want, side) for want, side in zip(wanted, self.images.shape[2:], strict=True))
-        return height, width
-
-    @cached_property
-    def frames(self) -> list[tuple[int, int, int, int]]:
-        """What each tile shows of its image: of the tile's shape, and as small as the unit's field allows.
-
-        The field of a unit near the border is cut off there; what is left fills its tile, too.
-        """
-        (height, width), frames = self.shape, []
-        for box in self.boxes.tolist():
-            high, wide = box[2] - box[0], box[3] - box[1]
-            size = (
-                (high, -(-width * high // height))
-                if high * width >= wide * height
-                else (-(-height * wide // width), wide)
-            )
-            frames.append(frame(box, size, tuple(self.images.shape[2:])))
-        return frames
-
-    @cached_property
-    def parts(self) -> list[Tensor]:
-        """The projections inside their frames."""
-        return [cut(pixels, box).float().cpu() for pixels, box in zip(self.pixels, self.frames, strict=True)]
+    shape: tuple[int, int]  # height and width of a tile, in pixels of the image: a receptive field that is not cut off
+    frames: list[Box]  # what each tile shows of its image
+    parts: list[Tensor]  # the projections there, (C, height, width), in the network's input units
+    patches: list[np.ndarray]  # the images there, uint8 (height, width, 3)
 
     @cached_property
     def limit(self) -> float:
@@ -72,11 +47,8 @@ class Card:
 
     @cached_property
     def projections(self) -> list[np.ndarray]:
+        """As pictures, uint8 (height, width, 3)."""
         return [signed_picture(part, self.limit) for part in self.parts]
-
-    @cached_property
-    def patches(self) -> list[np.ndarray]:
-        return [plain_picture(cut(image, box)) for image, box in zip(self.images, self.frames, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -149,7 +121,7 @@ def cards(
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
-    The units of many maps are projected in one pass over the images they share.
+    The units of many maps are projected together, in one pass over the images that they share.
 
     Args:
         top: of `layer`, as `top_activations` gives.
@@ -157,32 +129,64 @@ def cards(
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
+    if not live:
+        return
     k, method = top.values.shape[1], method_for(deconv, layer, method)
-    step = max(1, UNITS_AT_ONCE // k)
-    for chunk in (live[i : i + step] for i in range(0, len(live), step)):
-        numbers, index = top.images[chunk].unique(return_inverse=True)
+    inputs, images = read([int(top.images[live[0], 0])])
+    size = (int(images.shape[2]), int(images.shape[3]))
+    side = side or _largest(deconv.boxes(layer, top.positions[live].reshape(-1, 2), size))
+    shape = fitted((side, side) if isinstance(side, int) else side, size)
+    together = max(1, PARTS_HELD // (4 * k * inputs.shape[1] * shape[0] * shape[1]))
+    for chunk in (live[i : i + together] for i in range(0, len(live), together)):
+        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape))
+        for channel in chunk:
+            frames, parts, patches = zip(*(units.pop((channel, rank)) for rank in range(k)), strict=True)
+            found = channel, top.values[channel], top.images[channel]
+            yield Card(*found, shape, list(frames), list(parts), list(patches))
+
+
+def _units(
+    deconv: Deconvnet,
+    top: TopActivations,
+    layer: str,
+    read: Read,
+    channels: Sequence[int],
+    norm: str,
+    method: str,
+    shape: tuple[int, int],
+) -> Iterator[tuple[tuple[int, int], tuple[Box, Tensor, np.ndarray]]]:
+    """Of each unit (channel, rank) its frame, and its projection and image there.
+
+    Image after image, so that each goes up through the network once.
+    """
+    units = sorted(product(channels, range(top.values.shape[1])), key=lambda unit: int(top.images[unit]))
+    for some in (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)):
+        numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
-        projection = deconv.project(
-            inputs,
-            layer,
-            channel=[channel for channel in chunk for _ in range(k)],
-            position=top.positions[chunk].reshape(-1, 2),
-            norm=norm,
-            image_index=index.flatten(),
-            method=method,
-        )
-        side = side or _largest(deconv.boxes(layer, top.positions[live].reshape(-1, 2), tuple(images.shape[2:])))
-        for row, channel in enumerate(chunk):
-            units = slice(row * k, (row + 1) * k)
-            yield Card(
-                channel=channel,
-                values=top.values[channel],
-                numbers=top.images[channel],
-                images=images[index[row]],
-                pixels=projection.pixels[units],
-                boxes=projection.boxes[units],
-                side=side,
-            )
+        places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
+        how = {"norm": norm, "image_index": index, "method": method}
+        projection = deconv.project(inputs, layer, of_channels, places, **how)
+        rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
+        for unit, image, pixels, box in rows:
+            place = filling(box, shape, (int(images.shape[2]), int(images.shape[3])))
+            part, patch = cut(pixels, place).float().cpu(), plain_picture(cut(images[image], place))
+            yield unit, (place, part.clone(), patch.copy())  # or each would hold the memory of whole images
+
+
+def fitted(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """A tile's shape where images are of this size."""
+    return min(shape[0], size[0]), min(shape[1], size[1])
+
+
+def filling(box: Sequence[int], shape: tuple[int, int], size: tuple[int, int]) -> Box:
+    """What a tile shows of an image of this size: of the tile's proportions, and as small as the unit's field allows.
+
+    The field of a unit near the border is cut off there; what is left fills its tile, too.
+    """
+    (height, width), high, wide = shape, box[2] - box[0], box[3] - box[1]
+    if high * width >= wide * height:
+        return frame(box, (high, -(-width * high // height)), size)
+    return frame(box, (-(-height * wide // width), wide), size)
 
 
 def _largest(boxes: Tensor) -> tuple[int, int]:

@@ -16,7 +16,7 @@ class Caption:
     """The words of a section; a {name} in them is a value that the section fills in."""
 
     title: str
-    pictures: tuple[str, ...]  # files; the first is named by the title, others by what follows _ in their names
+    pictures: tuple[str, ...]  # files
     shows: str
     does_not_show: str
     seen: tuple[str, ...] = ()  # what is seen on each picture, for who does not see it

@@ -23,16 +23,10 @@ class Section:
         return self.caption.shows.format(**self.values)
 
     @property
-    def titles(self) -> list[str]:
-        """Of its pictures."""
-        return [self.caption.title, *(Path(file).stem.rpartition("_")[2] for file in self.caption.pictures[1:])]
-
-    @property
     def alts(self) -> list[str]:
         """What is seen on its pictures."""
-        if self.caption.seen:
-            return [text.format(**self.values) for text in self.caption.seen]
-        return [f"{title}: the figure that the text below describes" for title in self.titles]
+        said = [text.format(**self.values) for text in self.caption.seen]
+        return said or [f"{self.caption.title}: {file}" for file in self.caption.pictures]
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -41,7 +35,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 def _markdown(section: Section) -> str:
     caption = section.caption
-    pictures = "".join(f"![{alt}]({file})\n\n" for alt, file in zip(section.alts, caption.pictures, strict=False))
+    pictures = "".join(f"![{alt}]({file})\n\n" for alt, file in zip(section.alts, caption.pictures, strict=True))
     text = f"```\n{section.body}\n```\n\n" if section.body else ""
     shows, lacks = f"**Shows.** {section.shows}", f"**Does not show.** {caption.does_not_show}"
     return f"\n## {caption.title}\n\n{pictures}{text}{shows}\n\n{lacks}\n"
