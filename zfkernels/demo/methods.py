@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from ..data.photographs import data_file
 from ..data.pictures import read_picture
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import ACCENT, INK, SOFT, font
+from ..drawing.style import ACCENT, Inks, font
 from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
 from ..graph.methods import METHODS
 from ..models.checkpoint import Network
-from ..models.pretrained import VGG16, vgg16
+from ..models.pretrained import VGG16
 from .real import PHOTOGRAPHS
 
 LAYERS = ("conv3_3", "conv4_3", "conv5_3")
@@ -31,12 +31,6 @@ class Compared:
     box: tuple[int, int, int, int]  # what the unit sees; at the border as large as elsewhere
     projections: dict[str, np.ndarray]  # inside the box, a picture a method
     dependence: dict[str, float]  # image_dependence a method
-
-
-def methods_sheet() -> tuple[Image.Image, str]:
-    """The picture of all units, and their numbers as a table."""
-    found = compared(vgg16())
-    return _sheet(found), _table(found)
 
 
 def compared(network: Network) -> list[Compared]:
@@ -62,7 +56,7 @@ def compared(network: Network) -> list[Compared]:
     return result
 
 
-def _table(found: list[Compared]) -> str:
+def methods_table(found: list[Compared]) -> str:
     """How much of each projection depends on the photograph."""
     head = f"{'depends on the photograph':<28}" + "".join(f"{method:>12}" for method in METHODS)
     rows = [
@@ -73,23 +67,24 @@ def _table(found: list[Compared]) -> str:
     return "\n".join([head, *rows])
 
 
-def _sheet(found: list[Compared]) -> Image.Image:
+def methods_sheet(found: list[Compared], inks: Inks) -> Image.Image:
     """A row a unit: the photograph with what the unit sees, then of that each method's projection, enlarged."""
     columns = 1 + len(METHODS)
     step = SIDE + HEAD + GAP
     lines = [VGG16.network, VGG16.weights]
     top = GAP + 20 * len(lines) + 6
-    sheet = Image.new("RGB", (GAP + columns * (SIDE + GAP), top + step * len(found)), "white")
+    sheet = Image.new("RGB", (GAP + columns * (SIDE + GAP), top + step * len(found)), inks.paper)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((GAP, GAP + 20 * number), line, INK if number == 0 else SOFT, font(13 if number == 0 else 9))
+        colour, size = (inks.ink, 13) if number == 0 else (inks.soft, 9)
+        draw.text((GAP, GAP + 20 * number), line, colour, font(size))
     for row, unit in enumerate(found):
         y = top + row * step
         pictures = [_boxed(unit.picture, unit.box), *(unit.projections[method] for method in METHODS)]
         words = [f"{unit.layer}, map {unit.channel}", *(f"{m}: {unit.dependence[m]:.2f}" for m in METHODS)]
         for column, (text, pixels) in enumerate(zip(words, pictures, strict=True)):
             x = GAP + column * (SIDE + GAP)
-            draw.text((x, y + 3), text, INK if column == 0 else SOFT, font(12))
+            draw.text((x, y + 3), text, inks.ink if column == 0 else inks.soft, font(12))
             sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y + HEAD))
     return sheet
 

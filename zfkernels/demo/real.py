@@ -14,7 +14,7 @@ from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import data_file
 from ..data.pictures import read_picture
 from ..deconvnet.deconvnet import Deconvnet, Projection
-from ..drawing.style import ACCENT, INK, SOFT, font, save
+from ..drawing.style import LIGHT, NIGHT, Inks, dark, font, save_twins
 from ..drawing.tiles import plain_picture, size_picture
 from ..files import write_whole
 from ..models.checkpoint import Network
@@ -77,8 +77,8 @@ def look(out: Path, report: Callable[[str], None] = lambda text: None) -> Real:
     channels = [unit.channel for unit in of_layer]
     plain = deconv.project(images, layer, channels, found.positions, image_index=range(len(images)))
     rows[f"{name},\ndeconvnet"] = [size_picture(pixels) for pixels in plain.pixels]
-    sheet = _sheet(network.source, pictures, answers, rows, [*units, *of_layer])
-    write_whole(out / UNITS, sheet.save)
+    for file, inks in ((out / UNITS, LIGHT), (dark(out / UNITS), NIGHT)):
+        write_whole(file, _sheet(network.source, pictures, answers, rows, [*units, *of_layer], inks).save)
     report("covering parts of three photographs ...")
     return Real(network.source, answers, units, _occlusions(out, network, pictures, images))
 
@@ -102,7 +102,7 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
     for name, picture, image in zip(PHOTOGRAPHS, pictures, images, strict=True):
         result = occlusion_map(network.model, image, patch=PATCH, stride=STRIDE, fill=0.0, layer=COVERED)
         file = OCCLUSION.format(name)
-        save(occlusion.figure(Occluded(name, picture, result), network.classes), out / file)
+        save_twins(occlusion.figure(Occluded(name, picture, result), network.classes), out / file)
         lowest = int(result.probability.argmin())
         instead = network.classes[int(result.label.flatten()[lowest])]
         then = "" if instead == network.classes[result.target] else f", and the answer becomes {instead}"
@@ -112,7 +112,12 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
 
 
 def _sheet(
-    source: str, pictures: Tensor, answers: list[str], rows: dict[str, list[np.ndarray]], units: list[Unit]
+    source: str,
+    pictures: Tensor,
+    answers: list[str],
+    rows: dict[str, list[np.ndarray]],
+    units: list[Unit],
+    inks: Inks,
 ) -> Image.Image:
     """A column a photograph: itself with the answer, then projections; at the foot whose network it is."""
     side, gap, head, left = pictures.shape[-1], 10, 24, 120
@@ -122,13 +127,13 @@ def _sheet(
         of_row = units[row * len(pictures) : (row + 1) * len(pictures)]
         words.append([f"map {unit.channel}, activation {unit.value:.3g}" for unit in of_row])
     step = side + head + gap
-    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step + head), "white")
+    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step + head), inks.paper)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap + len(cells) * step), source, SOFT, font(11))
+    draw.text((gap, gap + len(cells) * step), source, inks.soft, font(11))
     for row, (label, line, drawn) in enumerate(zip(["photograph", *rows], words, cells, strict=True)):
-        draw.text((gap, gap + row * step + head + side // 2 - 8), label, INK, font(14))
+        draw.text((gap, gap + row * step + head + side // 2 - 8), label, inks.ink, font(14))
         for column, (text, cell) in enumerate(zip(line, drawn, strict=True)):
             x, y = left + column * (side + gap), gap + row * step
-            draw.text((x, y + 2), text, ACCENT if row == 0 else SOFT, font(13))
+            draw.text((x, y + 2), text, inks.accent if row == 0 else inks.soft, font(13))
             sheet.paste(Image.fromarray(cell), (x, y + head))
     return sheet
