@@ -69,7 +69,8 @@ def look(out: Path, report: Callable[[str], None] = lambda text: None) -> Real:
     probabilities = occlusion.answers(network.model, images)
     answers = [f"{network.classes[int(row.argmax())]} ({float(row.max()):.0%})" for row in probabilities]
     deconv = Deconvnet(network.model)
-    units, rows = [], {}
+    units: list[Unit] = []
+    rows: dict[str, list[np.ndarray]] = {}
     for layer, name in LAYERS.items():
         found, of_layer = _strongest(deconv, images, layer, name)
         units += of_layer
