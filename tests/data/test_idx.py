@@ -15,6 +15,7 @@ from zfkernels import cli
 from zfkernels.data import idx
 from zfkernels.data.folders import class_folders
 from zfkernels.data.pictures import read_picture
+from zfkernels.files import load_tensors
 from zfkernels.models import checkpoint
 
 Image = pytest.importorskip("PIL.Image")
@@ -164,9 +165,14 @@ def test_the_command_trains_a_grey_network_with_names(capsys, tmp_path):
 
 
 def test_the_rate_falls_at_fractions_of_the_epochs(capsys, tmp_path):
+    """And whole crops and dropout are what the options say."""
     write(tmp_path / "data", "train", 12)
-    code, text, _ = train(capsys, tmp_path / "data", tmp_path / "run", "--epochs", "4", "--falls-at", "0.5", "0.75")
+    more = "--epochs 4 --falls-at 0.5 0.75 --crops mirrored --dropout 0.25".split()
+    code, text, _ = train(capsys, tmp_path / "data", tmp_path / "run", *more)
     assert code == 0
+    assert checkpoint.load(tmp_path / "run" / "zfnet.pt").model.dropout.p == 0.25
+    plan = load_tensors(tmp_path / "run" / "state.pt")["plan"]
+    assert (plan["crops"], tuple(plan["falls_at"])) == ("mirrored", (0.5, 0.75))
     assert re.findall(r"rate (\S+)", text) == ["1e-02", "1e-02", "1e-03", "1e-04"]
 
 
@@ -204,6 +210,7 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         ("data", names, "must name the network's 2 classes"),
         ("photos", names, "names the classes of IDX files, and those of"),
         ("data", ("--falls-at", "0.5", "1.5"), "--falls-at must lie between 0 and 1, got 0.5 1.5"),
+        ("data", ("--dropout", "1.5"), "dropout"),
     ):
         code, _, errors = train(capsys, tmp_path / folder, tmp_path / "run", *more)
         assert code == 2
