@@ -167,7 +167,7 @@ def test_the_command_trains_a_grey_network_with_names(capsys, tmp_path):
 def test_the_rate_falls_at_fractions_of_the_epochs(capsys, tmp_path):
     """And whole crops and dropout are what the options say."""
     write(tmp_path / "data", "train", 12)
-    more = "--epochs 4 --falls-at 0.5 0.75 --crops mirrored --dropout 0.25".split()
+    more = ["--epochs", "4", "--falls-at", "0.5", "0.75", "--crops", "mirrored", "--dropout", "0.25"]
     code, text, _ = train(capsys, tmp_path / "data", tmp_path / "run", *more)
     assert code == 0
     assert checkpoint.load(tmp_path / "run" / "zfnet.pt").model.dropout.p == 0.25
