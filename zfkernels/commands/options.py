@@ -233,7 +233,7 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
     """
     network = network_of(args, args.weights, or_random)
-    if args.weights is not None:
+    if args.weights is not None or network.source:
         return opened(network)
     warn_random(args)
     return Opened(network)
@@ -263,11 +263,12 @@ def warn_random(args: argparse.Namespace) -> None:
 
 
 def opened(network: Network) -> Opened:
-    """A network of a file, with a note if its first filters are still noise."""
+    """A network of a file, with a note if its first filters are still noise; or one that others have trained."""
     from ..analyses.filters import noise_note
 
     note = noise_note(network.model)
-    return Opened(network, (note,) if note else ())
+    source = f"network     {network.source}" if network.source else None
+    return Opened(network, tuple(filter(None, (source, note))))
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import progress
 from ..progress import Shown
-from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+from ..training.recipe import EVALUATED, PAPER_EPOCHS, Plan, resized_side
 from .options import add_skip, at_least, check_out, find, write_found
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
     text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
     add("--patience", type=int, default=plan.patience, help=text)
+    text = "the rate falls to a tenth after these fractions of the epochs instead"
+    add("--falls-at", type=float, nargs="+", default=(), metavar="FRACTION", help=text)
+    text = "what is seen of a picture: one of ten sub-crops, or its centre, mirrored at random (%(default)s)"
+    add("--crops", choices=tuple(EVALUATED), default=plan.crops, help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
@@ -81,6 +85,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
     add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
     add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
+    add("--dropout", type=float, metavar="PART", help="part of the hidden features that is dropped (0.5)")
     text = "start from He's weights, not the paper's, from which small networks hardly move"
     add("--he", action="store_true", help=text)
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
@@ -91,6 +96,7 @@ def zfnet_arguments(args: argparse.Namespace, classes: int, channels: int = 3) -
     result: dict[str, Any] = {"num_classes": classes, "image_size": args.side}
     result |= {} if channels == 3 else {"in_channels": channels}
     result |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
+    result |= {} if args.dropout is None else {"dropout": args.dropout}
     return result | ({"weight_std": None} if args.he else {})
 
 
@@ -200,6 +206,8 @@ def check_training(args: argparse.Namespace) -> None:
         raise ValueError(f"--scale must be above 0, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:
         raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
+    if not all(0 < fraction < 1 for fraction in getattr(args, "falls_at", ())):
+        raise ValueError(f"--falls-at must lie between 0 and 1, got {' '.join(f'{f:g}' for f in args.falls_at)}")
     at_least(args, 0, "workers")
     chosen_device(args.device)
     ZFNet(**zfnet_arguments(args, 2), device="meta")
@@ -221,6 +229,8 @@ def run(args: argparse.Namespace) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         patience=args.patience,
+        falls_at=tuple(args.falls_at),
+        crops=args.crops,
         seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,
     )

@@ -70,10 +70,10 @@ def pairs(path: Path) -> tuple[Pair, Pair | None]:
     folder = path if path.is_dir() else path.parent
     found: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()):
-        if (name := NAME.fullmatch(file.name)) and file.is_file():
-            found.setdefault(name["name"], {}).setdefault(name["what"], file)  # of two, the one that is not gzipped
-    if path.is_file() and (name := NAME.fullmatch(path.name)):
-        found = {name["name"]: {**found[name["name"]], "images": path}}
+        if (one := NAME.fullmatch(file.name)) and file.is_file():
+            found.setdefault(one["name"], {}).setdefault(one["what"], file)  # of two, the one that is not gzipped
+    if path.is_file() and (one := NAME.fullmatch(path.name)):
+        found = {one["name"]: {**found[one["name"]], "images": path}}
     sets = {name: files for name, files in found.items() if "images" in files}
     for name, files in sets.items():
         if "labels" not in files:
@@ -124,7 +124,8 @@ def read_idx(path: Path, sizes: int) -> np.ndarray:
         more = "more" if len(values) > count else f"{len(values)}"
         said = " x ".join(map(str, shape))
         raise ValueError(f"{path} must hold {said} = {count} bytes after its sizes, and holds {more}; copy it again")
-    return np.frombuffer(values, np.uint8).reshape(shape).copy()
+    numbers: np.ndarray = np.frombuffer(values, np.uint8).reshape(shape).copy()
+    return numbers
 
 
 def _check_start(path: Path, start: bytes, sizes: int) -> None:

@@ -17,7 +17,7 @@ from ..models.pretrained import VGG16
 from .real import PHOTOGRAPHS
 
 LAYERS = ("conv3_3", "conv4_3", "conv5_3")
-SIDE, GAP, HEAD = 200, 10, 22  # pixels of the sheet
+SIDE, GAP, HEAD = 176, 10, 22  # pixels of the sheet
 
 
 @dataclass(frozen=True)

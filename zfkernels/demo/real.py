@@ -53,9 +53,10 @@ class Real:
         """Why plain deconvnet projections show nothing here, with the numbers."""
         plain, guided = max(unit.deconvnet for unit in self.units), [unit.guided for unit in self.units]
         return (
-            "Plain deconvnet projections are blank here: the network has no max-pooling, hence no switches, which are "
-            f"all that they have of the image. Of those of these {len(self.units)} units at most {plain:.2%} depends "
-            f"on the photograph (image_dependence), of the guided ones {min(guided):.0%} to {max(guided):.0%}."
+            "Plain deconvnet projections show nothing of the photograph here, but a grid that is the same for each: "
+            "the network has no max-pooling, hence no switches, which are all that they have of an image. Of those of "
+            f"these {len(self.units)} units at most {plain:.2%} depends on the photograph (image_dependence), of the "
+            f"guided ones {min(guided):.0%} to {max(guided):.0%}."
         )
 
 
@@ -68,15 +69,19 @@ def look(out: Path, report: Callable[[str], None] = lambda text: None) -> Real:
     probabilities = occlusion.answers(network.model, images)
     answers = [f"{network.classes[int(row.argmax())]} ({float(row.max()):.0%})" for row in probabilities]
     deconv = Deconvnet(network.model)
-    units, rows = [], []
+    units: list[Unit] = []
+    rows: dict[str, list[np.ndarray]] = {}
     for layer, name in LAYERS.items():
         found, of_layer = _strongest(deconv, images, layer, name)
         units += of_layer
-        rows.append([size_picture(pixels) for pixels in found.pixels])
+        rows[name] = [size_picture(pixels) for pixels in found.pixels]
+    channels = [unit.channel for unit in of_layer]
+    plain = deconv.project(images, layer, channels, found.positions, image_index=range(len(images)))
+    rows[f"{name},\ndeconvnet"] = [size_picture(pixels) for pixels in plain.pixels]
     for file, inks in ((out / UNITS, LIGHT), (dark(out / UNITS), NIGHT)):
-        write_whole(file, _sheet(pictures, answers, rows, units, inks).save)
+        write_whole(file, _sheet(network.source, pictures, answers, rows, [*units, *of_layer], inks).save)
     report("covering parts of three photographs ...")
-    return Real(str(EFFICIENTNET_LITE0), answers, units, _occlusions(out, network, pictures, images))
+    return Real(network.source, answers, units, _occlusions(out, network, pictures, images))
 
 
 def _strongest(deconv: Deconvnet, images: Tensor, layer: str, name: str) -> tuple[Projection, list[Unit]]:
@@ -108,19 +113,25 @@ def _occlusions(out: Path, network: Network, pictures: Tensor, images: Tensor) -
 
 
 def _sheet(
-    pictures: Tensor, answers: list[str], rows: list[list[np.ndarray]], units: list[Unit], inks: Inks
+    source: str,
+    pictures: Tensor,
+    answers: list[str],
+    rows: dict[str, list[np.ndarray]],
+    units: list[Unit],
+    inks: Inks,
 ) -> Image.Image:
-    """A column a photograph: itself with the answer, then a layer's projection a row."""
-    side, gap, head, left = pictures.shape[-1], 10, 24, 104
-    cells = [[plain_picture(picture) for picture in pictures], *rows]
+    """A column a photograph: itself with the answer, then projections; at the foot whose network it is."""
+    side, gap, head, left = pictures.shape[-1], 10, 24, 120
+    cells = [[plain_picture(picture) for picture in pictures], *rows.values()]
     words = [[f"{name}: {answer}" for name, answer in zip(PHOTOGRAPHS, answers, strict=True)]]
     for row in range(len(rows)):
         of_row = units[row * len(pictures) : (row + 1) * len(pictures)]
         words.append([f"map {unit.channel}, activation {unit.value:.3g}" for unit in of_row])
     step = side + head + gap
-    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step), inks.paper)
+    sheet = Image.new("RGB", (left + len(pictures) * (side + gap), gap + len(cells) * step + head), inks.paper)
     draw = ImageDraw.Draw(sheet)
-    for row, (label, line, drawn) in enumerate(zip(["photograph", *LAYERS.values()], words, cells, strict=True)):
+    draw.text((gap, gap + len(cells) * step), source, inks.soft, font(11))
+    for row, (label, line, drawn) in enumerate(zip(["photograph", *rows], words, cells, strict=True)):
         draw.text((gap, gap + row * step + head + side // 2 - 8), label, inks.ink, font(14))
         for column, (text, cell) in enumerate(zip(line, drawn, strict=True)):
             x, y = left + column * (side + gap), gap + row * step

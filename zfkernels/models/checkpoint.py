@@ -28,6 +28,7 @@ class Network:
     scale: Tensor  # (1, 1, 1) or (C, 1, 1)
     image_size: tuple[int, int]  # height, width
     channels: int = 3  # 1: the model takes grey pictures, and `mean` and `scale` have one channel
+    source: str = ""  # of a network that others have trained: which it is, and whose weights it has
 
     @property
     def preprocessing(self) -> bytes:

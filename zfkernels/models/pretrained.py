@@ -77,7 +77,9 @@ def efficientnet_lite0() -> Network:
     if not files:
         raise ValueError(f"{folder} must hold efficientnet-lite0-*.pth; install its package again")
     _load(model, load_tensors(files[0]), files[0])
-    return Network(model.eval(), imagenet_classes(), *checkpoint.imagenet(), (SIDE, SIDE))
+    return Network(
+        model.eval(), imagenet_classes(), *checkpoint.imagenet(), (SIDE, SIDE), source=str(EFFICIENTNET_LITE0)
+    )
 
 
 def vgg16() -> Network:
@@ -123,7 +125,7 @@ def vgg16_of(path: Path) -> Network:
         state["conv1_1.weight"] = first.flip(1)  # it takes blue first
     _load(model, state, path)
     mean = torch.tensor(BGR_MEAN[::-1]).view(3, 1, 1)
-    return Network(model.eval(), [], mean, torch.ones(1, 1, 1), (SIDE, SIDE))
+    return Network(model.eval(), [], mean, torch.ones(1, 1, 1), (SIDE, SIDE), source=str(VGG16))
 
 
 def imagenet_classes() -> list[str]:
