@@ -129,6 +129,7 @@ def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[
             of_moment = {"name": name, "value": f"{moment.value:.3g}", "image": names[moment.image], "picture": picture}
             words.append(of_moment | {"share": round(100 * max(0.0, moment.value) / strongest)})
         maps.append({"map": channel, "moments": words})
+    path.parent.mkdir(parents=True, exist_ok=True)
     page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures)}
     write_text(path, render("evolution.html", **page))
 
