@@ -53,7 +53,7 @@ def test_the_atlas_page_shows_every_map_and_needs_nothing_of_elsewhere(capsys, w
     assert not re.search(r"https?://|@import|url\(", page)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert [layer["name"] for layer in data] == ["conv1", "conv4"]
-    assert page.count("data-card=") == sum(len(layer["cards"]) for layer in data) > 8
+    assert page.count('<button type="button" data-layer') == sum(len(layer["cards"]) for layer in data) > 8
     for layer in data:
         for card in layer["cards"]:
             assert len(card["units"]) == 5

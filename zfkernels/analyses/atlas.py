@@ -164,8 +164,7 @@ def _units(
         numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
         places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
-        how = {"norm": norm, "image_index": index, "method": method}
-        projection = deconv.project(inputs, layer, of_channels, places, **how)
+        projection = deconv.project(inputs, layer, of_channels, places, norm, image_index=index, method=method)
         rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
         for unit, image, pixels, box in rows:
             place = filling(box, shape, (int(images.shape[2]), int(images.shape[3])))

@@ -85,24 +85,23 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
     `pictures`: the images as uint8 (N, 3, H, W).
     """
     columns, rows = len(result.moments), len(result.channels)
-    drawn = new_figure(1.25 * columns + 0.9, 2.75 * rows + 0.6)
+    drawn = new_figure(1.25 * columns + 0.7, 2.75 * rows + 0.5)
     drawn.suptitle(f"{result.layer}: strongest activation over {len(pictures)} images, projected", fontsize=10)
-    head, *bands = drawn.subfigures(rows + 1, 1, height_ratios=[0.16] + [2.75] * rows, squeeze=False).ravel()
-    names = head.subplots(1, columns, squeeze=False)[0]
-    for axes, name in zip(names, result.moments, strict=True):
-        axes.text(0.5, 0.5, name, fontsize=9, color=INK, ha="center", va="center")
-        axes.axis("off")
-    for row, (band, channel) in enumerate(zip(bands, result.channels, strict=True)):
-        grid = band.subplots(2, columns, squeeze=False)
-        for axes, label in zip(grid[:, 0], (f"map {channel}", "patch"), strict=True):
-            axes.set_ylabel(label, fontsize=8, color=INK if label != "patch" else SOFT)
-        for column, moments in enumerate(result.moments.values()):
-            upper, lower = grid[:, column]
-            for axes, view in zip((upper, lower), _views(result, moments[row], pictures), strict=True):
+    grid = drawn.add_gridspec(3 * rows - 1, columns, height_ratios=([1, 1, 0.06] * rows)[:-1])  # room between maps
+    for row, channel in enumerate(result.channels):
+        for column, (name, moments) in enumerate(result.moments.items()):
+            pair = [drawn.add_subplot(grid[3 * row + half, column]) for half in (0, 1)]
+            for axes, view in zip(pair, _views(result, moments[row], pictures), strict=True):
                 axes.imshow(view, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-            upper.set_title(f"{moments[row].value:.3g}", fontsize=8, color=SOFT)
+            pair[0].set_title(f"{moments[row].value:.3g}", fontsize=8, color=SOFT)
+            if column == 0:
+                pair[0].set_ylabel(f"map {channel}", fontsize=9, color=INK)
+                pair[1].set_ylabel("patch", fontsize=8, color=SOFT)
+            if row == 0:
+                above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
+                pair[0].annotate(name, (0.5, 1), (0, 19), fontsize=9, color=INK, **above)
     return drawn
 
 
@@ -130,6 +129,7 @@ def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[
             of_moment = {"name": name, "value": f"{moment.value:.3g}", "image": names[moment.image], "picture": picture}
             words.append(of_moment | {"share": round(100 * max(0.0, moment.value) / strongest)})
         maps.append({"map": channel, "moments": words})
+    path.parent.mkdir(parents=True, exist_ok=True)
     page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures)}
     write_text(path, render("evolution.html", **page))
 
@@ -141,8 +141,8 @@ def _picture(views: Sequence[np.ndarray], alt: str) -> Picture:
     zoom = zoom_to(max(views[0].shape[:2]), PAGE_TILE)
     height, width = (side * zoom for side in views[0].shape[:2])
     drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
-    kind, options = ("png", {}) if zoom > 1 else ("webp", {"quality": 88, "method": 2})
-    return Picture(data_uri(drawn, kind, **options), drawn.shape[1], drawn.shape[0], alt)
+    source = data_uri(drawn, "png") if zoom > 1 else data_uri(drawn, "jpeg", quality=88)
+    return Picture(source, drawn.shape[1], drawn.shape[0], alt)
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:

@@ -117,7 +117,8 @@ def _pictures(out: Path, findings: Findings) -> dict[str, list[Picture]]:
     }
     if findings.real is not None:
         seen = "; ".join(f"{unit.photograph}, {unit.layer} map {unit.channel}" for unit in findings.real.units)
-        shown["units"] = [(UNITS, f"three photographs, and below each the guided projections of units: {seen}")]
+        seen = f"three photographs, and below each the guided projections of units: {seen}; last, deconvnet's"
+        shown["units"] = [(UNITS, seen)]
         shown["covered"] = [(file, f"what the answer depends on: {said}") for file, said in findings.real.occluded]
     sheets = ("filters.png", UNITS)  # drawn pixel by pixel
     return {
