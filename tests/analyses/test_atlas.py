@@ -32,6 +32,66 @@ def test_an_atlas_card_holds_the_projection_and_the_patch_of_each_unit(layer):
             torch.from_numpy(drawn).permute(2, 0, 1)[inside], part.double()[inside], atol=card.limit / 127
         )
         assert np.array_equal(card.patches[rank], pixels[image, :, t:b, left:r].permute(1, 2, 0).numpy())
-    shape = {p.shape for p in card.projections + card.patches}
-    assert len(shape) == 1
-    assert atlas.panel(card).shape[0] == 2 * card.projections[0].shape[0] + 2
+    assert [p.shape for p in card.projections] == [p.shape for p in card.patches]
+    assert atlas.panel(card, zoom=3).shape == (2 * 3 * card.shape[0] + 2, 4 * 3 * card.shape[1] + 2 * 2 + 6, 3)
+
+
+def test_a_unit_that_sees_little_fills_its_tile():
+    """A field that the border cuts is enlarged, its proportions kept; one that is whole is shown as it is."""
+    shape, size = (12, 12), (40, 30)
+    boxes = [[10, 10, 22, 22], [0, 0, 6, 6], [0, 12, 4, 24], [34, 0, 40, 12]]
+    frames = [atlas.filling(box, shape, size) for box in boxes]
+    assert frames == [(10, 10, 22, 22), (0, 0, 6, 6), (0, 12, 12, 24), (28, 0, 40, 12)]
+    image = np.arange(3 * 40 * 30).reshape(40, 30, 3).astype(np.uint8)
+    patches = [image[top:bottom, left:right] for top, left, bottom, right in frames]
+    parts = [torch.randn(3, *patch.shape[:2]) for patch in patches]
+    card = atlas.Card(0, torch.ones(4), torch.zeros(4, dtype=torch.int64), shape, frames, parts, patches)
+    _, grid = atlas.grids(card, zoom=2, gap=0)
+    assert np.array_equal(grid[:24, 24:], patches[1].repeat(4, 0).repeat(4, 1))
+    assert np.array_equal(grid[:24, :24], patches[0].repeat(2, 0).repeat(2, 1))
+
+
+def test_a_field_larger_than_the_image_shows_the_image():
+    shape = atlas.fitted((50, 50), (40, 30))
+    assert shape == (40, 30)
+    boxes = [[0, 0, 40, 30], [0, 0, 20, 15], [0, 0, 21, 15], [20, 0, 40, 1]]
+    frames = [(0, 0, 40, 30), (0, 0, 20, 15), (0, 0, 21, 16), (20, 0, 40, 15)]
+    assert [atlas.filling(box, shape, (40, 30)) for box in boxes] == frames
+
+
+def test_all_tiles_of_a_layer_are_of_one_shape_however_few_units_are_projected_together(monkeypatch):
+    """Some maps' strongest units lie at the border alone, where they see less."""
+    model, pixels = network(), photographs(6)
+    deconv = Deconvnet(model)
+    top = top_activations(deconv, [inputs(pixels)], "conv2", k=2)
+    top.positions[1:3] = 0
+    read = lambda numbers: (inputs(pixels[numbers]), pixels[numbers])  # noqa: E731
+    together = list(atlas.cards(deconv, top, "conv2", read))
+    monkeypatch.setattr(atlas, "UNITS_AT_ONCE", 3)
+    monkeypatch.setattr(atlas, "PARTS_HELD", 1)
+    alone = list(atlas.cards(deconv, top, "conv2", read))
+    assert len(together) > 3
+    for card, other in zip(together, alone, strict=True):
+        assert card.channel == other.channel
+        assert card.shape == other.shape == together[0].shape
+        assert card.frames == other.frames
+        assert all(map(np.array_equal, card.patches, other.patches))
+        assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(card.parts, other.parts, strict=True))
+    small = [card.channel for card in together if card.frames[0][2] - card.frames[0][0] < card.shape[0]]
+    assert {1, 2} & set(small)
+    assert len({atlas.panel(card).shape for card in together}) == 1
+
+
+def test_an_image_goes_up_once(monkeypatch):
+    """However many maps' units it holds; again only where its units are more than are projected at once."""
+    model, pixels = network(), photographs(6)
+    deconv, asked = Deconvnet(model), []
+    top = top_activations(deconv, [inputs(pixels)], "conv3", k=4)
+    read = lambda numbers: asked.extend(numbers) or (inputs(pixels[numbers]), pixels[numbers])  # noqa: E731
+    monkeypatch.setattr(atlas, "UNITS_AT_ONCE", 8)
+    cards = list(atlas.cards(deconv, top, "conv3", read))
+    calls = -(-len(cards) * 4 // 8)
+    assert calls > 2
+    shown = {int(number) for card in cards for number in card.numbers}
+    assert set(asked[1:]) == shown  # after one look at a picture's size
+    assert len(asked[1:]) < len(shown) + calls

@@ -54,5 +54,10 @@ def test_the_figure_has_a_projection_and_a_patch_for_each_map_and_checkpoint():
     pixels = photographs(3)
     result = evolution.evolution([(name, network(1), inputs(pixels)) for name in "ab"], "conv2", [0, 1, 5])
     drawn = evolution.figure(result, pixels)
-    assert len(drawn.axes) == 2 * 3 * 2
+    assert len([axes for axes in drawn.axes if axes.images]) == 2 * 3 * 2
     assert "conv2: strongest activation over 3 images" in drawn.get_suptitle()
+    named = [(axes, text.get_text()) for axes in drawn.axes for text in axes.texts]
+    assert [name for _, name in named] == ["a", "b"]  # columns, each above its first picture
+    assert [axes.get_title() for axes, _ in named] == [f"{result.moments[name][0].value:.3g}" for name in "ab"]
+    rows = [axes.get_ylabel() for axes in drawn.axes if axes.get_ylabel()]
+    assert rows == ["map 0", "patch", "map 1", "patch", "map 5", "patch"]

@@ -1,7 +1,5 @@
 """The commands of the analyses on a folder of small photographs: what they print and write, and their mistakes."""
 
-import base64
-import io
 import json
 import re
 from pathlib import Path
@@ -46,25 +44,40 @@ def call(capsys, text):
     return code, captured.out, captured.err
 
 
-def test_the_atlas_page_needs_nothing_beside_it_and_opens_every_map(capsys, world, tmp_path):
+def test_the_atlas_page_shows_every_map_and_needs_nothing_of_elsewhere(capsys, world, tmp_path):
     text = f"atlas {world}/photos --weights {world}/zfnet.pt --layers conv1 conv4 --top 5 --out {tmp_path}/a --batch 7"
     code, out, errors = call(capsys, text)
     assert (code, errors) == (0, "")
     assert "conv1" in out
     page = (tmp_path / "a" / "index.html").read_text()
-    assert not re.search(r"https?://|@import|url\(|src=\"(?!data:)", page)
+    assert not re.search(r"https?://|@import|url\(", page)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert [layer["name"] for layer in data] == ["conv1", "conv4"]
+    assert page.count('<button type="button" data-layer') == sum(len(layer["cards"]) for layer in data) > 8
     for layer in data:
-        assert page.count("<button") == sum(len(one["cards"]) for one in data)
         for card in layer["cards"]:
             assert len(card["units"]) == 5
-            picture = Image.open(io.BytesIO(base64.b64decode(card["src"].partition(",")[2])))
-            assert picture.size == (card["w"], card["h"])
-    for name in ("conv1", "conv4"):
-        with Image.open(tmp_path / "a" / f"{name}.png") as sheet:
-            assert sheet.width > 300
+            assert re.match(r"[\d.e-]+: [abc]/\d\d\.png, rows \d+ to \d+, columns", card["units"][0])
+            sheet = layer["sheets"][card["sheet"]]
+            with Image.open(tmp_path / "a" / sheet["src"]) as picture:
+                assert picture.size == (sheet["w"], sheet["h"])
+                assert card["x"] + card["w"] <= picture.width
+                assert card["y"] + card["h"] <= picture.height
     assert call(capsys, text)[1] == out  # and again, from the search it kept
+
+
+def test_an_evolution_is_a_page_or_a_figure(capsys, world, tmp_path):
+    text = f"evolution {world}/photos --weights {world}/epoch_001.pt {world}/epoch_010.pt --layer conv3 --maps 1 2"
+    code, out, errors = call(capsys, f"{text} --out {tmp_path}/deeper/e.html")
+    assert (code, errors) == (0, "")
+    assert f"page        {tmp_path}/deeper/e.html" in out
+    page = (tmp_path / "deeper" / "e.html").read_text()
+    assert page.count("<img") == 4
+    assert re.search(r'alt="conv3 map 2 at epoch 10, deconvnet: .*? of [abc]/', page)
+    values = re.findall(r"map \d: ([\d.]+)", out)
+    assert [value for value in values if f"{float(value):.3g}" not in page] == []
+    assert call(capsys, f"{text} --out {tmp_path}/e.png")[0] == 0
+    assert Image.open(tmp_path / "e.png").format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -141,8 +154,8 @@ def test_a_network_of_ones_own_by_module_and_callable(capsys, world, tmp_path, m
     )
     assert (code, errors) == (0, "")
     assert "0" in out
-    assert (tmp_path / "a" / "3.png").exists()
-    assert not (tmp_path / "a" / "2.png").exists()  # a pool
+    assert (tmp_path / "a" / "3" / "sheet-1.png").exists()
+    assert not (tmp_path / "a" / "2").exists()  # a pool
     code, _, errors = call(capsys, f"atlas {world}/photos --model my_nets:small --size 43 --out a")
     assert code == 2
     assert "cannot take pictures of 43 x 43" in errors

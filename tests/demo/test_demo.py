@@ -11,10 +11,10 @@ from zfkernels import ZFNet
 from zfkernels.analyses.activations import TopActivations, diverse
 from zfkernels.data.folders import Memory
 from zfkernels.data.photographs import CLASSES, Photographs, held_out_cells, overlap
-from zfkernels.demo import demo
+from zfkernels.demo import demo, real
 from zfkernels.demo.network import SIDE
-from zfkernels.drawing.tiles import cut
 from zfkernels.models import checkpoint
+from zfkernels.models.pretrained import EFFICIENTNET_LITE0
 from zfkernels.training.fit import evaluate, fit
 from zfkernels.training.run import Run
 
@@ -24,7 +24,10 @@ Image = pytest.importorskip("PIL.Image")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    page, findings = demo.run(out, seed=5, epochs=1, crops=4)
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(real, "PATCH", 112)
+        few.setattr(real, "STRIDE", 112)
+        page, findings = demo.run(out, seed=5, epochs=1, crops=4)
     return page, findings
 
 
@@ -141,7 +144,7 @@ def test_normalise_subtracts_the_mean_before_it_scales():
 def test_the_page_needs_nothing_that_is_not_beside_it(made):
     page, _ = made
     text = page.read_text(encoding="utf-8")
-    sources = re.findall(r'src="([^"]+)"', text)
+    sources = re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert len(sources) > 20
     for source in sources:
         with Image.open(page.parent / source) as image:
@@ -159,15 +162,23 @@ def test_the_page_shows_what_was_found(made):
         assert layer.tops
         for top in layer.tops:
             assert f"{layer.name}_map{top.channel:03d}.png" in text
-            assert top.pixels.shape == top.images.shape == (9, 3, SIDE, SIDE)
+            assert len(top.parts) == len(top.patches) == len(top.frames) == 9
+            assert max(top.shape) <= SIDE
             assert (top.values[:-1] >= top.values[1:]).all()
-            for pixels, box in zip(top.pixels, top.boxes.tolist(), strict=True):
-                outside = pixels.clone()
-                cut(outside, box)[...] = 0
-                assert not outside.any()
-                assert pixels.any()
+            assert all(part.any() for part in top.parts)
     assert f"{findings.history[-1].accuracy:.1%}" in text
     assert len(findings.occluded) == demo.OCCLUSIONS
+
+
+def test_the_page_has_a_second_part_or_says_how_to_get_it(made):
+    page, findings = made
+    text = page.read_text(encoding="utf-8").replace("&#39;", "'")
+    assert (findings.real is None) == bool(EFFICIENTNET_LITE0.missing())
+    if findings.real is None:
+        assert EFFICIENTNET_LITE0.missing() in text
+    else:
+        assert findings.real.why_guided in text
+        assert all(said in text for _, said in findings.real.occluded)
 
 
 def test_the_gallery_is_one_picture(made):

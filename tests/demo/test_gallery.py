@@ -8,6 +8,7 @@ from zfkernels import cli
 from zfkernels.demo import gallery
 from zfkernels.demo import network as small
 from zfkernels.demo.captions import CAPTIONS
+from zfkernels.demo.gallery_page import markdown
 from zfkernels.training.recipe import Plan
 
 Image = pytest.importorskip("PIL.Image")
@@ -27,7 +28,12 @@ def test_the_gallery_draws_each_section_with_its_caption(capsys, tmp_path, monke
     text = (tmp_path / "out" / "README.md").read_text()
     pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", text)
     assert len(pictures) == 7
-    assert ("conv4", "evolution_conv4.jpg") in pictures
+    assert (CAPTIONS["evolution"].seen[1], "evolution_conv4.jpg") in pictures
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert [file for _, file in pictures] == re.findall(r'<img src="(.*?)"', page)
+    for file in re.findall(r'(?:src|srcset)="(.*?)"', page):
+        assert (tmp_path / "out" / file).is_file()
+    assert page.count("-dark.") == 7
     for _, file in pictures:
         with Image.open(tmp_path / "out" / file) as picture:
             assert picture.width > 250
@@ -41,11 +47,12 @@ def test_each_section_has_a_caption():
         assert caption.title
         assert caption.shows.startswith("`zfkernels ")
         assert caption.does_not_show
+        assert len(caption.seen) == len(caption.pictures)
 
 
 def test_a_captions_values_are_filled_in():
-    text = gallery._section("correspondence", "TABLE", error=0.25)
-    assert text.startswith("\n## Correspondence (Table 1)\n\n```\nTABLE\n```\n\n**Shows.** `zfkernels correspond`")
+    text = markdown([gallery._section("correspondence", "TABLE", error=0.25)])
+    assert "\n## Correspondence (Table 1)\n\n```\nTABLE\n```\n\n**Shows.** `zfkernels correspond`" in text
     assert "(25% of the held-out ones wrong)" in text
     with pytest.raises(KeyError, match="error"):
-        gallery._section("correspondence")
+        markdown([gallery._section("correspondence")])

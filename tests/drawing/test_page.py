@@ -7,24 +7,23 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
-import torch
 
 import zfkernels
-from zfkernels.analyses import atlas
-from zfkernels.demo import page as demo_page
-from zfkernels.training.history import Epoch
 
 pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 
-from zfkernels.drawing.page import data_uri, render  # noqa: E402
+from sample_pages import HOSTILE, PAGES, card, write_atlas, write_demo, write_evolution, write_gallery  # noqa: E402
+
+from zfkernels.drawing.page import FIGURE, STYLE, data_uri, render  # noqa: E402
+from zfkernels.drawing.style import NIGHT  # noqa: E402
 
 PACKAGE = Path(zfkernels.__file__).parent
 TEMPLATES = PACKAGE / "drawing" / "templates"
-HOSTILE = """x<!--<script>"'&</script><b>.png"""
 TAG = re.compile(
     r"</?(a|b|body|br|button|canvas|code|details|dialog|div|em|figcaption|figure|form|h[1-6]|head|header|hr|html|i"
     r"|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|style|sub"
@@ -37,7 +36,7 @@ SCRIPT = re.compile(r"\bdocument\.|\baddEventListener\b|\bfunction\s*\w*\(.*\)\s
 class Read(HTMLParser):
     """A page as a browser's parser sees it: the elements' attributes, the text of each script, what stayed open."""
 
-    VOID = frozenset(("meta", "img", "br", "link", "input", "hr"))
+    VOID = frozenset(("meta", "img", "br", "link", "input", "hr", "source"))
 
     def __init__(self, text):
         super().__init__()
@@ -65,95 +64,138 @@ class Read(HTMLParser):
         return sum(name == tag for name, _ in self.elements)
 
 
-def card(channel=3, k=4, side=7):
-    generator = torch.Generator().manual_seed(channel)
-    corners = torch.tensor([[0, 0], [5, 2], [30, 30], [33, 1]])[:k]
-    return atlas.Card(
-        channel=channel,
-        values=torch.tensor([4.0, 3.0, 2.0, 1.0])[:k],
-        numbers=torch.arange(k),
-        images=torch.randint(0, 256, (k, 3, 40, 40), generator=generator).to(torch.uint8),
-        pixels=torch.randn(k, 3, 40, 40, generator=generator),
-        boxes=torch.cat([corners, corners + side], 1),
-        side=side,
-    )
-
-
-def findings(classes):
-    layer = demo_page.LayerTop("conv1", maps=5, live=2, receptive_field=7, stride=2, tops=[card(3), card(4)])
-    blank = np.zeros((20, 30, 3), np.uint8)
-    return demo_page.Findings(
-        classes=classes,
-        photographs=[demo_page.Photograph(name, blank, [(0, 0, 5, 5)], 0.5) for name in classes],
-        history=[Epoch(1, 1.0, 0.5, 0.25, 0.0, 0.01, 100.0, 1.0, 1)],
-        filters=torch.randn(5, 3, 7, 7),
-        layers=[layer],
-        occluded=[],
-        facts={"seed": HOSTILE},
-        sources=[HOSTILE, *classes, HOSTILE],
-    )
-
-
-def atlas_page(folder, cards=None):
-    layer = atlas.LayerCards(HOSTILE, 5, iter([card(3), card(4)] if cards is None else cards))
-    sheet = atlas.write_layer(folder, layer, [HOSTILE, "b.png", "c.png", "d.png"])
-    atlas.write_page(folder / "index.html", HOSTILE, 4, [sheet])
-    return (folder / "index.html").read_text(encoding="utf-8")
+def pictures(page):
+    return [attributes for name, attributes in page.elements if name == "img"]
 
 
 def test_a_hostile_name_stays_text_on_the_atlas_page(tmp_path):
-    page = Read(atlas_page(tmp_path))
+    names = [HOSTILE, "b.png", "c.png", "d.png"]
+    path = write_atlas(tmp_path, [(HOSTILE, 7)], maps=2, names=names)
+    page = Read(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert page.count("b") == 0
-    assert page.count("button") == 2
+    assert page.count("b") == 3  # the head's, and a number a map
+    assert page.count("button") == 2 + 3
     data, script = page.scripts
     assert not set(data) & set("<>&'")  # no browser ends or nests a script in it, whatever a picture is called
     assert script.strip() == (TEMPLATES / "script.js").read_text(encoding="utf-8").strip()
     (layer,) = json.loads(data)
     assert layer["name"] == HOSTILE
-    assert [one["map"] for one in layer["cards"]] == [3, 4]
+    assert [one["map"] for one in layer["cards"]] == [2, 3]
     assert layer["cards"][0]["units"][0] == f"4: {HOSTILE}, rows 0 to 6, columns 0 to 6"
     assert page.text.count(HOSTILE) == 4  # title, heading, link, the layer's heading
-    assert ("a", {"href": f"#{HOSTILE}"}) in page.elements
+    assert ("a", {"href": f"#{quote(HOSTILE)}"}) in page.elements
+    for picture in pictures(page)[:-1]:  # the last is the dialog's
+        assert (tmp_path / unquote(picture["src"])).exists()
+        assert picture["alt"].startswith(f"{HOSTILE} map ")
 
 
 def test_a_hostile_name_stays_text_on_the_demo_page(tmp_path):
-    path = demo_page.write_page(tmp_path, findings([HOSTILE.replace("/", ""), "brick"]))
+    named = {"facts": {"seed": HOSTILE}, "sources": [HOSTILE, "brick", "cat", HOSTILE]}
+    path = write_demo(tmp_path, [HOSTILE.replace("/", ""), "brick"], **named)
     page = Read(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert page.scripts == []
-    assert page.count("b") == 0
+    assert page.count("b") == 1
     assert ("td", {}) in page.elements
     assert HOSTILE in page.text
-    pictures = [attributes["src"] for name, attributes in page.elements if name == "img"]
-    assert {"conv1_map003.png", "conv1_map004.png", "photographs.png", "training.png", "filters.png"} == set(pictures)
-    assert all((tmp_path / name).exists() for name in pictures)
+    shown = {"conv1_map003.png", "conv1_map004.png", "photographs.png", "training.png", "filters.png"}
+    assert {picture["src"] for picture in pictures(page)} == shown
+    assert all((tmp_path / name).exists() for name in shown)
     assert f"map 3: activations 1 to 4; full scale ±{card(3).limit:.2g};" in page.text
 
 
-def test_a_layer_without_cards_has_a_heading_and_no_sheet(tmp_path):
-    page = Read(atlas_page(tmp_path, cards=[]))
+@pytest.mark.parametrize("kind", ["evolution", "gallery"])
+def test_a_hostile_name_stays_text_on_the_other_pages(tmp_path, kind):
+    path = write_evolution(tmp_path, HOSTILE, [HOSTILE] * 4) if kind == "evolution" else write_gallery(tmp_path)
+    page = Read(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert page.count("button") == 0
-    assert json.loads(page.scripts[0]) == [{"name": HOSTILE, "cards": []}]
-    assert not list(tmp_path.glob("*.png"))
+    assert page.scripts == []
+    assert HOSTILE in page.text
 
 
-def test_both_pages_have_the_one_layout_and_style(tmp_path):
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8").strip()
-    (tmp_path / "atlas").mkdir()
-    for text in (
-        atlas_page(tmp_path / "atlas"),
-        demo_page.write_page(tmp_path, findings(["brick", "cat"])).read_text(),
-    ):
-        assert text.startswith("<!doctype html>")
-        assert text.count(style) == 1
-        assert not re.search(r"https?://|@import|url\(|<link", text)  # nothing is fetched
+def test_a_layer_without_cards_has_a_heading_and_no_sheet(tmp_path):
+    page = Read(write_atlas(tmp_path, [("conv1", 7)], maps=0).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.count("li") == 0
+    assert json.loads(page.scripts[0]) == [{"name": "conv1", "sheets": [], "cards": []}]
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_every_page_has_the_explorers_look(tmp_path, kind):
+    """One stylesheet, light and dark, the phone's width, and nothing that is fetched from elsewhere."""
+    style = STYLE.read_text(encoding="utf-8").strip()
+    assert "@media (prefers-color-scheme: dark)" in style
+    assert ":focus-visible" in style
+    text = PAGES[kind](tmp_path).read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert text.count(style) == 1
+    assert text.count("<style>") == 1
+    assert not re.search(r"https?://|@import|url\(|<link", text)
+    page = Read(text)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.elements
+    assert ("html", {"lang": "en"}) in page.elements
+    assert page.count("main") == page.count("h1") == 1
+    anchors = {attributes.get("id") for _, attributes in page.elements}
+    links = [attributes["href"][1:] for name, attributes in page.elements if name == "a"]
+    assert len(links) > 1
+    assert {unquote(link) for link in links} <= anchors
+
+
+def test_the_explorer_serves_and_exports_the_same_stylesheet():
+    pytest.importorskip("starlette")
+    from zfkernels.explorer.server import PAGE, shell
+
+    assert not (PAGE / "style.css").exists()
+    assert shell(None).index('href="style.css"') < shell(None).index('href="explorer.css"')
+    assert "prefers-color-scheme" not in (PAGE / "explorer.css").read_text(encoding="utf-8")  # its colours are style's
+
+
+def test_the_colours_of_dark_figures_are_the_dark_pages():
+    dark_part = STYLE.read_text(encoding="utf-8").partition("prefers-color-scheme: dark")[2]
+    for name, colour in (("pane", NIGHT.paper), ("ink", NIGHT.ink), ("soft", NIGHT.soft), ("accent", NIGHT.accent)):
+        assert f"--{name}: {colour}" in dark_part
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_pictures_are_lazy_keep_their_place_and_say_what_is_seen(tmp_path, kind):
+    shown = pictures(Read(PAGES[kind](tmp_path).read_text(encoding="utf-8")))
+    shown = [picture for picture in shown if picture["src"] != "data:,"]  # of the dialog that nobody has opened
+    assert len(shown) > 4
+    for picture in shown:
+        assert picture["loading"] == "lazy"
+        if picture["src"].startswith("data:"):
+            file = io.BytesIO(base64.b64decode(picture["src"].partition(",")[2]))
+        else:
+            file = tmp_path / unquote(picture["src"])
+        with Image.open(file) as opened:
+            size, shown_size = opened.size, (int(picture["width"]), int(picture["height"]))
+            assert shown_size in (size, tuple(round(side / FIGURE) for side in size))
+        assert len(picture["alt"]) > 20
+    said = {picture["alt"] for picture in shown}
+    assert len(said) == len(shown)
+    if kind in ("atlas", "demo", "evolution"):
+        maps = [alt for alt in said if " map " in alt]
+        assert maps
+        for alt in maps:  # layer, map, method, value, class
+            assert re.match(r"conv\d map \d+( at epoch \d)?, (deconvnet|guided): ", alt)
+            assert re.search(r"\d+ to \d+|, \d,", alt)
+            assert re.search("cat|brick|cup", alt)
+
+
+def test_an_alt_text_names_what_a_map_prefers(tmp_path):
+    write_atlas(tmp_path, [("conv1", 7)], maps=1)
+    (layer,) = json.loads(Read((tmp_path / "index.html").read_text()).scripts[0])
+    assert layer["cards"][0]["alt"] == (
+        "conv1 map 2, guided: projections of its 4 strongest activations, 4 to 1, beside the patches that caused them; "
+        "3 of 4 from cat"
+    )
 
 
 def test_every_template_is_a_page_of_the_package_or_part_of_one():
     files = {path.name for path in TEMPLATES.iterdir()}
-    assert files == {"base.html", "atlas.html", "demo.html", "shown.html", "style.css", "script.js"}
+    whole = {"base.html", "atlas.html", "demo.html", "evolution.html", "gallery.html", "shown.html"}
+    assert files == whole | {"picture.html", "style.css", "script.js"}
     assert Read(render("base.html")).open == []
 
 

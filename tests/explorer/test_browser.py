@@ -4,29 +4,25 @@ ZFKERNELS_SCREENSHOTS names a folder for pictures of what was seen; ZFKERNELS_CH
 """
 
 import io
-import os
-import shutil
 import signal
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 from asked import CLASSES, command, environment, explorer, make_world
+from browsing import CHROMIUM, SIZES, launched, serious, shot
 from PIL import Image
 
 from zfkernels.explorer import server
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = os.environ.get("ZFKERNELS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 WAIT = 20_000  # ms
-FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a camera's picture
+FLAGS = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a camera's picture
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +53,8 @@ def exported(world):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
+    with launched(*FLAGS) as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
@@ -101,24 +95,6 @@ def until_true(page, condition, text="a request"):
             return
         page.wait_for_timeout(50)
     pytest.fail(f"not within {WAIT} ms: {text}")
-
-
-def shot(page, name):
-    if folder := os.environ.get("ZFKERNELS_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.wait_for_load_state("networkidle")
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def serious(page):
-    """What axe-core finds that is serious or worse."""
-    Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
-    found = Axe().run(page, options={"preload": False}).response["violations"]
-    return [
-        (one["id"], [node["html"] for node in one["nodes"]][:3])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 def open_unit(page, layer="conv3"):
@@ -163,7 +139,7 @@ def test_the_exported_page_says_which_command_gives_what_it_lacks(chromium, expo
         assert grey.count() == 3
         for text in grey.all_inner_texts():
             assert f"zfkernels explore {world / 'photos'} --weights {world / 'zfnet.pt'}" in text
-        shell = ("index.html", "style.css", "explorer.js", "data/network.js", "data/layer/0.js")
+        shell = ("index.html", "style.css", "explorer.css", "explorer.js", "data/network.js", "data/layer/0.js")
         assert sum((exported / name).stat().st_size for name in shell) < 200_000
 
 

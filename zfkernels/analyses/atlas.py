@@ -1,56 +1,44 @@
 """The atlas: every map's strongest activations, projected to pixels, beside the patches that caused them (Fig. 2).
 
-One PNG sheet a layer, and one HTML page that holds all its pictures itself, so that it can be mailed and opened from a
-disk. A map's projections are cropped to the receptive field and share one scale (the largest 0.5% of the values are
-clipped), so that their contrast compares within a map.
+What each map's card holds; `atlas_page` draws them. A map's projections are cropped to the receptive field and share
+one scale (the largest 0.5% of the values are clipped), so that their contrast compares within a map.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.page import data_uri, render
-from ..drawing.tiles import beside, cut, frame, full_scale, plain_picture, signed_picture, tile, zoom_to
-from ..files import write_text, write_whole
+from ..drawing.tiles import BETWEEN, beside, cut, frame, full_scale, plain_picture, signed_picture, stretched, tile
 from ..progress import Shown
 from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
 
-SHEET_WIDTH, SHEET_GAP = 2400, 14  # pixels
-UNITS_AT_ONCE = 288  # projections held in memory: 32 maps of 9
+UNITS_AT_ONCE = 288  # projections of whole images held in memory
+PARTS_HELD = 2**29  # bytes of the parts of them that are shown: the maps of which are made together
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
+Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
 
 
 @dataclass(frozen=True)
 class Card:
-    """One map's k strongest activations, each with its projection and the image that caused it."""
+    """One map's k strongest activations, each with its projection and the patch that caused it."""
 
     channel: int
     values: Tensor  # (k,), strongest first
     numbers: Tensor  # (k,) int64: the images' numbers
-    images: Tensor  # uint8 (k, 3, H, W)
-    pixels: Tensor  # (k, C, H, W) projections, in the network's input units
-    boxes: Tensor  # (k, 4) receptive fields, cut off at the images' borders
-    side: int | tuple[int, int]  # what is shown of each image: a receptive field that is not cut off
-
-    @cached_property
-    def frames(self) -> list[tuple[int, int, int, int]]:
-        """The receptive fields, moved inward and of one size, so that they can be shown in one grid."""
-        return [frame(box, self.side, tuple(self.images.shape[2:])) for box in self.boxes.tolist()]
-
-    @cached_property
-    def parts(self) -> list[Tensor]:
-        """The projections inside their frames."""
-        return [cut(pixels, box).float().cpu() for pixels, box in zip(self.pixels, self.frames, strict=True)]
+    shape: tuple[int, int]  # height and width of a tile, in pixels of the image: a receptive field that is not cut off
+    frames: list[Box]  # what each tile shows of its image
+    parts: list[Tensor]  # the projections there, (C, height, width), in the network's input units
+    patches: list[np.ndarray]  # the images there, uint8 (height, width, 3)
 
     @cached_property
     def limit(self) -> float:
@@ -59,11 +47,8 @@ class Card:
 
     @cached_property
     def projections(self) -> list[np.ndarray]:
+        """As pictures, uint8 (height, width, 3)."""
         return [signed_picture(part, self.limit) for part in self.parts]
-
-    @cached_property
-    def patches(self) -> list[np.ndarray]:
-        return [plain_picture(cut(image, box)) for image, box in zip(self.images, self.frames, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +56,7 @@ class LayerCards:
     name: str
     maps: int  # how many were looked at
     cards: Iterator[Card]  # of the maps that respond to any image
+    method: str = "deconvnet"  # of the projections
 
 
 def search(
@@ -119,8 +105,8 @@ def atlas(
     """
     for layer, top in tops.items():
         channels = range(min(len(top.values), maps or len(top.values)))
-        method = None if methods is None else methods[layer]
-        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm, method=method))
+        method = method_for(deconv, layer, None if methods is None else methods[layer])
+        yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm, method=method), method)
 
 
 def cards(
@@ -135,112 +121,89 @@ def cards(
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
-    The units of many maps are projected in one pass over the images they share.
+    The units of many maps are projected together, in one pass over the images that they share.
 
     Args:
         top: of `layer`, as `top_activations` gives.
-        side: of the square, or (height, width), that is shown; the largest receptive field among the units projected
-            together if None.
+        side: of the square, or (height, width), that a tile shows; the largest receptive field among the units if None.
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
+    if not live:
+        return
     k, method = top.values.shape[1], method_for(deconv, layer, method)
-    step = max(1, UNITS_AT_ONCE // k)
-    for chunk in (live[i : i + step] for i in range(0, len(live), step)):
-        numbers, index = top.images[chunk].unique(return_inverse=True)
+    inputs, images = read([int(top.images[live[0], 0])])
+    size = (int(images.shape[2]), int(images.shape[3]))
+    side = side or _largest(deconv.boxes(layer, top.positions[live].reshape(-1, 2), size))
+    shape = fitted((side, side) if isinstance(side, int) else side, size)
+    together = max(1, PARTS_HELD // (4 * k * inputs.shape[1] * shape[0] * shape[1]))
+    for chunk in (live[i : i + together] for i in range(0, len(live), together)):
+        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape))
+        for channel in chunk:
+            frames, parts, patches = zip(*(units.pop((channel, rank)) for rank in range(k)), strict=True)
+            found = channel, top.values[channel], top.images[channel]
+            yield Card(*found, shape, list(frames), list(parts), list(patches))
+
+
+def _units(
+    deconv: Deconvnet,
+    top: TopActivations,
+    layer: str,
+    read: Read,
+    channels: Sequence[int],
+    norm: str,
+    method: str,
+    shape: tuple[int, int],
+) -> Iterator[tuple[tuple[int, int], tuple[Box, Tensor, np.ndarray]]]:
+    """Of each unit (channel, rank) its frame, and its projection and image there.
+
+    Image after image, so that each goes up through the network once.
+    """
+    units = sorted(product(channels, range(top.values.shape[1])), key=lambda unit: int(top.images[unit]))
+    for some in (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)):
+        numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
-        projection = deconv.project(
-            inputs,
-            layer,
-            channel=[channel for channel in chunk for _ in range(k)],
-            position=top.positions[chunk].reshape(-1, 2),
-            norm=norm,
-            image_index=index.flatten(),
-            method=method,
-        )
-        largest = tuple((projection.boxes[:, 2:] - projection.boxes[:, :2]).amax(0).tolist())
-        for row, channel in enumerate(chunk):
-            units = slice(row * k, (row + 1) * k)
-            yield Card(
-                channel=channel,
-                values=top.values[channel],
-                numbers=top.images[channel],
-                images=images[index[row]],
-                pixels=projection.pixels[units],
-                boxes=projection.boxes[units],
-                side=side or largest,
-            )
+        places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
+        projection = deconv.project(inputs, layer, of_channels, places, norm, image_index=index, method=method)
+        rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
+        for unit, image, pixels, box in rows:
+            place = filling(box, shape, (int(images.shape[2]), int(images.shape[3])))
+            part, patch = cut(pixels, place).float().cpu(), plain_picture(cut(images[image], place))
+            yield unit, (place, part.clone(), patch.copy())  # or each would hold the memory of whole images
+
+
+def fitted(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """A tile's shape where images are of this size."""
+    return min(shape[0], size[0]), min(shape[1], size[1])
+
+
+def filling(box: Sequence[int], shape: tuple[int, int], size: tuple[int, int]) -> Box:
+    """What a tile shows of an image of this size: of the tile's proportions, and as small as the unit's field allows.
+
+    The field of a unit near the border is cut off there; what is left fills its tile, too.
+    """
+    (height, width), high, wide = shape, box[2] - box[0], box[3] - box[1]
+    if high * width >= wide * height:
+        return frame(box, (high, -(-width * high // height)), size)
+    return frame(box, (-(-height * wide // width), wide), size)
+
+
+def _largest(boxes: Tensor) -> tuple[int, int]:
+    height, width = (boxes[:, 2:] - boxes[:, :2]).amax(0).tolist()
+    return height, width
 
 
 def grids(card: Card, zoom: int = 1, gap: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The projections and the patches, each as a grid of ceil(sqrt(k)) columns; uint8 (H, W, 3)."""
     columns = int(np.ceil(len(card.values) ** 0.5))
-    return tile(card.projections, columns, zoom, gap), tile(card.patches, columns, zoom, gap)
+    height, width = (side * zoom for side in card.shape)
+    projections, patches = (
+        tile([stretched(picture, height, width) for picture in pictures], columns, 1, gap, BETWEEN)
+        for pictures in (card.projections, card.patches)
+    )
+    return projections, patches
 
 
 def panel(card: Card, zoom: int = 1, gap: int = 2) -> np.ndarray:
     """The grid of projections and, to its right, that of patches."""
-    return beside(*grids(card, zoom, gap), 3 * gap)
-
-
-@dataclass(frozen=True)
-class LayerSheet:
-    name: str
-    maps: int
-    png: Path
-    cards: list[dict[str, Any]]  # what the page shows of each
-
-
-def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheet:
-    """Writes folder/LAYER.png; the pictures are kept only in compressed form. `names`: the images'."""
-    shown, panels = [], []
-    for card in layer.cards:
-        side = max(card.projections[0].shape[:2])
-        pixels = panel(card, gap=1 if side <= 16 else 2)
-        panels.append(_on_sheet(card, side, pixels))
-        shown.append(_on_page(card, side, pixels, names))
-    path = folder / f"{layer.name.replace('/', '_')}.png"
-    if panels:
-        columns = max(1, min(len(panels), (SHEET_WIDTH + SHEET_GAP) // (panels[0].shape[1] + SHEET_GAP)))
-        sheet = Image.fromarray(tile(panels, columns, 1, SHEET_GAP))
-        write_whole(path, lambda half: sheet.save(half, optimize=True))
-    return LayerSheet(layer.name, layer.maps, path, shown)
-
-
-def _on_sheet(card: Card, side: int, pixels: np.ndarray) -> np.ndarray:
-    """The card's panel with tiles of 48 pixels or so, at most 72."""
-    zoom = zoom_to(side, 48)
-    picture = Image.fromarray(pixels if zoom == 1 else panel(card, zoom))
-    if side > 72:
-        factor = 72 / side
-        size = round(picture.width * factor), round(picture.height * factor)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)
-
-
-def _on_page(card: Card, side: int, pixels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """What the page shows of a card."""
-    # PNG for small tiles, whose pixels are looked at one by one; WebP for the rest, at a fifth of the bytes.
-    kind, options = ("png", {"optimize": True}) if side <= 32 else ("webp", {"quality": 88})
-    height, width = pixels.shape[:2]
-    values = [f"{value:.4g}" for value in card.values.tolist()]
-    return {
-        "map": card.channel,
-        "src": data_uri(pixels, kind, **options),
-        "w": width,
-        "h": height,
-        "shown": width * max(1, 220 // width) if width <= 300 else 300,  # whole multiples of its pixels, or 300
-        "limit": f"{card.limit:.3g}",
-        "strongest": values[0],
-        "units": [
-            f"{value}: {names[number]}, rows {box[0]} to {box[2] - 1}, columns {box[1]} to {box[3] - 1}"
-            for value, number, box in zip(values, card.numbers.tolist(), card.frames, strict=True)
-        ],
-    }
-
-
-def write_page(path: Path, title: str, searched: int, layers: Sequence[LayerSheet]) -> None:
-    """One HTML file with every picture inside; a map's card opens its projections at full size."""
-    data = [{"name": layer.name, "cards": layer.cards} for layer in layers]
-    page = render("atlas.html", title=title, searched=searched, layers=layers, data=data)
-    write_text(path, page)
+    return beside(*grids(card, zoom, gap), 3 * gap, BETWEEN)

@@ -1,22 +1,30 @@
 """What a map responds to as training goes on (Zeiler & Fergus, section 4.1 and Fig. 4)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import SOFT, Figure, new_figure
-from ..drawing.tiles import cut, frame, full_scale, plain_picture, signed_picture
+from ..drawing.style import INK, SOFT, Figure, new_figure
+from ..drawing.tiles import BETWEEN, cut, frame, full_scale, plain_picture, signed_picture, stretched, tile, zoom_to
+from ..files import write_text
 from ..models import checkpoint
 from ..models.checkpoint import Network
 from ..progress import Shown, bar
 from .activations import top_activations
 from .choices import method_for
 from .projection import Unit, unit
+
+if TYPE_CHECKING:
+    from ..drawing.page import Picture
+PAGE_TILE = 112  # pixels that a tile of the page aims at
 
 
 @dataclass(frozen=True)
@@ -76,30 +84,65 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
 
     `pictures`: the images as uint8 (N, 3, H, W).
     """
-    columns = len(result.moments)
-    drawn = new_figure(1.25 * columns + 0.7, 2.6 * len(result.channels))
-    grid = drawn.subplots(2 * len(result.channels), columns, squeeze=False)
-    sides = [(m.box[2] - m.box[0], m.box[3] - m.box[1]) for moments in result.moments.values() for m in moments]
-    side = np.max(sides, 0).tolist()
-    for column, (name, moments) in enumerate(result.moments.items()):
-        for row, (moment, channel) in enumerate(zip(moments, result.channels, strict=True)):
-            box = frame(moment.box, side, tuple(pictures.shape[2:]))
-            part = cut(moment.pixels, box)
-            limit = full_scale([part])
-            upper, lower = grid[2 * row, column], grid[2 * row + 1, column]
-            upper.imshow(signed_picture(part, limit), interpolation="nearest")
-            lower.imshow(plain_picture(cut(pictures[moment.image], box)), interpolation="nearest")
-            title = (f"{name}\n" if row == 0 else "") + f"{moment.value:.3g}"
-            upper.set_title(title, fontsize=8, color=SOFT, linespacing=1.5)
-            for axes in (upper, lower):
+    columns, rows = len(result.moments), len(result.channels)
+    drawn = new_figure(1.25 * columns + 0.7, 2.75 * rows + 0.5)
+    drawn.suptitle(f"{result.layer}: strongest activation over {len(pictures)} images, projected", fontsize=10)
+    grid = drawn.add_gridspec(3 * rows - 1, columns, height_ratios=([1, 1, 0.06] * rows)[:-1])  # room between maps
+    for row, channel in enumerate(result.channels):
+        for column, (name, moments) in enumerate(result.moments.items()):
+            pair = [drawn.add_subplot(grid[3 * row + half, column]) for half in (0, 1)]
+            for axes, view in zip(pair, _views(result, moments[row], pictures), strict=True):
+                axes.imshow(view, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
+            pair[0].set_title(f"{moments[row].value:.3g}", fontsize=8, color=SOFT)
             if column == 0:
-                upper.set_ylabel(f"map {channel}", fontsize=8)
-                lower.set_ylabel("patch", fontsize=8, color=SOFT)
-    title = f"{result.layer}: strongest activation over {len(pictures)} images (value above), projected"
-    drawn.suptitle(title, fontsize=10)
+                pair[0].set_ylabel(f"map {channel}", fontsize=9, color=INK)
+                pair[1].set_ylabel("patch", fontsize=8, color=SOFT)
+            if row == 0:
+                above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
+                pair[0].annotate(name, (0.5, 1), (0, 19), fontsize=9, color=INK, **above)
     return drawn
+
+
+def _views(result: Evolution, moment: Unit, pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The projection on its own scale, and its patch; those of all moments are of one size."""
+    sides = [(m.box[2] - m.box[0], m.box[3] - m.box[1]) for moments in result.moments.values() for m in moments]
+    box = frame(moment.box, np.max(sides, 0).tolist(), tuple(pictures.shape[2:]))
+    part = cut(moment.pixels, box)
+    return signed_picture(part, full_scale([part])), plain_picture(cut(pictures[moment.image], box))
+
+
+def write_page(path: Path, result: Evolution, pictures: Tensor, names: Sequence[str], method: str) -> None:
+    """The same as one HTML file, which holds its pictures. `names`: of the images."""
+    from ..drawing.page import render
+
+    maps = []
+    for row, channel in enumerate(result.channels):
+        moments = {name: of_all[row] for name, of_all in result.moments.items()}
+        strongest = max(moment.value for moment in moments.values()) or 1.0
+        words = []
+        for name, moment in moments.items():
+            seen = f"{result.layer} map {channel} at {name}, {method}: its strongest activation, {moment.value:.3g}, "
+            alt = f"{seen}projected, above the patch of {names[moment.image]} that caused it"
+            picture = _picture(_views(result, moment, pictures), alt)
+            of_moment = {"name": name, "value": f"{moment.value:.3g}", "image": names[moment.image], "picture": picture}
+            words.append(of_moment | {"share": round(100 * max(0.0, moment.value) / strongest)})
+        maps.append({"map": channel, "moments": words})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = {"layer": result.layer, "maps": maps, "method": method, "searched": len(pictures)}
+    write_text(path, render("evolution.html", **page))
+
+
+def _picture(views: Sequence[np.ndarray], alt: str) -> Picture:
+    """The views below one another, small ones enlarged by whole pixels and without loss."""
+    from ..drawing.page import Picture, data_uri
+
+    zoom = zoom_to(max(views[0].shape[:2]), PAGE_TILE)
+    height, width = (side * zoom for side in views[0].shape[:2])
+    drawn = tile([stretched(view, height, width) for view in views], 1, 1, 2, BETWEEN)
+    source = data_uri(drawn, "png") if zoom > 1 else data_uri(drawn, "jpeg", quality=88)
+    return Picture(source, drawn.shape[1], drawn.shape[0], alt)
 
 
 def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:

@@ -288,7 +288,7 @@ def project_map(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     images = image[None] if others is None else torch.cat([image[None], others])
     result = deconv.project(images, layer, channel, method=method_for(deconv, layer, method))
-    titles = ["(c) projection, this picture", *names]
+    titles = ["this picture", *names]
     return list(zip(titles, result.pixels, map(tuple, result.boxes.tolist()), strict=True))
 
 
@@ -311,7 +311,7 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     upper: Figure | SubFigure = drawn
     if occluded.projected:
         upper, lower = drawn.subfigures(2, 1, squeeze=False).ravel()
-        _projected_row(lower, occluded.projected)
+        _projected_row(lower, occluded)
     picture, activity, probability, label = upper.subplots(1, 4)
     height, width = occluded.image.shape[1:]
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
@@ -326,12 +326,11 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
         _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
         activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
 
-    third, fourth = "de" if occluded.projected else "cd"
     _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
-    title = f"({third}) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
+    title = f"(c) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
-    label.set_title(f"({fourth}) most probable class", fontsize=9)
+    label.set_title("(d) most probable class", fontsize=9)
     for axes in (picture, activity, probability, label):
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[0, width // 2, width], yticks=[0, height // 2, height])
         axes.tick_params(colors=SOFT, labelsize=7)
@@ -373,6 +372,8 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
     label, palette = occluded.result.label, colormaps["tab20"]
     frequent = sorted(set(label.ravel().tolist()), key=lambda c: -int((label == c).sum()))
     colours = np.array([palette(c % 20)[:3] for c in range(len(classes))])
+    if len(classes) > 20:  # of so many, those that are seen must differ
+        colours[frequent] = [palette(rank % 20)[:3] for rank in range(len(frequent))]
     axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
     handles = [Patch(color=colours[c], label=classes[c]) for c in frequent[:6]]
     axes.legend(
@@ -380,9 +381,11 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
     )
 
 
-def _projected_row(canvas: Figure | SubFigure, projected: Sequence[Projected]) -> None:
-    """(c) of the paper's Fig. 7: the map's strongest activation projected, in this image and in others."""
-    columns = canvas.subplots(1, max(4, len(projected)))
+def _projected_row(canvas: Figure | SubFigure, occluded: Occluded) -> None:
+    """Panel (e), the paper's (c): the map's strongest activation projected, in this image and in others."""
+    of = f"{occluded.result.layer}, map {occluded.result.channel}"
+    canvas.suptitle(f"(e) {of}: its strongest activation, projected, in", fontsize=9)
+    columns, projected = canvas.subplots(1, max(4, len(occluded.projected))), occluded.projected
     for axes, (title, pixels, box) in zip(columns, projected, strict=False):
         top, left, bottom, right = box
         part = cut(pixels, box)

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = Plan()
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
+    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class, or IDX files")
     add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
     add("--held-out", type=float, default=0.1, metavar="FRACTION", help="(%(default)s)")
     add("--rows", type=int, nargs="+", metavar="ROW", help="only these rows, counted from 0")
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
             print(HEAD, flush=True)
         run = train.chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))
         report = (lambda result: print(line(result), flush=True)) if first else None
-        results = ablation(rows, run, train.zfnet_arguments(args, len(sets.classes)), device, args.out, report)
+        arguments = train.zfnet_arguments(args, len(sets.classes), sets.training.channels)
+        results = ablation(rows, run, arguments, device, args.out, report)
     if first:
         print("errors in percent, 10 crops averaged; train: of the training pictures with dropout off")
         write_numbers(args, classes=sets.classes, epochs=args.epochs, seed=args.seed, rows=results)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from .. import progress
 from ..graph.methods import NORMS
 from .options import (
     NETWORK,
+    Opened,
     add_json,
     add_method,
     add_network,
@@ -24,6 +27,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+KEPT = 1024  # pictures held in memory, once they are read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..analyses.atlas import atlas, search, write_layer, write_page
+    from ..analyses.atlas import atlas, search
+    from ..analyses.atlas_page import write_layer, write_page
     from ..training.processes import launched, processes
 
     check_out(args, folder=True)
@@ -67,25 +73,42 @@ def run(args: argparse.Namespace) -> None:
     if rank:
         return
 
-    names, sheets = [path.name for path in paths], []
-
-    def read(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        pixels, inputs = opened.read([paths[i] for i in numbers])
-        return inputs, pixels
+    names, sheets = [path.relative_to(args.folder).as_posix() for path in paths], []
+    read = partial(_read, opened, paths, OrderedDict())
 
     methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))
-        print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {sheets[-1].png}", flush=True)
+        first, *more = sheets[-1].files or ["no sheet"]
+        many = f" and {len(more)} more" if more else ""
+        print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {first}{many}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
     print(
         *opened.notes,
-        f"page        {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB, all pictures inside)",
+        f"page        {page.resolve()} (its pictures lie in the folders beside it)",
         sep="\n",
     )
     strongest = {layer: top._asdict() for layer, top in tops.items()}
     write_numbers(args, pictures=paths, methods=methods, layers=strongest)
+
+
+def _read(
+    opened: Opened, paths: Sequence[Path], kept: OrderedDict[int, Tensor], numbers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Pictures as the network takes them, and as uint8; `kept`: those read before, for maps share many."""
+    import torch
+
+    missing = [number for number in numbers if number not in kept]
+    if missing:
+        for number, picture in zip(missing, opened.read([paths[number] for number in missing])[0], strict=True):
+            kept[number] = picture.clone()  # or each would hold the memory of all
+    pixels = torch.stack([kept[number] for number in numbers])
+    for number in numbers:
+        kept.move_to_end(number)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+    return opened.network.normalise(pixels), pixels
 
 
 EXAMPLES = f"""examples:
@@ -93,6 +116,6 @@ EXAMPLES = f"""examples:
   zfkernels atlas photos --weights run/zfnet.pt --layers conv3 conv5 --maps 40
   torchrun --nproc-per-node 4 -m zfkernels atlas photos --weights run/zfnet.pt
 
---out gets a PNG sheet a layer and index.html, one file that holds all its pictures. A search that was stopped
-continues where it was.
+--out gets index.html and, for each layer, a folder of its sheets, which are also the page's pictures, and of the maps
+at full size. A search that was stopped continues where it was.
 {NETWORK}"""

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..demo import demo
+    from ..models.pretrained import EFFICIENTNET_LITE0
 
     for name in ("epochs", "crops"):
         if getattr(args, name) < 1:
@@ -40,6 +41,12 @@ def run(args: argparse.Namespace) -> None:
     )
     for name, value in findings.facts.items():
         print(f"{name:<28} {value}")
+    if findings.real is None:
+        print(f"{'a second part':<28} {EFFICIENTNET_LITE0.missing()}")
+    else:
+        print(f"{'second part':<28} {findings.real.source}")
+        for line in (*(said for _, said in findings.real.occluded), findings.real.why_guided):
+            print(f"{'':<28} {line}")
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
     print(f"\nThe page: {page.resolve()}")
     print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")

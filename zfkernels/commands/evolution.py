@@ -17,6 +17,7 @@ from .options import (
     add_skip,
     check_out,
     find,
+    is_page,
     network_of,
     opened,
     report,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = f"""examples:
   zfkernels evolution photos --weights run/epoch_*.pt
   zfkernels evolution photos --weights run/epoch_001.pt run/epoch_064.pt --layer conv3 --maps 4 8 15
+  zfkernels evolution photos --weights run/epoch_*.pt --out evolution.pdf
 {NETWORK}"""
 
 
@@ -44,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add_quiet(parser)
     add_skip(parser)
-    add("--out", type=Path, default=Path("evolution.png"), help="picture to write (%(default)s)")
+    text = "page to write; with the ending of a picture format, a figure (%(default)s)"
+    add("--out", type=Path, default=Path("evolution.html"), help=text)
     add_json(parser)
 
 
@@ -52,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
     from itertools import chain
 
     from ..analyses.activations import top_activations
-    from ..analyses.evolution import checkpoints, evolution, figure, load_each, table
+    from ..analyses.evolution import checkpoints, evolution, figure, load_each, table, write_page
 
-    check_out(args)
+    check_out(args, page=True)
     files = checkpoints(args.weights)
     name, file = files.popitem()
     load = partial(network_of, args)
@@ -72,7 +75,12 @@ def run(args: argparse.Namespace) -> None:
     method = last.method(layer, args.method, images)
     shown = progress.wanted(args.quiet)
     result = evolution(networks, layer, maps, norm=args.norm, method=method, progress=shown)
-    report(figure(result, pixels), args.out, table(result), *last.notes)
+    if is_page(args.out):
+        names = [path.relative_to(args.folder).as_posix() for path in paths]
+        write_page(args.out, result, pixels, names, method)
+        print(table(result), *last.notes, f"page        {args.out.resolve()}", sep="\n")
+    else:
+        report(figure(result, pixels), args.out, table(result), *last.notes)
     moments = {
         name: [
             {"map": m.channel, "value": m.value, "picture": paths[m.image], "position": m.position, "box": m.box}

@@ -63,12 +63,12 @@ def run(args: argparse.Namespace) -> None:
     checkpoints = _checkpoints(args)
     network = network_of(args, args.weights, or_random=True)
     shown = opened(network)
-    if args.weights is None:
+    if args.weights is None and not network.source:
         warn_random(args)
     layers = shown.layers(args.layers) if args.layers else [*shown.layers(), *shown.deconv.vector_layers[-1:]]
     found = find(args, args.folder)
     socket = None if args.export is not None else server.bound(args.host, args.port)
-    title = str(args.weights or args.model or "a ZFNet with random weights")
+    title = network.source or str(args.weights or args.model or "a ZFNet with random weights")
     state = explored(network, shown.deconv, found, layers, title, _setup(args, shown))
     if socket is None:
         return _export(args, state)

@@ -2,7 +2,7 @@ import argparse
 from pathlib import Path
 
 from .. import progress
-from ..demo.captions import CAPTIONS, HEAD
+from ..demo.captions import CAPTIONS
 from ..files import check_writable, write_text
 from ..graph.methods import METHODS
 from .options import add_quiet, check_out
@@ -17,17 +17,18 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_quiet(parser)
-    text = "folder of README.md and its pictures (%(default)s)"
+    text = "folder of gallery.html, README.md and their pictures (%(default)s)"
     add("--out", type=Path, default=Path("zfkernels-gallery"), help=text)
     text = "folder of the networks, trained once and kept (%(default)s)"
     add("--work", type=Path, default=Path("zfkernels-gallery-work"), help=text)
     add("--method", choices=METHODS, default="deconvnet", help="what rectifiers do in its projections (%(default)s)")
-    text = "draw only these, and leave README.md as it is: " + ", ".join(SECTIONS)
+    text = "draw only these, and leave the pages as they are: " + ", ".join(SECTIONS)
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     from ..demo.gallery import SECTIONS, Stage
+    from ..demo.gallery_page import markdown, write_page
 
     check_out(args, folder=True)
     check_writable(args.work, "--work", folder=True)
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"{name} ...", flush=True)
             parts.append(section(stage))
     if not args.only:
-        write_text(args.out / "README.md", HEAD + "\n".join(parts))
+        drawn = [part for part in parts if part is not None]
+        write_text(args.out / "README.md", markdown(drawn))
+        write_page(args.out / "gallery.html", drawn)
     total = sum(path.stat().st_size for path in args.out.iterdir() if path.is_file())
-    print(f"gallery     {args.out / 'README.md'} ({total / 1e6:.2f} MB)")
+    print(f"gallery     {args.out / 'gallery.html'}, {args.out / 'README.md'} ({total / 1e6:.2f} MB)")

@@ -20,6 +20,7 @@ from ..words import listed, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..data.idx import IdxPictures
     from ..data.loading import Stream
     from ..data.scan import Scan
     from ..deconvnet.deconvnet import Deconvnet
@@ -125,7 +126,7 @@ def check_pictures(args: argparse.Namespace, paths: Sequence[Path], say: bool = 
     return bad
 
 
-def write_found(path: Path, *scans: Scan) -> None:
+def write_found(path: Path, *scans: Scan | IdxPictures) -> None:
     """The log of what was found: the line of each folder, and each file that was left out, with the reason."""
     lines = [line for scan in scans for line in (scan.line(), *(f"  {file}: {why}" for file, why in scan.left_out))]
     write_text(path, "\n".join(lines) + "\n")
@@ -195,13 +196,17 @@ class Opened:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+
         import torch
 
         from ..data.pictures import read_picture
 
-        height, width = self.network.image_size
-        check_memory(len(paths) * 3 * height * width * 9, f"{len(paths)} pictures")  # a byte, and floats twice
-        pixels = torch.stack([read_picture(path, self.network.image_size) for path in paths])
+        size = self.network.image_size
+        check_memory(len(paths) * 3 * size[0] * size[1] * 9, f"{len(paths)} pictures")  # a byte, and floats twice
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            pixels = torch.stack(list(threads.map(read_picture, paths, [size] * len(paths))))
         return pixels, self.network.normalise(pixels)
 
     def stream(self, paths: Sequence[Path], *more: Any) -> Stream:
@@ -228,7 +233,7 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
     """
     network = network_of(args, args.weights, or_random)
-    if args.weights is not None:
+    if args.weights is not None or network.source:
         return opened(network)
     warn_random(args)
     return Opened(network)
@@ -258,11 +263,12 @@ def warn_random(args: argparse.Namespace) -> None:
 
 
 def opened(network: Network) -> Opened:
-    """A network of a file, with a note if its first filters are still noise."""
+    """A network of a file, with a note if its first filters are still noise; or one that others have trained."""
     from ..analyses.filters import noise_note
 
     note = noise_note(network.model)
-    return Opened(network, (note,) if note else ())
+    source = f"network     {network.source}" if network.source else None
+    return Opened(network, tuple(filter(None, (source, note))))
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -277,11 +283,18 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
-def check_out(args: argparse.Namespace, folder: bool = False) -> None:
-    """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read."""
+def is_page(path: Path) -> bool:
+    return path.suffix.lower() in (".html", ".htm")
+
+
+def check_out(args: argparse.Namespace, folder: bool = False, page: bool = False) -> None:
+    """ValueError, before any work, if --out cannot be written, is no format of figures, or is a file that is read.
+
+    `page`: it may also be a page.
+    """
     check_writable(args.out, folder=folder)
     check_json(args)
-    if not folder:
+    if not folder and not (page and is_page(args.out)):
         check_format(args.out)
     for path in _paths(args):
         if args.out.exists() and path.is_file() and path.samefile(args.out):

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import progress
 from ..progress import Shown
-from ..training.recipe import PAPER_EPOCHS, Plan, resized_side
+from ..training.recipe import EVALUATED, PAPER_EPOCHS, Plan, resized_side
 from .options import add_skip, at_least, check_out, find, write_found
 
 if TYPE_CHECKING:
     import torch
 
-    from ..data.folders import PictureSet
+    from ..data.folders import Labelled
+    from ..data.idx import IdxPictures
     from ..data.scan import Scan
     from ..training.run import Run, Trained
 
@@ -26,8 +27,11 @@ EXAMPLES = """examples:
   zfkernels train photos --out run --resume --epochs 90
   zfkernels train photos --side 96 --channels 24 48 64 64 48 --fc 128 128 --he --scale 16 --epochs 20 --plot
   torchrun --nproc-per-node 4 -m zfkernels train photos --out run --workers 8
+  zfkernels train /usr/share/datasets/fashion-mnist --side 64 --he --scale 64 --classes names.txt
 
-FOLDER holds a folder of pictures for each class. The recipe is that of section 3 of the paper: shortest
+FOLDER holds a folder of pictures for each class; or IDX files, as MNIST's and Fashion-MNIST's are
+published (train-images-idx3-ubyte.gz and its labels; t10k-images-idx3-ubyte.gz and its labels to validate
+on), from which a network for grey pictures is trained. The recipe is that of section 3 of the paper: shortest
 side 256, centre 256 x 256, less the mean of each pixel; 10 sub-crops of 224; 128 pictures a step, rate
 1e-2, momentum 0.9; every filter held to a root mean square of 0.1. --out gets zfnet.pt (for the other
 commands), best.pt (of the lowest validation error), epoch_NNN.pt, state.pt (for --resume), log.jsonl and
@@ -40,8 +44,10 @@ PRECISIONS = ("float32", "bfloat16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = Plan()
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
+    text = "holds a folder of pictures for each class, or IDX files (.gz or not)"
+    add("folder", type=Path, metavar="FOLDER", help=text)
     add("--validation", type=Path, metavar="FOLDER", help="likewise, to validate on (default: some of FOLDER)")
+    add("--classes", type=Path, metavar="FILE", help="names for the classes of IDX files, one a line or a JSON list")
     text = "without --validation, the fraction of each class that is validated on (%(default)s)"
     add("--held-out", type=float, default=0.1, metavar="FRACTION", help=text)
     add("--out", type=Path, default=Path("zfkernels-train"), help="folder of the results (%(default)s)")
@@ -56,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=float, default=plan.weight_decay, help="(%(default)s; the paper names none)")
     text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
     add("--patience", type=int, default=plan.patience, help=text)
+    text = "the rate falls to a tenth after these fractions of the epochs instead"
+    add("--falls-at", type=float, nargs="+", default=(), metavar="FRACTION", help=text)
+    text = "what is seen of a picture: one of ten sub-crops, or its centre, mirrored at random (%(default)s)"
+    add("--crops", choices=tuple(EVALUATED), default=plan.crops, help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
     add("--seed", type=int, default=plan.seed, help="of weights, order, crops and dropout (%(default)s)")
     add_network_arguments(parser)
@@ -75,20 +85,23 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", type=int, default=224, help="side of the network's input; pictures are resized to 8/7 of it (224)")
     add("--channels", type=int, nargs=5, metavar="MAPS", help="maps of the five convolutions (96 256 384 384 256)")
     add("--fc", type=int, nargs=2, metavar="FEATURES", help="features of the two hidden layers (4096 4096)")
+    add("--dropout", type=float, metavar="PART", help="part of the hidden features that is dropped (0.5)")
     text = "start from He's weights, not the paper's, from which small networks hardly move"
     add("--he", action="store_true", help=text)
     add("--scale", type=float, default=1.0, help="divide pixels less their mean by this (%(default)s, as the paper)")
 
 
-def zfnet_arguments(args: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """The keyword arguments of the ZFNet that the options describe."""
+def zfnet_arguments(args: argparse.Namespace, classes: int, channels: int = 3) -> dict[str, Any]:
+    """The keyword arguments of the ZFNet that the options describe; `channels`: the pictures', 1 if they are grey."""
     result: dict[str, Any] = {"num_classes": classes, "image_size": args.side}
+    result |= {} if channels == 3 else {"in_channels": channels}
     result |= {name: tuple(getattr(args, name)) for name in ("channels", "fc") if getattr(args, name)}
+    result |= {} if args.dropout is None else {"dropout": args.dropout}
     return result | ({"weight_std": None} if args.he else {})
 
 
 def chosen_run(
-    args: argparse.Namespace, plan: Plan, sets: Sequence[PictureSet], device: torch.device, shown: Shown
+    args: argparse.Namespace, plan: Plan, sets: Sequence[Labelled], device: torch.device, shown: Shown
 ) -> Run:
     """The plan, on the training and the validation set, with --side, --scale, --precision and --workers."""
     import torch
@@ -105,16 +118,21 @@ def chosen_run(
 class Sets:
     """What is trained and validated on."""
 
-    training: PictureSet
-    validation: PictureSet
+    training: Labelled
+    validation: Labelled
     classes: tuple[str, ...]
-    found: tuple[Scan, ...]  # in each folder
+    found: tuple[Scan | IdxPictures, ...]  # in each folder
 
 
 def picture_sets(args: argparse.Namespace, say: bool = True) -> Sets:
     """The pictures of FOLDER, --validation, --held-out, --seed and --side, all of which can be read."""
     from ..data.folders import PictureSet, class_folders, hold_out
+    from ..data.idx import holds_idx
 
+    if holds_idx(args.folder):
+        return idx_sets(args, say)
+    if getattr(args, "classes", None):
+        raise ValueError(f"--classes names the classes of IDX files, and those of {args.folder} are its folders")
     found = [find(args, args.folder, classes=True, say=say)]
     training = class_folders(found[0])
     if args.validation is None:
@@ -124,6 +142,29 @@ def picture_sets(args: argparse.Namespace, say: bool = True) -> Sets:
         validation = class_folders(found[1], training.classes)
     size = (resized_side(args.side),) * 2
     return Sets(PictureSet(training, size), PictureSet(validation, size), training.classes, tuple(found))
+
+
+def idx_sets(args: argparse.Namespace, say: bool = True) -> Sets:
+    """The same of IDX files: FOLDER's own second pair is validated on, if there is no --validation."""
+    from ..data import idx
+    from ..data.folders import drawn
+    from ..models.load import read_classes
+
+    first, second = idx.pairs(args.folder)
+    if args.validation is not None:
+        if not idx.holds_idx(args.validation):
+            raise ValueError(f"--validation {args.validation} must hold IDX files, as {args.folder} does")
+        second, _ = idx.pairs(args.validation)
+    found = [idx.read_pair(pair) for pair in (first, second) if pair is not None]
+    classes = idx.class_names(found)
+    if file := getattr(args, "classes", None):
+        classes = tuple(read_classes(file, len(classes)))
+    for pictures in found if say else ():
+        print(f"found       {pictures.line()}", flush=True)
+    sets = [idx.resized(pictures, (resized_side(args.side),) * 2) for pictures in found]
+    if len(sets) == 1:
+        sets = [sets[0].pick(part) for part in drawn(sets[0].labels, classes, args.held_out, args.seed)]
+    return Sets(sets[0], sets[1], classes, tuple(found))
 
 
 def batch_of(batch: int, pictures: int) -> int:
@@ -141,7 +182,7 @@ def batch_note(batch: int, given: int, pictures: int) -> str:
     )
 
 
-def chance_note(validation: PictureSet, error: float, classes: int) -> str | None:
+def chance_note(validation: Labelled, error: float, classes: int) -> str | None:
     """A line that says that the validation error is no lower than that of guessing, if that is so."""
     count = len(validation)
     share = max(Counter(validation.labels).values()) / count
@@ -165,6 +206,8 @@ def check_training(args: argparse.Namespace) -> None:
         raise ValueError(f"--scale must be above 0, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:
         raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
+    if not all(0 < fraction < 1 for fraction in getattr(args, "falls_at", ())):
+        raise ValueError(f"--falls-at must lie between 0 and 1, got {' '.join(f'{f:g}' for f in args.falls_at)}")
     at_least(args, 0, "workers")
     chosen_device(args.device)
     ZFNet(**zfnet_arguments(args, 2), device="meta")
@@ -186,6 +229,8 @@ def run(args: argparse.Namespace) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         patience=args.patience,
+        falls_at=tuple(args.falls_at),
+        crops=args.crops,
         seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,
     )
@@ -199,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
         sets = picture_sets(args, say)
         count, classes = len(sets.training), sets.classes
         plan = replace(plan, batch_size=batch_of(args.batch, count))
-        arguments = zfnet_arguments(args, len(classes))
+        arguments = zfnet_arguments(args, len(classes), sets.training.channels)
         model = ZFNet(**arguments).to(device)
         run = chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))
         if say:

@@ -81,17 +81,23 @@ def hold_out(pictures: Pictures, fraction: float, seed: int = 0) -> tuple[Pictur
     Raises:
         ValueError: a fraction outside (0, 1), or a class of one picture.
     """
+    kept, out = drawn(pictures.labels, pictures.classes, fraction, seed)
+    return pictures.pick(kept), pictures.pick(out)
+
+
+def drawn(labels: Sequence[int], classes: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of the pictures that `hold_out` keeps and holds out."""
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
-    labels, random = np.array(pictures.labels), np.random.default_rng(seed)
+    of, random = np.array(labels), np.random.default_rng(seed)
     out: list[int] = []
-    for label, name in enumerate(pictures.classes):
-        members = random.permutation(np.flatnonzero(labels == label))
+    for label, name in enumerate(classes):
+        members = random.permutation(np.flatnonzero(of == label))
         if len(members) == 1:
             raise ValueError(f"class {name!r} has one picture, which cannot be both trained on and held out")
-        out += members[: min(max(1, round(fraction * len(members))), len(members) - 1)].tolist()
+        out += members[: min(max(1, round(fraction * len(members))), max(len(members) - 1, 0))].tolist()
     chosen = set(out)
-    return pictures.pick([i for i in range(len(pictures)) if i not in chosen]), pictures.pick(sorted(chosen))
+    return [i for i in range(len(labels)) if i not in chosen], sorted(chosen)
 
 
 Item = tuple[Tensor, int, int]  # pixels, label, number
@@ -99,6 +105,8 @@ Item = tuple[Tensor, int, int]  # pixels, label, number
 
 class PictureSet(Dataset[Item]):
     """item i -> (uint8 (3, height, width), label, i): read when asked for, resized to cover `size`, its centre cut."""
+
+    channels = 3
 
     def __init__(self, pictures: Pictures | list[Path], size: tuple[int, int]) -> None:
         self.paths = pictures.paths if isinstance(pictures, Pictures) else tuple(pictures)
@@ -113,7 +121,7 @@ class PictureSet(Dataset[Item]):
 
 
 class Memory(Dataset[Item]):
-    """The same items from uint8 images (N, 3, H, W) and labels (N,) in memory."""
+    """The same items from uint8 images (N, C, H, W) and labels (N,) in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
@@ -122,12 +130,17 @@ class Memory(Dataset[Item]):
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.size = images, labels.tolist(), (images.shape[2], images.shape[3])
+        self.channels = images.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Item:
         return self.images[index], self.labels[index], index
+
+    def pick(self, numbers: Sequence[int]) -> Memory:
+        """The items of these numbers, in this order."""
+        return Memory(self.images[list(numbers)], torch.tensor(self.labels)[list(numbers)])
 
 
 Labelled = PictureSet | Memory

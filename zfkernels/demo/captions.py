@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 HEAD = """# Gallery
 
-Every analysis once, by `zfkernels gallery`. The network is a small ZFNet (96 x 96 pixels; 24, 48, 64, 64, 48 maps)
-trained for 12 epochs to tell ten photographs apart from crops of them. It is a stand-in for a network that has seen a
-million: the figures show what each analysis looks like and how to read it, not what the paper found. Projections are
-drawn around mid-grey, which is 0; their scale is given or said to be each picture's own.
+Every analysis once, by `zfkernels gallery`. Where no other is named, the network is a small ZFNet (96 x 96 pixels; 24,
+48, 64, 64, 48 maps) trained for 12 epochs to tell ten photographs apart from crops of them. It is a stand-in for a
+network that has seen a million: the figures show what each analysis looks like and how to read it, not what the paper
+found. Projections are drawn around mid-grey, which is 0; their scale is given or said to be each picture's own.
 """
 
 
@@ -16,9 +16,10 @@ class Caption:
     """The words of a section; a {name} in them is a value that the section fills in."""
 
     title: str
-    pictures: tuple[str, ...]  # files; the first is named by the title, others by what follows _ in their names
+    pictures: tuple[str, ...]  # files
     shows: str
     does_not_show: str
+    seen: tuple[str, ...] = ()  # what is seen on each picture, for who does not see it
 
 
 CAPTIONS = {
@@ -30,6 +31,7 @@ CAPTIONS = {
         "training crops are measured with dropout on, and so look worse.",
         "How well such a network can do: the crops of a photograph share its light and camera, and the recipe's "
         "numbers (rate 0.006, weight decay 0.04, batches of 32) were chosen for this small task, not the paper's.",
+        seen=("training loss, the errors of training and validation crops, and the learning rate, by epoch",),
     ),
     "filters": Caption(
         "First-layer filters with and without the clamp (Fig. 6)",
@@ -40,6 +42,10 @@ CAPTIONS = {
         "What the paper saw in a network of 96 filters and 70 epochs. These two ran 6 epochs, without weight decay, "
         "from the same weights of He's scale, much of which still shows. A filter of 7 x 7 pixels resolves frequencies "
         "to about a quarter of the range, and the thresholds of what counts as dead or all low are this command's own.",
+        seen=(
+            "two rows, filters held to the clamp and filters not held: the filters of conv1 as colour tiles, their "
+            "sizes as bars, and the energy of each at low and at high frequencies as dots",
+        ),
     ),
     "atlas": Caption(
         "Strongest activations, projected (Fig. 2)",
@@ -51,6 +57,10 @@ CAPTIONS = {
         "What the map as a whole responds to: nine images are its extreme, not its range. A projection is made of the "
         "image's own switches, so it shows edges that are in the image even where the map does not need them; compare "
         "with an untrained network. From conv4 on a unit sees the whole image.",
+        seen=(
+            "four maps of each of conv1 to conv5: deconvnet projections of the nine strongest activations beside the "
+            "patches that caused them",
+        ),
     ),
     "evolution": Caption(
         "Features as training goes on (Fig. 4)",
@@ -60,6 +70,12 @@ CAPTIONS = {
         "the map hardest.",
         "Sizes: each projection has a scale of its own, only the values compare. Maps were chosen by the last "
         "checkpoint, so that maps which died are not seen.",
+        seen=(
+            "two maps of conv2 at six epochs: the projection of the strongest activation with its value, above its "
+            "patch",
+            "two maps of conv4 at six epochs: the projection of the strongest activation with its value, above its "
+            "patch",
+        ),
     ),
     "invariance": Caption(
         "Invariance (Fig. 5)",
@@ -70,16 +86,41 @@ CAPTIONS = {
         "Invariance to content that leaves or enters: a shift brings in the mean colour at one edge, a turn at the "
         "corners, and part of each distance is that. Whole photographs were never seen in training, so P(true class) "
         "need not start at 1. The distance is relative; the command's table and the API give the raw ones.",
+        seen=(
+            "curves of five photographs for shifts, magnification and turns: the relative distance of the features "
+            "of conv1 and of fc7, and the probability of the true class",
+        ),
     ),
     "occlusion": Caption(
         "What the answer depends on (Fig. 7)",
         ("occlusion.jpg",),
         "`zfkernels occlude --images`: (a) the picture and the place where covering it costs most, (b) the summed "
-        "activity of the conv5 map that responds most, (c) that map's strongest activation projected, in this picture "
-        "and in the three tiles that excite it most, (d) the probability of the true class, (e) the most probable "
-        "class. Each cell of (b), (d), (e) is one raw answer, at the centre of a 20-pixel square.",
+        "activity of the conv5 map that responds most, (c) the probability of the true class, (d) the most probable "
+        "class, (e) that map's strongest activation projected, in this picture and in the three tiles that excite it "
+        "most (the paper's (c)). Each cell of (b), (c), (d) is one raw answer, at the centre of a 20-pixel square.",
         "That the dark place alone would produce the answer; and the mean-coloured square is itself something the "
         "network never saw. One picture is an anecdote, and this one was chosen among ten for the largest loss.",
+        seen=(
+            "a photograph with the worst place framed; maps of the activity of a conv5 map, of the probability of "
+            "the true class and of the most probable class as a grey square moves; four projections of that map",
+        ),
+    ),
+    "methods": Caption(
+        "Deconvnet, guided and gradient on a trained network",
+        ("methods.jpg",),
+        "`zfkernels gallery --only methods`: units of {network}, with max-pooling below them, in scikit-image's "
+        "photographs: of three layers the map that responds most to each, at its strongest place (the box is what it "
+        "sees), projected by the three methods and shown inside the box. Above each the part of it that depends on the "
+        "photograph (`image_dependence`: the same unit, its photograph turned upside down): the switches bring the "
+        "image in, and so a plain deconvnet projection shows it, too.",
+        "What the units stand for: the network was trained on ImageNet's classes and then to draw contours, its last "
+        "convolutions most of all, and edges are what all three methods draw best. Each picture has a scale of its "
+        "own. Without max-pooling the deconvnet column would be the same for every photograph (`zfkernels demo` has "
+        "such a network).",
+        seen=(
+            "units of VGG-16: photographs with the box that each unit sees, and its deconvnet, gradient and guided "
+            "projections with the part of each that depends on the photograph",
+        ),
     ),
     "correspondence": Caption(
         "Correspondence (Table 1)",
@@ -120,5 +161,9 @@ CAPTIONS = {
         "their distances and the photograph each is from. Layer 1 finds the same light in the same place, layer 7 what "
         "gets the same answer.",
         "Why they are near: the distance adds all features, and a few strong ones decide it.",
+        seen=(
+            "a tile of brick and one of tissue, each with its six nearest tiles in the features of conv1, conv5 and "
+            "fc7, their distances and the photographs they are from",
+        ),
     ),
 }

@@ -13,10 +13,12 @@ from torch import Tensor
 from .. import backends
 from ..analyses.activations import diverse, top_activations
 from ..analyses.atlas import cards
+from ..analyses.choices import method_for
 from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
 from ..models import checkpoint
+from ..models.pretrained import EFFICIENTNET_LITE0
 from ..models.zfnet import ZFNet
 from ..progress import Shown
 from ..training.fit import fit
@@ -24,6 +26,7 @@ from ..training.processes import seeded
 from ..training.run import Epoch, Run
 from .network import CHANNELS, LAYERS, PLAN, SCALE, SIDE, arguments, in_memory, untrained
 from .page import Findings, LayerTop, Photograph, write_page
+from .real import look
 
 # Whole crops, mirrored at random; the rate falls to a fifth at half and at four fifths of the epochs
 DEMO_PLAN = replace(PLAN, crops="mirrored", draws="run", falls_at=(0.5, 0.8), fall=0.2)
@@ -43,6 +46,8 @@ def run(
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, Findings]:
     """Train, analyse, write; returns index.html's path and what is on it. zfnet.pt beside it holds the network.
+
+    A second part, on a network that others have trained, follows where its packages are installed.
 
     Args:
         seed: of crops, weights, order, mirroring and dropout.
@@ -67,6 +72,8 @@ def run(
     checkpoint.save(out / "zfnet.pt", network, arguments(len(photographs.classes)))
     findings = analyse(network, history, photographs, held_out, report)
     findings = replace(findings, facts=_facts(findings, network, held_out, len(training.labels), seconds, seed))
+    if not EFFICIENTNET_LITE0.missing():
+        findings = replace(findings, real=look(out, report))
     return write_page(out, findings), findings
 
 
@@ -129,9 +136,10 @@ def _strongest(network: checkpoint.Network, images: Tensor, labels: Tensor) -> l
         field = model.receptive_field(layer)
         channels = diverse(top, labels)[:MAPS_SHOWN]
         read = lambda numbers: (inputs[numbers], images[numbers])  # noqa: E731
-        tops = list(cards(deconv, top, layer, read, channels, side=field.size))
+        method = method_for(deconv, layer)
+        tops = list(cards(deconv, top, layer, read, channels, side=field.size, method=method))
         live = int((top.values[:, 0] > 0).sum())
-        layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops))
+        layers.append(LayerTop(layer, len(top.values), live, field.size, field.stride, tops, method))
     return layers
 
 

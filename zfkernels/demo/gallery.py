@@ -18,18 +18,22 @@ from ..data.folders import Memory
 from ..data.parts import Box
 from ..data.photographs import Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
-from ..drawing.style import INK, SOFT, Figure, font
+from ..drawing.style import LIGHT, NIGHT, Figure, Inks, dark, darken, font
 from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
+from ..models.pretrained import VGG16, vgg16
 from ..models.zfnet import ZFNet
 from ..progress import Shown
-from ..training.history import plot_history, read_log
+from ..training.history import figure as training_figure
+from ..training.history import read_log
 from ..training.processes import seeded
 from ..training.recipe import Plan, resized_side
 from ..training.run import Run
 from .captions import CAPTIONS
 from .demo import most_occluded
+from .gallery_page import Section
+from .methods import compared, methods_sheet, methods_table
 from .network import EPOCHS, LAYERS, PLAN, SCALE, SIDE, fit_in, in_memory, train_network, untrained
 
 FILTERS_PLAN = Plan(epochs=6, batch_size=32, learning_rate=0.012)
@@ -82,30 +86,25 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _save_figure(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    _save(Image.open(buffer), path)
+    """The figure, and beside it the same for pages that are dark."""
+    for place in (path, dark(path)):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        _save(Image.open(buffer), place)
+        darken(figure)
 
 
-def _section(name: str, body: str = "", **values: object) -> str:
-    """The section's Markdown; `values`: what its caption leaves open."""
-    caption = CAPTIONS[name]
-    titles = [caption.title, *(Path(file).stem.rpartition("_")[2] for file in caption.pictures[1:])]
-    pictures = "".join(f"![{title}]({file})\n\n" for title, file in zip(titles, caption.pictures, strict=False))
-    text = f"```\n{body}\n```\n\n" if body else ""
-    shows = caption.shows.format(**values)
-    return f"\n## {caption.title}\n\n{pictures}{text}**Shows.** {shows}\n\n**Does not show.** {caption.does_not_show}\n"
+def _section(name: str, body: str = "", **values: object) -> Section:
+    return Section(name, CAPTIONS[name], body, values)
 
 
-def training_section(stage: Stage) -> str:
-    path = stage.out / "training.png"
-    plot_history(read_log(stage.work / "clamped" / "log.jsonl"), path)
-    with Image.open(path) as image:
-        _save(image, path)
+def training_section(stage: Stage) -> Section:
+    history = read_log(stage.work / "clamped" / "log.jsonl")
+    _save_figure(training_figure(history), stage.out / "training.png")
     return _section("training")
 
 
-def filters_section(stage: Stage) -> str:
+def filters_section(stage: Stage) -> Section:
     results = {}
     for name, rms in (("held to 0.1", 0.1), ("not held", None)):
         plan = replace(FILTERS_PLAN, filter_rms=rms)
@@ -115,7 +114,7 @@ def filters_section(stage: Stage) -> str:
     return _section("filters", filters.table(results))
 
 
-def atlas_section(stage: Stage) -> str:
+def atlas_section(stage: Stage) -> Section:
     read = lambda numbers: (stage.tile_inputs[numbers], stage.tiles[numbers])  # noqa: E731
     rows = []
     for layer in LAYERS:
@@ -123,32 +122,34 @@ def atlas_section(stage: Stage) -> str:
         order = diverse(top, stage.tile_labels)[:4]
         panels = []
         for card in atlas.cards(stage.deconv, top, layer, read, order, method=stage.method):
-            zoom = zoom_to(card.projections[0].shape[0], 50)
+            zoom = zoom_to(card.shape[0], 50)
             panel = Image.fromarray(atlas.panel(card, zoom))
             kind = Image.Resampling.NEAREST if panel.width < 330 else Image.Resampling.LANCZOS
             panels.append(panel.resize((330, round(panel.height * (330 / panel.width))), kind))
         rows.append((layer, order, panels))
-    _save(_labelled(rows), stage.out / "atlas.jpg")
+    path = stage.out / "atlas.jpg"
+    _save(_labelled(rows, LIGHT), path)
+    _save(_labelled(rows, NIGHT), dark(path))
     return _section("atlas")
 
 
-def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]]) -> Image.Image:
+def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]], inks: Inks) -> Image.Image:
     gap, head = 14, 24
     height = sum(panels[0].height + head + gap for _, _, panels in rows) + gap
     width = max(sum(panel.width + gap for panel in panels) for _, _, panels in rows) + gap
-    drawn = Image.new("RGB", (width, height), "white")
+    drawn = Image.new("RGB", (width, height), inks.paper)
     draw, y = ImageDraw.Draw(drawn), gap
     for layer, channels, panels in rows:
         for column, (channel, panel) in enumerate(zip(channels, panels, strict=True)):
             x = gap + column * (panel.width + gap)
             text = f"{layer}, map {channel}" if column == 0 else f"map {channel}"
-            draw.text((x, y), text, INK if column == 0 else SOFT, font(13))
+            draw.text((x, y), text, inks.ink if column == 0 else inks.soft, font(13))
             drawn.paste(panel, (x, y + head - 4))
         y += panels[0].height + head + gap
     return drawn
 
 
-def evolution_section(stage: Stage) -> str:
+def evolution_section(stage: Stage) -> Section:
     files = evolution.checkpoints(stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS)
     for layer in ("conv2", "conv4"):
         maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
@@ -159,7 +160,7 @@ def evolution_section(stage: Stage) -> str:
     return _section("evolution")
 
 
-def invariance_section(stage: Stage) -> str:
+def invariance_section(stage: Stage) -> Section:
     names = ("cat", "coffee", "retina", "brick", "moon")
     labels = torch.tensor([stage.photographs.classes.index(name) for name in names])
     result = invariance.invariance(stage.deconv, stage.wholes(*names), ["conv1", "fc7"], labels=labels)
@@ -167,7 +168,19 @@ def invariance_section(stage: Stage) -> str:
     return _section("invariance")
 
 
-def occlusion_section(stage: Stage) -> str:
+def methods_section(stage: Stage) -> Section | None:
+    """On a network that others have trained; where its packages are not installed, what to do to have it."""
+    if said := VGG16.missing():
+        print(f"methods     left out: {said}", flush=True)
+        return None
+    found = compared(vgg16())
+    path = stage.out / "methods.jpg"
+    _save(methods_sheet(found, LIGHT), path)
+    _save(methods_sheet(found, NIGHT), dark(path))
+    return _section("methods", methods_table(found), network=VGG16)
+
+
+def occlusion_section(stage: Stage) -> Section:
     classes = stage.photographs.classes
     occluded = most_occluded(stage.network, stage.photographs)[0]
     channel = occluded.result.channel
@@ -181,7 +194,7 @@ def occlusion_section(stage: Stage) -> str:
     return _section("occlusion")
 
 
-def correspondence_section(stage: Stage) -> str:
+def correspondence_section(stage: Stage) -> Section:
     resized = resized_side(FACE_SIDE)
     images, labels, odd = _faces(resized)
     arguments: dict[str, Any] = {
@@ -221,7 +234,7 @@ def _faces(side: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, (number >= FACES).long(), number % 2 == 1
 
 
-def ablation_section(stage: Stage) -> str:
+def ablation_section(stage: Stage) -> Section:
     side = TABLE3["side"]
     photographs, random = Photographs(resized_side(side)), np.random.default_rng(0)
     training, held_out = photographs.training_crops(60, random), photographs.held_out_crops(20, random)
@@ -236,7 +249,7 @@ def ablation_section(stage: Stage) -> str:
     return _section("ablation", body, maps=", ".join(map(str, TABLE3["channels"])))
 
 
-def probes_section(stage: Stage) -> str:
+def probes_section(stage: Stage) -> Section:
     known = probes.features(stage.deconv, stage.inputs.split(64), ["conv1", "conv3", "conv5", "fc7"])
     with seeded(0):
         random = untrained(len(stage.photographs.classes), conv1_std=None)
@@ -246,7 +259,7 @@ def probes_section(stage: Stage) -> str:
     return _section("probes", probes.table(result))
 
 
-def neighbours_section(stage: Stage) -> str:
+def neighbours_section(stage: Stage) -> Section:
     queries = [int((stage.tile_labels == stage.photographs.classes.index(name)).nonzero()[3]) for name in QUERIES]
     others = [i for i in range(len(stage.tiles)) if i not in queries]
     results = [
@@ -259,13 +272,14 @@ def neighbours_section(stage: Stage) -> str:
     return _section("neighbours")
 
 
-SECTIONS: tuple[tuple[str, Callable[[Stage], str]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[Stage], Section | None]], ...] = (
     ("training", training_section),
     ("filters", filters_section),
     ("atlas", atlas_section),
     ("evolution", evolution_section),
     ("invariance", invariance_section),
     ("occlusion", occlusion_section),
+    ("methods", methods_section),
     ("correspondence", correspondence_section),
     ("ablation", ablation_section),
     ("probes", probes_section),

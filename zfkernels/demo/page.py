@@ -11,11 +11,13 @@ from PIL import Image, ImageDraw
 from ..analyses import occlusion
 from ..analyses.atlas import Card, grids
 from ..analyses.occlusion import Occluded
-from ..drawing.page import render
-from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save
-from ..drawing.tiles import beside, signed_picture, tile, zoom_to
+from ..drawing.page import FIGURE, Picture, picture_of, render
+from ..drawing.style import ACCENT, INK, SOFT, Figure, font, new_figure, outline, plain_axes, save_twins
+from ..drawing.tiles import BETWEEN, beside, signed_picture, tile, zoom_to
 from ..files import write_text, write_whole
+from ..models.pretrained import EFFICIENTNET_LITE0
 from ..training.run import Epoch
+from .real import PATCH, UNITS, Real
 
 TILE = 64  # pixels a side that a tile of a map's picture aims at
 
@@ -30,6 +32,7 @@ class LayerTop:
     receptive_field: int
     stride: int
     tops: list[Card]
+    method: str = "deconvnet"  # of their projections
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,25 @@ class Findings:
     occluded: list[Occluded]
     facts: dict[str, str]  # label -> value with its unit, for the head of the page
     sources: list[str]  # of each image that was searched the photograph it was cut from
+    real: Real | None = None  # a network that others have trained; None where its packages are not installed
 
 
 def write_page(out: Path, findings: Findings) -> Path:
     """Write the page and its pictures under `out`; return index.html. gallery.png sums it up in one picture."""
     out.mkdir(parents=True, exist_ok=True)
-    save(_photographs_figure(findings.photographs), out / "photographs.png")
-    save(_training_figure(findings.history, len(findings.classes)), out / "training.png")
+    save_twins(_photographs_figure(findings.photographs), out / "photographs.png")
+    save_twins(_training_figure(findings.history, len(findings.classes)), out / "training.png")
     height, width = findings.filters.shape[-2:]
     limit = float(findings.filters.abs().amax())
     filters = [signed_picture(weight, limit) for weight in findings.filters]
     columns = -(-len(filters) // 2) if len(filters) <= 32 else 16
-    write_whole(out / "filters.png", Image.fromarray(tile(filters, columns, zoom=9, gap=4)).save)
+    write_whole(out / "filters.png", Image.fromarray(tile(filters, columns, 9, 4, BETWEEN)).save)
     for layer in findings.layers:
         for card in layer.tops:
-            write_whole(out / _panel_name(layer, card), Image.fromarray(beside(*_grids(card, TILE), 10)).save)
+            panel = beside(*_grids(card, TILE), 10, BETWEEN)
+            write_whole(out / _panel_name(layer, card), Image.fromarray(panel).save)
     for occluded in findings.occluded:
-        save(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
+        save_twins(occlusion.figure(occluded, findings.classes), out / f"occlusion_{occluded.name}.png")
     _gallery(findings, out / "gallery.png")
     boxes = findings.occluded[0].result.boxes if findings.occluded else None
     text = render(
@@ -78,14 +83,70 @@ def write_page(out: Path, findings: Findings) -> Path:
         filter_size=f"{height} x {width}",
         filter_limit=f"{limit:.2f}",
         patch="" if boxes is None else f"{int(boxes[0, 0, 2])} x {int(boxes[0, 0, 3])}",
-        panel_name=_panel_name,
+        pictures=_pictures(out, findings),
+        panel=lambda layer, card: _panel(out, findings, layer, card),
         range_of=_range,
-        names_of=lambda card: [findings.sources[number] for number in card.numbers.tolist()],
+        names_of=lambda card: _names(findings, card),
         counted=_counted,
+        real=findings.real,
+        covered=PATCH,
+        hint=EFFICIENTNET_LITE0.missing(),
     )
     page = out / "index.html"
     write_text(page, text)
     return page
+
+
+def _pictures(out: Path, findings: Findings) -> dict[str, list[Picture]]:
+    """The page's pictures, all but the panels of the maps, with what is seen on them."""
+    first, last = findings.history[0], findings.history[-1]
+    learned = (
+        f"by epoch: the training loss, from {first.loss:.2f} to {last.loss:.2f}, and the held-out accuracy, from "
+        f"{first.accuracy:.0%} to {last.accuracy:.0%}"
+    )
+    named = ", ".join(f"{photograph.name} {photograph.accuracy:.0%}" for photograph in findings.photographs)
+    shown = {
+        "photographs": [
+            ("photographs.png", f"photographs with their held-out cells outlined, and recognised: {named}")
+        ],
+        "training": [("training.png", learned)],
+        "filters": [("filters.png", f"the {len(findings.filters)} filters of conv1 as colour tiles")],
+        "occluded": [(f"occlusion_{o.name}.png", _occlusion_seen(o, findings.classes)) for o in findings.occluded],
+        "units": [],
+        "covered": [],
+    }
+    if findings.real is not None:
+        seen = "; ".join(f"{unit.photograph}, {unit.layer} map {unit.channel}" for unit in findings.real.units)
+        seen = f"three photographs, and below each the guided projections of units: {seen}; last, deconvnet's"
+        shown["units"] = [(UNITS, seen)]
+        shown["covered"] = [(file, f"what the answer depends on: {said}") for file, said in findings.real.occluded]
+    sheets = ("filters.png", UNITS)  # drawn pixel by pixel
+    return {
+        part: [picture_of(out / file, out, alt, 1.0 if file in sheets else FIGURE) for file, alt in files]
+        for part, files in shown.items()
+    }
+
+
+def _occlusion_seen(occluded: Occluded, classes: list[str]) -> str:
+    result = occluded.result
+    lowest = int(result.probability.argmin())
+    target, instead = classes[result.target], classes[int(result.label.flatten()[lowest])]
+    falls = f"P({target}) falls from {result.clear_probability:.2f} to {float(result.probability.min()):.2f}"
+    then = "" if instead == target else f", where the answer is {instead}"
+    return f"{occluded.name}, parts covered: {falls} at the worst place{then}"
+
+
+def _panel(out: Path, findings: Findings, layer: LayerTop, card: Card) -> Picture:
+    """A map's picture."""
+    seen = (
+        f"{layer.name} map {card.channel}, {layer.method}: projections of its {len(card.values)} strongest activations"
+    )
+    alt = f"{seen}, {_range(card)}, beside their patches, of {_counted(_names(findings, card))}"
+    return picture_of(out / _panel_name(layer, card), out, alt)
+
+
+def _names(findings: Findings, card: Card) -> list[str]:
+    return [findings.sources[number] for number in card.numbers.tolist()]
 
 
 def _counted(names: list[str]) -> str:
@@ -102,7 +163,7 @@ def _range(card: Card) -> str:
 
 def _grids(card: Card, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The projections and the patches, each tile about `side` pixels a side."""
-    return grids(card, zoom_to(max(card.patches[0].shape[:2]), side))
+    return grids(card, zoom_to(max(card.shape), side))
 
 
 def _photographs_figure(photographs: list[Photograph]) -> Figure:
@@ -169,5 +230,5 @@ def _gallery(findings: Findings, path: Path) -> None:
             draw.text((x, y + line - 2), f"map {card.channel}, activations {_range(card)}", SOFT, small)
             size = panel_height, panel_height
             left, right = (np.asarray(Image.fromarray(grid).resize(size, kind)) for grid in _grids(card, side))
-            drawn.paste(Image.fromarray(beside(left, right, 4)), (x, y + 2 * line - 4))
+            drawn.paste(Image.fromarray(beside(left, right, 4, BETWEEN)), (x, y + 2 * line - 4))
     write_whole(path, drawn.save)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..files import write_whole
 
@@ -15,6 +15,20 @@ else:  # both are optional, and slow to import
     Axes = Figure = SubFigure = FreeTypeFont = Any
 
 INK, SOFT, ACCENT = "#1c1e21", "#6a7079", "#b3401f"
+
+
+class Inks(NamedTuple):
+    """What Pillow draws a sheet with."""
+
+    paper: str
+    ink: str
+    soft: str
+    accent: str
+
+
+LIGHT = Inks("#ffffff", INK, SOFT, ACCENT)
+NIGHT = Inks("#1e2024", "#e8e6e2", "#a5abb4", "#f0906f")  # of panes on dark pages, as templates/style.css has them
+ON_DARK = {INK: NIGHT.ink, "#000000": NIGHT.ink, SOFT: NIGHT.soft, ACCENT: NIGHT.accent, "#1f6fb3": "#6fb1ec"}
 
 
 def plain_axes(axes: Axes) -> None:
@@ -53,6 +67,35 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix[1:].lower() or "png"
     write_whole(path, lambda beside: figure.savefig(beside, format=kind))
+
+
+def darken(figure: Figure) -> None:
+    """Turn the figure, in place, into one for dark pages: its paper, and the inks that this module names."""
+    from matplotlib.colors import to_hex
+
+    figure.patch.set_facecolor(NIGHT.paper)
+    for axes in figure.axes:
+        if to_hex(axes.get_facecolor()) == "#ffffff":
+            axes.set_facecolor(NIGHT.paper)
+        axes.tick_params(colors=ON_DARK[SOFT])
+        for spine in axes.spines.values():
+            spine.set_edgecolor(ON_DARK[SOFT])
+    for artist in figure.findobj(lambda artist: hasattr(artist, "get_color") and hasattr(artist, "set_color")):
+        colour = artist.get_color()
+        if isinstance(colour, str) and to_hex(colour) in ON_DARK:
+            artist.set_color(ON_DARK[to_hex(colour)])
+
+
+def dark(path: Path) -> Path:
+    """Where the same picture for dark pages lies."""
+    return path.with_stem(f"{path.stem}-dark")
+
+
+def save_twins(figure: Figure, path: Path) -> None:
+    """Write the figure, and beside it the same for dark pages, which it then is."""
+    save(figure, path)
+    darken(figure)
+    save(figure, dark(path))
 
 
 def check_format(path: Path) -> None:

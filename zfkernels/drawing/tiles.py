@@ -7,20 +7,31 @@ import numpy as np
 import torch
 
 GREY = 128
+BETWEEN = 40  # the grey between the tiles of a panel, which is seen on light pages and on dark ones
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 
 def signed_picture(values: torch.Tensor, limit: float) -> np.ndarray:
     """(3, H, W), or grey (1, H, W), values to uint8 (H, W, 3): 0 is mid-grey, +limit full, -limit none of a colour."""
     values = values.expand(3, -1, -1) if len(values) == 1 else values
-    scaled = values.detach().float().cpu() * (127 / limit if limit > 0 else 0.0) + GREY
-    return scaled.round().clamp(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    scaled = (values.detach().float().cpu() * (127 / limit if limit > 0 else 0.0)).add_(GREY)
+    return scaled.round_().clamp_(1, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def size_picture(values: torch.Tensor) -> np.ndarray:
+    """(C, H, W) values to uint8 (H, W, 3): each pixel's absolute values summed; 0 is black, the largest 1% white."""
+    size = values.detach().float().cpu().abs().sum(0)
+    limit = float(size.flatten().quantile(0.99)) or 1.0
+    return (size * (255 / limit)).clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
 
 
 def full_scale(parts: Sequence[torch.Tensor]) -> float:
     """The limit that projections shown together share: the largest 0.5% of the absolute values lie beyond it."""
     values = torch.cat([part.abs().flatten() for part in parts])
-    return float((values if values.dtype == torch.float64 else values.float()).quantile(0.995))
+    values = values if values.dtype == torch.float64 else values.float()
+    place = 0.995 * (len(values) - 1)  # among the values by rising size, linear between two, as of torch.quantile
+    largest = values.topk(len(values) - int(place)).values  # which sorts nothing else
+    return float(largest[-1].lerp(largest[-2:][0], place - int(place)))
 
 
 def plain_picture(image: torch.Tensor) -> np.ndarray:
@@ -44,9 +55,22 @@ def tile(pictures: Sequence[np.ndarray], columns: int, zoom: int, gap: int = 2, 
     return sheet
 
 
-def beside(left: np.ndarray, right: np.ndarray, gap: int) -> np.ndarray:
-    """Two pictures of one height with a white gutter of `gap` pixels between."""
-    return np.concatenate([left, np.full((len(left), gap, 3), 255, np.uint8), right], 1)
+def beside(left: np.ndarray, right: np.ndarray, gap: int, background: int = 255) -> np.ndarray:
+    """Two pictures of one height with a gutter of `gap` pixels between."""
+    return np.concatenate([left, np.full((len(left), gap, 3), background, np.uint8), right], 1)
+
+
+def stretched(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture (H, W, 3) at that size: grown by whole pixels where that is possible, shrunk by averages."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    if height % len(picture) == width % picture.shape[1] == 0:
+        return picture.repeat(height // len(picture), 0).repeat(width // picture.shape[1], 1)
+    from PIL import Image as ImageModule
+
+    grows = height >= len(picture) and width >= picture.shape[1]
+    kind = ImageModule.Resampling.NEAREST if grows else ImageModule.Resampling.BOX
+    return np.asarray(ImageModule.fromarray(picture).resize((width, height), kind))
 
 
 def cut(image: Image, box: Sequence[int]) -> Image:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..drawing.page import STYLE
 from ..drawing.tiles import tile
 from ..files import write_text, write_whole
 from ..graph.methods import METHODS
@@ -62,7 +63,8 @@ def export(found: Explored, folder: Path, command: str, maps: int | None = None,
     words = state.network_words(found) | {"run": "", "epochs": []}
     write("data/network.js", _given("network", words))
     write("explorer.js", bundle().encode())
-    write("style.css", (PAGE / "style.css").read_bytes())
+    write("style.css", STYLE.read_bytes())
+    write("explorer.css", (PAGE / "explorer.css").read_bytes())
     write_text(folder / "index.html", shell(command))
     return size + (folder / "index.html").stat().st_size
 

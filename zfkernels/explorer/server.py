@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..drawing.page import STYLE
 from ..graph.methods import METHODS
 from . import live as of_live
 from . import pictures, state
@@ -80,7 +81,7 @@ def explorer(found: Explored, live: Live | None = None) -> Explorer:
 def application(it: Explorer) -> Starlette:
     """The routes. `checked` puts the guards around them."""
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in KINDS}
-    files["index.html"] = shell(None).encode()
+    files |= {"index.html": shell(None).encode(), STYLE.name: STYLE.read_bytes()}
 
     async def page(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")

@@ -24,10 +24,11 @@ class Network:
 
     model: nn.Module
     classes: list[str]
-    mean: Tensor  # (3, 1, 1) or (3, H, W), in 0..255
-    scale: Tensor  # (1, 1, 1) or (3, 1, 1)
+    mean: Tensor  # (C, 1, 1) or (C, H, W), C being `channels`, in 0..255
+    scale: Tensor  # (1, 1, 1) or (C, 1, 1)
     image_size: tuple[int, int]  # height, width
     channels: int = 3  # 1: the model takes grey pictures, and `mean` and `scale` have one channel
+    source: str = ""  # of a network that others have trained: which it is, and whose weights it has
 
     @property
     def preprocessing(self) -> bytes:

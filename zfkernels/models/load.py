@@ -62,7 +62,12 @@ def adjusted(
 
 
 def _of_callable(weights: Path | None, name: str, size: int) -> Network:
-    module = build(name).eval()
+    built = build(name)
+    if isinstance(built, Network):
+        if weights is not None:
+            raise ValueError(f"--weights {weights}: {name} comes with weights of its own")
+        return built
+    module = built.eval()
     content = None if weights is None else load_tensors(weights)
     if weights is not None:
         load_into(module, content, weights, name)
@@ -107,8 +112,8 @@ def load_into(module: nn.Module, content: object, weights: Path, name: str) -> N
         raise ValueError(f"{weights} does not fit {name}: {_first_line(error)}") from error
 
 
-def build(name: str) -> nn.Module:
-    """The module that "package.module:callable" gives; the current folder is searched too."""
+def build(name: str) -> nn.Module | Network:
+    """The module or `Network` that "package.module:callable" gives; the current folder is searched too."""
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
         raise ValueError(f"--model must be MODULE:CALLABLE, such as torchvision.models:alexnet, got {name!r}")
@@ -120,7 +125,7 @@ def build(name: str) -> nn.Module:
         raise ValueError(f"--model {name}: {said}{_first_line(error)}") from error
     finally:
         sys.path.remove("")
-    if not isinstance(result, nn.Module):
+    if not isinstance(result, (nn.Module, Network)):
         raise ValueError(f"--model {name} must give a torch.nn.Module, got {type(result).__name__}")
     return result
 

@@ -180,9 +180,9 @@ def evaluate(model: nn.Module, run: Run, pictures: Labelled, mean: Tensor) -> tu
 def mean_picture(
     pictures: Labelled, workers: int = 0, progress: Shown = False, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """The mean of each pixel over the set: float32 (3, H, W) in 0..255, the same on any number of processes."""
+    """The mean of each pixel over the set: float32 (C, H, W) in 0..255, the same on any number of processes."""
     rank, world = processes()
-    total = torch.zeros(3, *pictures.size, dtype=torch.int64)
+    total = torch.zeros(pictures.channels, *pictures.size, dtype=torch.int64)
     loader = _loader(pictures, _batches(range(rank, len(pictures), world), 64), workers, torch.device("cpu"))
     for images, _, _ in plainly(bar(loader, "mean picture", "batch", rank == 0 and progress, leave=False)):
         total += images.sum(0, dtype=torch.int64)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from .crops import crop
 from .processes import processes
 from .recipe import CENTRE, Plan
 from .run import Epoch, Run, Trained
+
+if TYPE_CHECKING:
+    from ..drawing.style import Figure
 
 Callback = Callable[[Trained], None]
 STATE_FORMAT = "zfkernels.training.1"
@@ -216,6 +219,11 @@ def read_log(path: Path) -> list[Epoch]:
 
 def plot_history(history: Sequence[Epoch], path: Path) -> None:
     """Loss, errors and learning rate against the epoch, as a PNG (needs matplotlib)."""
+    write_whole(path, figure(history).savefig)
+
+
+def figure(history: Sequence[Epoch]) -> Figure:
+    """Loss, errors and learning rate against the epoch."""
     from ..drawing.style import ACCENT, SOFT, new_figure, plain_axes
 
     drawn = new_figure(10.5, 2.8)
@@ -238,4 +246,4 @@ def plot_history(history: Sequence[Epoch], path: Path) -> None:
         axes.set_xlabel("epoch", fontsize=8)
         axes.title.set_fontsize(10)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    write_whole(path, drawn.savefig)
+    return drawn

@@ -40,11 +40,11 @@ class Run:
     """
 
     plan: Plan
-    training: Labelled  # item i is (uint8 (3, H, W), label, i), and `size` is (H, W)
+    training: Labelled  # item i is (uint8 (C, H, W), label, i), C is `channels` (3, or 1 if grey), (H, W) is `size`
     validation: Labelled
     side: tuple[int, int]  # (height, width) of the crops: the model's input
     scale: float = 1.0  # pixels less their mean are divided by this (1 in the paper)
-    mean: Tensor | None = None  # float (3, H, W) of the pictures; measured if None
+    mean: Tensor | None = None  # float (C, H, W) of the pictures; measured if None
     precision: torch.dtype = torch.float32  # torch.bfloat16: mixed precision (autocast; weights stay in float32)
     workers: int = 0  # processes that read pictures, for each training process
     progress: Shown = False  # show progress bars (needs tqdm), or "lines": one every half minute
