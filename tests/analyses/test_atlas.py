@@ -7,6 +7,7 @@ from small import inputs, network, photographs
 
 from zfkernels import Deconvnet, top_activations
 from zfkernels.analyses import atlas
+from zfkernels.drawing.tiles import frame
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv3", "conv5"])
@@ -95,3 +96,15 @@ def test_an_image_goes_up_once(monkeypatch):
     shown = {int(number) for card in cards for number in card.numbers}
     assert set(asked[1:]) == shown  # after one look at a picture's size
     assert len(asked[1:]) < len(shown) + calls
+
+
+def test_tiles_can_be_of_one_size_in_the_images_pixels():
+    """As the explorer has them, whose boxes lie over pictures."""
+    model, pixels = network(), photographs(6)
+    deconv = Deconvnet(model)
+    top = top_activations(deconv, [inputs(pixels)], "conv2", k=3)
+    top.positions[:, 1] = 0
+    read = lambda numbers: (inputs(pixels[numbers]), pixels[numbers])  # noqa: E731
+    for card in atlas.cards(deconv, top, "conv2", read, side=15, framed=frame):
+        assert {(bottom - top_, right - left) for top_, left, bottom, right in card.frames} == {(15, 15)}
+        assert {patch.shape for patch in card.patches} == {(15, 15, 3)}

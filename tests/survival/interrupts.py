@@ -43,7 +43,7 @@ COMMANDS = {  # name -> its arguments; {w}: the folder of pictures and networks,
     "verify": "--backend cpu --ops contrast_norm,max_pool2d --cases 3",
 }
 # What a continued run must not differ in; the other commands begin anew.
-RESULTS = {"train": "run/*", "ablate": "run/**/*", "atlas": "atlas/*", "gallery": "work/**/*"}
+RESULTS = {"train": "run/*", "ablate": "run/**/*", "atlas": "atlas/**/*", "gallery": "work/**/*"}
 # Values of a run that are times, or drawn for each run.
 UNLIKE = ("id", "run", "images_per_second", "seconds")
 
@@ -142,7 +142,7 @@ def content(folder: Path, pattern: str) -> dict[str, object]:
             found[name] = plain(files.load_tensors(file))
         elif file.suffix == ".jsonl":
             found[name] = [plain(json.loads(line)) for line in file.read_text().splitlines()]
-        elif file.is_file() and file.suffix in (".png", ".html"):
+        elif file.is_file() and file.suffix in (".png", ".jpg", ".html"):
             found[name] = file.read_bytes() if "training" not in name else b""
     return found
 

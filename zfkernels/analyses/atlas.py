@@ -26,6 +26,7 @@ UNITS_AT_ONCE = 288  # projections of whole images held in memory
 PARTS_HELD = 2**29  # bytes of the parts of them that are shown: the maps of which are made together
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
+Framed = Callable[[Sequence[int], tuple[int, int], tuple[int, int]], Box]  # a field, a tile's shape, an image's size
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,22 @@ def atlas(
         yield LayerCards(layer, len(channels), cards(deconv, top, layer, read, channels, norm, method=method), method)
 
 
+def fitted(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """A tile's shape where images are of this size."""
+    return min(shape[0], size[0]), min(shape[1], size[1])
+
+
+def filling(box: Sequence[int], shape: tuple[int, int], size: tuple[int, int]) -> Box:
+    """What a tile shows of an image of this size: of the tile's proportions, and as small as the unit's field allows.
+
+    The field of a unit near the border is cut off there; what is left fills its tile, too.
+    """
+    (height, width), high, wide = shape, box[2] - box[0], box[3] - box[1]
+    if high * width >= wide * height:
+        return frame(box, (high, -(-width * high // height)), size)
+    return frame(box, (-(-height * wide // width), wide), size)
+
+
 def cards(
     deconv: Deconvnet,
     top: TopActivations,
@@ -118,6 +135,7 @@ def cards(
     norm: str = "identity",
     side: int | tuple[int, int] | None = None,
     method: str | None = None,
+    framed: Framed = filling,
 ) -> Iterator[Card]:
     """A card for each map of `channels` (all of them if None) that responds to any image, in order.
 
@@ -126,6 +144,7 @@ def cards(
     Args:
         top: of `layer`, as `top_activations` gives.
         side: of the square, or (height, width), that a tile shows; the largest receptive field among the units if None.
+        framed: what a tile shows; `tiles.frame` for all of that size, also of a unit that sees less.
     """
     channels = range(len(top.values)) if channels is None else channels
     live = [channel for channel in channels if float(top.values[channel, 0]) > 0]
@@ -138,7 +157,7 @@ def cards(
     shape = fitted((side, side) if isinstance(side, int) else side, size)
     together = max(1, PARTS_HELD // (4 * k * inputs.shape[1] * shape[0] * shape[1]))
     for chunk in (live[i : i + together] for i in range(0, len(live), together)):
-        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape))
+        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape, framed))
         for channel in chunk:
             frames, parts, patches = zip(*(units.pop((channel, rank)) for rank in range(k)), strict=True)
             found = channel, top.values[channel], top.images[channel]
@@ -154,6 +173,7 @@ def _units(
     norm: str,
     method: str,
     shape: tuple[int, int],
+    framed: Framed,
 ) -> Iterator[tuple[tuple[int, int], tuple[Box, Tensor, np.ndarray]]]:
     """Of each unit (channel, rank) its frame, and its projection and image there.
 
@@ -167,25 +187,9 @@ def _units(
         projection = deconv.project(inputs, layer, of_channels, places, norm, image_index=index, method=method)
         rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
         for unit, image, pixels, box in rows:
-            place = filling(box, shape, (int(images.shape[2]), int(images.shape[3])))
+            place = framed(box, shape, (int(images.shape[2]), int(images.shape[3])))
             part, patch = cut(pixels, place).float().cpu(), plain_picture(cut(images[image], place))
             yield unit, (place, part.clone(), patch.copy())  # or each would hold the memory of whole images
-
-
-def fitted(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """A tile's shape where images are of this size."""
-    return min(shape[0], size[0]), min(shape[1], size[1])
-
-
-def filling(box: Sequence[int], shape: tuple[int, int], size: tuple[int, int]) -> Box:
-    """What a tile shows of an image of this size: of the tile's proportions, and as small as the unit's field allows.
-
-    The field of a unit near the border is cut off there; what is left fills its tile, too.
-    """
-    (height, width), high, wide = shape, box[2] - box[0], box[3] - box[1]
-    if high * width >= wide * height:
-        return frame(box, (high, -(-width * high // height)), size)
-    return frame(box, (-(-height * wide // width), wide), size)
 
 
 def _largest(boxes: Tensor) -> tuple[int, int]:

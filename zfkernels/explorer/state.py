@@ -246,7 +246,8 @@ def card_of(state: Explored, layer: Layer, channel: int, method: str, k: int = T
         return state.network.normalise(pixels), pixels
 
     few = TopActivations(top.values[:, :k], top.images[:, :k], top.positions[:, :k])
-    return next(cards(state.deconv, few, layer.name, read, [channel], side=layer.field, method=method), None)
+    found = cards(state.deconv, few, layer.name, read, [channel], side=layer.field, method=method, framed=frame)
+    return next(found, None)
 
 
 def views(state: Explored, layer: Layer, channel: int, method: str) -> bytes | None:
