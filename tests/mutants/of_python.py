@@ -351,7 +351,31 @@ PYTHON = [
         "scale = (rms * filters.shape[0] ** 0.5 / size).clamp(max=1)",
         "tests/models/test_zfnet.py -k clamp",
     ),
+    # What verify gives to a backend
+    Mutant(
+        "a-strided-tensor-is-dense-on-the-gpu",
+        "zfkernels/testing/verify.py",
+        "        moved = (a.to(device) if isinstance(a, Tensor) else a for a in plain)\n"
+        "        args = tuple(placed(a, case.layout) if is_float(a) else a for a in moved)\n",
+        "        moved = (placed(a, case.layout) if is_float(a) else a for a in plain)\n"
+        "        args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in moved)\n",
+        "tests/testing/test_verify.py -k memory",
+    ),
+    Mutant(
+        "a-case-s-memory-is-made-before-it-moves",
+        "zfkernels/testing/spec.py",
+        "result[name] = laid_out(value.to(device), layout)",
+        "result[name] = laid_out(value, layout).to(device)",
+        "tests/testing/test_search.py -k memory",
+    ),
     # The command line
+    Mutant(
+        "errors-name-a-function-s-argument",
+        "zfkernels/cli.py",
+        "return text if option is None else option + text[len(name) :]",
+        "return text",
+        "tests/commands/test_mistakes.py -k found_before",
+    ),
     Mutant(
         "stopped-is-an-error-like-others",
         "zfkernels/cli.py",

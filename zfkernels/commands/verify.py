@@ -171,6 +171,7 @@ def in_words(found: "Found") -> dict[str, str]:
 
 def one_case(args: argparse.Namespace) -> int:
     """Runs the case of --case; 0 where it passes, 1 where it fails."""
+    from .. import backends
     from ..environment import environment
     from ..testing.checks import applies, failure
     from ..testing.search import Found
@@ -179,7 +180,12 @@ def one_case(args: argparse.Namespace) -> int:
     spec = parse(args.case)
     if not applies(spec.check, spec):
         raise ValueError(f"case: there is no check {spec.check!r} of such a case, got {args.case!r}")
-    reason = failure(spec)
+    if why := backends.reason(spec.backend):
+        raise ValueError(f"case: backend {spec.backend!r} cannot run here: {why}")
+    try:
+        reason = failure(spec)
+    except RuntimeError as error:  # an instruction set that this machine lacks
+        raise ValueError(f"case: {error}") from error
     if reason:
         say(Found(spec, reason, spec))
     else:
