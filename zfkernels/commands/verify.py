@@ -84,6 +84,7 @@ def everything(args: argparse.Namespace) -> int:
     ops = args.ops.split(",") if args.ops else None
     names = (args.backend,) if args.backend else backends.available_backends()
     missing: list[str] = []
+    verify.modules_of(args.backend, args.cases, ops)
     print(verify.heading())
     watched: AbstractContextManager[set[str]] = coverage.recording(names) if args.coverage else nullcontext(set())
     with watched as ran:
@@ -184,7 +185,7 @@ def one_case(args: argparse.Namespace) -> int:
         raise ValueError(f"case: backend {spec.backend!r} cannot run here: {why}")
     try:
         reason = failure(spec)
-    except RuntimeError as error:  # an instruction set that this machine lacks
+    except ValueError as error:  # an instruction set that this machine lacks
         raise ValueError(f"case: {error}") from error
     if reason:
         say(Found(spec, reason, spec))
