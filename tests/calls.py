@@ -32,6 +32,7 @@ CONVOLUTIONS = [
     ("second_layer", (2, 24, 11, 11), 37, (5, 5), 2, 0, True, "normal"),
     ("deep", (1, 37, 6, 7), 65, (3, 3), 1, 1, True, "normal"),
     ("deep_wide", (1, 20, 6, 7), 130, (3, 3), 1, 1, True, "normal"),  # a CUDA block has up to 128 filters
+    ("gaps_in_rows", (1, 33, 5, 11), 17, (3, 2), (2, 3), 0, True, "normal"),  # columns that no filter reaches
     ("leftover", (1, 2, 10, 12), 3, (3, 3), (4, 5), 0, True, "normal"),
     ("ties", (2, 3, 7, 8), 6, (3, 2), (1, 2), 1, True, "ties"),
     ("zeros", (1, 2, 5, 5), 3, (3, 3), 1, 1, False, "zeros"),

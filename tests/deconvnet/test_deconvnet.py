@@ -356,6 +356,19 @@ def test_signals_of_any_size(scale):
     assert error(larger.pixels, 1e9 * p.pixels[1:2]) < 1e-5
 
 
+def test_signals_near_the_largest_number():
+    """Filters above 0, so that what overflows on the way down is infinite, and not NaN."""
+    net = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())).float()
+    with torch.no_grad():
+        for conv in net[::2]:
+            conv.weight.abs_()
+    images = nets.images(1, 9, 8).float()
+    p = zf.Deconvnet(net).project(images, "2", 1, strength=1.0)
+    huge = zf.Deconvnet(net).project(images, "2", 1, p.positions[0], strength=1e30)
+    assert p.pixels.norm() > 0
+    assert error(huge.pixels.double(), 1e30 * p.pixels.double()) < 1e-5
+
+
 def test_no_projection_is_lost_on_overlapping_windows():
     """With filters above 0, whatever two windows share must arrive: each positive unit has a projection."""
     model = nets.alive(zf.ZFNet(num_classes=3, channels=(6, 8, 6, 6, 8), fc=(8, 8)))
