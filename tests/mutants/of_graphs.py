@@ -161,25 +161,11 @@ OPS_AND_GRAPHS = [
         DECONVNET,
     ),
     Mutant(
-        "huge-signals-overflow",
-        "zfkernels/deconvnet/cones.py",
-        "if factor > 1 and not torch.isfinite(maps.sum()):",
-        "if factor > 1 and torch.isnan(maps.sum()):",
-        DECONVNET,
-    ),
-    Mutant(
         "something-outside-the-field",
         "zfkernels/deconvnet/boxes.py",
         "            g[i, :, rows, columns] = 0\n",
         "            g[i, :, rows, columns] *= 1\n",
         f"{DECONVNET} tests/deconvnet/test_boxes.py",
-    ),
-    Mutant(
-        "a-box-that-leaves-its-map",
-        "zfkernels/deconvnet/boxes.py",
-        "low = np.minimum(low, np.array(limit) - size)",
-        "low = np.minimum(low, np.array(limit))",
-        f"{GRAPHS} tests/deconvnet/test_boxes.py",
     ),
     # Occlusion and the strongest activations
     Mutant(

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from mutant import Mutant
 from mutants import MUTANTS
+from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COPIED = ("zfkernels", "tests", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
@@ -165,11 +166,11 @@ def prepared(mutants: list[Mutant], folder: Path) -> Path:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Mutant]:
-    named = {mutant.name: mutant for mutant in MUTANTS}
+    named = {mutant.name: mutant for mutant in [*MUTANTS, *UNTRIED]}
     unknown = [name for name in arguments.names if name not in named]
     if unknown:
         raise SystemExit(f"there is no mutant {', '.join(unknown)}; --list names all")
-    mutants = [named[name] for name in arguments.names] or MUTANTS
+    mutants = [named[name] for name in arguments.names] or (UNTRIED if arguments.untried else MUTANTS)
     if arguments.sample:
         mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
     return mutants
@@ -182,6 +183,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("-n", type=int, default=1, metavar="WORKERS", help="mutants at a time (%(default)s)")
     parser.add_argument("--twice", action="store_true", help="the test that fails must pass without the mutant")
+    parser.add_argument("--untried", action="store_true", help="those of of_untried.py instead")
     parser.add_argument("--list", action="store_true", help="print the names and what each changes")
     arguments = parser.parse_args()
     mutants = chosen(arguments)
