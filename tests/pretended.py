@@ -1,5 +1,5 @@
-"""A device that backends cuda and triton serve, on the CPU: copies of the cpu backend under their names, which note what
-they are asked for."""
+"""A device that backends cuda and triton serve, on the CPU: copies of the cpu backend under their names, which note
+what they are asked for."""
 
 import importlib.util
 import sys
@@ -19,7 +19,7 @@ class Asked(NamedTuple):
 
 
 def pretend(monkeypatch, capability=HOPPER, absent=()) -> list[Asked]:
-    """From now on the CPU is a GPU of this capability, whose backends are NAMES but `absent`; what they are asked for."""
+    """From now on the CPU is a GPU of this capability, with the backends NAMES but `absent`; what they are asked for."""
     asked: list[Asked] = []
     for name in NAMES:
         spec = importlib.util.spec_from_file_location(f"zfkernels.backends.pretended_{name}", cpu.__file__)

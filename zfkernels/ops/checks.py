@@ -124,8 +124,8 @@ def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | Prep
 
 
 def op_backend(name: str, value: Tensor, op: str, weight: Tensor | PreparedFilters) -> str:
-    """Who computes this op in a run that `backend` chose `name` for as a whole: the fastest there, unless somebody asked
-    for a backend."""
+    """Who computes this op in a run that `backend` chose `name` for as a whole: the fastest at it, unless a backend
+    was asked for."""
     return backend(None, value, op, weight) if several_serve(value.device.type) else name
 
 
