@@ -19,7 +19,7 @@ class Asked(NamedTuple):
 
 
 def pretend(monkeypatch, capability=HOPPER, absent=()) -> list[Asked]:
-    """From now on the CPU is a GPU of this capability, with the backends NAMES but `absent`; what they are asked for."""
+    """From now on the CPU is such a GPU, with the backends NAMES but `absent`; what they are asked for."""
     asked: list[Asked] = []
     for name in NAMES:
         spec = importlib.util.spec_from_file_location(f"zfkernels.backends.pretended_{name}", cpu.__file__)

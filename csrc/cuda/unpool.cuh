@@ -77,7 +77,7 @@ __device__ __forceinline__ uint4 unpooled(const Window& q, const T* __restrict__
     return rounded_chunk<T>(sum);
 }
 
-// Whether unpooled_pair serves a pooling, whose maps allow vectors (see unpooled).
+// Whether unpooled_pair and unpooled_square serve a pooling, whose maps allow vectors (see unpooled).
 inline bool pairs_fit(const Pool& p, bool vectors) {
     return vectors && p.KH == 3 && p.KW == 3 && p.SH == 2 && p.SW == 2;
 }
@@ -139,6 +139,51 @@ __device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) pixels[i] = rounded_chunk<T>(sum[i]);
+}
+
+// `unpooled` for 3x3 windows at stride 2 and four pixels, those at the padded map's rows 2i and 2i + 1 and columns 2j
+// and 2j + 1, of the image whose y and switches these are. Windows (i - 1, j - 1) ... (i, j) cover them: four loads for
+// four pixels, where two calls of unpooled_pair take six. Pixels outside the map may get what a window's overhang was
+// given.
+template <typename T>
+__device__ __forceinline__ void unpooled_square(const Window& q, const T* y, const uint8_t* switches, int K, int i,
+                                                int j, int k, uint4 (&pixels)[2][2]) {
+    constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+    float sum[2][2][kCount] = {};
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+        const int row = i - 1 + a;
+        if (static_cast<unsigned>(row) >= static_cast<unsigned>(q.OH)) continue;
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+            const int column = j - 1 + b;
+            if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
+            const int64_t from = (int64_t{row} * q.OW + column) * K + k;
+            const uint4 values = *reinterpret_cast<const uint4*>(y + from);
+            uint32_t places[kCount / 4];
+#pragma unroll
+            for (int e = 0; e < kCount / 4; ++e) {
+                places[e] = *reinterpret_cast<const uint32_t*>(switches + from + e * 4);
+            }
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) {
+                const uint32_t place = places[e / 4] >> e % 4 * 8 & 255;
+                const float value = to_float(element_of<T>(values, e));
+                // Window row i - 1 has only the first row of the four, as its row 2; window row i has both, as its rows
+                // 0 and 1; columns alike.
+#pragma unroll
+                for (int h = 0; h <= a; ++h)
+#pragma unroll
+                    for (int w = 0; w <= b; ++w) {
+                        if (place == static_cast<uint32_t>((a ? h : 2) * 3 + (b ? w : 2))) sum[h][w][e] += value;
+                    }
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int w = 0; w < 2; ++w) pixels[h][w] = rounded_chunk<T>(sum[h][w]);
 }
 
 // Walks a block's threads over `count` columns of `chunks` chunks each without dividing at every step.

@@ -59,14 +59,23 @@ MUTATIONS = [
     ),
     (
         "fused_transpose.cu",
-        "sums[m][j][e] = j + 2 < kTiles ? sums[m][j + 2][e] : 0.0f",
-        "sums[m][j][e] = j + 2 < kTiles ? sums[m][j][e] : 0.0f",
+        "sums[0][j][e] = total(j + 2 * kRows, e);",
+        "sums[0][j][e] = total(j + kRows, e);",
+        "max_unpool2d_relu_conv_transpose2d",
+        "error",
+    ),
+    (
+        "fused_transpose.cu",
+        "start -= (start + p.pool.PH) & 1;",
+        "",
         "max_unpool2d_relu_conv_transpose2d",
         "error",
     ),
     ("max_pool.cu", "if (switches[i] == static_cast<uint32_t>(tap)) ", "", "max_unpool2d", "error"),
     # What a device refuses, or answers with an error of its own.
-    ("conv.cu", "p.C % kChunk<M> == 0 && ", "", "conv2d", "misaligned access to global memory"),
+    ("conv.cu", "if (p.C % kChunk<M> != 0) {", "if (false) {", "conv2d", "misaligned access to global memory"),
+    ("conv.cu", " && c < p.channels", "", "conv2d", "error"),
+    ("conv.cu", "(j == 0 || e + j < run_elements)", "true", "conv2d", "error"),
     ("max_pool.cu", "smaller(kThreads, round_up", "smaller(1024, round_up", "max_pool2d", "launch bounds of 256"),
     (
         "contrast_norm.cu",
