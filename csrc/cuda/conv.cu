@@ -29,9 +29,16 @@ namespace {
 
 constexpr int kStages = 4;
 
+// A correlation whose source has zeros up to a multiple of 4 channels: C counts them, `channels` those that it has.
+struct Padded : Correlation {
+    int channels;
+
+    explicit Padded(const Correlation& p) : Correlation(p), channels(p.C) { C = round_up(p.C, 4); }
+};
+
 // One block packs one filter of one residue class; consecutive threads write consecutive elements.
 template <class T>
-__global__ void __launch_bounds__(256) pack_kernel(Correlation p, const T* __restrict__ w, T* __restrict__ packed) {
+__global__ void __launch_bounds__(256) pack_kernel(Padded p, const T* __restrict__ w, T* __restrict__ packed) {
     constexpr int kChunkElements = kChunkBytes / sizeof(T);
     const int index = blockIdx.x / p.K, k = blockIdx.x % p.K;
     const ResidueClass r = class_of(p, index, kChunkElements);
@@ -83,8 +90,7 @@ constexpr int correlation_shared = kTileRows * sizeof(int64_t) + kStages * (kTil
 
 // kCopy: the bytes that the source is copied by, 16 or 8. kRectify: its values are rectified.
 template <class M, int BN, int kCopy, bool kRectify>
-__global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
-    correlation_kernel(Correlation p, Operands<typename M::T> o) {
+__global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) correlation_kernel(Padded p, Operands<typename M::T> o) {
     using T = typename M::T;
     constexpr int kLoadRows = kThreads<M> / kRowChunks, kLoadsA = kTileRows / kLoadRows;
     constexpr int kLoadsB = (BN + kLoadRows - 1) / kLoadRows;
@@ -218,7 +224,7 @@ dim3 blocks_of(int64_t count) {
 }
 
 template <class M, int BN>
-void launch_correlation(const Call& call, const Conv& sizes, const Correlation& p, const char* name, bool rectify,
+void launch_correlation(const Call& call, const Conv& sizes, const Padded& p, const char* name, bool rectify,
                         Operands<typename M::T> o) {
     o.tiles_n = static_cast<int>(ceil_div(p.K, BN));
     const int64_t rows = p.transposed ? ceil_div(p.OH, p.SH) : p.OH, cols = p.transposed ? ceil_div(p.OW, p.SW) : p.OW;
@@ -237,13 +243,13 @@ void launch_correlation(const Call& call, const Conv& sizes, const Correlation& 
 }
 
 // Where the padded source begins in the workspace, behind the filters.
-int64_t filter_bytes(const Correlation& p, std::size_t element) {
+int64_t filter_bytes(const Padded& p, std::size_t element) {
     const int64_t size = static_cast<int64_t>(element);
     return round_up(packed_filters(p, static_cast<int>(kChunkBytes / size)) * size, 256);
 }
 
 template <class M>
-void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
+void correlate_in(const Call& call, const Conv& sizes, const Padded& p, const char* name, const void* source,
                   const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
     using T = typename M::T;
     Operands<T> o{static_cast<const T*>(source),
@@ -278,11 +284,12 @@ void correlate(const Call& call, const Conv& sizes, const Correlation& p, const 
     if (p.N == 0) return;
     check_start(name, sizes, source);
     with_math(call, [&](auto math) {
-        correlate_in<decltype(math)>(call, sizes, p, name, source, w, bias, result, relu, rectify, workspace);
+        correlate_in<decltype(math)>(call, sizes, Padded(p), name, source, w, bias, result, relu, rectify, workspace);
     });
 }
 
-int64_t correlate_workspace(const Call& call, const Correlation& p) {
+int64_t correlate_workspace(const Call& call, const Correlation& plain) {
+    const Padded p(plain);
     const int64_t bytes = call.dtype == kFloat32 ? 4 : 2, map = p.N * p.H * p.W * p.C * bytes;
     return filter_bytes(p, static_cast<std::size_t>(bytes)) + (p.C != p.channels ? map : 0);
 }
@@ -333,7 +340,7 @@ Correlation sizes_of(const Conv& p) {
 
 Correlation forward_of(const Conv& p) {
     Correlation c = sizes_of(p);
-    c.H = narrow(p.H), c.W = narrow(p.W), c.channels = narrow(p.C), c.C = narrow(round_up(p.C, 4));
+    c.H = narrow(p.H), c.W = narrow(p.W), c.C = narrow(p.C);
     c.OH = narrow(p.OH), c.OW = narrow(p.OW), c.K = narrow(p.K);
     c.w_out = p.wk, c.w_in = p.wc;
     return c;
@@ -341,7 +348,7 @@ Correlation forward_of(const Conv& p) {
 
 Correlation adjoint_of(const Conv& p) {
     Correlation c = sizes_of(p);
-    c.H = narrow(p.OH), c.W = narrow(p.OW), c.channels = narrow(p.K), c.C = narrow(round_up(p.K, 4));
+    c.H = narrow(p.OH), c.W = narrow(p.OW), c.C = narrow(p.K);
     c.OH = narrow(p.H), c.OW = narrow(p.W), c.K = narrow(p.C);
     c.w_out = p.wc, c.w_in = p.wk;
     c.transposed = true;

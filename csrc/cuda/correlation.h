@@ -21,8 +21,7 @@ namespace zf::cuda {
 
 struct Correlation {
     int64_t N;
-    int H, W, C;         // the source map, its channels padded to a multiple of 4
-    int channels;        // those that it has
+    int H, W, C;         // the source map
     int OH, OW, K;       // the result's
     int KH, KW, SH, SW;  // of the convolution, forward
     int PH, PW;

@@ -1,5 +1,5 @@
-"""torch.compile(model, backend="zfkernels") of tensors on a GPU, which is the CPU here (pretended.py): which layers become
-calls of ours, and that what is given back is the same."""
+"""torch.compile(model, backend="zfkernels") of tensors on a GPU, which is the CPU here (pretended.py): which layers
+become calls of ours, and that what is given back is the same."""
 
 import pytest
 import torch
