@@ -294,12 +294,6 @@ int64_t correlate_workspace(const Call& call, const Correlation& plain) {
     return filter_bytes(p, static_cast<std::size_t>(bytes)) + (p.C != p.channels ? map : 0);
 }
 
-void check_start(const char* name, const Conv& sizes, const void* map) {
-    if (aligned(kChunkBytes, map)) return;
-    throw std::runtime_error(std::string(name) + " filters a map that begins at a multiple of 16 bytes; " +
-                             describe(sizes));
-}
-
 void pad_runs(const Call& call, const Conv& sizes, const void* from, int64_t runs, int length, int pitch, void* to) {
     const Grid grid{"pad", blocks_of(ceil_div(runs * (pitch / 4), 256)), 256};
     if (call.dtype == kFloat32) {

@@ -96,9 +96,6 @@ int64_t correlate_workspace(const Call&, const Correlation&);
 // 4 elements, with zeros between them.
 void pad_runs(const Call&, const Conv& sizes, const void* from, int64_t runs, int length, int pitch, void* to);
 
-// conv.cu: std::runtime_error unless the map begins at a multiple of 16 bytes.
-void check_start(const char* name, const Conv& sizes, const void* map);
-
 // Bytes of the convolution's map (N, OH, OW, K), rounded up to what a workspace is aligned to.
 static inline int64_t map_bytes(const Call& call, const Conv& p) {
     return round_up(p.N * p.K * p.OH * p.OW * (call.dtype == kFloat32 ? 4 : 2), 256);

@@ -351,6 +351,35 @@ PYTHON = [
         "scale = (rms * filters.shape[0] ** 0.5 / size).clamp(max=1)",
         "tests/models/test_zfnet.py -k clamp",
     ),
+    # Who computes what on a GPU
+    Mutant(
+        "a-projection-s-wide-layers-by-the-device-s-first-backend",
+        "zfkernels/graph/rules.py",
+        "return checks.op_backend(self.backend, x, op, filters)",
+        "return self.backend",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-backend-that-was-asked-for-is-passed-over",
+        "zfkernels/ops/checks.py",
+        "return backend(None, value, op, weight) if several_serve(value.device.type) else name",
+        "return backends.order(value.device.type, op, weight.shape[1], True)[0]",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-compiled-layer-of-more-products-than-the-kernel-takes",
+        "zfkernels/compiler/gpu.py",
+        "channels > IMAGE_CHANNELS or depth > DEPTH or",
+        "channels > IMAGE_CHANNELS or",
+        "tests/compiler/test_gpu.py",
+    ),
+    Mutant(
+        "a-batch-norm-s-shift-without-its-bias",
+        "zfkernels/compiler/gpu.py",
+        "shift = shift if beta is None else shift + beta",
+        "shift = shift",
+        "tests/compiler/test_gpu.py",
+    ),
     # The command line
     Mutant(
         "stopped-is-an-error-like-others",
