@@ -21,6 +21,7 @@ class Asked(NamedTuple):
 def pretend(monkeypatch, capability=HOPPER, absent=()) -> list[Asked]:
     """From now on the CPU is such a GPU, with the backends NAMES but `absent`; what they are asked for."""
     asked: list[Asked] = []
+    running: list[str] = []
     for name in NAMES:
         spec = importlib.util.spec_from_file_location(f"zfkernels.backends.pretended_{name}", cpu.__file__)
         module = importlib.util.module_from_spec(spec)
@@ -28,7 +29,7 @@ def pretend(monkeypatch, capability=HOPPER, absent=()) -> list[Asked]:
         spec.loader.exec_module(module)
         monkeypatch.setitem(backends.MODULES, name, spec.name)
         for op in OPS:
-            setattr(module, op, noting(op, name, getattr(module, op), asked))
+            setattr(module, op, noting(op, name, getattr(module, op), asked, running))
         if name in absent:
             module.unavailable = lambda: "it is not there"
     monkeypatch.setattr(backends.registry, "_loaded", {})
@@ -37,12 +38,17 @@ def pretend(monkeypatch, capability=HOPPER, absent=()) -> list[Asked]:
     return asked
 
 
-def noting(op, backend, function, asked):
+def noting(op, backend, function, asked, running):
     place = OPS[op]
 
     def call(*arguments):
-        asked.append(Asked(op, 0 if place is None else arguments[place].shape[1], backend))
-        return function(*arguments)
+        if not running:  # the backend's own calls of its functions do not count
+            asked.append(Asked(op, 0 if place is None else arguments[place].shape[1], backend))
+        running.append(op)
+        try:
+            return function(*arguments)
+        finally:
+            running.pop()
 
     return call
 

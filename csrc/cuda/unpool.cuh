@@ -167,7 +167,7 @@ __device__ __forceinline__ void unpooled_square(const Window& q, const T* y, con
             }
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
-                const uint32_t place = places[e / 4] >> e % 4 * 8 & 255;
+                const uint32_t byte = 255u << e % 4 * 8;
                 const float value = to_float(element_of<T>(values, e));
                 // Window row i - 1 has only the first row of the four, as its row 2; window row i has both, as its rows
                 // 0 and 1; columns alike.
@@ -175,7 +175,8 @@ __device__ __forceinline__ void unpooled_square(const Window& q, const T* y, con
                 for (int h = 0; h <= a; ++h)
 #pragma unroll
                     for (int w = 0; w <= b; ++w) {
-                        if (place == static_cast<uint32_t>((a ? h : 2) * 3 + (b ? w : 2))) sum[h][w][e] += value;
+                        const uint32_t taps = ((a ? h : 2) * 3 + (b ? w : 2)) * 0x01010101u;
+                        if (((places[e / 4] ^ taps) & byte) == 0) sum[h][w][e] += value;
                     }
             }
         }

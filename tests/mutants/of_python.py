@@ -371,14 +371,14 @@ PYTHON = [
         "zfkernels/compiler/gpu.py",
         "channels > IMAGE_CHANNELS or depth > DEPTH or",
         "channels > IMAGE_CHANNELS or",
-        "tests/compiler/test_gpu.py",
+        "tests/compiler/test_on_gpu.py",
     ),
     Mutant(
         "a-batch-norm-s-shift-without-its-bias",
         "zfkernels/compiler/gpu.py",
         "shift = shift if beta is None else shift + beta",
         "shift = shift",
-        "tests/compiler/test_gpu.py",
+        "tests/compiler/test_on_gpu.py",
     ),
     # The command line
     Mutant(
