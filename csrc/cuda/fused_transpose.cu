@@ -99,14 +99,13 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
         const int chunks = p.channels / 8, first = first_s - (p.taps - 1), count = kPixels + p.taps - 1;
         if constexpr (kSquares) {
             const int before = (first + p.pool.PW) & 1;  // 1: the first pixel is the second of its square
-            const int64_t map = image * p.pool.OH * p.pool.OW * p.K;
+            const PairRows<T> over(p.pool, p.y, p.switches, p.K, image, i);
             Walk at(t, kThreadsReversed, chunks);
             for (; at.column < (count + before + 1) / 2; at.next()) {
                 const int pixel = at.column * 2 - before, k = at.chunk * 8, j = first + pixel;
                 uint4 square[kRows][2] = {};
                 if (j + 1 >= 0 && j < p.OW && k < p.K) {
-                    unpooled_square(p.pool, p.y + map, p.switches + map, p.K, (i + p.pool.PH) >> 1,
-                                    (j + p.pool.PW) >> 1, k, square);
+                    unpooled_square(p.pool, over, p.K, (j + p.pool.PW) >> 1, k, square);
                 }
 #pragma unroll
                 for (int h = 0; h < kRows; ++h)
@@ -189,13 +188,18 @@ __global__ void __launch_bounds__(kThreadsReversed, 2) layer_reversed_kernel(Rev
                 const T* a_tap = a_lane + buffer * kRows * row_elements - b * p.pixel_pitch;
                 const T* b_tap = b_lane + b * p.channels;
                 const T* last_tap = b_last + b * p.channels;
+                const T *a_rows[kRows], *b_tiles[kTiles / 2];  // addresses that the loop only has to add k to
+#pragma unroll
+                for (int m = 0; m < kRows; ++m) a_rows[m] = a_tap + m * row_elements;
+#pragma unroll
+                for (int j = 0; j < kTiles / 2; ++j) b_tiles[j] = b_tap + j * 16 * p.filter_pitch;
 #pragma unroll 2
                 for (int k = 0; k < p.channels; k += 16) {
                     uint32_t fa[kRows][4], fb[kTiles / 2][4], last[2];
 #pragma unroll
-                    for (int m = 0; m < kRows; ++m) ptx::ldmatrix_x4(fa[m], a_tap + m * row_elements + k);
+                    for (int m = 0; m < kRows; ++m) ptx::ldmatrix_x4(fa[m], a_rows[m] + k);
 #pragma unroll
-                    for (int j = 0; j < kTiles / 2; ++j) ptx::ldmatrix_x4(fb[j], b_tap + j * 16 * p.filter_pitch + k);
+                    for (int j = 0; j < kTiles / 2; ++j) ptx::ldmatrix_x4(fb[j], b_tiles[j] + k);
                     ptx::ldmatrix_x2(last, last_tap + k);
 #pragma unroll
                     for (int m = 0; m < kRows; ++m) {

@@ -1,5 +1,6 @@
 // Unpooling by gathering, for kernels that unpool while they fill shared memory.
 #pragma once
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 #include "problem.h"
 #include "window.h"
@@ -123,14 +124,10 @@ __device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>
             const int column = j - 1 + b, from = column * K + k;
             if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
             const uint4 values = *reinterpret_cast<const uint4*>(rows.y[a] + from);
-            uint32_t places[kCount / 4];
-#pragma unroll
-            for (int e = 0; e < kCount / 4; ++e) {
-                places[e] = *reinterpret_cast<const uint32_t*>(rows.switches[a] + from + e * 4);
-            }
+            const auto places = Bytes<kCount>::load(rows.switches[a] + from);
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
-                const uint32_t place = places[e / 4] >> e % 4 * 8 & 255;
+                const uint32_t place = places[e];
                 const float value = to_float(element_of<T>(values, e));
                 if (place == rows.tap[a] + (b == 0 ? 2 : 0)) sum[0][e] += value;
                 if (b == 1 && place == rows.tap[a] + 1) sum[1][e] += value;
@@ -142,29 +139,22 @@ __device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>
 }
 
 // `unpooled` for 3x3 windows at stride 2 and four pixels, those at the padded map's rows 2i and 2i + 1 and columns 2j
-// and 2j + 1, of the image whose y and switches these are. Windows (i - 1, j - 1) ... (i, j) cover them: four loads for
-// four pixels, where two calls of unpooled_pair take six. Pixels outside the map may get what a window's overhang was
-// given.
+// and 2j + 1; `rows` are those over the first. Windows (i - 1, j - 1) ... (i, j) cover them: four loads for four
+// pixels, where two calls of unpooled_pair take six. Pixels outside the map may get what a window's overhang was given.
 template <typename T>
-__device__ __forceinline__ void unpooled_square(const Window& q, const T* y, const uint8_t* switches, int K, int i,
-                                                int j, int k, uint4 (&pixels)[2][2]) {
+__device__ __forceinline__ void unpooled_square(const Window& q, const PairRows<T>& rows, int K, int j, int k,
+                                                uint4 (&pixels)[2][2]) {
     constexpr int kCount = 16 / static_cast<int>(sizeof(T));
     float sum[2][2][kCount] = {};
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
-        const int row = i - 1 + a;
-        if (static_cast<unsigned>(row) >= static_cast<unsigned>(q.OH)) continue;
+        if (!rows.there[a]) continue;
 #pragma unroll
         for (int b = 0; b < 2; ++b) {
-            const int column = j - 1 + b;
+            const int column = j - 1 + b, from = column * K + k;
             if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
-            const int64_t from = (int64_t{row} * q.OW + column) * K + k;
-            const uint4 values = *reinterpret_cast<const uint4*>(y + from);
-            uint32_t places[kCount / 4];
-#pragma unroll
-            for (int e = 0; e < kCount / 4; ++e) {
-                places[e] = *reinterpret_cast<const uint32_t*>(switches + from + e * 4);
-            }
+            const uint4 values = *reinterpret_cast<const uint4*>(rows.y[a] + from);
+            const auto places = Bytes<kCount>::load(rows.switches[a] + from);
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
                 const uint32_t byte = 255u << e % 4 * 8;
@@ -176,7 +166,9 @@ __device__ __forceinline__ void unpooled_square(const Window& q, const T* y, con
 #pragma unroll
                     for (int w = 0; w <= b; ++w) {
                         const uint32_t taps = ((a ? h : 2) * 3 + (b ? w : 2)) * 0x01010101u;
-                        if (((places[e / 4] ^ taps) & byte) == 0) sum[h][w][e] += value;
+                        const float here = ((places.words[e / 4] ^ taps) & byte) == 0 ? value : 0.0f;
+                        // The first window over a pixel has nothing to add to.
+                        sum[h][w][e] = a == h && b == w ? here : sum[h][w][e] + here;
                     }
             }
         }
