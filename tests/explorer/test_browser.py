@@ -371,7 +371,7 @@ def slow(world, monkeypatch):
 
 
 def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
-    """A unit is closed while the page draws again: its tile has the focus, and keeps it when the page draws once more."""
+    """A unit is closed while the page draws again: its tile has the focus, and keeps it when it draws once more."""
     focus, held = "document.activeElement.dataset.unit === '{}'", []
     with opened(chromium, slow, is_searched=False) as page:
         until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
