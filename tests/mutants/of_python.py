@@ -380,6 +380,13 @@ PYTHON = [
         "shift = shift",
         "tests/compiler/test_on_gpu.py",
     ),
+    Mutant(
+        "a-part-s-leader-is-killed-alone",
+        "benchmarks/on_gpu/processes.py",
+        "        os.killpg(process.pid, signal.SIGKILL)",
+        "        os.kill(process.pid, signal.SIGKILL)",
+        "tests/bench/test_gpu.py -k group_ends",
+    ),
     # The command line
     Mutant(
         "stopped-is-an-error-like-others",

@@ -28,7 +28,17 @@ from mutants import MUTANTS
 from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COPIED = ("zfkernels", "tests", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+COPIED = (
+    "zfkernels",
+    "tests",
+    "csrc",
+    "benchmarks",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    ".clang-format",
+)
 EMULATED = Path("build/emulator/plain")
 LONGEST = 420  # seconds of a mutant's tests, and of its build
 
