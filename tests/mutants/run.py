@@ -28,7 +28,8 @@ from mutants import MUTANTS
 from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COPIED = (
+COPIED = ("zfkernels", "tests", "csrc", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+COPIED += (".clang-format",)
     "zfkernels",
     "tests",
     "csrc",
