@@ -1,7 +1,9 @@
 #include "threads.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -105,9 +107,7 @@ Pool* pool = new Pool;
 
 bool uses_openmp() { return !forked && openmp().parallel; }
 
-}  // namespace
-
-void run_team(int threads, Body body, void* context) {
+void fork_and_join(int threads, Body body, void* context) {
     if (uses_openmp()) {
         Job job{body, context};
         openmp().parallel(
@@ -119,6 +119,87 @@ void run_team(int threads, Body body, void* context) {
         return;
     }
     pool->run(threads, Job{body, context});
+}
+
+// A team that stays together from job to job. Its leader writes a job and counts the round up; the others do their part
+// and count `left` down, all of them in every round, so that none can miss one.
+class Team {
+   public:
+    int size = 1;
+
+    void run(int threads, Job job) {
+        job_ = job, members_ = threads < size ? threads : size;
+        left_.store(size - 1, std::memory_order_relaxed);
+        round_.fetch_add(1, std::memory_order_release);
+        job.body(job.context, 0, members_);
+        for (int looks = 0; left_.load(std::memory_order_acquire) > 0;) pause(looks);
+    }
+
+    void follow(int thread) {
+        for (unsigned seen = 0;; ++seen) {
+            for (int looks = 0; round_.load(std::memory_order_acquire) == seen;) pause(looks);
+            if (!job_.body) return;
+            if (thread < members_) job_.body(job_.context, thread, members_);
+            left_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    void dismiss() {
+        job_ = {};
+        round_.fetch_add(1, std::memory_order_release);
+    }
+
+   private:
+    // On a machine with fewer free cores than threads the one that is waited for gets the core.
+    static void pause(int& looks) {
+        if (++looks > kLooks) return std::this_thread::yield();
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    static constexpr int kLooks = 4000;  // 0.1 ms or so
+    Job job_{};
+    int members_ = 0;
+    std::atomic<unsigned> round_{0};
+    std::atomic<int> left_{0};
+};
+
+thread_local Team* team_led = nullptr;  // by this thread
+
+}  // namespace
+
+void run_team(int threads, Body body, void* context) {
+    if (team_led) return team_led->run(threads, {body, context});
+    fork_and_join(threads, body, context);
+}
+
+void in_team(int threads, void (*run)(void*), void* context) {
+    if (threads <= 1 || team_led) return run(context);
+    struct Shared {
+        void (*run)(void*);
+        void* context;
+        Team team{};
+        std::exception_ptr thrown{};
+    } shared{run, context};
+    fork_and_join(
+        threads,
+        [](void* opaque, int thread, int size) {
+            Shared& s = *static_cast<Shared*>(opaque);
+            if (thread > 0) return s.team.follow(thread);
+            s.team.size = size, team_led = &s.team;
+            try {
+                s.run(s.context);
+            } catch (...) {
+                s.thrown = std::current_exception();
+            }
+            team_led = nullptr;
+            s.team.dismiss();
+        },
+        &shared);
+    if (shared.thrown) std::rethrow_exception(shared.thrown);
 }
 
 const char* pool_name() { return uses_openmp() ? "torch's OpenMP" : "own"; }
