@@ -260,6 +260,42 @@ PYTHON = [
         "result[name] = laid_out(value, layout).to(device)",
         "tests/testing/test_search.py -k memory",
     ),
+    # Who computes what on a GPU
+    Mutant(
+        "a-projection-s-wide-layers-by-the-device-s-first-backend",
+        "zfkernels/graph/rules.py",
+        "return checks.op_backend(self.backend, x, op, filters)",
+        "return self.backend",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-backend-that-was-asked-for-is-passed-over",
+        "zfkernels/ops/checks.py",
+        "return backend(None, value, op, weight) if several_serve(value.device.type) else name",
+        "return backends.order(value.device.type, op, weight.shape[1], True)[0]",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-compiled-layer-of-more-products-than-the-kernel-takes",
+        "zfkernels/compiler/gpu.py",
+        "channels > IMAGE_CHANNELS or depth > DEPTH or",
+        "channels > IMAGE_CHANNELS or",
+        "tests/compiler/test_on_gpu.py",
+    ),
+    Mutant(
+        "a-batch-norm-s-shift-without-its-bias",
+        "zfkernels/compiler/gpu.py",
+        "shift = shift if beta is None else shift + beta",
+        "shift = shift",
+        "tests/compiler/test_on_gpu.py",
+    ),
+    Mutant(
+        "a-part-s-leader-is-killed-alone",
+        "benchmarks/on_gpu/processes.py",
+        "        os.killpg(process.pid, signal.SIGKILL)",
+        "        os.kill(process.pid, signal.SIGKILL)",
+        "tests/bench/test_gpu.py -k group_ends",
+    ),
     # The command line
     Mutant(
         "errors-name-a-function-s-argument",

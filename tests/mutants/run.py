@@ -28,7 +28,8 @@ from mutants import MUTANTS
 from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COPIED = ("zfkernels", "tests", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+COPIED = ("zfkernels", "tests", "csrc", "benchmarks", *FILES)
 EMULATED = Path("build/emulator/plain")
 LONGEST = 420  # seconds of a mutant's tests, and of its build
 
@@ -65,7 +66,7 @@ def copied(root: Path, to: Path, objects: str = "") -> Path:
     for name in COPIED:
         source = root / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "results")
             shutil.copytree(source, to / name, ignore=ignored, dirs_exist_ok=True)
         elif source.exists():
             shutil.copy2(source, to / name)
