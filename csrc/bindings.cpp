@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
+#include "cpu/calls.h"
+#include "cpu/chain.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
@@ -39,6 +41,93 @@ void conv2d_of(const zf::KernelsOf<T>& k, const zf::Conv& s, Address x, Address 
                Address add, Address y, bool relu, double cap, int threads) {
     const zf::Epilogue<T> end{Pointer{bias}, Pointer{add}, relu, static_cast<T>(cap)};
     k.conv2d(s, Pointer{x}, Pointer{w}, Pointer{packed}, end, Pointer{y}, threads);
+}
+
+using Operand = std::pair<int, int64_t>;                                            // zf::Operand's
+using StageTuple = std::tuple<ConvSizes, Address, Address, Address, bool, double>;  // zf::Stage's
+
+zf::Operand operand(const Operand& o) { return {o.first, o.second}; }
+
+// The table of the element type that is in use when the calls are run.
+template <typename Kernel>
+void of_type(bool f64, const Kernel& kernel) {
+    f64 ? kernel(zf::active_kernels().f64) : kernel(zf::active_kernels().f32);
+}
+
+template <typename T>
+std::vector<zf::Stage<T>> stages_of(const std::vector<StageTuple>& all, int64_t x_pitch, int64_t y_pitch) {
+    std::vector<zf::Stage<T>> stages;
+    for (const auto& [sizes, w, packed, bias, relu, cap] : all)
+        stages.push_back({conv(sizes), Pointer{w}, Pointer{packed}, Pointer{bias}, relu, static_cast<T>(cap)});
+    stages.front().s.XP = x_pitch, stages.back().s.YP = y_pitch;
+    return stages;
+}
+
+template <typename T>
+void add_chain(zf::Calls& calls, zf::KernelsOf<T> zf::Kernels::* table, std::vector<zf::Stage<T>> stages, zf::Operand x,
+               zf::Operand add, zf::Operand y) {
+    calls.add([=, stages = std::move(stages)](const zf::Calls::Bases& b, int threads) {
+        zf::conv2d_chain<T>(zf::active_kernels().*table, stages, Pointer{at(b, x)}, Pointer{at(b, add)},
+                            Pointer{at(b, y)}, threads);
+    });
+}
+
+void bind_calls(py::module_& m) {
+    py::class_<zf::Calls>(m, "Calls")
+        .def(py::init<>())
+        .def("conv2d",
+             [](zf::Calls& calls, bool f64, ConvSizes s, Operand x, Address w, Address packed, Address bias,
+                Operand add, Operand y, bool relu, double cap, int64_t x_pitch, int64_t y_pitch) {
+                 zf::Conv sizes = conv(s);
+                 sizes.XP = x_pitch, sizes.YP = y_pitch;
+                 calls.add([=](const zf::Calls::Bases& b, int threads) {
+                     const Address from = at(b, operand(x)), plus = at(b, operand(add)), to = at(b, operand(y));
+                     of_type(f64, [&](auto& k) {
+                         conv2d_of(k, sizes, from, w, packed, bias, plus, to, relu, cap, threads);
+                     });
+                 });
+             })
+        .def("conv2d_chain",
+             [](zf::Calls& calls, bool f64, const std::vector<StageTuple>& all, Operand x, Operand add, Operand y,
+                int64_t x_pitch, int64_t y_pitch) {
+                 const zf::Operand from = operand(x), plus = operand(add), to = operand(y);
+                 if (f64)
+                     add_chain(calls, &zf::Kernels::f64, stages_of<double>(all, x_pitch, y_pitch), from, plus, to);
+                 else
+                     add_chain(calls, &zf::Kernels::f32, stages_of<float>(all, x_pitch, y_pitch), from, plus, to);
+             })
+        .def("conv2d_relu_max_pool2d",
+             [](zf::Calls& calls, bool f64, ConvSizes s, PoolSizes p, Operand x, Address w, Address packed,
+                Address bias, Operand y, Operand switches) {
+                 calls.add([=, sizes = conv(s), window = pool(p)](const zf::Calls::Bases& b, int threads) {
+                     of_type(f64, [&](auto& k) {
+                         k.conv2d_relu_max_pool2d(sizes, window, Pointer{at(b, operand(x))}, Pointer{w},
+                                                  Pointer{packed}, Pointer{bias}, Pointer{at(b, operand(y))},
+                                                  Pointer{at(b, operand(switches))}, zf::kNone, threads);
+                     });
+                 });
+             })
+        .def("max_pool2d",
+             [](zf::Calls& calls, bool f64, PoolSizes p, Operand x, Operand y, Operand switches) {
+                 calls.add([=, window = pool(p)](const zf::Calls::Bases& b, int threads) {
+                     of_type(f64, [&](auto& k) {
+                         k.max_pool2d(window, Pointer{at(b, operand(x))}, Pointer{at(b, operand(y))},
+                                      Pointer{at(b, operand(switches))}, threads);
+                     });
+                 });
+             })
+        .def("avg_pool2d",
+             [](zf::Calls& calls, bool f64, PoolSizes p, Operand x, Operand y, bool padded) {
+                 calls.add([=, window = pool(p)](const zf::Calls::Bases& b, int threads) {
+                     of_type(f64, [&](auto& k) {
+                         k.avg_pool2d(window, Pointer{at(b, operand(x))}, Pointer{at(b, operand(y))}, padded, threads);
+                     });
+                 });
+             })
+        .def("run", [](const zf::Calls& calls, const zf::Calls::Bases& bases, int threads) {
+            const py::gil_scoped_release unlocked;
+            calls.run(bases, threads);
+        });
 }
 
 const zf::Kernels& kernels_named(const char* name) {
@@ -127,6 +216,7 @@ PYBIND11_MODULE(_C, m) {
                                                               static_cast<zf::Rounding>(rounding), threads);
               });
           });
+    bind_calls(m);
     m.def("linear", [](bool f64, int64_t images, int64_t inputs, int64_t outputs, Address x, Address w, Address bias,
                        Address y, int threads) {
         with_table(f64, [&](auto& k) {
@@ -155,8 +245,8 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(name(choice.forward), name(choice.transposed), name(choice.weight_grad));
     });
     m.def("pool", &zf::pool_name);
-    m.def("sampled", [](Address table, int64_t count) {
-        return zf::sampled(reinterpret_cast<const int64_t (*)[3]>(table), count);
+    m.def("sampled", [](Address table, int64_t count, int threads) {
+        return zf::sampled(reinterpret_cast<const int64_t (*)[3]>(table), count, threads);
     });
     m.def("prefer_huge_pages",
           [](Address memory, std::size_t bytes) { zf::prefer_huge_pages(reinterpret_cast<void*>(memory), bytes); });

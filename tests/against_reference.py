@@ -36,10 +36,11 @@ def check(backend: str, call: Call, dtype: torch.dtype, layout: str) -> None:
         assert_close("result", outputs[2], expected[2], dtype)
 
     g = values(outputs[0].shape, call.fill if call.fill == "ties" else "normal", torch.Generator().manual_seed(1))
-    g = placed(g.to(dtype), layout)
+    g = g.to(dtype)
+    own = placed(g.to(device), layout)
     wanted = {name: value for name, value in tensors.items() if name != "switches"}
     differentiable = outputs[::2]  # all except the switches, with the same gradient
-    gradients = torch.autograd.grad(differentiable, list(wanted.values()), [g.to(device)] * len(differentiable))
+    gradients = torch.autograd.grad(differentiable, list(wanted.values()), [own] * len(differentiable))
     expected = expected_gradients(call, plain, [output.detach().cpu() for output in outputs], g)
     for name, gradient in zip(wanted, gradients, strict=True):
         assert_close(name, gradient, expected[name], dtype, exact=moves_only(call, gradient=True))

@@ -31,6 +31,8 @@ CONVOLUTIONS = [
     ("first_layer", (1, 3, 23, 22), 33, (7, 7), 2, 1, True, "normal"),
     ("second_layer", (2, 24, 11, 11), 37, (5, 5), 2, 0, True, "normal"),
     ("deep", (1, 37, 6, 7), 65, (3, 3), 1, 1, True, "normal"),
+    ("deep_wide", (1, 20, 6, 7), 130, (3, 3), 1, 1, True, "normal"),  # a CUDA block has up to 128 filters
+    ("gaps_in_rows", (1, 33, 5, 11), 17, (3, 2), (2, 3), 0, True, "normal"),  # columns that no filter reaches
     ("leftover", (1, 2, 10, 12), 3, (3, 3), (4, 5), 0, True, "normal"),
     ("ties", (2, 3, 7, 8), 6, (3, 2), (1, 2), 1, True, "ties"),
     ("zeros", (1, 2, 5, 5), 3, (3, 3), 1, 1, False, "zeros"),
@@ -97,6 +99,7 @@ POOLINGS = [
     ("rectangular", (2, 7, 9, 13), (1, 5), (2, 3), (0, 2), False, "normal"),
     ("largest_window", (1, 2, 17, 19), 16, 1, 8, False, "normal"),
     ("deep", (1, 67, 6, 5), 3, 2, 1, False, "normal"),
+    ("whole_vectors", (2, 32, 11, 9), 3, 2, 0, False, "normal"),  # the last window of a map is whole
     ("ties", (2, 6, 9, 7), 3, 2, 1, True, "ties"),
     ("zeros", (1, 2, 5, 5), 3, 2, 0, False, "zeros"),
     ("special", (2, 9, 9, 8), 3, 2, 1, True, "nonfinite"),
@@ -132,6 +135,7 @@ NORMS = [
     ("strong", (2, 33, 3, 5), 5, 1.5, 0.75, 1.0, False, "normal"),
     ("even", (1, 11, 3, 2), 4, 0.5, 0.75, 2.0, False, "normal"),
     ("even_centered", (1, 11, 3, 2), 4, 0.5, 0.75, 2.0, True, "normal"),
+    ("blocks", (1, 24, 7, 9), 5, 0.5, 0.75, 2.0, False, "normal"),  # a block of threads begins inside a pixel's maps
     ("two", (1, 7, 2, 2), 2, 0.5, 0.5, 1.0, True, "normal"),
     ("size_one", (1, 3, 4, 5), 1, 1.0, 0.75, 1.0, False, "normal"),
     ("size_one_centered", (1, 3, 4, 5), 1, 1.0, 0.75, 1.0, True, "normal"),

@@ -6,8 +6,57 @@ from typing import Any
 _Call = tuple[int, int, int, bool]
 _Norm = tuple[int, int, int, float, float, float, bool]
 _Sizes = Sequence[int]
+_Operand = tuple[int, int]
 
 built_with_cuda: bool
+
+class Calls:
+    """Kernel calls that run together. An operand is (base, bytes from it); with a negative base, a null pointer."""
+
+    def __init__(self) -> None: ...
+    def conv2d(
+        self,
+        f64: bool,
+        sizes: _Sizes,
+        x: _Operand,
+        w: int,
+        packed: int,
+        bias: int,
+        add: _Operand,
+        y: _Operand,
+        relu: bool,
+        cap: float,
+        x_pitch: int,
+        y_pitch: int,
+        /,
+    ) -> None: ...
+    def conv2d_chain(
+        self,
+        f64: bool,
+        stages: Sequence[tuple[_Sizes, int, int, int, bool, float]],
+        x: _Operand,
+        add: _Operand,
+        y: _Operand,
+        x_pitch: int,
+        y_pitch: int,
+        /,
+    ) -> None: ...
+    def conv2d_relu_max_pool2d(
+        self,
+        f64: bool,
+        sizes: _Sizes,
+        pool: _Sizes,
+        x: _Operand,
+        w: int,
+        packed: int,
+        bias: int,
+        y: _Operand,
+        switches: _Operand,
+        /,
+    ) -> None: ...
+    def max_pool2d(self, f64: bool, sizes: _Sizes, x: _Operand, y: _Operand, switches: _Operand, /) -> None: ...
+    def avg_pool2d(self, f64: bool, sizes: _Sizes, x: _Operand, y: _Operand, padded: bool, /) -> None: ...
+    def run(self, bases: Sequence[int], threads: int, /) -> None: ...
 
 def conv2d(
     f64: bool,
@@ -109,7 +158,7 @@ def conv2d_kernels(
     isa: str, mode: int, f64: bool, sizes: _Sizes, most: int, rectify: bool, /
 ) -> tuple[str, str, str]: ...
 def pool() -> str: ...
-def sampled(table: int, count: int, /) -> int: ...
+def sampled(table: int, count: int, threads: int, /) -> int: ...
 def prefer_huge_pages(memory: int, size: int, /) -> None: ...
 def cuda_conv2d(
     call: _Call, sizes: _Sizes, x: int, w: int, bias: int, y: int, relu: bool, workspace: int, /

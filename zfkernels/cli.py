@@ -8,6 +8,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,6 +48,13 @@ AGAIN = {  # what is said when a command is stopped
     "atlas": "; the same command continues its search",
     "gallery": "; the same command continues the training",
 }
+OTHERWISE = {  # functions' arguments that an option of another name sets
+    "batch_size": "--batch",
+    "learning_rate": "--rate",
+    "image_size": "--side",
+    "channels": "--maps",
+}
+LARGEST_SEED = 2**63 - 1
 NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
 # Package -> its name for pip, and the extra that brings it.
 OPTIONAL = {
@@ -84,7 +92,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
             module = importlib.import_module(f".commands.{name}", __package__)
             command.epilog = module.EXAMPLES
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            typed = {action.dest: action.option_strings[-1] for action in command._actions if action.option_strings}
+            command.set_defaults(run=module.run, typed=typed)
     return top
 
 
@@ -138,6 +147,8 @@ def _run(arguments: list[str], seen: list[int]) -> int:
         return mistake("zfkernels", f"invalid choice: {command!r}{near}")
     args = parser(command).parse_args(arguments)
     try:
+        if not 0 <= getattr(args, "seed", 0) <= LARGEST_SEED:
+            raise ValueError(f"--seed must be from 0 to {LARGEST_SEED}, got {args.seed}")
         if command not in NEED_NO_BACKEND:
             require_backend()
         code = args.run(args) or 0
@@ -162,7 +173,7 @@ def _run(arguments: list[str], seen: list[int]) -> int:
             raise KeyboardInterrupt from error
         if os.environ.get(TRACEBACK):
             raise
-        return mistake(f"zfkernels {command}", in_one_line(error))
+        return mistake(f"zfkernels {command}", as_typed(in_one_line(error), args.typed))
 
 
 def in_one_line(error: Exception) -> str:
@@ -171,6 +182,14 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text[:500]} ({TRACEBACK}=1 shows where)"
+
+
+def as_typed(text: str, options: dict[str, str]) -> str:
+    """An error that begins with the argument of a function, beginning with the option that set it."""
+    found = re.match(r"(\w+)(?=: | must | takes | ['(\d])", text)
+    name = found[1] if found else ""
+    option = options.get(name) or (OTHERWISE.get(name) if OTHERWISE.get(name) in options.values() else None)
+    return text if option is None else option + text[len(name) :]
 
 
 def mistake(program: str, text: str) -> int:

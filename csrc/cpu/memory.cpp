@@ -1,10 +1,13 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <new>
 #include <utility>
+
+#include "threads.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -109,26 +112,35 @@ uint64_t of_all(const char* memory, int64_t words, uint64_t seen) {
 
 }  // namespace
 
-uint64_t sampled(const int64_t (*table)[3], int64_t count) {
-    uint64_t seen = 0xcbf29ce484222325;
-    for (int64_t i = 0; i < count; ++i) {
-        const char* const memory = reinterpret_cast<const char*>(table[i][0]);
-        const int64_t bytes = table[i][1], words = bytes / kWord, parts = table[i][2];
-        seen = mixed(seen, word_at(memory, std::max<int64_t>(bytes - kWord, 0), bytes));
-        if (parts >= words) {
-            seen = of_all(memory, words, seen);
-            continue;
-        }
-        const double part = static_cast<double>(words) / static_cast<double>(parts);
-        uint64_t draw = 0x2545f4914f6cdd1d;
-        for (int64_t n = 0; n < parts; ++n) {
-            draw = draw * 0x5851f42d4c957f2d + 0x14057b7ef767814f;
-            const double within = static_cast<double>(draw >> 11) * 0x1p-53;
-            const int64_t place = static_cast<int64_t>((static_cast<double>(n) + within) * part);
-            seen = mixed(seen, word_at(memory, std::min(place, words - 1) * kWord, kWord));
-        }
+namespace {
+
+uint64_t sample_of(const int64_t (&row)[3], uint64_t seen) {
+    const char* const memory = reinterpret_cast<const char*>(row[0]);
+    const int64_t bytes = row[1], words = bytes / kWord, parts = row[2];
+    seen = mixed(seen, word_at(memory, std::max<int64_t>(bytes - kWord, 0), bytes));
+    if (parts >= words) return of_all(memory, words, seen);
+    const double part = static_cast<double>(words) / static_cast<double>(parts);
+    uint64_t draw = 0x2545f4914f6cdd1d;
+    for (int64_t n = 0; n < parts; ++n) {
+        draw = draw * 0x5851f42d4c957f2d + 0x14057b7ef767814f;
+        const double within = static_cast<double>(draw >> 11) * 0x1p-53;
+        const int64_t place = static_cast<int64_t>((static_cast<double>(n) + within) * part);
+        seen = mixed(seen, word_at(memory, std::min(place, words - 1) * kWord, kWord));
     }
     return seen;
+}
+
+}  // namespace
+
+uint64_t sampled(const int64_t (*table)[3], int64_t count, int threads) {
+    std::atomic<uint64_t> sum{0};
+    parallel_for(count, threads, [&](int64_t begin, int64_t end, int) {
+        uint64_t own = 0;
+        for (int64_t i = begin; i < end; ++i)
+            own += sample_of(table[i], mixed(0xcbf29ce484222325, static_cast<uint64_t>(i)));
+        sum.fetch_add(own, std::memory_order_relaxed);
+    });
+    return sum.load();
 }
 
 }  // namespace zf

@@ -30,6 +30,6 @@ class Scratch {
 // A number made of words of 8 bytes of `count` arrays: one that changes with nearly every change of such a word.
 // table[i] = {address, bytes, parts} of an array, which is cut into equal parts; of each one word is looked at, at a
 // place that differs from part to part, and all of them where there are as many parts as words.
-uint64_t sampled(const int64_t (*table)[3], int64_t count);
+uint64_t sampled(const int64_t (*table)[3], int64_t count, int threads);
 
 }  // namespace zf

@@ -1,7 +1,9 @@
 #include "threads.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -105,9 +107,7 @@ Pool* pool = new Pool;
 
 bool uses_openmp() { return !forked && openmp().parallel; }
 
-}  // namespace
-
-void run_team(int threads, Body body, void* context) {
+void fork_and_join(int threads, Body body, void* context) {
     if (uses_openmp()) {
         Job job{body, context};
         openmp().parallel(
@@ -119,6 +119,103 @@ void run_team(int threads, Body body, void* context) {
         return;
     }
     pool->run(threads, Job{body, context});
+}
+
+// A team that stays together from job to job. Each round has a part for each member, which is made by who takes it
+// first: the member, or the leader, when it is through with its own and the member has not begun, because its core is
+// another's. So a round waits for nobody who does not work.
+class Team {
+   public:
+    explicit Team(int most) : taken_(static_cast<std::size_t>(most)) {}
+    int size = 1;  // of those that came
+
+    void run(int threads, Job job) {
+        job_ = job, members_ = threads < size ? threads : size;
+        const unsigned round = round_.load(std::memory_order_relaxed) + 1;
+        for (int i = members_; i < size; ++i) part(i).store(round, std::memory_order_relaxed);  // there is none
+        left_.store(members_ - 1, std::memory_order_relaxed);
+        round_.store(round, std::memory_order_release);
+        job.body(job.context, 0, members_);
+        for (int i = 1; i < members_; ++i) take(i, round);
+        for (int looks = 0; left_.load(std::memory_order_acquire) > 0;) pause(looks);
+    }
+
+    void follow(int thread) {
+        for (unsigned seen = 0;;) {
+            unsigned round = seen;
+            for (int looks = 0; round == seen; round = round_.load(std::memory_order_acquire)) {
+                if (over_.load(std::memory_order_acquire)) return;
+                pause(looks);
+            }
+            take(thread, seen = round);
+        }
+    }
+
+    void dismiss() { over_.store(true, std::memory_order_release); }
+
+   private:
+    std::atomic<unsigned>& part(int i) { return taken_[static_cast<std::size_t>(i)]; }
+
+    // Makes part i of this round unless somebody has taken it. All parts of the round before were taken, and a round
+    // does not end before they are made: who comes too late finds another number.
+    void take(int i, unsigned round) {
+        unsigned before = round - 1;
+        if (!part(i).compare_exchange_strong(before, round, std::memory_order_acq_rel)) return;
+        job_.body(job_.context, i, members_);
+        left_.fetch_sub(1, std::memory_order_release);
+    }
+
+    static void pause(int& looks) {
+        if (++looks > kLooks) return std::this_thread::yield();
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    static constexpr int kLooks = 4000;  // 0.1 ms or so
+    std::vector<std::atomic<unsigned>> taken_;
+    Job job_{};
+    int members_ = 0;
+    std::atomic<unsigned> round_{0};
+    std::atomic<int> left_{0};
+    std::atomic<bool> over_{false};
+};
+
+thread_local Team* team_led = nullptr;  // by this thread
+
+}  // namespace
+
+void run_team(int threads, Body body, void* context) {
+    if (team_led) return team_led->run(threads, {body, context});
+    fork_and_join(threads, body, context);
+}
+
+void in_team(int threads, void (*run)(void*), void* context) {
+    if (threads <= 1 || team_led) return run(context);
+    struct Shared {
+        void (*run)(void*);
+        void* context;
+        Team team;
+        std::exception_ptr thrown{};
+    } shared{run, context, Team(threads)};
+    fork_and_join(
+        threads,
+        [](void* opaque, int thread, int size) {
+            Shared& s = *static_cast<Shared*>(opaque);
+            if (thread > 0) return s.team.follow(thread);
+            s.team.size = size, team_led = &s.team;
+            try {
+                s.run(s.context);
+            } catch (...) {
+                s.thrown = std::current_exception();
+            }
+            team_led = nullptr;
+            s.team.dismiss();
+        },
+        &shared);
+    if (shared.thrown) std::rethrow_exception(shared.thrown);
 }
 
 const char* pool_name() { return uses_openmp() ? "torch's OpenMP" : "own"; }

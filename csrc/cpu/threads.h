@@ -11,6 +11,9 @@ namespace zf {
 // Calls body(context, thread, threads) on each of at most `threads` threads, the caller among them, and waits for all.
 // `threads` inside the body is the actual team size. Bodies must not throw.
 void run_team(int threads, void (*body)(void* context, int thread, int threads), void* context);
+// Calls run(context) on the caller, while the other threads of a team of `threads` wait for its run_team calls without
+// sleeping: a fork and a join of some microseconds once, and a few hundred nanoseconds for each call. run may throw.
+void in_team(int threads, void (*run)(void* context), void* context);
 // "torch's OpenMP" or "own".
 const char* pool_name();
 

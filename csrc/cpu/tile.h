@@ -167,7 +167,7 @@ void tile_of(Index<kCount>, const T* const* p, const Walk& walk, const T* w, con
 
 // What new sums start from.
 template <typename T>
-alignas(64) const T kZeros[kPixels * 2 * Lanes<T>::count] = {};
+alignas(64) const T kZeros[2 * kPixels * 2 * Lanes<T>::count] = {};
 
 // `count` <= kPixels addresses. The sums start from `from`, which may be acc.
 template <typename T, typename WalkOf>

@@ -149,6 +149,23 @@ template <typename T>
 void tile_rows(int64_t, int64_t, const TwoRows<T>&, const Walk&, const T*, const T*, const T*, T*) {}
 #endif
 
+// Pixels of a tile that are equally far apart, and its sums: tile_rows's where there is one.
+constexpr int kEvenTile = kTwoRows ? 2 * kRowPixels : kPixels;
+
+// `count` <= kEvenTile pixels from `first` on; from `ahead` on lie those of the next tile.
+template <typename T>
+ZF_INLINE void tile_even(int64_t count, const T* first, int64_t distance, const Walk& walk, const T* w, const T* from,
+                         T* acc) {
+    const T* const ahead = first + count * distance;
+    if constexpr (kTwoRows) {
+        const TwoRows<T> pixels{first, first + (count + 1) / 2 * distance, distance};
+        return tile_rows(count, 2, pixels, walk, w, ahead, from, acc);
+    }
+    const T* at[kPixels];
+    for (int64_t i = 0; i < count; ++i) at[i] = first + i * distance;
+    tile(count, at, WalkAhead{walk, ahead}, w, from, acc);
+}
+
 // Calls each(from, to, first, second) for the tiles of `rows` rows of `cols` pixels, numbered row by row: a row's in
 // equal parts, or two short rows together. `first` and `second` are (row, column) of the first pixels of a tile's rows.
 template <typename Each>

@@ -276,7 +276,7 @@ struct Winograd {
     }
     // Tiles whose sums are made and used before the next ones': few enough for L1, unless chunks are added up.
     static int64_t batch(const Grid& grid, const InputTiles<T>& inputs) {
-        return grid.depth() > inputs.chunk ? inputs.tiles : smaller(inputs.tiles, kPixels);
+        return grid.depth() > inputs.chunk ? inputs.tiles : smaller(inputs.tiles, kEvenTile);
     }
 
     template <int kTapsOf>
@@ -297,17 +297,15 @@ struct Winograd {
     // The 36 products of the chunk [begin, end) of channels for tiles [first, last), whose sums lie from sums_ on. Each
     // chunk is summed apart: sums of parts lose less to rounding than one long sum.
     void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) {
-        WalkAhead walk{{1, end - begin, 0, 1}, nullptr};
-        const int64_t parts = ceil_div(last - first, kPixels);
-        alignas(64) T partial[kPixels * kWidth<T>];
+        const Walk walk{1, end - begin, 0, 1};
+        const int64_t parts = ceil_div(last - first, kEvenTile);
+        alignas(64) T partial[kEvenTile * kWidth<T>];
         for (int64_t z = 0; z < kTaps; ++z) {
             for (int64_t part = 0, t = 0; part < parts; ++part) {
                 const int64_t t_end = (last - first) * (part + 1) / parts, count = t_end - t;
-                const T* at[kPixels];
-                for (int64_t i = 0; i < count; ++i) at[i] = inputs_.at(z, first + t + i, begin);
-                walk.ahead = at[0] + count * inputs_.chunk;
                 T* const sums = sums_ + z * sum_plane_ + t * kWidth<T>;
-                tile(count, at, walk, filters_ + z * filter_plane_, kZeros<T>, begin ? partial : sums);
+                tile_even(count, inputs_.at(z, first + t, begin), inputs_.chunk, walk, filters_ + z * filter_plane_,
+                          kZeros<T>, begin ? partial : sums);
                 if (begin)
                     for (int64_t i = 0; i < count * kWidth<T>; ++i) sums[i] += partial[i];
                 t = t_end;

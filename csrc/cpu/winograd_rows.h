@@ -7,7 +7,7 @@
 // free. It is for few channels, where winograd.h's products are too short to be worth their transforms.
 //
 // The rows of input under a band of output rows are kept as [point][position of m][row][SW * C]: the KH * SW * C
-// factors of a product are neighbours, and a tile of tile.h (kPixels outputs' one point) is one unbroken run. Filters
+// factors of a product are neighbours, and a tile (kEvenTile outputs' one point) is one unbroken run. Filters
 // are transformed as they are packed.
 #pragma once
 #include "winograd.h"
@@ -26,7 +26,7 @@ struct WinogradRows {
     static Bands bands(const Conv& s) { return row_bands(s, kBandPixels); }
     static Steps steps(const Conv& s, const Pool& pool) { return row_steps(s, pool, kBandPixels); }
     static int64_t elements(const Conv& s, int64_t rows) {
-        return round_up(kPoints * (plane(s, rows) + kPixels * kWidth<T>)+row_columns(s) * s.C + kLanes, 16);
+        return round_up(kPoints * (plane(s, rows) + kEvenTile * kWidth<T>)+row_columns(s) * s.C + kLanes, 16);
     }
 
     // Packs a block's filters, [taps][KH][SW][C], as their points, [6][KH][SW][C].
@@ -104,24 +104,29 @@ struct WinogradRows {
     bool make_taps(const T* filters, const T* bias, const Finish<T>& finish, T* out, int64_t step, int64_t outputs) {
         constexpr int kSide = 7 - kTapsOf;
         const Walk walk{1, depth(s_), 0, 1};
-        const int64_t across = positions(s_), tiles = rows_ * across, parts = ceil_div(tiles, kPixels);
-        const int64_t down = s_.SH * s_.SW * s_.C, filter_plane = depth(s_) * kWidth<T>;
+        const int64_t across = positions(s_), down = s_.SH * s_.SW * s_.C, filter_plane = depth(s_) * kWidth<T>;
+        const int64_t vectors = outputs <= kLanes ? 1 : 2;
         Seen<T> seen;
-        int64_t r = 0, t = 0;  // of the next tile
-        for (int64_t part = 0, first = 0; part < parts; ++part) {
-            const int64_t last = tiles * (part + 1) / parts, count = last - first;
-            const T* at[kPixels];
-            int64_t row_of[kPixels], position_of[kPixels];
+        // The tiles (row_of[i], position_of[i]), i < count; in two rows of neighbours where tile_rows makes them.
+        const auto make = [&](int64_t count, const int64_t* row_of, const int64_t* position_of) {
+            const auto point = [&](int64_t i) { return points_ + position_of[i] * pitch_ + row_of[i] * down; };
             for (int64_t i = 0; i < count; ++i) {
-                at[i] = points_ + t * pitch_ + r * down;
-                row_of[i] = r, position_of[i] = t;
-                for (int64_t c = t * kSide; c < smaller((t + 1) * kSide, s_.OW); ++c)
-                    __builtin_prefetch(out + (r * s_.OW + c) * step, 1);  // 8% of conv1 at N = 1
-                if (++t == across) t = 0, ++r;
+                const int64_t left = position_of[i] * kSide, end = smaller(left + kSide, s_.OW);
+                for (int64_t c = left; c < end; ++c)
+                    __builtin_prefetch(out + (row_of[i] * s_.OW + c) * step, 1);  // 8% of conv1 at N = 1
             }
+            const T* at[kEvenTile];
+            for (int64_t i = 0; i < count; ++i) at[i] = point(i);
             for (int64_t z = 0; z < kPoints; ++z) {
-                tile(count, at, walk, filters + z * filter_plane, kZeros<T>, sums_ + z * kPixels * kWidth<T>);
-                for (int64_t i = 0; i < count; ++i) at[i] += plane_;
+                const T* const w = filters + z * filter_plane;
+                T* const sums = sums_ + z * kEvenTile * kWidth<T>;
+                if constexpr (kTwoRows) {
+                    const TwoRows<T> rows{at[0] + z * plane_, at[(count + 1) / 2 % count] + z * plane_, pitch_};
+                    tile_rows(count, vectors, rows, walk, w, w + filter_plane, kZeros<T>, sums);
+                } else {
+                    tile(count, at, walk, w, kZeros<T>, sums);
+                    for (int64_t i = 0; i < count; ++i) at[i] += plane_;
+                }
             }
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t left = position_of[i] * kSide, width = s_.OW - left;
@@ -130,7 +135,7 @@ struct WinogradRows {
                     const T* const from = sums_ + i * kWidth<T> + o;
                     const V b = load<V>(bias + o);
                     V z[kPoints], y[kSide];
-                    repeat<kPoints>([&](auto j) { z[j.at] = load<V>(from + j.at * kPixels * kWidth<T>); });
+                    repeat<kPoints>([&](auto j) { z[j.at] = load<V>(from + j.at * kEvenTile * kWidth<T>); });
                     from_points<kTapsOf>(z, 1, y, 1);
                     repeat<kSide>([&](auto j) {
                         const V v = y[j.at] + b;
@@ -144,6 +149,27 @@ struct WinogradRows {
                     });
                 }
             }
+        };
+        int64_t row_of[kEvenTile], position_of[kEvenTile];
+        if constexpr (kTwoRows) {
+            for_row_tiles(rows_, across, [&](int64_t from, int64_t to, int64_t r0, int64_t t0, int64_t r1, int64_t t1) {
+                const int64_t half = (to - from + 1) / 2;
+                for (int64_t i = 0; i < to - from; ++i) {
+                    row_of[i] = i < half ? r0 : r1;
+                    position_of[i] = i < half ? t0 + i : t1 + i - half;
+                }
+                make(to - from, row_of, position_of);
+            });
+            return seen.sound();
+        }
+        const int64_t tiles = rows_ * across, parts = ceil_div(tiles, kPixels);
+        for (int64_t part = 0, r = 0, t = 0, first = 0; part < parts; ++part) {
+            const int64_t last = tiles * (part + 1) / parts;
+            for (int64_t i = 0; i < last - first; ++i) {
+                row_of[i] = r, position_of[i] = t;
+                if (++t == across) t = 0, ++r;
+            }
+            make(last - first, row_of, position_of);
             first = last;
         }
         return seen.sound();
@@ -151,7 +177,7 @@ struct WinogradRows {
 
     const Conv& s_;
     const int64_t plane_;
-    T *const points_, *const sums_ = points_ + kPoints * plane_, *const row_ = sums_ + kPoints * kPixels * kWidth<T>;
+    T *const points_, *const sums_ = points_ + kPoints * plane_, *const row_ = sums_ + kPoints * kEvenTile * kWidth<T>;
     int64_t n_ = 0, from_ = 0, rows_ = 0, pitch_ = 0;
 };
 

@@ -6,10 +6,10 @@
 // time, 4 stages deep, with cp.async: a stage is copied three stages before it is used, among the products of the stage
 // at hand, and one barrier a stage both publishes what has arrived and frees the buffer that was read last.
 //
-//   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32) and the map lies on 16 bytes: a chunk
-//            is then wholly inside or outside the map. Else elements are loaded one by one: any C, any alignment. A
-//            run's chunk is contiguous memory, and lies inside the map where its element offset in the row does, so
-//            no tap and no channel is ever divided out.
+//   Source   16-byte copies where C is a multiple of a chunk (8 half, 4 float32): a chunk is then wholly inside or
+//            outside the map. Half types with another multiple of 4 channels take two copies of 8 bytes. A run's chunk
+//            is contiguous memory, and lies inside the map where its element offset in the row does, so no tap and no
+//            channel is ever divided out.
 //   Tile     BN = 128, 96 or 64, whichever pads K the least.
 //   Shared   4 stages x (128 + BN) x 64 bytes: 64 KiB for BN = 128, two blocks an SM. A half-precision result is turned
 //            through the same memory into 16-byte stores; its rows there are 16 bytes longer, so that the 8 rows that a
@@ -29,9 +29,16 @@ namespace {
 
 constexpr int kStages = 4;
 
+// A correlation whose source has zeros up to a multiple of 4 channels: C counts them, `channels` those that it has.
+struct Padded : Correlation {
+    int channels;
+
+    explicit Padded(const Correlation& p) : Correlation(p), channels(p.C) { C = round_up(p.C, 4); }
+};
+
 // One block packs one filter of one residue class; consecutive threads write consecutive elements.
 template <class T>
-__global__ void __launch_bounds__(256) pack_kernel(Correlation p, const T* __restrict__ w, T* __restrict__ packed) {
+__global__ void __launch_bounds__(256) pack_kernel(Padded p, const T* __restrict__ w, T* __restrict__ packed) {
     constexpr int kChunkElements = kChunkBytes / sizeof(T);
     const int index = blockIdx.x / p.K, k = blockIdx.x % p.K;
     const ResidueClass r = class_of(p, index, kChunkElements);
@@ -43,7 +50,26 @@ __global__ void __launch_bounds__(256) pack_kernel(Correlation p, const T* __res
     for (int e = threadIdx.x; e < row; e += blockDim.x) {
         const int i = e / r.run, j = e % r.run / p.C, c = e % r.run % p.C;
         const int64_t at = k * p.w_out + c * p.w_in + (first_h + i * hop_h) * p.w_h + (first_w + j * hop_w) * p.w_w;
-        out[e] = j < r.taps_w ? w[at] : T{};
+        out[e] = j < r.taps_w && c < p.channels ? w[at] : T{};
+    }
+}
+
+// Four elements of a padded run a thread; Bits: an unsigned integer of the elements' size.
+template <class Bits>
+__global__ void __launch_bounds__(256)
+    pad_kernel(const Bits* __restrict__ from, int64_t runs, int length, int pitch, Bits* __restrict__ to) {
+    const int pieces = pitch / 4;
+    const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, run = pieces == 1 ? at : at / pieces;
+    if (run >= runs) return;
+    const int first = static_cast<int>(at - run * pieces) * 4;
+    const Bits* const source = from + run * length + first;
+    uint32_t v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = first + i < length ? source[i] : 0;
+    if constexpr (sizeof(Bits) == 2) {
+        *reinterpret_cast<uint2*>(to + at * 4) = uint2{v[0] | v[1] << 16, v[2] | v[3] << 16};
+    } else {
+        *reinterpret_cast<uint4*>(to + at * 4) = uint4{v[0], v[1], v[2], v[3]};
     }
 }
 
@@ -62,10 +88,9 @@ struct Operands {
 template <class M, int BN>
 constexpr int correlation_shared = kTileRows * sizeof(int64_t) + kStages * (kTileRows + BN) * kRowBytes;
 
-// kCopies: the source serves 16-byte copies. kRectify: its values are rectified.
-template <class M, int BN, bool kCopies, bool kRectify>
-__global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
-    correlation_kernel(Correlation p, Operands<typename M::T> o) {
+// kCopy: the bytes that the source is copied by, 16 or 8. kRectify: its values are rectified.
+template <class M, int BN, int kCopy, bool kRectify>
+__global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) correlation_kernel(Padded p, Operands<typename M::T> o) {
     using T = typename M::T;
     constexpr int kLoadRows = kThreads<M> / kRowChunks, kLoadsA = kTileRows / kLoadRows;
     constexpr int kLoadsB = (BN + kLoadRows - 1) / kLoadRows;
@@ -112,16 +137,13 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
             const bool inside_h = kh < r.taps_h && static_cast<unsigned>(from_h[i] + kh) < static_cast<unsigned>(p.H);
             const T* from = source[i] + static_cast<int64_t>(kh) * row_elements + e;
             char* const there = to + tile_offset(row, chunk);
-            if constexpr (kCopies) {
-                const bool inside =
-                    inside_h && static_cast<unsigned>(from_e[i] + e) < static_cast<unsigned>(row_elements);
-                ptx::cp_async<16>(there, from, inside ? 16 : 0);
-            } else {
-                *reinterpret_cast<uint4*>(there) = chunk_of<T>([&](int j) {
-                    const bool inside = inside_h && e + j < run_elements &&
-                                        static_cast<unsigned>(from_e[i] + e + j) < static_cast<unsigned>(row_elements);
-                    return inside ? from[j] : T{};
-                });
+            constexpr int kElements = kCopy / static_cast<int>(sizeof(T));
+#pragma unroll
+            for (int j = 0; j < kChunk<M>; j += kElements) {
+                // Of two parts of a chunk the second may lie behind the run's last tap.
+                const bool inside = inside_h && (j == 0 || e + j < run_elements) &&
+                                    static_cast<unsigned>(from_e[i] + e + j) < static_cast<unsigned>(row_elements);
+                ptx::cp_async<kCopy>(there + j * sizeof(T), from + j, inside ? kCopy : 0);
             }
         } else if (part < kLoadsA + kLoadsB) {
             const int row = t / kRowChunks + (part - kLoadsA) * kLoadRows;
@@ -154,13 +176,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>)
         __syncthreads();
         char* const next = stages + (s + kStages - 1) % kStages * kStageBytes;
         const char* const a = stages + s % kStages * kStageBytes;
-        if constexpr (!kCopies) {  // all at once: among the products the elements do not fit into registers
-#pragma unroll
-            for (int part = 0; part < kLoadsA + kLoadsB; ++part) load(next, part);
-        }
-        sums.template add<kRectify>(a, a + kTileRows * kRowBytes, [&](int part) {
-            if constexpr (kCopies) load(next, part);
-        });
+        sums.template add<kRectify>(a, a + kTileRows * kRowBytes, [&](int part) { load(next, part); });
         ptx::cp_async_commit();
         advance();
     }
@@ -208,24 +224,32 @@ dim3 blocks_of(int64_t count) {
 }
 
 template <class M, int BN>
-void launch_correlation(const Call& call, const Conv& sizes, const Correlation& p, const char* name, bool copies,
-                        bool rectify, Operands<typename M::T> o) {
+void launch_correlation(const Call& call, const Conv& sizes, const Padded& p, const char* name, bool rectify,
+                        Operands<typename M::T> o) {
     o.tiles_n = static_cast<int>(ceil_div(p.K, BN));
     const int64_t rows = p.transposed ? ceil_div(p.OH, p.SH) : p.OH, cols = p.transposed ? ceil_div(p.OW, p.SW) : p.OW;
     o.tiles_m = ceil_div(p.N * rows * cols, kTileRows);
     const int64_t blocks = o.tiles_m * classes_of(p) * o.tiles_n;
     const Grid grid{name, blocks_of(blocks), kThreads<M>, correlation_shared<M, BN>};
-    if (copies) {
-        launch(call, sizes, grid,
-               rectify ? correlation_kernel<M, BN, true, true> : correlation_kernel<M, BN, true, false>, p, o);
-    } else {
-        launch(call, sizes, grid,
-               rectify ? correlation_kernel<M, BN, false, true> : correlation_kernel<M, BN, false, false>, p, o);
+    if constexpr (sizeof(typename M::T) == 2) {
+        if (p.C % kChunk<M> != 0) {
+            launch(call, sizes, grid,
+                   rectify ? correlation_kernel<M, BN, 8, true> : correlation_kernel<M, BN, 8, false>, p, o);
+            return;
+        }
     }
+    launch(call, sizes, grid, rectify ? correlation_kernel<M, BN, 16, true> : correlation_kernel<M, BN, 16, false>, p,
+           o);
+}
+
+// Where the padded source begins in the workspace, behind the filters.
+int64_t filter_bytes(const Padded& p, std::size_t element) {
+    const int64_t size = static_cast<int64_t>(element);
+    return round_up(packed_filters(p, static_cast<int>(kChunkBytes / size)) * size, 256);
 }
 
 template <class M>
-void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
+void correlate_in(const Call& call, const Conv& sizes, const Padded& p, const char* name, const void* source,
                   const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
     using T = typename M::T;
     Operands<T> o{static_cast<const T*>(source),
@@ -238,14 +262,18 @@ void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, con
                   0};
     launch(call, sizes, {"pack_filters", blocks_of(static_cast<int64_t>(classes_of(p)) * p.K), 256}, pack_kernel<T>, p,
            static_cast<const T*>(w), static_cast<T*>(workspace));
-    const bool copies = p.C % kChunk<M> == 0 && aligned(kChunkBytes, source);
+    if (p.C != p.channels) {
+        void* const padded = static_cast<char*>(workspace) + filter_bytes(p, sizeof(T));
+        pad_runs(call, sizes, source, p.N * p.H * p.W, p.channels, p.C, padded);
+        o.source = static_cast<const T*>(padded);
+    }
     const auto padded = [&](int64_t bn) { return round_up(p.K, bn); };
     if (padded(128) <= padded(96) && padded(128) <= padded(64)) {
-        launch_correlation<M, 128>(call, sizes, p, name, copies, rectify, o);
+        launch_correlation<M, 128>(call, sizes, p, name, rectify, o);
     } else if (padded(96) <= padded(64)) {
-        launch_correlation<M, 96>(call, sizes, p, name, copies, rectify, o);
+        launch_correlation<M, 96>(call, sizes, p, name, rectify, o);
     } else {
-        launch_correlation<M, 64>(call, sizes, p, name, copies, rectify, o);
+        launch_correlation<M, 64>(call, sizes, p, name, rectify, o);
     }
 }
 
@@ -254,14 +282,27 @@ void correlate_in(const Call& call, const Conv& sizes, const Correlation& p, con
 void correlate(const Call& call, const Conv& sizes, const Correlation& p, const char* name, const void* source,
                const void* w, const void* bias, void* result, bool relu, bool rectify, void* workspace) {
     if (p.N == 0) return;
+    check_start(name, sizes, source);
     with_math(call, [&](auto math) {
-        correlate_in<decltype(math)>(call, sizes, p, name, source, w, bias, result, relu, rectify, workspace);
+        correlate_in<decltype(math)>(call, sizes, Padded(p), name, source, w, bias, result, relu, rectify, workspace);
     });
 }
 
-int64_t correlate_workspace(const Call& call, const Correlation& p) {
-    const int bytes = call.dtype == kFloat32 ? 4 : 2;
-    return packed_filters(p, kChunkBytes / bytes) * bytes;
+int64_t correlate_workspace(const Call& call, const Correlation& plain) {
+    const Padded p(plain);
+    const int64_t bytes = call.dtype == kFloat32 ? 4 : 2, map = p.N * p.H * p.W * p.C * bytes;
+    return filter_bytes(p, static_cast<std::size_t>(bytes)) + (p.C != p.channels ? map : 0);
+}
+
+void pad_runs(const Call& call, const Conv& sizes, const void* from, int64_t runs, int length, int pitch, void* to) {
+    const Grid grid{"pad", blocks_of(ceil_div(runs * (pitch / 4), 256)), 256};
+    if (call.dtype == kFloat32) {
+        launch(call, sizes, grid, pad_kernel<uint32_t>, static_cast<const uint32_t*>(from), runs, length, pitch,
+               static_cast<uint32_t*>(to));
+    } else {
+        launch(call, sizes, grid, pad_kernel<uint16_t>, static_cast<const uint16_t*>(from), runs, length, pitch,
+               static_cast<uint16_t*>(to));
+    }
 }
 
 namespace {
@@ -276,9 +317,10 @@ int narrow(int64_t size) {
 }
 
 Correlation sizes_of(const Conv& p) {
-    narrow((p.W + p.PW + p.KW) * std::max(p.C, p.K));
-    narrow((p.OW + p.KW) * std::max(p.C, p.K));
-    narrow(p.KH * p.KW * (std::max(p.C, p.K) + 8));
+    const int64_t most = round_up(std::max(p.C, p.K), 4);
+    narrow((p.W + p.PW + p.KW) * most);
+    narrow((p.OW + p.KW) * most);
+    narrow(p.KH * p.KW * (most + 8));
     narrow(p.SH * p.SW);
     Correlation c{};
     c.N = p.N;

@@ -9,7 +9,8 @@
 //
 // Packed filters: for every output channel k of a class, its taps are taps_h runs of (kw, c), each run contiguous and
 // padded with zeros to a multiple of 16 bytes: [class][k][kh][run]. A run of the source (kw, c) is contiguous memory
-// too, whatever the number of channels, so three channels need no padding of the map.
+// too. A source whose channels are no multiple of 4 is first copied into the workspace with zeros behind them, so that
+// its pixels lie on 8 or 16 bytes and are copied to shared memory as such: images have 4 channels.
 #pragma once
 #include <cstdint>
 
@@ -85,10 +86,15 @@ static inline int64_t packed_filters(const Correlation& p, int chunk) {
 }
 
 // conv.cu: result = the correlation of source, rectified first if `rectify`, with the filters, plus bias (unless null),
-// rectified if `relu`. `sizes` is for messages. The workspace holds the packed filters.
+// rectified if `relu`. `sizes` is for messages. The source begins at a multiple of 16 bytes. The workspace holds the
+// packed filters, and the padded source.
 void correlate(const Call&, const Conv& sizes, const Correlation&, const char* name, const void* source, const void* w,
                const void* bias, void* result, bool relu, bool rectify, void* workspace);
 int64_t correlate_workspace(const Call&, const Correlation&);
+
+// conv.cu: `runs` runs of `length` elements one behind the other, copied to where they lie `pitch` apart, a multiple of
+// 4 elements, with zeros between them.
+void pad_runs(const Call&, const Conv& sizes, const void* from, int64_t runs, int length, int pitch, void* to);
 
 // Bytes of the convolution's map (N, OH, OW, K), rounded up to what a workspace is aligned to.
 static inline int64_t map_bytes(const Call& call, const Conv& p) {

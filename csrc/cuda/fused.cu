@@ -6,7 +6,8 @@
 //
 // A block makes a band of pooled rows of one image for a slice of 48 filters, PR pooled rows a step:
 //
-//   1. the input rows of the step's convolution rows are in shared memory: cp.async, issued a step ahead;
+//   1. the input rows of the step's convolution rows are in shared memory: cp.async of 16 bytes, issued a step ahead;
+//      images whose rows are no whole number of those are first copied with zeros behind each row;
 //   2. 4 warps make the convolution rows in tiles of 16 pixels x 48 filters, m16n8k16, and write them, rectified and
 //      rounded, to a ring of rows in shared memory; rows that two steps share are made once;
 //   3. the threads pool from the ring, 4 maps each at a time.
@@ -104,7 +105,7 @@ struct Layer {
     int ring_rows, left;  // rows of the ring; elements before an input row's first in shared memory
     int input_pitch;      // elements from one input row to the next there
     int input_rows;
-    bool copy_chunks;    // an input row allows 16-byte copies
+    int source_pitch;    // and in x, a multiple of 8
     bool store_vectors;  // four maps of a pooled pixel can be written at once
 };
 
@@ -152,8 +153,7 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_kernel(Layer<typename 
     const int t = threadIdx.x, lane = t % 32, warp = t / 32, g = lane / 4, q = lane % 4;
     const int slice = static_cast<int>(blockIdx.x % p.slices), band = static_cast<int>(blockIdx.x / p.slices % p.bands);
     const int64_t image = blockIdx.x / p.slices / p.bands;
-    const T* const x = p.x + image * p.H * p.W * p.C;
-    const int row_elements = p.W * p.C;
+    const T* const x = p.x + image * p.H * p.source_pitch;
 
     uint32_t filters[kUnrolled][kTilesN][2];
 #pragma unroll
@@ -186,20 +186,12 @@ __global__ void __launch_bounds__(kLayerThreads, 2) layer_kernel(Layer<typename 
     // Input rows of convolution rows [from, to): row from*SH - PH first. Rows outside the map become zeros.
     const auto load = [&](int from, int to) {
         const int first = from * p.SH - p.PH, rows = (to - 1 - from) * p.SH + p.KH;
-        if (p.copy_chunks) {
-            const int chunks = row_elements / 8;
-            for (int at = t; at < rows * chunks; at += kLayerThreads) {
-                const int row = at / chunks, e = at % chunks * 8, h = first + row;
-                const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
-                const T* source = inside ? x + static_cast<int64_t>(h) * row_elements + e : p.x;
-                ptx::cp_async<16>(input + row * p.input_pitch + p.left + e, source, inside ? 16 : 0);
-            }
-        } else {
-            for (int at = t; at < rows * row_elements; at += kLayerThreads) {
-                const int row = at / row_elements, e = at % row_elements, h = first + row;
-                const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
-                input[row * p.input_pitch + p.left + e] = inside ? x[static_cast<int64_t>(h) * row_elements + e] : T{};
-            }
+        const int chunks = p.source_pitch / 8;
+        for (int at = t; at < rows * chunks; at += kLayerThreads) {
+            const int row = at / chunks, e = at % chunks * 8, h = first + row;
+            const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
+            const T* source = inside ? x + static_cast<int64_t>(h) * p.source_pitch + e : p.x;
+            ptx::cp_async<16>(input + row * p.input_pitch + p.left + e, source, inside ? 16 : 0);
         }
         ptx::cp_async_commit();
     };
@@ -333,6 +325,7 @@ Layer<T> layer_of(const Call& call, const Conv& p, const Pool& pool) {
     o.slots = slots_of(o.KH, o.KW, o.C, o.PW);
     if (o.slots.steps > kMostSteps || o.KH * o.slots.dead + o.slots.spare > kMaskedSteps * 8) return o;
     o.slices = static_cast<int>(ceil_div(p.K, kSlice));
+    o.source_pitch = static_cast<int>(round_up(p.W * p.C, 8));
     o.left = static_cast<int>(round_up(p.PW * p.C + o.slots.lead, 8));
     const int64_t first = o.left - p.PW * p.C - o.slots.lead;
     const int64_t reach = first + (round_up(p.OW, 16) - 1) * p.SW * p.C + o.slots.pairs * 2;
@@ -362,16 +355,28 @@ Layer<T> layer_of(const Call& call, const Conv& p, const Pool& pool) {
     return o;
 }
 
+// Bytes of the table and the packed filters; behind them lies what `padded_bytes` says, the rows of x that are padded
+// to whole chunks.
+int64_t filter_bytes(const Conv& p) {
+    return round_up(kTableBytes + ceil_div(p.K, kSlice) * kMostSteps * kTilesN * 2 * 32 * 4, 256);
+}
+int64_t padded_bytes(const Conv& p) { return p.W * p.C % 8 == 0 ? 0 : p.N * p.H * round_up(p.W * p.C, 8) * 2; }
+
 template <class M>
 void layer_in(const Call& call, const Conv& p, const Pool& pool, const void* x, const void* w, const void* bias,
               void* y, uint8_t* switches, void* workspace) {
     using T = typename M::T;
     Layer<T> o = layer_of<T>(call, p, pool);
+    check_start("conv2d_relu_max_pool2d", p, x);
     o.x = static_cast<const T*>(x), o.bias = static_cast<const T*>(bias), o.y = static_cast<T*>(y);
     o.switches = switches, o.table = static_cast<const uint2*>(workspace);
     auto* const packed = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + kTableBytes);
     o.packed = reinterpret_cast<const uint4*>(packed);
-    o.copy_chunks = p.W * p.C % 8 == 0 && aligned(16, x);
+    if (p.W * p.C % 8 != 0) {
+        void* const rows = static_cast<char*>(workspace) + filter_bytes(p);
+        pad_runs(call, p, x, p.N * p.H, static_cast<int>(p.W * p.C), o.source_pitch, rows);
+        o.x = static_cast<const T*>(rows);
+    }
     o.store_vectors = p.K % 4 == 0 && aligned(8, y) && aligned(4, switches);
     launch(call, p, {"pack_fragments", static_cast<unsigned>(o.slices), 256}, pack_fragments_kernel<T>, o,
            static_cast<const T*>(w), p.wk, p.wc, p.wi, p.wj, static_cast<uint2*>(workspace), packed);
@@ -405,7 +410,7 @@ void conv2d_relu_max_pool2d(const Call& call, const Conv& p, const Pool& pool, c
 
 int64_t conv2d_relu_max_pool2d_workspace(const Call& call, const Conv& p, const Pool& pool) {
     if (!fused_layer(call, p, pool)) return map_bytes(call, p) + conv2d_workspace(call, p);
-    return kTableBytes + ceil_div(p.K, kSlice) * kMostSteps * kTilesN * 2 * 32 * 4;
+    return filter_bytes(p) + padded_bytes(p);
 }
 
 }  // namespace zf::cuda

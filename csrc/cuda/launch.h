@@ -35,6 +35,13 @@ inline std::string describe(const Norm& s) {
     return std::to_string(s.P) + " pixels of " + std::to_string(s.C) + " maps, size " + std::to_string(s.size);
 }
 
+// A map that is filtered must begin at a multiple of 16 bytes.
+inline void check_start(const char* name, const Conv& sizes, const void* map) {
+    if (reinterpret_cast<std::uintptr_t>(map) % 16 == 0) return;
+    throw std::runtime_error(std::string(name) + " filters a map that begins at a multiple of 16 bytes; " +
+                             describe(sizes));
+}
+
 constexpr int kMostShared = 99 * 1024;  // bytes that a block can have on every GPU since sm_80
 
 // Where and how a kernel runs: a grid of blocks of threads, each block with `shared` bytes of shared memory.

@@ -1,5 +1,6 @@
 // Unpooling by gathering, for kernels that unpool while they fill shared memory.
 #pragma once
+#include "cuda/pack.cuh"
 #include "cuda/tile.cuh"
 #include "problem.h"
 #include "window.h"
@@ -77,7 +78,7 @@ __device__ __forceinline__ uint4 unpooled(const Window& q, const T* __restrict__
     return rounded_chunk<T>(sum);
 }
 
-// Whether unpooled_pair serves a pooling, whose maps allow vectors (see unpooled).
+// Whether unpooled_pair and unpooled_square serve a pooling, whose maps allow vectors (see unpooled).
 inline bool pairs_fit(const Pool& p, bool vectors) {
     return vectors && p.KH == 3 && p.KW == 3 && p.SH == 2 && p.SW == 2;
 }
@@ -123,14 +124,10 @@ __device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>
             const int column = j - 1 + b, from = column * K + k;
             if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
             const uint4 values = *reinterpret_cast<const uint4*>(rows.y[a] + from);
-            uint32_t places[kCount / 4];
-#pragma unroll
-            for (int e = 0; e < kCount / 4; ++e) {
-                places[e] = *reinterpret_cast<const uint32_t*>(rows.switches[a] + from + e * 4);
-            }
+            const auto places = Bytes<kCount>::load(rows.switches[a] + from);
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
-                const uint32_t place = places[e / 4] >> e % 4 * 8 & 255;
+                const uint32_t place = places[e];
                 const float value = to_float(element_of<T>(values, e));
                 if (place == rows.tap[a] + (b == 0 ? 2 : 0)) sum[0][e] += value;
                 if (b == 1 && place == rows.tap[a] + 1) sum[1][e] += value;
@@ -139,6 +136,47 @@ __device__ __forceinline__ void unpooled_pair(const Window& q, const PairRows<T>
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) pixels[i] = rounded_chunk<T>(sum[i]);
+}
+
+// `unpooled` for 3x3 windows at stride 2 and four pixels, those at the padded map's rows 2i and 2i + 1 and columns 2j
+// and 2j + 1; `rows` are those over the first. Windows (i - 1, j - 1) ... (i, j) cover them: four loads for four
+// pixels, where two calls of unpooled_pair take six. Pixels outside the map may get what a window's overhang was given.
+template <typename T>
+__device__ __forceinline__ void unpooled_square(const Window& q, const PairRows<T>& rows, int K, int j, int k,
+                                                uint4 (&pixels)[2][2]) {
+    constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+    float sum[2][2][kCount] = {};
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+        if (!rows.there[a]) continue;
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+            const int column = j - 1 + b, from = column * K + k;
+            if (static_cast<unsigned>(column) >= static_cast<unsigned>(q.OW)) continue;
+            const uint4 values = *reinterpret_cast<const uint4*>(rows.y[a] + from);
+            const auto places = Bytes<kCount>::load(rows.switches[a] + from);
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) {
+                const uint32_t byte = 255u << e % 4 * 8;
+                const float value = to_float(element_of<T>(values, e));
+                // Window row i - 1 has only the first row of the four, as its row 2; window row i has both, as its rows
+                // 0 and 1; columns alike.
+#pragma unroll
+                for (int h = 0; h <= a; ++h)
+#pragma unroll
+                    for (int w = 0; w <= b; ++w) {
+                        const uint32_t taps = ((a ? h : 2) * 3 + (b ? w : 2)) * 0x01010101u;
+                        const float here = ((places.words[e / 4] ^ taps) & byte) == 0 ? value : 0.0f;
+                        // The first window over a pixel has nothing to add to.
+                        sum[h][w][e] = a == h && b == w ? here : sum[h][w][e] + here;
+                    }
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int w = 0; w < 2; ++w) pixels[h][w] = rounded_chunk<T>(sum[h][w]);
 }
 
 // Walks a block's threads over `count` columns of `chunks` chunks each without dividing at every step.

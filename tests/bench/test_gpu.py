@@ -233,6 +233,24 @@ def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
     assert asked == []
 
 
+def test_a_group_ends_where_nobody_can_list_processes(on_gpu, monkeypatch, tmp_path):
+    """What a part leaves in its own group is killed with it, also where there is no /proc to find the rest in."""
+    from on_gpu import processes
+
+    log = tmp_path / "log"
+    process = processes.start(["sh", "-c", "sleep 600 & echo $!; wait"], log, {})
+    until = time.monotonic() + 20
+    while not log.read_text().endswith("\n") and time.monotonic() < until:
+        time.sleep(0.05)
+    child = Path(f"/proc/{int(log.read_text())}/stat")
+    monkeypatch.setattr(processes, "below", lambda *_: [])
+    assert processes.end(process) == []
+    assert process.wait(20) == -signal.SIGKILL
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < until + 20, "the part's own child runs on"
+        time.sleep(0.05)
+
+
 def test_references_are_made_without_the_search_for_algorithms(on_gpu, monkeypatch):
     import torch
     from on_gpu import rows

@@ -361,7 +361,7 @@ def bad(tmp_path_factory, weights):
         ("project", "the following arguments are required: PICTURE"),
         ("occlude {photo} --weights {weights} --target dog", "--target must be a class or a number in 0..2, got 'dog'"),
         ("occlude {photo} --weights {weights} --target 3", "classes: bird, cat, tree"),
-        ("occlude {photo} --weights {weights} --patch 65", "patch (65, 65) is larger than the image (64, 64)"),
+        ("occlude {photo} --weights {weights} --patch 65", "error: --patch (65, 65) is larger than the image (64, 64)"),
         ("occlude {photo} --weights {weights} --patch 0", "patch must be at least 1"),
         ("occlude {photo} --weights {weights} --patch 1 2 3", "--patch takes one number or two"),
         ("occlude {photo} --weights {weights} --patch 4 --stride 5", "is larger than the patch"),

@@ -140,8 +140,23 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
         ("ablate {w}/photos --device cuda:99", "--device cuda:99: "),
         ("train {w}/photos --held-out 1", "--held-out must lie between 0 and 1"),
         ("train {w}/photos --workers -1", "--workers must be at least 0, got -1"),
-        ("train {w}/photos --side 20", "image_size must leave"),
-        ("train {w}/photos --fc 0 3", "fc must be at least 1, got 0"),
+        ("train {w}/photos --side 20", "error: --side must leave conv"),
+        ("train {w}/photos --fc 0 3", "error: --fc must be at least 1, got 0"),
+        ("train {w}/photos --channels 1 1 1 1 0", "error: --channels must be at least 1, got 0"),
+        ("train {w}/photos --epochs 0", "error: --epochs must be at least 1, got 0"),
+        ("train {w}/photos --batch 0", "error: --batch must be at least 1, got 0"),
+        ("train {w}/photos --rate 0", "error: --rate must be above 0, got 0.0"),
+        ("train {w}/photos --momentum 1", "error: --momentum must be from 0 to below 1, got 1.0"),
+        ("train {w}/photos --weight-decay -1", "error: --weight-decay must be at least 0, got -1.0"),
+        ("train {w}/photos --patience -1", "error: --patience must be at least 0, got -1"),
+        ("train {w}/photos --seed -1", "error: --seed must be from 0 to 9223372036854775807, got -1"),
+        ("ablate {w}/photos --batch 0", "error: --batch must be at least 1, got 0"),
+        ("ablate {w}/photos --side 20", "error: --side must leave conv"),
+        ("bench --backend opencl", "error: --backend must be one of"),
+        ("verify --backend opencl", "error: --backend must be one of"),
+        ("verify --ops conv3d", "error: --ops: no op 'conv3d'"),
+        ("verify --cases -1", "error: --cases must be at least 0, got -1"),
+        ("verify --case conv3d", "error: --case: no op 'conv3d'"),
         ("train {w}/none", "there is no folder"),
         ("bench --show {t}/nope.json", "--show: there is no file"),
         ("bench --show {w}/zfnet.pt", "holds no record that `zfkernels bench --json` wrote"),
@@ -153,6 +168,13 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
         ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
         ("sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --layer cnov4", "did you mean 'conv4'?"),
         ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --patch 0", "error: --patch must be at least 1, got 0"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --patch 99", "error: --patch (99, 99) is larger than"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --stride 40", "error: --stride (40, 40) is larger than"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --channel 99", "error: --channel must be"),
+        ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --channel 99", "error: --channel must be from 0 to"),
+        ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --position 0 99", "error: --position must be from 0 to"),
+        ("sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --channel 99", "error: --channel must be from 0 to"),
         ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --target Cow", "did you mean 'cow'?"),
         ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --target dog", "classes: ant, bee, cow"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --layers conv1 fc77", "did you mean 'fc7'?"),
@@ -177,7 +199,16 @@ def test_an_impossible_per_class_is_found_before_the_features(capsys, world, mon
     monkeypatch.setattr("zfkernels.analyses.probes.features", lambda *rest: pytest.fail("it worked before it looked"))
     code, _, errors = call(capsys, f"probe {world}/photos --weights {world}/zfnet.pt --per-class 3 6")
     assert code == 2
-    assert "leave a picture of each class to test on, got 6; the smallest class has 6" in errors
+    text = "error: --per-class must be at least 1 and leave a picture of each class to test on, got 6; the smallest"
+    assert text in errors
+
+
+def test_a_map_that_is_not_there_is_named_by_the_option(capsys, world, tmp_path):
+    """Whatever the name of the argument that it becomes."""
+    text = f"evolution {world}/photos --weights {world}/zfnet.pt --out {tmp_path}/e.png --maps 999"
+    code, _, errors = call(capsys, text)
+    assert code == 2
+    assert "error: --maps must be from 0 to" in errors
 
 
 def test_pictures_that_memory_cannot_hold_are_refused():

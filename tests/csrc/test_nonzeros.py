@@ -129,6 +129,23 @@ def test_what_is_not_finite_is_seen_wherever_it_is(place, few):
         assert not found[0, :-1].isnan().any()
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 15, 16, 17, 33])
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[6], SHAPES[14]], ids=str)
+def test_what_is_not_finite_stays_in_its_place_however_few_the_values(shape, count):
+    """The last of few values, which fill no vector, is infinite: a panel's pads times it are NaN."""
+    y, weight, stride, padding, size = problem(*shape)
+    few = torch.zeros(y[0].permute(1, 2, 0).shape)
+    few.view(-1)[100 : 100 + count] = 1
+    few.view(-1)[100 + count - 1] = float("inf")
+    y[0] = few.permute(2, 0, 1)
+    y[1:] = 0
+    found = cpu.conv_transpose2d(y, weight, stride, padding, size, False)
+    assert not found.isnan().any()
+    expected = adjoint(y.clamp(max=3e38), weight, stride, padding, size)
+    assert torch.equal(found.isinf(), expected.abs() > 1e30)
+    assert error(found.clamp(-1, 1), expected.clamp(-1, 1)) <= BOUNDS[torch.float32]
+
+
 def test_zeros_cost_nothing_in_accuracy():
     """A map of zeros gives zeros, and a single value its filter, to the bit."""
     weight = torch.randn(40, 96, 5, 5)

@@ -11,8 +11,13 @@ STUB = ast.parse(Path(zfkernels.__file__).with_name("_C.pyi").read_text())
 
 def test_the_stub_names_what_the_module_has() -> None:
     functions = {node.name for node in STUB.body if isinstance(node, ast.FunctionDef)}
+    classes = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
     values = {node.target.id for node in STUB.body if isinstance(node, ast.AnnAssign)}
     known = {name for name in functions if _C.built_with_cuda or not name.startswith("cuda_")} | values
+    for name, node in classes.items():
+        methods = {method.name for method in node.body if isinstance(method, ast.FunctionDef)} - {"__init__"}
+        assert methods == {method for method in vars(getattr(_C, name)) if not method.startswith("_")}
+    known |= set(classes)
     assert known == {name for name in vars(_C) if not name.startswith("_")}
 
 

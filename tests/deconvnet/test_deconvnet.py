@@ -356,6 +356,19 @@ def test_signals_of_any_size(scale):
     assert error(larger.pixels, 1e9 * p.pixels[1:2]) < 1e-5
 
 
+def test_signals_near_the_largest_number():
+    """Filters above 0, so that what overflows on the way down is infinite, and not NaN."""
+    net = nets.alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())).float()
+    with torch.no_grad():
+        for conv in net[::2]:
+            conv.weight.abs_()
+    images = nets.images(1, 9, 8).float()
+    p = zf.Deconvnet(net).project(images, "2", 1, strength=1.0)
+    huge = zf.Deconvnet(net).project(images, "2", 1, p.positions[0], strength=1e30)
+    assert p.pixels.norm() > 0
+    assert error(huge.pixels.double(), 1e30 * p.pixels.double()) < 1e-5
+
+
 def test_no_projection_is_lost_on_overlapping_windows():
     """With filters above 0, whatever two windows share must arrive: each positive unit has a projection."""
     model = nets.alive(zf.ZFNet(num_classes=3, channels=(6, 8, 6, 6, 8), fc=(8, 8)))
@@ -657,13 +670,13 @@ WRONG = {
         ValueError,
         "as many units each.*2 by images, 3 by channel",
     ),
-    "position": ({"position": (3, 8)}, ValueError, "horizontal position must be from 0 to 5 .*4x6\\), got 8"),
-    "negative position": ({"position": (-1, 0)}, ValueError, "vertical position must be from 0 to 3 .*got -1"),
+    "position": ({"position": (3, 8)}, ValueError, r"position must be from 0 to 5 \(horizontally; .*4x6\), got 8"),
+    "negative position": ({"position": (-1, 0)}, ValueError, r"position must be from 0 to 3 \(vertically; .*got -1"),
     "one number": ({"position": 4}, ValueError, r"position must be \(vertical, horizontal\)"),
     "three numbers": ({"position": (1, 2, 3)}, ValueError, r"position must be \(vertical, horizontal\)"),
     "fractional position": ({"position": (1.0, 2.0)}, TypeError, "position must be an int or a sequence"),
     "positions": ({"position": [(1, 1)] * 3}, ValueError, "as many units each.*3 by position"),
-    "vector position": ({"layer": "fc6", "position": (1, 0)}, ValueError, "vertical position must be from 0 to 0"),
+    "vector position": ({"layer": "fc6", "position": (1, 0)}, ValueError, r"position must be from 0 to 0 \(vertically"),
     "norm": ({"norm": "none"}, ValueError, "norm must be one of identity, gradient, rescale, got 'none'"),
     "image_index": ({"image_index": 2}, ValueError, "image_index must be from 0 to 1 \\(there are 2 images\\), got 2"),
     "image_index type": ({"image_index": 0.0}, TypeError, "image_index must be an int"),

@@ -11,6 +11,7 @@ class Mutant(NamedTuple):
     new: str
     tests: str  # pytest's arguments, as narrow as the tests that are about what is changed
     sources: tuple[str, ...] = ()  # of csrc/cuda, where `file` is a header: what is compiled
+    isa: str = ""  # of csrc/cpu: what is compiled, if not for the instruction set in use
 
     def arguments(self) -> list[str]:
         return shlex.split(self.tests)

@@ -1,12 +1,9 @@
-"""Mutants of the Python package."""
+"""Mutants of the rest of the Python package."""
 
 from mutant import Mutant
 
 RECIPE = "tests/training/test_recipe.py"
 RUNS = "tests/training/test_runs.py"
-GRAPHS = "tests/graph/test_graphs.py"
-DECONVNET = "tests/deconvnet/test_deconvnet.py"
-OCCLUSION = "tests/analyses/test_occlusion.py"
 PICTURES = "tests/data/test_pictures.py"
 
 PYTHON = [
@@ -238,139 +235,6 @@ PYTHON = [
         "(256 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))",
         "tests/models/test_load.py",
     ),
-    # Ops
-    Mutant(
-        "gather-s-gradient-onto-a-turned-map",
-        "zfkernels/ops/max_pool.py",
-        "ctx.input_shape = g.shape",
-        "ctx.input_shape = (*g.shape[:2], g.shape[3], g.shape[2])",
-        "tests/ops/test_ops.py",
-    ),
-    Mutant(
-        "transposed-convolution-s-weight-unrectified",
-        "zfkernels/ops/conv.py",
-        "            y = torch.relu(y) if rectify else y\n",
-        "",
-        "tests/ops/test_ops.py",
-    ),
-    Mutant(
-        "pool-that-starts-beyond-the-map",
-        "zfkernels/window.py",
-        "return windows - 1 if (windows - 1) * stride >= size + padding else windows",
-        "return windows - 1 if (windows - 1) * stride > size + padding else windows",
-        "tests/test_window.py",
-    ),
-    Mutant(
-        "receptive-field-forgets-the-padding-above",
-        "zfkernels/window.py",
-        "field.start - padding * field.stride",
-        "field.start - padding",
-        "tests/test_window.py",
-    ),
-    Mutant(
-        "switches-of-another-device",
-        "zfkernels/ops/checks.py",
-        "    if value.device != y.device:",
-        "    if value.device is None:",
-        "tests/ops/test_errors.py",
-    ),
-    Mutant(
-        "cpu-reads-strided-memory-as-dense",
-        "zfkernels/backends/cpu.py",
-        "return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous("
-        "memory_format=torch.channels_last)",
-        "return x if x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous() else x.contiguous("
-        "memory_format=torch.channels_last)",
-        "tests/backends/test_backends.py -k 'test_against_reference and cpu and pool2d'",
-    ),
-    # Graph
-    Mutant(
-        "regions-begin-a-window-late",
-        "zfkernels/graph/regions.py",
-        "low = -(-(x.origins + padding - window + 1) // stride)",
-        "low = -(-(x.origins + padding - window + 2) // stride)",
-        OCCLUSION,
-    ),
-    Mutant(
-        "regions-end-a-window-early",
-        "zfkernels/graph/regions.py",
-        "high = (x.origins + x.pixels.shape[2:] - 1 + padding) // stride + 1",
-        "high = (x.origins + x.pixels.shape[2:] - 2 + padding) // stride + 1",
-        OCCLUSION,
-    ),
-    Mutant(
-        "batch-norm-without-its-epsilon",
-        "zfkernels/graph/windowed.py",
-        "torch.rsqrt(norm.running_var + norm.eps)",
-        "torch.rsqrt(norm.running_var)",
-        GRAPHS,
-    ),
-    Mutant(
-        "average-counts-its-padding",
-        "zfkernels/graph/windowed.py",
-        "return last - first if self.count_include_pad else",
-        "return last - first if not self.count_include_pad else",
-        GRAPHS,
-    ),
-    # Deconvnet
-    Mutant(
-        "guided-own-forward-is-the-gradient",
-        "zfkernels/deconvnet/signals.py",
-        '        if self.rules.method == "guided" and y.requires_grad:\n'
-        "            y.register_hook(lambda g: rectified(g, slope))\n",
-        "",
-        "tests/deconvnet/test_any_model.py",
-    ),
-    # Occlusion and the strongest activations
-    Mutant(
-        "the-last-window-is-left-out",
-        "zfkernels/analyses/occlusion.py",
-        "count = -(-(size - length) // step) + 1",
-        "count = (size - length) // step + 1",
-        OCCLUSION,
-    ),
-    Mutant(
-        "softmax-of-a-softmax",
-        "zfkernels/analyses/occlusion.py",
-        'if last in ("softmax", "sigmoid"):',
-        'if last in ("sigmoid",):',
-        OCCLUSION,
-    ),
-    Mutant(
-        "a-fill-that-is-not-finite",
-        "zfkernels/analyses/occlusion.py",
-        "    if not bool(torch.isfinite(cover).all()):",
-        "    if bool(torch.isnan(cover).all()):",
-        OCCLUSION,
-    ),
-    Mutant(
-        "the-window-covers-the-image-itself",
-        "zfkernels/analyses/covering.py",
-        "self.image.expand(len(windows), -1, -1, -1).clone()",
-        "self.image.expand(len(windows), -1, -1, -1)",
-        OCCLUSION,
-    ),
-    Mutant(
-        "of-equals-the-later-image-ranks-first",
-        "zfkernels/analyses/activations.py",
-        "order = images.argsort(dim=1, stable=True)",
-        "order = images.argsort(dim=1, stable=True, descending=True)",
-        "tests/analyses/test_activations.py",
-    ),
-    Mutant(
-        "an-image-met-twice-counts-twice",
-        "zfkernels/analyses/activations.py",
-        "repeated[:, 1:] = in_order[:, 1:] == in_order[:, :-1]",
-        "repeated[:, 1:] = False",
-        "tests/analyses/test_activations.py",
-    ),
-    Mutant(
-        "a-continued-search-looks-again",
-        "zfkernels/analyses/activations.py",
-        "        if count < done:\n            continue\n",
-        "",
-        "tests/analyses/test_activations.py",
-    ),
     # Models
     Mutant(
         "filters-are-clamped-by-their-norm",
@@ -379,7 +243,67 @@ PYTHON = [
         "scale = (rms * filters.shape[0] ** 0.5 / size).clamp(max=1)",
         "tests/models/test_zfnet.py -k clamp",
     ),
+    # What verify gives to a backend
+    Mutant(
+        "a-strided-tensor-is-dense-on-the-gpu",
+        "zfkernels/testing/verify.py",
+        "        moved = (a.to(device) if isinstance(a, Tensor) else a for a in plain)\n"
+        "        args = tuple(placed(a, case.layout) if is_float(a) else a for a in moved)\n",
+        "        moved = (placed(a, case.layout) if is_float(a) else a for a in plain)\n"
+        "        args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in moved)\n",
+        "tests/testing/test_verify.py -k memory",
+    ),
+    Mutant(
+        "a-case-s-memory-is-made-before-it-moves",
+        "zfkernels/testing/spec.py",
+        "result[name] = laid_out(value.to(device), layout)",
+        "result[name] = laid_out(value, layout).to(device)",
+        "tests/testing/test_search.py -k memory",
+    ),
+    # Who computes what on a GPU
+    Mutant(
+        "a-projection-s-wide-layers-by-the-device-s-first-backend",
+        "zfkernels/graph/rules.py",
+        "return checks.op_backend(self.backend, x, op, filters)",
+        "return self.backend",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-backend-that-was-asked-for-is-passed-over",
+        "zfkernels/ops/checks.py",
+        "return backend(None, value, op, weight) if several_serve(value.device.type) else name",
+        "return backends.order(value.device.type, op, weight.shape[1], True)[0]",
+        "tests/backends/test_choice.py",
+    ),
+    Mutant(
+        "a-compiled-layer-of-more-products-than-the-kernel-takes",
+        "zfkernels/compiler/gpu.py",
+        "channels > IMAGE_CHANNELS or depth > DEPTH or",
+        "channels > IMAGE_CHANNELS or",
+        "tests/compiler/test_on_gpu.py",
+    ),
+    Mutant(
+        "a-batch-norm-s-shift-without-its-bias",
+        "zfkernels/compiler/gpu.py",
+        "shift = shift if beta is None else shift + beta",
+        "shift = shift",
+        "tests/compiler/test_on_gpu.py",
+    ),
+    Mutant(
+        "a-part-s-leader-is-killed-alone",
+        "benchmarks/on_gpu/processes.py",
+        "        os.killpg(process.pid, signal.SIGKILL)",
+        "        os.kill(process.pid, signal.SIGKILL)",
+        "tests/bench/test_gpu.py -k group_ends",
+    ),
     # The command line
+    Mutant(
+        "errors-name-a-function-s-argument",
+        "zfkernels/cli.py",
+        "return text if option is None else option + text[len(name) :]",
+        "return text",
+        "tests/commands/test_mistakes.py -k found_before",
+    ),
     Mutant(
         "stopped-is-an-error-like-others",
         "zfkernels/cli.py",

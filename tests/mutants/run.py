@@ -28,7 +28,8 @@ from mutants import MUTANTS
 from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COPIED = ("zfkernels", "tests", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
+COPIED = ("zfkernels", "tests", "csrc", "benchmarks", *FILES)
 EMULATED = Path("build/emulator/plain")
 LONGEST = 420  # seconds of a mutant's tests, and of its build
 
@@ -65,7 +66,7 @@ def copied(root: Path, to: Path, objects: str = "") -> Path:
     for name in COPIED:
         source = root / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "results")
             shutil.copytree(source, to / name, ignore=ignored, dirs_exist_ok=True)
         elif source.exists():
             shutil.copy2(source, to / name)
@@ -105,9 +106,8 @@ def build(mutant: Mutant, tree: Path) -> tuple[subprocess.CompletedProcess | Non
         module = next((tree / EMULATED).glob("*.so"), None)
         return done, {"ZFKERNELS_EMULATED": str(module)}
     if kind(mutant) == "cpu":
-        isa = run(
-            [sys.executable, "-c", "import torch; from zfkernels import _C; print(_C.isa())"], tree
-        ).stdout.strip()
+        ask = "import torch; from zfkernels import _C; print(_C.isa())"
+        isa = mutant.isa or run([sys.executable, "-c", ask], tree).stdout.strip()
         changed = ",".join(including(mutant.file, tree))
         return run([sys.executable, "-c", BUILD, changed, isa], tree, ZFKERNELS_CUDA="0"), {}
     return None, {}
@@ -138,8 +138,10 @@ def tried(mutant: Mutant, base: Path, twice: bool) -> Result:
         if done.returncode == 0:
             return result("SURVIVED" if " passed" in tail else "NO TEST RAN", tail)
         if done.returncode == 1:
-            failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - |$)", done.stdout, re.MULTILINE)
-            name = failed[1] if failed else ""
+            failed = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - |$)", done.stdout, re.MULTILINE)
+            if failed is None:  # of no test, but of what it imports
+                return result("BREAKS MORE THAN A TEST", tail)
+            name = failed[1]
             if (
                 twice
                 and kind(mutant) != "cuda"

@@ -24,9 +24,9 @@ import build
 WIDE_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
     (1, 16, 96, (13, 11), (3, 3), (1, 1), (1, 1)),
     (1, 24, 128, (9, 10), (3, 3), (1, 1), (1, 1)),
+    (1, 3, 128, (22, 24), (7, 7), (2, 2), (1, 1)),  # the first layer's kernels; some values are not finite
+    (1, 3, 96, (23, 19), (7, 7), (2, 2), (1, 1)),  # pooled by 3x3 windows at stride 2
     (2, 16, 200, (9, 8), (5, 5), (2, 2), (1, 1)),
-    (1, 3, 96, (23, 19), (7, 7), (2, 2), (1, 1)),  # the first layer's kernels
-    (1, 3, 128, (22, 24), (7, 7), (2, 2), (1, 1)),
     (1, 128, 24, (9, 9), (3, 3), (1, 1), (1, 1)),  # transposed, the channels are the filters
     (1, 200, 16, (8, 9), (3, 3), (2, 2), (1, 1)),
     (1, 96, 24, (12, 13), (1, 1), (1, 1), (0, 0)),
@@ -59,14 +59,23 @@ MUTATIONS = [
     ),
     (
         "fused_transpose.cu",
-        "sums[m][j][e] = j + 2 < kTiles ? sums[m][j + 2][e] : 0.0f",
-        "sums[m][j][e] = j + 2 < kTiles ? sums[m][j][e] : 0.0f",
+        "sums[0][j][e] = total(j + 2 * kRows, e);",
+        "sums[0][j][e] = total(j + kRows, e);",
+        "max_unpool2d_relu_conv_transpose2d",
+        "error",
+    ),
+    (
+        "fused_transpose.cu",
+        "start -= (start + p.pool.PH) & 1;",
+        "",
         "max_unpool2d_relu_conv_transpose2d",
         "error",
     ),
     ("max_pool.cu", "if (switches[i] == static_cast<uint32_t>(tap)) ", "", "max_unpool2d", "error"),
     # What a device refuses, or answers with an error of its own.
-    ("conv.cu", "p.C % kChunk<M> == 0 && ", "", "conv2d", "misaligned access to global memory"),
+    ("conv.cu", "if (p.C % kChunk<M> != 0) {", "if (false) {", "conv2d", "misaligned access to global memory"),
+    ("conv.cu", " && c < p.channels", "", "conv2d", "error"),
+    ("conv.cu", "(j == 0 || e + j < run_elements)", "true", "conv2d", "error"),
     ("max_pool.cu", "smaller(kThreads, round_up", "smaller(1024, round_up", "max_pool2d", "launch bounds of 256"),
     (
         "contrast_norm.cu",

@@ -20,12 +20,15 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "cpu/calls.h"
+#include "cpu/chain.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
@@ -265,6 +268,35 @@ class Checks {
         for (const Array<T>* input : {&x, &w, &b, &g, &add}) input->expect_unchanged();
     }
 
+    // Three layers as a chain, by a team, against the same one by one.
+    void chain(const zf::Conv& wide, const zf::Conv& deep, const zf::Conv& narrow) {
+        begin("conv2d_chain", text(wide) + ", " + text(deep) + ", " + text(narrow));
+        const zf::Conv sizes[] = {wide, deep, narrow};
+        std::vector<std::unique_ptr<Array<T>>> filters, maps;
+        std::vector<zf::Stage<T>> stages;
+        maps.push_back(std::make_unique<Array<T>>(wide.N * wide.H * wide.W * wide.C, place()));
+        maps[0]->random(random_);
+        for (const zf::Conv& s : sizes) {
+            filters.push_back(std::make_unique<Array<T>>(s.K * s.C / s.G * s.KH * s.KW, place()));
+            filters.back()->random(random_);
+            stages.push_back({s, filters.back()->data(), nullptr, nullptr, coin(), T(2)});
+            maps.push_back(std::make_unique<Array<T>>(s.N * s.OH * s.OW * s.K, place()));
+            const zf::Epilogue<T> end{nullptr, nullptr, stages.back().relu, stages.back().cap};
+            k_.conv2d(s, maps.end()[-2]->data(), stages.back().w, nullptr, end, maps.back()->data(), 1);
+        }
+        Array<T> y(maps.back()->count(), place());
+        zf::Calls calls;
+        for (int i = 0; i < 2; ++i)
+            calls.add([&](const zf::Calls::Bases& bases, int threads) {
+                y.unwritten();
+                zf::conv2d_chain<T>(k_, stages, reinterpret_cast<const T*>(zf::at(bases, {0, 0})), nullptr, y.data(),
+                                    threads);
+            });
+        calls.run({reinterpret_cast<std::uintptr_t>(maps[0]->data())}, threads());
+        if (y.count() && std::memcmp(y.data(), maps.back()->data(), y.count() * sizeof(T)) != 0) fail("other results");
+        maps[0]->expect_unchanged();
+    }
+
     void pool(const zf::Pool& s) {
         begin("max_pool2d", text(s));
         const int64_t large = s.N * s.H * s.W * s.C, small = s.N * s.OH * s.OW * s.C;
@@ -426,6 +458,10 @@ class Checks {
         average(pool_on(C, H, W));
         average(pool_of(N, C, H, W, H, W, 1, 1, 0, 0, false));
         layer(s, pool_on(K, s.OH, s.OW));
+        if (zf::mode() == zf::Mode::kExact) {  // a band's rows may go by another of Winograd's kernels
+            const zf::Conv deep = grouped(conv_of(N, K, s.OH, s.OW, K, 3, 3, SH, SW, 1, 1, coin()), K, 1, 1);
+            chain(s, deep, conv_of(N, K, deep.OH, deep.OW, C, 1, 1, 1, 1, 0, 0, coin()));
+        }
         norm({H * W, C, among(random_, 1, 11), 0.1, among(random_, 0, 1) ? 0.75 : 0.6, 1.5, coin()});
         linear({among(random_, 1, 9), H * W, C});
     }

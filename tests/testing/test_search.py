@@ -274,8 +274,26 @@ def test_fills_hold_what_they_say(fill, dtype):
 def test_a_wrong_case_is_one_line(case, message, capsys):
     assert cli.main(["verify", "--case", case]) == 2
     error = capsys.readouterr().err
+    assert error.startswith("zfkernels verify: error: --case: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_case_s_memory_is_made_on_its_device(monkeypatch):
+    """What moves to another device is dense: a copy to it would make a strided tensor dense, and say nothing."""
+    moves, to = [], torch.Tensor.to
+
+    def noted(self, *arguments):
+        if arguments == ("cpu",):
+            moves.append(self.is_contiguous())
+        return to(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    case = parse("conv2d n=2 c=3 k=4 size=5x5 kernel=3x3 x=normal/strided weight=normal/permuted bias=normal/offset")
+    tensors = spec.materialized(case)
+    assert not tensors["x"].is_contiguous()
+    assert len(moves) == 3
+    assert all(moves)
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])

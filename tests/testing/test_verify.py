@@ -160,15 +160,18 @@ def test_command_line_passes(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--ops", "conv3d"), "no op 'conv3d'; the ops are conv2d,"),
-        (("--backend", "triton"), "triton"),
-        (("--backend", "opencl"), "opencl"),
-        (("--cases", "-1"), "cases must be at least 0, got -1"),
+        (("--ops", "conv3d"), "--ops: no op 'conv3d'; the ops are conv2d,"),
+        (("--backend", "triton"), "--backend 'triton' cannot run here: "),
+        (("--backend", "opencl"), "--backend must be one of "),
+        (("--cases", "-1"), "--cases must be at least 0, got -1"),
+        (("--case", "conv2d backend=triton"), "--case: backend 'triton' cannot run here: "),
     ],
 )
 def test_command_line_refuses(argv, message, capsys, triton_absent):
     assert main(*argv) == 2
-    assert message in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"zfkernels verify: error: {message}")
+    assert errors.count("\n") == 1
 
 
 def test_seed_chooses_the_random_cases():

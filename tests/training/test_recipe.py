@@ -259,6 +259,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"learning_rate": 0.5}, {"resume": True}, ValueError, "was trained with learning_rate 0.01, got"),
         ({}, {"side": (47, 47)}, ValueError, "do not fit into pictures"),
         ({"epochs": 0}, {}, ValueError, "epochs must be at least 1"),
+        ({"momentum": 1.0}, {}, ValueError, "momentum must be from 0 to below 1, got 1.0"),
+        ({"weight_decay": -1.0}, {}, ValueError, "weight_decay must be at least 0, got -1.0"),
         ({"learning_rate": 0.0}, {}, ValueError, "learning_rate must be above 0"),
         ({"crops": "nine"}, {}, ValueError, "crops must be one of ten, mirrored, got 'nine'"),
         ({"draws": "run"}, {"resume": True}, ValueError, "was trained with draws epoch, got draws run"),
@@ -396,4 +398,4 @@ def test_the_command_trains_keeps_plots_and_resumes(capsys, tmp_path, folder):
     assert not torch.equal(first.model.conv1.weight, last.model.conv1.weight)
     assert not (tmp_path / "epoch_002.pt").exists()
     assert cli.main(["train", str(folder), "--epochs", "0"]) == 2
-    assert "epochs must be at least 1, got 0" in capsys.readouterr().err
+    assert "error: --epochs must be at least 1, got 0" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def conv2d(
     refuse_windows("cuda", dilation, groups)
     output_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y = empty(x, x.shape[0], weight.shape[0], *output_size)
-    xs, bs = dense(x), _contiguous(bias)
+    xs, bs = _aligned(x), _contiguous(bias)
     sizes = conv_sizes(xs.shape, weight, output_size, stride, padding)
     _queue_with_workspace("conv2d", x, (sizes,), (xs, weight, bs, y), relu)
     return y
@@ -135,7 +135,7 @@ def conv_transpose2d(
     refuse_windows("cuda", dilation, groups)
     x = empty(y, y.shape[0], weight.shape[1], *output_size)
     sizes = conv_sizes(x.shape, weight, y.shape[2:], stride, padding)
-    _queue_with_workspace("conv_transpose2d", y, (sizes,), (dense(y), weight, x), rectify)
+    _queue_with_workspace("conv_transpose2d", y, (sizes,), (_aligned(y), weight, x), rectify)
     return x
 
 
@@ -214,7 +214,7 @@ def conv2d_relu_max_pool2d(x: Tensor, weight: Tensor, bias: Tensor | None, *sett
     conv_size = window.conv_map(x.shape[2:], weight.shape[2:], stride, padding)
     y, switches = pooled(x, n, k, *output_size)
     sizes = conv_sizes(x.shape, weight, conv_size, stride, padding), pool_sizes((n, k, *conv_size), output_size, *pool)
-    _queue_with_workspace("conv2d_relu_max_pool2d", x, sizes, (dense(x), weight, _contiguous(bias), y, switches))
+    _queue_with_workspace("conv2d_relu_max_pool2d", x, sizes, (_aligned(x), weight, _contiguous(bias), y, switches))
     return y, switches
 
 
@@ -251,6 +251,12 @@ def _stream(index: int) -> int:
     """The handle of the current stream of device `index`."""
     stream: int = torch._C._cuda_getCurrentRawStream(index)
     return stream
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x in dense channels-last memory that begins at a multiple of 16 bytes, as maps that are filtered do."""
+    x = dense(x)
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -64,11 +64,11 @@ def order(
 ) -> tuple[str, ...]:
     """The backends that serve the device, the fastest first, for a convolution from `channels` channels; `half`: in a
     16-bit type. Without an op, for the device as a whole."""
-    if device_type == "cuda" and half and any(op == known for known, *_ in FASTER):
+    found = BEST.get(device_type, ())
+    if half and len(found) > 1 and any(op == known for known, *_ in FASTER):
         kind = "wide" if channels > IMAGE_CHANNELS else "image"
-        if (found := FASTER.get((op, kind, capability(index or 0)))) is not None:
-            return found
-    return BEST.get(device_type, ())
+        return FASTER.get((op, kind, capability(index or 0)), found)
+    return found
 
 
 def capability(index: int) -> tuple[int, int]:

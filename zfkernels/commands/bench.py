@@ -103,7 +103,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     try:
         setting = Setting(args.backend, threads, peers, args.compile_seconds, args.compile_total)
     except RuntimeError as error:
-        raise ValueError(f"--backend: {error}") from error
+        raise ValueError(str(error)) from error
     try:
         sizes = [int(n) for n in bench.parts(args.n)]
     except ValueError:

@@ -84,6 +84,7 @@ def everything(args: argparse.Namespace) -> int:
     ops = args.ops.split(",") if args.ops else None
     names = (args.backend,) if args.backend else backends.available_backends()
     missing: list[str] = []
+    verify.modules_of(args.backend, args.cases, ops)
     print(verify.heading())
     watched: AbstractContextManager[set[str]] = coverage.recording(names) if args.coverage else nullcontext(set())
     with watched as ran:
@@ -171,6 +172,7 @@ def in_words(found: "Found") -> dict[str, str]:
 
 def one_case(args: argparse.Namespace) -> int:
     """Runs the case of --case; 0 where it passes, 1 where it fails."""
+    from .. import backends
     from ..environment import environment
     from ..testing.checks import applies, failure
     from ..testing.search import Found
@@ -179,7 +181,12 @@ def one_case(args: argparse.Namespace) -> int:
     spec = parse(args.case)
     if not applies(spec.check, spec):
         raise ValueError(f"case: there is no check {spec.check!r} of such a case, got {args.case!r}")
-    reason = failure(spec)
+    if why := backends.reason(spec.backend):
+        raise ValueError(f"case: backend {spec.backend!r} cannot run here: {why}")
+    try:
+        reason = failure(spec)
+    except ValueError as error:  # an instruction set that this machine lacks
+        raise ValueError(f"case: {error}") from error
     if reason:
         say(Found(spec, reason, spec))
     else:

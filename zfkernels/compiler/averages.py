@@ -13,8 +13,10 @@ from torch import Tensor, fx
 from .. import _C, window
 from ..backends.memory import pool_sizes
 from .graph import argument
-from .kernels import Registers, Run, dense, last
+from .kernels import Registers, Run, dense, keeping, last
 from .match import Pair, pair
+from .memory import Place
+from .segments import Native, Operand
 
 CHANNELS = 16
 # A window (kernel, stride, padding, ceil_mode, count_include_pad), and whether the result is one value a map.
@@ -40,14 +42,17 @@ def average_run(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads:
         return None  # torch says what is wrong
     sizes, (shape, strides) = pool_sizes(x.shape, size, kernel, stride, padding), last(x.shape[0], x.shape[1], *size)
     shape, strides = (shape[:2], (*strides[:1], 1)) if flat else (shape, strides)
-    f64, avg_pool2d = x.dtype == torch.float64, _C.avg_pool2d
+    f64, avg_pool2d, made = x.dtype == torch.float64, _C.avg_pool2d, Place(shape, strides, x.dtype)
 
     def run(r: Registers) -> None:
         x = r[at]
-        y = r[out] = x.new_empty_strided(shape, strides)
+        y = r[out] = made.of(r, x)
         avg_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), padded, threads)
 
-    return run
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand, _: Operand) -> None:
+        calls.avg_pool2d(f64, sizes, reads[0], to, padded)
+
+    return keeping(run, None, Native((at,), out, made, put), made)
 
 
 def pooling(node: fx.Node, size: Pair) -> Found | None:

@@ -14,7 +14,8 @@ from torch import Tensor, fx
 
 from .graph import argument, function
 from .match import Conv
-from .memory import Place, address
+from .memory import Place, Slice, address
+from .segments import Native
 
 CATS = (torch.cat, torch.concat)
 
@@ -65,27 +66,6 @@ def parts_of(node: fx.Node) -> list[fx.Node] | None:
 
 def channels(nodes: list[fx.Node]) -> int:
     return sum(node.meta["example_value"].shape[1] for node in nodes)
-
-
-@dataclass
-class Slice:
-    """The channels [begin, end) of the whole that is in `register`, or will be once `place` has given its memory."""
-
-    register: int
-    place: Place
-    begin: int
-    end: int
-
-    def of(self, r: list[Any], like: Tensor) -> Tensor:
-        whole: Tensor | None = r[self.register]
-        if whole is None:
-            whole = r[self.register] = self.place.of(r, like)
-        return whole[:, self.begin : self.end]
-
-    @property
-    def pitch(self) -> int:
-        """Elements from one pixel to the next."""
-        return self.place.shape[1]
 
 
 @dataclass
@@ -141,6 +121,8 @@ class Joins:
             for i, where in copied:
                 where.of(r, r[i]).copy_(r[i])
 
+        kept: Any = run
+        kept.native = None if copied else Native((), out, all_of, lambda *_: None)
         return run
 
 

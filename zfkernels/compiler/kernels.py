@@ -17,9 +17,9 @@ from .. import _C, window
 from ..backends import cpu
 from ..backends.memory import address, pool_sizes
 from ..backends.prepared import PreparedFilters
-from .joins import Slice
 from .match import Conv, Pair
-from .memory import Place
+from .memory import Place, Slice
+from .segments import Link, Native, Operand
 
 LAST = torch.channels_last
 Registers = list[Any]
@@ -104,6 +104,15 @@ def conv_run(
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), address(filters.bias)
     relu, cap, conv2d, x_pitch, y_pitch = step.relu, step.cap, _C.conv2d, pitch(x), k if part is None else part.pitch
     to = part or made
+    makes = [made] if part is None else []
+
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand, _: Operand) -> None:
+        calls.conv2d(f64, sizes, reads[0], w, packed, b, reads[1], to, relu, cap, x_pitch, y_pitch)
+
+    # Maps that lie otherwise are torch's to copy
+    link = link_of(f64, sizes, w, packed, b, relu, cap, x_pitch, y_pitch)
+    fits = x_pitch and (at.add < 0 or dense(r[at.add]))
+    native = Native((at.x, at.add), at.out, to, put, link=link) if fits else None
     if at.add < 0 and x_pitch:
 
         def run(r: Registers) -> None:
@@ -111,7 +120,7 @@ def conv_run(
             y = r[at.out] = to.of(r, x)
             conv2d(f64, sizes, x.data_ptr(), w, packed, b, 0, y.data_ptr(), relu, cap, threads, x_pitch, y_pitch)
 
-        return keeping(run, filters, *([made] if part is None else []))
+        return keeping(run, filters, native, *makes)
 
     def run_any(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
@@ -120,7 +129,27 @@ def conv_run(
         z = 0 if add is None else add.data_ptr()
         conv2d(f64, sizes, x.data_ptr(), w, packed, b, z, y.data_ptr(), relu, cap, threads, x.shape[1], y_pitch)
 
-    return keeping(run_any, filters, *([made] if part is None else []))
+    return keeping(run_any, filters, native if dense(x) else None, *makes)
+
+
+def link_of(
+    f64: bool,
+    sizes: tuple[int, ...],
+    weight: int,
+    packed: int,
+    bias: int,
+    relu: bool,
+    cap: float,
+    x_pitch: int,
+    y_pitch: int,
+) -> Link | None:
+    """The convolution as a part of a chain, where it goes by direct sums and every window meets the map."""
+    kernel = _C.conv2d_kernels(_C.isa(), _C.winograd(), f64, sizes, 0, False)[0]
+    height, maps_high, taps, stride, padding, dilation = (sizes[i] for i in (2, 5, 7, 9, 11, 17))
+    inside = padding <= (taps - 1) * dilation and (maps_high - 1) * stride - padding < height
+    if not inside or kernel not in ("direct", "depthwise"):
+        return None
+    return Link(f64, sizes, weight, packed, bias, relu, cap, x_pitch, y_pitch, kernel)
 
 
 def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[int, int]:
@@ -129,10 +158,12 @@ def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[
     return window.conv_map(size, filters.shape[2:], step.stride, step.padding, step.dilation)
 
 
-def keeping(run: Any, filters: PreparedFilters | None, made: Place | None = None, *scratch: Place) -> Run:
-    """The call with the filters, which it knows by their addresses alone, and the memory that it fills: its result's,
-    and what nobody reads after it."""
-    run.filters, run.makes, run.scratch = filters, () if made is None else (made,), scratch
+def keeping(
+    run: Any, filters: PreparedFilters | None, native: Native | None, made: Place | None = None, *scratch: Place
+) -> Run:
+    """The call with the filters, which it knows by their addresses alone, what a segment does in its place, and the
+    memory that it fills: its result's, and what nobody reads after it."""
+    run.filters, run.native, run.makes, run.scratch = filters, native, () if made is None else (made,), scratch
     kept: Run = run
     return kept
 
@@ -157,7 +188,10 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
         _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
 
-    return keeping(run, filters, made, marks)
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand, switches: Operand) -> None:
+        calls.conv2d_relu_max_pool2d(f64, sizes, pool, reads[0], w, packed, b, to, switches)
+
+    return keeping(run, filters, Native((at.x,), at.out, made, put, marks) if dense(x) else None, made, marks)
 
 
 def pooled_places(form: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> tuple[Place, Place]:
@@ -183,7 +217,10 @@ def pool_alone(place: int, out: int, r: Registers, pool: tuple[Pair, Pair, Pair,
         switches = marks.of(r, x)
         _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), switches.data_ptr(), threads)
 
-    return keeping(run, None, made, marks)
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand, switches: Operand) -> None:
+        calls.max_pool2d(f64, sizes, reads[0], to, switches)
+
+    return keeping(run, None, Native((place,), out, made, put, marks), made, marks)
 
 
 def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -35,10 +35,34 @@ class Place:
             return place
         return like.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
 
+    def fresh(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype)
+
     @property
     def bytes(self) -> int:
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         return -(-(last + 1) * self.dtype.itemsize // LINE) * LINE
+
+
+@dataclass
+class Slice:
+    """The channels [begin, end) of the whole that is in `register`, or will be once `place` has given its memory."""
+
+    register: int
+    place: Place
+    begin: int
+    end: int
+
+    def of(self, r: list[Any], like: Tensor) -> Tensor:
+        whole: Tensor | None = r[self.register]
+        if whole is None:
+            whole = r[self.register] = self.place.of(r, like)
+        return whole[:, self.begin : self.end]
+
+    @property
+    def pitch(self) -> int:
+        """Elements from one pixel to the next."""
+        return self.place.shape[1]
 
 
 @dataclass
@@ -86,6 +110,12 @@ class Lifetimes:
                 if not life.registers:
                     life.last = number
                     del self.owner[key]
+
+    def together(self, first: int, last: int) -> None:
+        """Steps `first` to `last` will be one: what any of them reads is read until the end."""
+        for life in self.lives:
+            if life.last is not None and first <= life.last < last:
+                life.last = last
 
     def layout(self, first_slot: int) -> "Layout":
         """Gives the places that can share a block theirs in it: the largest first, each at the lowest free address."""

@@ -9,11 +9,13 @@ from .. import _C
 from ..backends.prepared import PreparedFilters
 from ..ops.sources import Sources
 from . import kernels
+from .chains import chains_of, merged
 from .choice import Choice, result_shape
 from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
 from .memory import Block, Layout, Lifetimes
+from .segments import segmented
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
@@ -112,7 +114,11 @@ class Program:
         if filters is self.filters:
             if len(self.plans) >= MOST_PLANS:
                 self.plans, self.blocks = {}, []
-            self.plans[key] = Plan(calls, lifetimes.layout(len(r)))
+            chains = chains_of(calls)
+            for chain in chains:
+                lifetimes.together(chain[0], chain[-1])
+            layout = lifetimes.layout(len(r))
+            self.plans[key] = Plan(segmented(merged(calls, chains), layout, len(r), threads), layout)
 
     def conv(
         self, step: Conv, r: Registers, filters: dict[int, PreparedFilters], threads: int, wholes: dict[int, Whole]

@@ -51,8 +51,9 @@ def _positions(position: object, shape: Size, layer: str) -> np.ndarray:
         raise ValueError(f"position must be (vertical, horizontal), or one such pair a unit, got {position!r}")
     positions = positions.reshape(-1, 2)
     size = tuple(shape[2:]) or (1, 1)
-    for axis, side in enumerate(("vertical", "horizontal")):
-        _check_range(f"{side} position", positions[:, axis], size[axis], f"layer {layer!r} is {size[0]}x{size[1]}")
+    for axis, along in enumerate(("vertically", "horizontally")):
+        text = f"{along}; layer {layer!r} is {size[0]}x{size[1]}"
+        _check_range("position", positions[:, axis], size[axis], text)
     return positions
 
 

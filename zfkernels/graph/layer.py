@@ -24,6 +24,7 @@ from ..window import Pair, Window, conv_map
 from .rules import Rules
 from .windowed import Affine, Conv, Pool, capped, plain_filters
 
+REVERSED = "max_unpool2d_relu_conv_transpose2d"
 Weights = tuple[Tensor, Tensor | None]  # filters and bias
 
 
@@ -70,7 +71,8 @@ class Layer:
         if pool is not None and self.rectify and conv.dense:
             size = pool.size(conv_map(x.shape[2:], conv.window, conv.stride, conv.padding))
             pooling = pool.kernel, pool.stride, pool.padding, size
-            y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, rules.backend)
+            name = rules.serving("conv2d_relu_max_pool2d", x, filters)
+            y, switches = conv2d_relu_max_pool2d(x, filters, bias, conv.stride, conv.padding, *pooling, name)
         else:
             cap = self.cap if self.rectify else None
             y = conv.by_filters(x, filters, bias, conv.padding, cap if scale is None else None, rules)
@@ -150,9 +152,9 @@ class Layer:
         if passed is not None:
             g, own = passed_on(g, passed, own, self.cap), True
         if pool is not None and conv.dense:
-            pooling = pool.kernel, pool.stride, paddings[1]
+            pooling, name = (pool.kernel, pool.stride, paddings[1]), rules.serving(REVERSED, g, filters)
             return max_unpool2d_relu_conv_transpose2d(
-                g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, rules.backend
+                g, switches, filters, conv.stride, paddings[0], *pooling, size, rectify, name
             )
         if pool is not None:
             middle = conv_map(size, conv.window, conv.stride, paddings[0])

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Size, Tensor
 
+from ..backends.prepared import PreparedFilters
+from ..ops import checks
 from ..window import Pair
 
 Read = Callable[[], Tensor]  # gives a tensor of the model as it is now
@@ -17,9 +19,13 @@ Shapes = list[Size | None]  # of values, by number; None where a value has none 
 class Rules(NamedTuple):
     """What serves a run, and how its reverse treats rectifiers and norms."""
 
-    backend: str
+    backend: str  # of everything but convolutions, see `serving`
     method: str | None = None  # one of METHODS; None: there will be no reverse, and nothing is recorded
     norm: str = "identity"  # one of NORMS
+
+    def serving(self, op: str, x: Tensor, filters: Tensor | PreparedFilters) -> str:
+        """The backend of a convolution of x, or of what is made of one, as a call of the op alone would choose it."""
+        return checks.op_backend(self.backend, x, op, filters)
 
 
 class Irreversible(Exception):

@@ -178,17 +178,18 @@ class Conv:
         if self.by_torch(rules):
             y = F.conv2d(x, plain_filters(filters), bias, self.stride, padding, self.dilation, self.groups)
             return y if cap is None else capped(y, cap)
+        name = rules.serving("conv2d", x, filters)
         if cap is not None and cap < math.inf:
             window = self.stride, padding, rectify, cap
-            return conv2d_add(x, filters, bias, None, *window, rules.backend, *self._grouping)
-        return conv2d(x, filters, bias, self.stride, padding, rectify, rules.backend, *self._grouping)
+            return conv2d_add(x, filters, bias, None, *window, name, *self._grouping)
+        return conv2d(x, filters, bias, self.stride, padding, rectify, name, *self._grouping)
 
     def transposed(
         self, g: Tensor, filters: Tensor | PreparedFilters, padding: Pair, size: Pair, rectify: bool, rules: Rules
     ) -> Tensor:
         """Its adjoint, of g or, with `rectify`, of max(0, g), onto a map of `size`."""
         if not self.by_torch(rules):
-            settings = self.stride, padding, size, rectify, rules.backend
+            settings = self.stride, padding, size, rectify, rules.serving("conv_transpose2d", g, filters)
             return conv_transpose2d(g, filters, *settings, *self._grouping)
         least = [(g.shape[2 + a] - 1) * self.stride[a] + self.window[a] - 2 * padding[a] for a in (0, 1)]
         left = tuple(size[a] - least[a] for a in (0, 1))

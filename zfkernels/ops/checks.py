@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, window
+from ..backends.prepared import PreparedFilters
 
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 LARGEST_FLOAT = sys.float_info.max
@@ -103,11 +104,11 @@ def switches(value: Any, y: Tensor) -> None:
         raise ValueError(f"switches must be on y's device, {y.device}, got {value.device}")
 
 
-def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | None = None) -> str:
+def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | PreparedFilters | None = None) -> str:
     """The name of the backend to use, which serves `value`'s device and dtype: for the op, the fastest."""
     device = value.device.type
     candidates: tuple[str, ...] | None = None
-    if name is None and weight is not None and device == "cuda":
+    if name is None and weight is not None and several_serve(device):
         candidates = backends.order(device, op, weight.shape[1], value.dtype.itemsize == 2, value.device.index)
     name = backends.choose(name, device, candidates)
     chosen = backends.module(name)
@@ -120,6 +121,16 @@ def backend(name: str | None, value: Tensor, op: str = "", weight: Tensor | None
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in chosen.DTYPES)
         raise RuntimeError(f"backend {name!r} does not serve dtype {value.dtype}, only {served}")
     return name
+
+
+def op_backend(name: str, value: Tensor, op: str, weight: Tensor | PreparedFilters) -> str:
+    """Who computes this op in a run that `backend` chose `name` for as a whole: the fastest at it, unless a backend
+    was asked for."""
+    return backend(None, value, op, weight) if several_serve(value.device.type) else name
+
+
+def several_serve(device_type: str) -> bool:
+    return len(backends.BEST.get(device_type, ())) > 1
 
 
 @overload

@@ -38,8 +38,11 @@ class Sources:
             self.counted
             and list(map(VERSION, tensors)) == self.versions
             and list(map(Tensor.data_ptr, tensors)) == self.addresses
-            and (not self.watch_values or _C.sampled(self.table_at, len(tensors)) == self.values)
+            and (not self.watch_values or self.sampled() == self.values)
         )
+
+    def sampled(self) -> int:
+        return _C.sampled(self.table_at, len(self.table), torch.get_num_threads())
 
     def note(self, tensors: Sequence[Tensor]) -> None:
         self.held = [t.detach() for t in tensors]
@@ -49,7 +52,7 @@ class Sources:
         rows = [(t.data_ptr(), extent(t), parts(t)) for t in tensors]
         self.table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
         self.table_at = self.table.data_ptr()
-        self.values = _C.sampled(self.table_at, len(tensors))
+        self.values = self.sampled()
 
 
 def parts(tensor: Tensor) -> int:

@@ -266,10 +266,13 @@ def gpu_templates() -> Iterator[str]:
         narrow = words.replace("c=40", "c=3").replace("k=7", "k=16").replace("k=5", "k=16")
         yield f"{narrow.replace('c=5', 'c=3')} n=1 size=15x13 kernel=7x7 stride=2x2 padding=1x1"
         yield f"{narrow.replace('c=5', 'c=2')} n=1 size=8x9 kernel=2x3 stride=1x1"
-    for count in (*WIDE, 96):  # rectified, and copied in vectors
-        yield f"conv_transpose2d c={count} k=16 n=1 flag=1 size=7x6 padding=1x1 kernel=3x3"
+    for count, k in product((*WIDE, 96), (4, 16)):  # rectified, and copied 8 and 16 bytes at a time
+        yield f"conv_transpose2d c={count} k={k} n=1 flag=1 size=7x6 padding=1x1 kernel=3x3"
     for op, k in product(("max_unpool2d_relu_conv_transpose2d", "conv2d_relu_max_pool2d_weight_grad"), (7, 16)):
         yield f"{op} c=3 k={k} n=1 flag=1 size=15x13 kernel=7x7 stride=2x2 padding=1x1 {POOL}"
+    layers = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d"
+    for op in layers:  # rows longer than a block's, of whole 16 bytes
+        yield f"{op} c=3 k=16 n=1 flag=1 size=9x136 kernel=7x7 stride=2x2 padding=1x1 {POOL}"
     for op, pool, c in product(POOLS, (POOL, "pool=2x3 pool_stride=1x2"), (7, 16)):
         yield f"{op} n=1 c={c} size=9x8 {pool}"
     for op, c, center in product(("contrast_norm", "contrast_norm_backward"), (7, 16), (0, 1)):

@@ -52,13 +52,7 @@ def run(
     `report` is called with the rows of one op and backend as they come. Raises ValueError for an unknown op or backend
     and RuntimeError for a backend that cannot run here. A failed check is a Row with a `failure`, not an exception.
     """
-    if unknown := set(ops or ()) - set(OPS):
-        raise ValueError(f"ops: no op {sorted(unknown)[0]!r}; the ops are {', '.join(OPS)}")
-    if cases < 0:
-        raise ValueError(f"cases must be at least 0, got {cases}")
-    chosen = (backend,) if backend is not None else backends.available_backends()
-    modules = {name: backends.module(name) for name in chosen}
-    rows = []
+    modules, rows = modules_of(backend, cases, ops), []
     with np.errstate(all="ignore"):  # the cases hold NaN and infinities on purpose
         for op in ops or OPS:
             drawn = list(OPS[op].cases(seed, cases))
@@ -71,6 +65,16 @@ def run(
                     rows[-1].append(check(op, name, module, torch.float32, own, tf32=True))
                 report(rows[-1])
     return [row for group in rows for row in group]
+
+
+def modules_of(backend: str | None, cases: int, ops: Iterable[str] | None) -> dict[str, ModuleType]:
+    """The backends that `run` checks; it raises what `run` raises."""
+    if unknown := set(ops or ()) - set(OPS):
+        raise ValueError(f"ops: no op {sorted(unknown)[0]!r}; the ops are {', '.join(OPS)}")
+    if cases < 0:
+        raise ValueError(f"cases must be at least 0, got {cases}")
+    chosen = (backend,) if backend is not None else backends.available_backends()
+    return {name: backends.module(name) for name in chosen}
 
 
 def served(module: ModuleType, case: Case) -> bool:
