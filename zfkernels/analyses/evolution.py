@@ -100,8 +100,8 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
                 pair[0].set_ylabel(f"map {channel}", fontsize=9, color=INK)
                 pair[1].set_ylabel("patch", fontsize=8, color=SOFT)
             if row == 0:
-                above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
-                pair[0].annotate(name, (0.5, 1), (0, 19), fontsize=9, color=INK, **above)
+                at = (0.5, 1), (0, 19), "axes fraction", "offset points"
+                pair[0].annotate(name, *at, fontsize=9, color=INK, ha="center")
     return drawn
 
 
