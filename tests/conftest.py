@@ -3,10 +3,15 @@
 import importlib.util
 import math
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+
+# A run in a shell's background ignores Ctrl-C, and so would the commands that tests stop with it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be said before anything imports triton.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:

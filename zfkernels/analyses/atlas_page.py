@@ -26,7 +26,8 @@ from .atlas import Card, LayerCards, panel
 
 TILE, LARGEST = 48, 72  # pixels that a sheet's tile aims at, and has at most
 SHEET, GAP, HEAD, LINE = (2400, 1600), 14, 34, 20  # a sheet's sides at most; between its panels; its title; a label
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 Words = dict[str, Any]  # what the page is told, as JSON
 
 
@@ -61,7 +62,7 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
     written = LayerSheets(layer.name, layer.maps, layer.method, [], [], [])
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         drawn = in_turn(threads, partial(_drawn, place, layer, names), layer.cards)
-        sheets = []
+        sheets: list[Future[Any]] = []
         while first := next(drawn, None):
             height, width = first[0].shape[:2]
             columns = max(1, (SHEET[0] - GAP) // (_cell(width) + GAP))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -100,8 +100,8 @@ def figure(result: Evolution, pictures: Tensor) -> Figure:
                 pair[0].set_ylabel(f"map {channel}", fontsize=9, color=INK)
                 pair[1].set_ylabel("patch", fontsize=8, color=SOFT)
             if row == 0:
-                at = (0.5, 1), (0, 19), "axes fraction", "offset points"
-                pair[0].annotate(name, *at, fontsize=9, color=INK, ha="center")
+                above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
+                pair[0].annotate(name, (0.5, 1), (0, 19), fontsize=9, color=INK, **above)
     return drawn
 
 

@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
     methods = {layer: opened.method(layer, args.method, read([0])[0]) for layer in tops}
     for layer in atlas(opened.deconv, tops, read, args.maps, args.norm, methods):
         sheets.append(write_layer(args.out, layer, names))
-        first, *more = sheets[-1].files or ["no sheet"]
-        many = f" and {len(more)} more" if more else ""
+        files = sheets[-1].files
+        first, many = files[0] if files else "no sheet", f" and {len(files) - 1} more" if files[1:] else ""
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {first}{many}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)

@@ -80,8 +80,8 @@ def darken(figure: Figure) -> None:
         axes.tick_params(colors=ON_DARK[SOFT])
         for spine in axes.spines.values():
             spine.set_edgecolor(ON_DARK[SOFT])
-    inked: list[Any] = figure.findobj(lambda artist: hasattr(artist, "get_color") and hasattr(artist, "set_color"))
-    for artist in inked:
+    coloured: list[Any] = figure.findobj(lambda artist: hasattr(artist, "get_color") and hasattr(artist, "set_color"))
+    for artist in coloured:
         colour = artist.get_color()
         if isinstance(colour, str) and to_hex(colour) in ON_DARK:
             artist.set_color(ON_DARK[to_hex(colour)])
