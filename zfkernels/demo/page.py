@@ -105,7 +105,7 @@ def _pictures(out: Path, findings: Findings) -> dict[str, list[Picture]]:
         f"{first.accuracy:.0%} to {last.accuracy:.0%}"
     )
     named = ", ".join(f"{photograph.name} {photograph.accuracy:.0%}" for photograph in findings.photographs)
-    shown = {
+    shown: dict[str, list[tuple[str, str]]] = {
         "photographs": [
             ("photographs.png", f"photographs with their held-out cells outlined, and recognised: {named}")
         ],
