@@ -16,7 +16,7 @@
 namespace zf {
 namespace {
 
-constexpr std::size_t kLeastKept = 256 << 10, kMostKept = 64 << 20, kPage = 2 << 20;
+constexpr std::size_t kLeastKept = 8 << 20, kMostKept = 64 << 20;
 // A sanitizer has to see every use of freed memory.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kKeep = false;
@@ -24,18 +24,13 @@ constexpr bool kKeep = false;
 constexpr bool kKeep = true;
 #endif
 
-void release(void* memory, std::size_t bytes) {
-    if (memory) ::operator delete(memory, std::align_val_t{bytes < kLeastKept ? 64 : kPage});
-}
+void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
 
-// The largest blocks that a thread's last calls gave back, in huge pages: Winograd's kernels write 36 planes side by
-// side, each of which would need a page of its own (64 maps of 56 x 56: 1.09 times as fast). malloc returns blocks
-// above 32 MB to the system at once, and getting their pages again takes longer than most kernels: 15 ms for 40 MB.
+// The largest blocks that a thread's last calls gave back. malloc returns blocks above 32 MB to the system at once, and
+// getting their pages again takes longer than most kernels: 15 ms for 40 MB.
 class Kept {
    public:
-    ~Kept() {
-        for (const Slot& slot : slots_) release(slot.memory, slot.bytes);
-    }
+    ~Kept() { release(slots_[0].memory), release(slots_[1].memory); }
 
     // The smallest kept block of at least `bytes` bytes, which becomes its size; null when there is none.
     void* take(std::size_t& bytes) {
@@ -49,8 +44,8 @@ class Kept {
 
     void give(void* memory, std::size_t bytes) {
         Slot& least = slots_[slots_[1].bytes < slots_[0].bytes];
-        if (bytes <= least.bytes) return release(memory, bytes);
-        release(least.memory, least.bytes);
+        if (bytes <= least.bytes) return release(memory);
+        release(least.memory);
         least = {memory, bytes};
     }
 
@@ -68,32 +63,28 @@ Kept& kept() {
 
 }  // namespace
 
-// Whole pages of [memory, memory + bytes).
-void ask_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
+void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
+    constexpr std::uintptr_t kPage = 2 << 20;
+    if (bytes < 2 * kPage) return;
     const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
     const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kPage * kPage;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
-}
-
-void prefer_huge_pages(void* memory, std::size_t bytes) {
-    if (bytes >= 2 * kPage) ask_for_huge_pages(memory, bytes);
 }
 
 Scratch::Scratch(std::size_t bytes) : memory_(nullptr), bytes_(bytes ? bytes : 1) {
     if (kKeep && bytes_ >= kLeastKept) memory_ = kept().take(bytes_);
     if (memory_) return;
-    if (bytes_ >= kLeastKept) bytes_ = (bytes_ + kPage - 1) / kPage * kPage;
-    memory_ = ::operator new(bytes_, std::align_val_t{bytes_ < kLeastKept ? 64 : kPage});
-    if (bytes_ >= kLeastKept) ask_for_huge_pages(memory_, bytes_);
+    memory_ = ::operator new(bytes_, std::align_val_t{64});
+    prefer_huge_pages(memory_, bytes_);
 }
 
 Scratch::~Scratch() {
     if (kKeep && bytes_ >= kLeastKept && bytes_ <= kMostKept)
         kept().give(memory_, bytes_);
     else
-        release(memory_, bytes_);
+        release(memory_);
 }
 
 namespace {
