@@ -25,12 +25,14 @@ class ConvReLU(nn.Module):
     """y = max(0, corr(x, weight) + bias): `zfkernels.conv2d_relu` with its filters.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: as torch.nn.Conv2d's (no groups,
-            no dilation, padding with zeros).
+        in_channels, out_channels, kernel_size, stride, padding, bias, device, dtype: as torch.nn.Conv2d's (padding
+            with zeros).
+        dilation, groups: as torch.nn.Conv2d's, by name.
         backend: as the function's.
 
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, (H + 2p - KH) // s + 1, (W + 2p - KW) // s + 1).
-    `weight` is (out_channels, in_channels, KH, KW), `bias` (out_channels,) or None, initialised as torch.nn.Conv2d's.
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, (H + 2p - d (KH - 1) - 1) // s + 1, the same of W and KW).
+    `weight` is (out_channels, in_channels / groups, KH, KW), `bias` (out_channels,) or None, initialised as
+    torch.nn.Conv2d's.
     In evaluation mode, where no gradient is wanted, its filters are kept packed on the CPU (ops/kept.py).
     """
 
@@ -43,6 +45,8 @@ class ConvReLU(nn.Module):
         padding: Size = 0,
         bias: bool = True,
         *,
+        dilation: Size = 1,
+        groups: int = 1,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -50,13 +54,19 @@ class ConvReLU(nn.Module):
         super().__init__()
         count("in_channels", in_channels)
         count("out_channels", out_channels)
+        count("groups", groups)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
         flag("bias", bias)
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.stride = pair("stride", stride, 1)
         self.padding = pair("padding", padding, 0)
+        self.dilation = pair("dilation", dilation, 1)
+        self.groups = groups
         self.backend = backend
         self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels, *self.kernel_size, device=device, dtype=dtype)
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
         )
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -69,7 +79,7 @@ class ConvReLU(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        return self.weight.shape[1]
+        return self.weight.shape[1] * self.groups
 
     @property
     def out_channels(self) -> int:
@@ -80,11 +90,15 @@ class ConvReLU(nn.Module):
         return of_module(self.weight, self.bias, self.training, self.backend, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d_relu(x, *self.filters(x), self.stride, self.padding, backend=self.backend)
+        window = self.stride, self.padding, self.dilation, self.groups
+        return conv2d_relu(x, *self.filters(x), *window, backend=self.backend)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{text}, padding={self.padding}" + ("" if self.bias is not None else ", bias=False")
+        text += f", padding={self.padding}"
+        text += "" if self.dilation == (1, 1) else f", dilation={self.dilation}"
+        text += "" if self.groups == 1 else f", groups={self.groups}"
+        return text + ("" if self.bias is not None else ", bias=False")
 
 
 class MaxPoolSwitches(nn.Module):

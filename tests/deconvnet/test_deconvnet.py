@@ -537,6 +537,37 @@ def test_names_and_aliases(built):
     assert torch.equal(deconv.activations(images, "2"), deconv.activations(images, "1"))
 
 
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+def test_dilated_and_grouped_layers_of_ours(method):
+    """As torch's modules with the same filters, a residual sum in the kernel included."""
+
+    class Net(nn.Module):
+        def __init__(self, ours):
+            super().__init__()
+            self.ours = ours
+            make = zf.nn.ConvReLU if ours else nn.Conv2d
+            self.a = make(3, 6, 3, padding=2, dilation=2, groups=3, dtype=torch.float64)
+            self.b = make(6, 6, 3, padding=(1, 2), dilation=(1, 2), groups=2, dtype=torch.float64)
+            self.pool = nn.MaxPool2d(2)
+            self.c = make(6, 4, 3, stride=2, dtype=torch.float64)
+
+        def forward(self, x):
+            x = self.pool(self.a(x) if self.ours else F.relu(self.a(x)))
+            if self.ours:
+                b = self.b
+                x = zf.conv2d_relu(x, b.weight, b.bias, b.stride, b.padding, b.dilation, b.groups, add=x)
+                return self.c(x)
+            return F.relu(self.c(F.relu(self.b(x) + x)))
+
+    ours, theirs = nets.alive(Net(True)), Net(False)
+    theirs.load_state_dict(ours.state_dict())
+    images = nets.images(1, 18, 19)
+    for layer in ("a", "c"):
+        one, other = (zf.Deconvnet(net.eval()).project(images, layer, 2, method=method) for net in (ours, theirs))
+        assert torch.allclose(one.pixels, other.pixels, rtol=1e-9, atol=1e-12)
+        assert one.pixels.abs().sum() > 0
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_zf_modules_and_functions(norm):
     """A net of zfkernels' own modules and functions, centred norms included."""

@@ -319,6 +319,9 @@ def test_modules_are_their_functions():
     without = zf.nn.ConvReLU(3, 5, 3, bias=False, dtype=torch.float64)
     assert without.bias is None
     assert torch.equal(without(x), zf.conv2d_relu(x, without.weight))
+    depthwise = zf.nn.ConvReLU(3, 6, 3, padding=2, dilation=2, groups=3, dtype=torch.float64)
+    assert (depthwise.in_channels, *depthwise.weight.shape) == (3, 6, 1, 3, 3)
+    assert torch.equal(depthwise(x), zf.conv2d_relu(x, depthwise.weight, depthwise.bias, 1, 2, 2, 3))
     y, switches = zf.max_pool2d_with_switches(x, 3, 2, 1, True)
     assert torch.equal(zf.nn.MaxPoolSwitches(3, 2, 1, True)(x), y)
     assert torch.equal(zf.nn.MaxPoolSwitches(3, 2, 1, True, return_switches=True)(x)[1], switches)

@@ -134,7 +134,11 @@ FUNCTIONS = {
         ("images",),
     ),
     "nn.ConvReLU": Function(
-        zf.nn.ConvReLU, {"in_channels": 2, "out_channels": 3, "kernel_size": 3, **WINDOW, "bias": True, "backend": None}
+        zf.nn.ConvReLU,
+        {
+            **{"in_channels": 2, "out_channels": 3, "kernel_size": 3, **WINDOW},
+            **{"bias": True, "dilation": 1, "groups": 1, "backend": None},
+        },
     ),
     "nn.MaxPoolSwitches": Function(
         zf.nn.MaxPoolSwitches, {**POOL, "ceil_mode": False, "return_switches": False, "backend": None}

@@ -63,9 +63,17 @@ def conv(
 
 
 def conv_relu(
-    name: str, weight: Read, bias: Bias = None, stride: Sides = 1, padding: Sides = 0, *, backend: object = None
+    name: str,
+    weight: Read,
+    bias: Bias = None,
+    stride: Sides = 1,
+    padding: Sides = 0,
+    dilation: Sides = 1,
+    groups: int = 1,
+    *,
+    backend: object = None,
 ) -> Part:
-    return Part("layer", (*conv(name, weight, bias, stride, padding).steps, ReLU(name)))
+    return Part("layer", (*conv(name, weight, bias, stride, padding, dilation, groups).steps, ReLU(name)))
 
 
 def pad(name: str, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Part:

@@ -136,7 +136,7 @@ MODULES: dict[type[nn.Module], Callable[..., Part]] = {
     LargeLinear: _by_attributes(makers.linear, weights=True),
     nn.Flatten: _flatten,
     ConvReLUMaxPool: _by_attributes(makers.conv_relu_max_pool, *FUSED, weights=True),
-    ConvReLU: _by_attributes(makers.conv_relu, "stride", "padding", weights=True),
+    ConvReLU: _by_attributes(makers.conv_relu, "stride", "padding", "dilation", "groups", weights=True),
     MaxPoolSwitches: _by_attributes(makers.max_pool_with_switches, *POOL, "ceil_mode"),
     ContrastNorm: lambda name, m: makers.contrast_norm(name, m.size, m.alpha, m.beta, m.k, center=m.center),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), makers.nothing),

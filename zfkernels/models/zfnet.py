@@ -177,6 +177,7 @@ def _fusible(module: nn.Module, above: nn.Module | None) -> bool:
     return (
         type(module) is ConvReLU
         and type(above) is MaxPoolSwitches
+        and (module.dilation, module.groups) == ((1, 1), 1)
         and not any(
             hooked._forward_hooks or hooked._forward_pre_hooks or hooked._backward_hooks or hooked._backward_pre_hooks
             for hooked in (module, above)
