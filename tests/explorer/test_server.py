@@ -221,6 +221,30 @@ def test_what_somebody_waits_for_comes_before_the_search():
     worker.stop()
 
 
+def test_what_nobody_waits_for_any_longer_is_not_made(world, monkeypatch):
+    """An answer that has not begun when the browser gives it up never begins; one that has is finished."""
+    it, gate, made = searched(world), threading.Event(), []
+    guarded = server.checked(server.application(it), "127.0.0.1", PORT)
+    monkeypatch.setattr(state, "views", lambda *asked: made.append(asked[3]) or b"view")
+    it.worker.submit(gate.wait)
+    assert ask(guarded, "/data/unit/1/2/guided.webp", leaves=True)[0] == 400
+    gate.set()
+    assert ask(guarded, "/data/unit/1/2/gradient.webp")[0] == 200
+    assert made == ["gradient"]
+    begun = threading.Event()
+    monkeypatch.setattr(state, "views", lambda *asked: begun.set() or time.sleep(0.3) or made.append(asked[3]))
+    real = server._left
+
+    async def after_it_began(request, task):
+        begun.wait(10)
+        return await real(request, task)
+
+    monkeypatch.setattr(server, "_left", after_it_began)
+    ask(guarded, "/data/unit/1/2/guided.webp", leaves=True)
+    assert made == ["gradient", "guided"]
+    it.worker.stop()
+
+
 # Live
 
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,11 @@ def words(it: Explorer) -> state.Words:
 async def _answered(it: Explorer, answer: Answer, request: Request, priority: int) -> Response:
     """What `answer` gives in the worker's thread: bytes are WebP, None is not found, all else JSON."""
     began = time.perf_counter()
+    task = it.worker.submit(lambda: answer(request), priority)
+    if await _left(request, task) and task.cancel():
+        return Response(status_code=400)
     try:
-        result = await asyncio.wrap_future(it.worker.submit(lambda: answer(request), priority))
+        result = await asyncio.wrap_future(task)
     except Missing as error:
         return missing(str(error))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -165,6 +169,19 @@ async def _answered(it: Explorer, answer: Answer, request: Request, priority: in
     if isinstance(result, bytes):
         return Response(result, media_type="image/webp", headers=headers)
     return JSONResponse(result, headers=headers)
+
+
+async def _left(request: Request, task: Future[Any]) -> bool:
+    """Waits for the task, or until the browser wants its answer no longer, and says whether that came first."""
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, leaving = asyncio.wrap_future(task), asyncio.ensure_future(leaves())
+    await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    return not task.done()
 
 
 def missing(text: str) -> Response:

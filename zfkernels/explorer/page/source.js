@@ -23,8 +23,40 @@ export async function dataOf(path) {
 }
 
 // What the server says to live/..., with parameters; errors are thrown with its words.
-export async function liveAnswer(path, parameters = {}) {
-  return answerOf(`live/${path}?${new URLSearchParams(parameters)}`);
+export async function liveAnswer(path, parameters = {}, options = {}) {
+  return answerOf(`live/${path}?${new URLSearchParams(parameters)}`, options);
+}
+
+let leaving = new AbortController();
+const coming = new Set(); // pictures that are on their way
+
+// What a page has asked for and not got is given up when another is opened: the server need not make it.
+export function leavePage() {
+  leaving.abort();
+  leaving = new AbortController();
+  for (const picture of coming) picture.src = "";
+  coming.clear();
+}
+
+// The signal that ends with the page.
+export function whileHere() {
+  return leaving.signal;
+}
+
+// Waits for a picture that somebody looks at, before those that only come into view; false if there is none.
+export async function pictureCame(url) {
+  const { signal } = leaving;
+  const picture = new Image();
+  picture.fetchPriority = "high";
+  picture.src = url;
+  coming.add(picture);
+  const came = await picture.decode().then(() => true, () => false);
+  coming.delete(picture);
+  return came && !signal.aborted;
+}
+
+export function sayTime(text) {
+  document.getElementById("timing").textContent = text;
 }
 
 export async function livePost(path, body = null) {
@@ -36,7 +68,7 @@ async function answerOf(url, options = {}) {
   const response = await fetch(url, options);
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error || response.statusText);
-  document.getElementById("timing").textContent = `last answer in ${Math.round(performance.now() - began)} ms`;
+  sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
   return answer;
 }
 
