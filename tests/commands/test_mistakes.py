@@ -304,6 +304,8 @@ def test_an_atlas_in_the_folder_of_another_leaves_no_sheet_that_its_page_does_no
     sheet = tmp_path / "a" / "conv1" / "sheet-1.png"
     for name in ("sheet-7.png", "sheet-2.jpg", "map-0003.jpg", "mine.png", "sheet-2.txt"):
         sheet.with_name(name).write_bytes(b"old")
+    for search in (tmp_path / "a").glob("search-*.pt"):  # of both layers
+        search.unlink()
     code, said, _ = call(capsys, f"{text} conv1 --maps 2")
     assert code == 0
     assert sorted(path.name for path in sheet.parent.iterdir()) == ["mine.png", "sheet-1.png", "sheet-2.txt"]

@@ -276,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"weight_decay": -1.0}, {}, ValueError, "weight_decay must be at least 0, got -1.0"),
         ({"learning_rate": 0.0}, {}, ValueError, "learning_rate must be above 0"),
         ({"crops": "nine"}, {}, ValueError, "crops must be one of ten, mirrored, got 'nine'"),
-        ({"cosine": True, "falls_at": (0.5,)}, {}, ValueError, "falls_at must not be given with cosine, got (0.5,)"),
+        ({"cosine": True, "falls_at": (0.5,)}, {}, ValueError, "falls_at must not be given with cosine, got .0.5,."),
         ({"draws": "run"}, {"resume": True}, ValueError, "was trained with draws epoch, got draws run"),
     ],
 )

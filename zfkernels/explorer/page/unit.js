@@ -80,7 +80,8 @@ function pairTable(network, index, map, words, began) {
     return make("tr", {}, make("td", {}, patch, caption), ...views);
   });
   const drawn = drawColumns(`unit/${index}/${map}`, columns, began);
-  const table = make("table", { class: "pairs" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+  const head = make("thead", {}, make("tr", {}, ...heads));
+  const table = make("table", { class: "pairs" }, head, make("tbody", {}, ...rows));
   return { table, drawn };
 }
 
@@ -93,7 +94,8 @@ async function drawColumns(path, columns, began) {
     views.forEach((view, rank) => showPiece(view, url, rank, views.length));
     if (name === "patches") return;
     times.push(Math.round(performance.now() - began));
-    sayTime(`first projections in ${times[0]} ms` + (times.length > 1 ? `, ${times.length} ways in ${times.at(-1)} ms` : ""));
+    const all = times.length > 1 ? `, ${times.length} ways down in ${times.at(-1)} ms` : "";
+    sayTime(`first projections in ${times[0]} ms${all}`);
   };
   await Promise.all(Object.entries(columns).map(column));
 }
