@@ -1,5 +1,6 @@
 """The explorer's answers, without a browser: what they say, whom they are given to, what they refuse."""
 
+import gc
 import io
 import json
 import struct
@@ -176,6 +177,8 @@ def test_a_search_can_be_stopped_and_goes_on_to_the_same_result(world, expected)
     assert it.search.report()["state"] == "stopped"
     assert 0 < it.search.report()["done"] == it.state.searched < 18
     it.search.take = take
+    assert ask(guarded, "/live/search/explode", method="POST")[0] == 404
+    assert it.search.report()["state"] == "stopped"
     assert told(guarded, "/live/search/start", method="POST")["state"] == "running"
     it.search.wait()
     assert it.search.report() == {"state": "done", "done": 18, "total": 18, "error": ""}
@@ -500,10 +503,13 @@ def test_names_are_data_and_not_in_the_page(app, it):
         ("/live/below", "layer=x&map=1"),
     ],
 )
-def test_parameters_out_of_range_are_refused_in_one_line(app, path, query):
+def test_parameters_out_of_range_are_refused_in_one_line(app, path, query, caplog):
+    """And nothing is said where the server runs."""
     status, _, body = ask(app, path, query=query)
     assert status == 404
     assert "\n" not in json.loads(body)["error"]
+    gc.collect()
+    assert caplog.records == []
 
 
 # How fast

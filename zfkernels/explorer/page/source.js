@@ -68,7 +68,7 @@ async function answerOf(url, options = {}) {
   const response = await fetch(url, options);
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error || response.statusText);
-  sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
+  if (!options.signal) sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
   return answer;
 }
 
