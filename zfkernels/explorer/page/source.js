@@ -24,7 +24,10 @@ export async function dataOf(path) {
 
 // What the server says to live/..., with parameters; errors are thrown with its words.
 export async function liveAnswer(path, parameters = {}, options = {}) {
-  return answerOf(`live/${path}?${new URLSearchParams(parameters)}`, options);
+  const began = performance.now();
+  const answer = await answerOf(`live/${path}?${new URLSearchParams(parameters)}`, options);
+  if (!options.signal) sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
+  return answer;
 }
 
 let leaving = new AbortController();
@@ -64,11 +67,9 @@ export async function livePost(path, body = null) {
 }
 
 async function answerOf(url, options = {}) {
-  const began = performance.now();
   const response = await fetch(url, options);
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error || response.statusText);
-  if (!options.signal) sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
   return answer;
 }
 

@@ -1,6 +1,6 @@
 // The wall: a layer's maps, each drawn when it scrolls into view.
 import { byId, make, number, percent, showPiece } from "./dom.js";
-import { dataOf, dataUrl, liveAnswer } from "./source.js";
+import { dataOf, dataUrl, liveAnswer, sayTime } from "./source.js";
 
 const ORDERS = {
   strength: "strength",
@@ -27,8 +27,10 @@ const observer = new IntersectionObserver(
 );
 
 export async function showWall(network, index) {
+  const began = performance.now();
   const layer = network.layers[index];
   const words = await dataOf(`layer/${index}`);
+  sayTime(`the layer in ${Math.round(performance.now() - began)} ms`);
   const query = wall && wall.index === index ? wall.query : "";
   wall = { index, layer, words, query, shown: [] };
   const orders = Object.entries(ORDERS).map(([value, text]) =>
