@@ -156,6 +156,21 @@ def test_what_is_not_there_is_said(app, path):
     assert json.loads(body)["error"]
 
 
+def test_a_grey_networks_patches_and_pictures_are_grey(world):
+    model = zf.ZFNet(**SMALL | {"in_channels": 1}).eval()
+    of = checkpoint.Network(model, CLASSES, torch.full((1, 1, 1), 120.0), torch.full((1, 1, 1), 60.0), (48, 48), 1)
+    it = server.explorer(state.explored(of, zf.Deconvnet(model), scan(world / "photos"), ["conv3"], "t"))
+    for batch in it.state.batches(0):
+        it.state.take(*batch)
+    guarded = server.checked(server.application(it), "127.0.0.1", PORT)
+    channel = int(it.state.tops["conv3"].values[:, 0].argmax())
+    for path in (f"/data/tile/0/{channel}.webp", f"/data/unit/0/{channel}/patches.webp", "/data/picture/3.webp"):
+        drawn = image_of(ask(guarded, path)[2]).astype(int)
+        assert drawn.std() > 5
+        assert np.ptp(drawn, axis=2).max() <= 4  # WebP's colours are not exact
+    it.worker.stop()
+
+
 # The search
 
 

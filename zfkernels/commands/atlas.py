@@ -110,7 +110,7 @@ def _read(
         kept.move_to_end(number)
     while len(kept) > KEPT:
         kept.popitem(last=False)
-    return opened.network.normalise(pixels), pixels
+    return opened.network.normalise(pixels), opened.network.seen(pixels)
 
 
 EXAMPLES = f"""examples:

@@ -236,7 +236,7 @@ def _picture(it: Explorer, number: int) -> bytes:
     pixels = of_live.pixels_of(it.state, it.live, number)
     if pixels is None:
         raise Missing("there is no such picture; it may have made room for later ones")
-    return pictures.whole(pixels)
+    return pictures.whole(it.state.network.seen(pixels))
 
 
 def _pixels(it: Explorer, request: Request) -> tuple[Any, int, int]:
