@@ -37,8 +37,13 @@ const coming = new Set(); // pictures that are on their way
 export function leavePage() {
   leaving.abort();
   leaving = new AbortController();
-  for (const picture of coming) picture.src = "";
-  coming.clear();
+  giveUp(coming);
+}
+
+// Of these pictures none is waited for any longer.
+export function giveUp(pictures) {
+  for (const picture of pictures) picture.src = "";
+  pictures.clear();
 }
 
 // The signal that ends with the page.
@@ -46,16 +51,14 @@ export function whileHere() {
   return leaving.signal;
 }
 
-// Waits for a picture that somebody looks at, before those that only come into view; false if there is none.
-export async function pictureCame(url) {
-  const { signal } = leaving;
+// Waits for a picture; false if there is none, or it was given up. Those of a unit's page come before those of the wall.
+export async function pictureCame(url, among = coming) {
   const picture = new Image();
-  picture.fetchPriority = "high";
+  picture.fetchPriority = among === coming ? "high" : "low";
   picture.src = url;
-  coming.add(picture);
+  among.add(picture);
   const came = await picture.decode().then(() => true, () => false);
-  coming.delete(picture);
-  return came && !signal.aborted;
+  return among.delete(picture) && came;
 }
 
 export function sayTime(text) {

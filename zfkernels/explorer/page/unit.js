@@ -2,7 +2,7 @@
 import { barRow, byId, make, number, percent, placeBox, showPiece } from "./dom.js";
 import { drawBelow, drawEpochs, drawNoise } from "./tries.js";
 import { dataOf, dataUrl, isLive, needsServer, pictureCame, sayTime } from "./source.js";
-import { neighbourOf } from "./wall.js";
+import { holdWall, neighbourOf } from "./wall.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -23,6 +23,7 @@ export async function showUnit(network, index, map) {
     return title;
   }
   const { table, drawn } = pairTable(network, index, map, words, began);
+  holdWall(drawn);
   parts.push(summary(words), table, histogramOf(words));
   if (words.classes.length) parts.push(classesOf(words));
   const place = { network, index, map, words, drawn };
