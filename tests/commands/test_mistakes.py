@@ -297,6 +297,22 @@ def test_pictures_seen_otherwise_are_searched_anew(capsys, world, tmp_path):
     assert len(list((tmp_path / "a").glob("search-*.pt"))) == 3
 
 
+def test_an_atlas_in_the_folder_of_another_leaves_no_sheet_that_its_page_does_not_show(capsys, world, tmp_path):
+    """Of its own layers; a folder of another layer, and files of somebody else's, stay."""
+    text = f"atlas {world}/photos --weights {world}/zfnet.pt --top 3 --out {tmp_path}/a --layers"
+    assert call(capsys, f"{text} conv1 conv3")[0] == 0
+    sheet = tmp_path / "a" / "conv1" / "sheet-1.png"
+    for name in ("sheet-7.png", "sheet-2.jpg", "map-0003.jpg", "mine.png", "sheet-2.txt"):
+        sheet.with_name(name).write_bytes(b"old")
+    for search in (tmp_path / "a").glob("search-*.pt"):  # of both layers
+        search.unlink()
+    code, said, _ = call(capsys, f"{text} conv1 --maps 2")
+    assert code == 0
+    assert sorted(path.name for path in sheet.parent.iterdir()) == ["mine.png", "sheet-1.png", "sheet-2.txt"]
+    assert f"note        {tmp_path}/a/conv3 is of an earlier atlas; this page does not show it" in said
+    assert (tmp_path / "a" / "conv3" / "sheet-1.png").exists()
+
+
 # Networks that have learned nothing
 
 

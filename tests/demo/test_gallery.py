@@ -41,6 +41,15 @@ def test_the_gallery_draws_each_section_with_its_caption(capsys, tmp_path, monke
     assert "softmax on fc7" in text
 
 
+def test_a_section_that_needs_no_small_network_trains_none(capsys, tmp_path, monkeypatch):
+    """The three methods are compared on a network that others have trained, where its packages are installed."""
+    monkeypatch.setattr(gallery, "train_network", lambda *a, **k: pytest.fail("a network was trained"))
+    assert cli.main(f"gallery --only methods --out {tmp_path}/out --work {tmp_path}/work".split()) == 0
+    said = capsys.readouterr().out
+    assert ("left out" in said) == (not (tmp_path / "out" / "methods.jpg").exists())
+    assert not (tmp_path / "work").exists()
+
+
 def test_each_section_has_a_caption():
     assert list(CAPTIONS) == [name for name, _ in gallery.SECTIONS]
     for caption in CAPTIONS.values():

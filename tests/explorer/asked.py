@@ -61,8 +61,11 @@ def searched(path, setup=()):
     return it
 
 
-def ask(app, path, method="GET", headers=None, body=b"", query=""):
-    """(status, headers, body) of one request; `headers` replace those that a page of ours sends."""
+def ask(app, path, method="GET", headers=None, body=b"", query="", leaves=False):
+    """(status, headers, body) of one request; `headers` replace those that a page of ours sends.
+
+    `leaves`: who asks does not wait for the answer.
+    """
     sent = {"host": HOST, "origin": f"http://{HOST}"} if headers is None else headers
     scope = {
         "type": "http",
@@ -84,7 +87,9 @@ def ask(app, path, method="GET", headers=None, body=b"", query=""):
         if parts:
             part = parts.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(parts)}
-        await asyncio.sleep(60)
+        if not leaves:
+            await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
 
     async def send(message):
         answers.append(message)

@@ -1,5 +1,6 @@
 """The explorer's answers, without a browser: what they say, whom they are given to, what they refuse."""
 
+import gc
 import io
 import json
 import struct
@@ -155,6 +156,21 @@ def test_what_is_not_there_is_said(app, path):
     assert json.loads(body)["error"]
 
 
+def test_a_grey_networks_patches_and_pictures_are_grey(world):
+    model = zf.ZFNet(**SMALL | {"in_channels": 1}).eval()
+    of = checkpoint.Network(model, CLASSES, torch.full((1, 1, 1), 120.0), torch.full((1, 1, 1), 60.0), (48, 48), 1)
+    it = server.explorer(state.explored(of, zf.Deconvnet(model), scan(world / "photos"), ["conv3"], "t"))
+    for batch in it.state.batches(0):
+        it.state.take(*batch)
+    guarded = server.checked(server.application(it), "127.0.0.1", PORT)
+    channel = int(it.state.tops["conv3"].values[:, 0].argmax())
+    for path in (f"/data/tile/0/{channel}.webp", f"/data/unit/0/{channel}/patches.webp", "/data/picture/3.webp"):
+        drawn = image_of(ask(guarded, path)[2]).astype(int)
+        assert drawn.std() > 5
+        assert np.ptp(drawn, axis=2).max() <= 4  # WebP's colours are not exact
+    it.worker.stop()
+
+
 # The search
 
 
@@ -176,6 +192,8 @@ def test_a_search_can_be_stopped_and_goes_on_to_the_same_result(world, expected)
     assert it.search.report()["state"] == "stopped"
     assert 0 < it.search.report()["done"] == it.state.searched < 18
     it.search.take = take
+    assert ask(guarded, "/live/search/explode", method="POST")[0] == 404
+    assert it.search.report()["state"] == "stopped"
     assert told(guarded, "/live/search/start", method="POST")["state"] == "running"
     it.search.wait()
     assert it.search.report() == {"state": "done", "done": 18, "total": 18, "error": ""}
@@ -219,6 +237,30 @@ def test_what_somebody_waits_for_comes_before_the_search():
         task.result(10)
     assert order == ["unit", "tile", "search"]
     worker.stop()
+
+
+def test_what_nobody_waits_for_any_longer_is_not_made(world, monkeypatch):
+    """An answer that has not begun when the browser gives it up never begins; one that has is finished."""
+    it, gate, made = searched(world), threading.Event(), []
+    guarded = server.checked(server.application(it), "127.0.0.1", PORT)
+    monkeypatch.setattr(state, "views", lambda *asked: made.append(asked[3]) or b"view")
+    it.worker.submit(gate.wait)
+    assert ask(guarded, "/data/unit/1/2/guided.webp", leaves=True)[0] == 400
+    gate.set()
+    assert ask(guarded, "/data/unit/1/2/gradient.webp")[0] == 200
+    assert made == ["gradient"]
+    begun = threading.Event()
+    monkeypatch.setattr(state, "views", lambda *asked: begun.set() or time.sleep(0.3) or made.append(asked[3]))
+    real = server._left
+
+    async def after_it_began(request, task):
+        begun.wait(10)
+        return await real(request, task)
+
+    monkeypatch.setattr(server, "_left", after_it_began)
+    ask(guarded, "/data/unit/1/2/guided.webp", leaves=True)
+    assert made == ["gradient", "guided"]
+    it.worker.stop()
 
 
 # Live
@@ -476,10 +518,13 @@ def test_names_are_data_and_not_in_the_page(app, it):
         ("/live/below", "layer=x&map=1"),
     ],
 )
-def test_parameters_out_of_range_are_refused_in_one_line(app, path, query):
+def test_parameters_out_of_range_are_refused_in_one_line(app, path, query, caplog):
+    """And nothing is said where the server runs."""
     status, _, body = ask(app, path, query=query)
     assert status == 404
     assert "\n" not in json.loads(body)["error"]
+    gc.collect()
+    assert caplog.records == []
 
 
 # How fast

@@ -175,6 +175,19 @@ def test_the_rate_falls_in_steps():
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_the_rate_goes_down_half_a_cosine():
+    plan = Plan(epochs=6, learning_rate=2.0, cosine=True)
+    rates = [plan.rate([0.5] * epochs) for epochs in range(6)]
+    assert rates == pytest.approx([2, 1 + 3**0.5 / 2, 1.5, 1, 0.5, 1 - 3**0.5 / 2])
+    parameter = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.SGD([parameter], lr=2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
+    for rate in rates:
+        assert rate == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+
+
 WRITTEN_OUT = Plan(epochs=2, batch_size=10, learning_rate=0.02, seed=3, crops="mirrored", draws="run", falls_at=(0.5,))
 
 
@@ -263,6 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"weight_decay": -1.0}, {}, ValueError, "weight_decay must be at least 0, got -1.0"),
         ({"learning_rate": 0.0}, {}, ValueError, "learning_rate must be above 0"),
         ({"crops": "nine"}, {}, ValueError, "crops must be one of ten, mirrored, got 'nine'"),
+        ({"cosine": True, "falls_at": (0.5,)}, {}, ValueError, "falls_at must not be given with cosine, got .0.5,."),
         ({"draws": "run"}, {"resume": True}, ValueError, "was trained with draws epoch, got draws run"),
     ],
 )

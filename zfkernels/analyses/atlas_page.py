@@ -6,6 +6,7 @@ network's input, a picture of each map has them all, and is loaded when its card
 """
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from ..files import write_text, write_whole
 from .atlas import Card, LayerCards, panel
 
 TILE, LARGEST = 48, 72  # pixels that a sheet's tile aims at, and has at most
+OURS = re.compile(r"sheet-\d+\.(png|jpg)|map-\d+\.jpg")  # what a layer's folder holds
 SHEET, GAP, HEAD, LINE = (2400, 1600), 14, 34, 20  # a sheet's sides at most; between its panels; its title; a label
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -58,7 +60,7 @@ def in_turn(
 
 def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerSheets:
     """Writes the layer's sheets and pictures below folder/LAYER. `names`: the images'; cat/3.png is of class cat."""
-    place = folder / layer.name.replace("/", "_")
+    place = _folder_of(folder, layer.name)
     written = LayerSheets(layer.name, layer.maps, layer.method, [], [], [])
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         drawn = in_turn(threads, partial(_drawn, place, layer, names), layer.cards)
@@ -75,6 +77,30 @@ def write_layer(folder: Path, layer: LayerCards, names: Sequence[str]) -> LayerS
             written.sheets.append({"src": address(file, folder), "w": size[0], "h": size[1]})
             written.cards.extend(card | {"sheet": number} for card in cards)
     return written
+
+
+def clear(folder: Path, layers: Sequence[LayerSheets]) -> list[Path]:
+    """What an earlier atlas in the folder left: its sheets and pictures of these layers are removed.
+
+    Returns the folders of other layers, which stay.
+    """
+    shown = {_folder_of(folder, layer.name): _names(layer) for layer in layers}
+    for place, names in shown.items():
+        for file in place.iterdir() if place.exists() else ():
+            if OURS.fullmatch(file.name) and file.name not in names:
+                file.unlink()
+    others = [place for place in sorted(folder.iterdir()) if place.is_dir() and place not in shown]
+    return [place for place in others if any(OURS.fullmatch(file.name) for file in place.iterdir())]
+
+
+def _folder_of(folder: Path, layer: str) -> Path:
+    return folder / layer.replace("/", "_")
+
+
+def _names(layer: LayerSheets) -> set[str]:
+    """Of the files in the layer's folder."""
+    pictures = {Path(card["full"]["src"]).name for card in layer.cards if card["full"]}
+    return pictures | {file.name for file in layer.files}
 
 
 def _cell(width: int) -> int:

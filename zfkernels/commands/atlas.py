@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..analyses.atlas import atlas, search
-    from ..analyses.atlas_page import write_layer, write_page
+    from ..analyses.atlas_page import clear, write_layer, write_page
     from ..training.processes import launched, processes
 
     check_out(args, folder=True)
@@ -84,8 +84,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {first}{many}", flush=True)
     page = args.out / "index.html"
     write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
+    others = clear(args.out, sheets)
     print(
         *opened.notes,
+        *(f"note        {place} is of an earlier atlas; this page does not show it" for place in others),
         f"page        {page.resolve()} (its pictures lie in the folders beside it)",
         sep="\n",
     )
@@ -108,7 +110,7 @@ def _read(
         kept.move_to_end(number)
     while len(kept) > KEPT:
         kept.popitem(last=False)
-    return opened.network.normalise(pixels), pixels
+    return opened.network.normalise(pixels), opened.network.seen(pixels)
 
 
 EXAMPLES = f"""examples:

@@ -49,4 +49,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"{'':<28} {line}")
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
     print(f"\nThe page: {page.resolve()}")
-    print(f"Next:     zfkernels project PICTURE --weights {args.out / 'zfnet.pt'}")
+    weights = args.out / "zfnet.pt"
+    print(f"Next:     zfkernels explore FOLDER --weights {weights}, your pictures live in the browser")
+    print(f"          zfkernels project PICTURE --weights {weights}")

@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "epochs without a lower error before the rate falls to a tenth (%(default)s)"
     add("--patience", type=int, default=plan.patience, help=text)
     text = "the rate falls to a tenth after these fractions of the epochs instead"
-    add("--falls-at", type=float, nargs="+", default=(), metavar="FRACTION", help=text)
+    falls = parser.add_mutually_exclusive_group()
+    falls.add_argument("--falls-at", type=float, nargs="+", default=(), metavar="FRACTION", help=text)
+    text = "the rate goes down half a cosine, an epoch a step, instead"
+    falls.add_argument("--cosine", action="store_true", help=text)
     text = "what is seen of a picture: one of ten sub-crops, or its centre, mirrored at random (%(default)s)"
     add("--crops", choices=tuple(EVALUATED), default=plan.crops, help=text)
     add("--no-clamp", action="store_true", help="do not hold the filters to a root mean square of 0.1")
@@ -230,6 +233,7 @@ def run(args: argparse.Namespace) -> None:
         weight_decay=args.weight_decay,
         patience=args.patience,
         falls_at=tuple(args.falls_at),
+        cosine=args.cosine,
         crops=args.crops,
         seed=args.seed,
         filter_rms=None if args.no_clamp else Plan.filter_rms,

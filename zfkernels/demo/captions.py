@@ -130,8 +130,8 @@ CAPTIONS = {
         "in all of them; Delta is the fraction of features whose change has a different sign in two faces, averaged "
         "over all pairs, ± the deviation over the faces. Lower than random: hiding the part means the same to the "
         "network in every face.",
-        "A relation, where the parts lie below random by less than the deviation over the faces, as they did when this "
-        "page was made: a small network and 20 coarse faces are too little. And these faces are aligned, so a part is "
+        "A relation, where a part lies below random by about the deviation over the faces or less, as when this page "
+        "was made: a small network and 20 coarse faces are too little. And these faces are aligned, so a part is "
         "also a place, and the random boxes differ in place. The boxes are the same for every face. A feature that is "
         "0 before and after counts as agreeing, so numbers compare within a layer and not between layers.",
     ),

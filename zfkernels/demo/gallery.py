@@ -16,12 +16,13 @@ from ..analyses import ablation, atlas, correspondence, evolution, filters, inva
 from ..analyses.activations import TopActivations, diverse, top_activations
 from ..data.folders import Memory
 from ..data.parts import Box
-from ..data.photographs import Photographs, data_file
+from ..data.photographs import Crops, Photographs, data_file
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import LIGHT, NIGHT, Figure, Inks, dark, darken, font
 from ..drawing.tiles import zoom_to
 from ..files import write_whole
 from ..models import checkpoint
+from ..models.checkpoint import Network
 from ..models.pretrained import VGG16, vgg16
 from ..models.zfnet import ZFNet
 from ..progress import Shown
@@ -51,17 +52,53 @@ TABLE3_PLAN = Plan(epochs=10, batch_size=16, learning_rate=0.01, weight_decay=0.
 
 
 class Stage:
-    """What the sections share: folders, the networks, the pictures to search."""
+    """What the sections share: folders, and the network and the pictures to search, made when one first needs them."""
 
     def __init__(self, out: Path, work: Path, method: str = "deconvnet", progress: Shown = False) -> None:
         self.out, self.work, self.method, self.progress = out, work, method, progress
-        self.network = checkpoint.load(train_network(work / "clamped", PLAN, progress=progress))
-        self.photographs = Photographs(SIDE)
-        self.crops = self.photographs.held_out_crops(40, np.random.default_rng(7))  # of no pixel that was trained on
-        self.inputs = self.network.normalise(self.crops.images)
-        self.tiles, self.tile_labels = self.photographs.tiles()  # the whole photographs; no two overlap
-        self.tile_inputs = self.network.normalise(self.tiles)
-        self.deconv = Deconvnet(self.network.model)
+
+    @cached_property
+    def trained(self) -> Path:
+        """The folder of the small network's run."""
+        return train_network(self.work / "clamped", PLAN, progress=self.progress).parent
+
+    @cached_property
+    def network(self) -> Network:
+        return checkpoint.load(self.trained / "zfnet.pt")
+
+    @cached_property
+    def deconv(self) -> Deconvnet:
+        return Deconvnet(self.network.model)
+
+    @cached_property
+    def photographs(self) -> Photographs:
+        return Photographs(SIDE)
+
+    @cached_property
+    def crops(self) -> Crops:
+        """Of no pixel that was trained on."""
+        return self.photographs.held_out_crops(40, np.random.default_rng(7))
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        return self.network.normalise(self.crops.images)
+
+    @cached_property
+    def _tiles(self) -> tuple[Tensor, Tensor]:
+        return self.photographs.tiles()
+
+    @property
+    def tiles(self) -> Tensor:
+        """The whole photographs, cut so that no two overlap."""
+        return self._tiles[0]
+
+    @property
+    def tile_labels(self) -> Tensor:
+        return self._tiles[1]
+
+    @cached_property
+    def tile_inputs(self) -> Tensor:
+        return self.network.normalise(self.tiles)
 
     @cached_property
     def tops(self) -> dict[str, TopActivations]:
@@ -99,7 +136,7 @@ def _section(name: str, body: str = "", **values: object) -> Section:
 
 
 def training_section(stage: Stage) -> Section:
-    history = read_log(stage.work / "clamped" / "log.jsonl")
+    history = read_log(stage.trained / "log.jsonl")
     _save_figure(training_figure(history), stage.out / "training.png")
     return _section("training")
 
@@ -150,7 +187,7 @@ def _labelled(rows: list[tuple[str, list[int], list[Image.Image]]], inks: Inks) 
 
 
 def evolution_section(stage: Stage) -> Section:
-    files = evolution.checkpoints(stage.work / "clamped" / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS)
+    files = evolution.checkpoints(stage.trained / f"epoch_{epoch:03d}.pt" for epoch in EPOCHS)
     for layer in ("conv2", "conv4"):
         maps = diverse(stage.tops[layer], stage.tile_labels)[:2]
         result = evolution.evolution(

@@ -1,6 +1,7 @@
 """The gallery's comparison of the three ways down, on VGG-16 with weights that others have trained."""
 
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -71,13 +72,13 @@ def methods_sheet(found: list[Compared], inks: Inks) -> Image.Image:
     """A row a unit: the photograph with what the unit sees, then of that each method's projection, enlarged."""
     columns = 1 + len(METHODS)
     step = SIDE + HEAD + GAP
-    lines = [VGG16.network, VGG16.weights]
-    top = GAP + 20 * len(lines) + 6
+    lines = [VGG16.network, *wrap(VGG16.weights, 92)]
+    top = GAP + 18 * len(lines) + 8
     sheet = Image.new("RGB", (GAP + columns * (SIDE + GAP), top + step * len(found)), inks.paper)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        colour, size = (inks.ink, 13) if number == 0 else (inks.soft, 9)
-        draw.text((GAP, GAP + 20 * number), line, colour, font(size))
+        colour, size = (inks.ink, 14) if number == 0 else (inks.soft, 12)
+        draw.text((GAP, GAP + 18 * number), line, colour, font(size))
     for row, unit in enumerate(found):
         y = top + row * step
         pictures = [_boxed(unit.picture, unit.box), *(unit.projections[method] for method in METHODS)]

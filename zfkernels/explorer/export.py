@@ -59,7 +59,7 @@ def export(found: Explored, folder: Path, command: str, maps: int | None = None,
         for channel in bar(chosen, layer.name, "map", shown, leave=False):
             used |= _write_unit(found, layer, channel, write)
     for number in sorted(used):
-        write(f"data/picture/{number}.webp", pictures.whole(found.read([number])[0]))
+        write(f"data/picture/{number}.webp", pictures.whole(found.network.seen(found.read([number])[0])))
     words = state.network_words(found) | {"run": "", "epochs": []}
     write("data/network.js", _given("network", words))
     write("explorer.js", bundle().encode())

@@ -17,6 +17,7 @@ from ..analyses.sanity import compared, randomise
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.tiles import GREY, frame
 from ..models.checkpoint import Network
+from ..models.modes import evaluated
 from ..window import pair
 from . import pictures
 from .state import Explored, Layer, Words
@@ -229,13 +230,25 @@ def below(state: Explored, layer: Layer, channel: int) -> Words:
 
 
 def _input(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
-    """What the module of this name is given: (C, H, W) or (C,)."""
-    scratch = copy.deepcopy(model).eval()
+    """What the module of this name is given: (C, H, W) or (C,). What comes after it is not run."""
     kept: list[Tensor] = []
-    scratch.get_submodule(name).register_forward_pre_hook(lambda _, given: kept.append(given[0].detach()))
-    with torch.no_grad():
-        scratch(inputs)
+
+    def keep(_: nn.Module, given: Any) -> None:
+        kept.append(given[0].detach())
+        raise _Reached
+
+    hook = model.get_submodule(name).register_forward_pre_hook(keep)
+    try:
+        evaluated(model, inputs)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
     return kept[0][0]
+
+
+class _Reached(Exception):
+    """A module that was to be reached was."""
 
 
 def _window(x: Tensor, module: Any, place: Sequence[int]) -> Tensor:
@@ -251,10 +264,14 @@ def _window(x: Tensor, module: Any, place: Sequence[int]) -> Tensor:
 
 def _source(state: Explored, layer: Layer, inputs: Tensor, x: Tensor) -> Layer | None:
     """The layer shown whose maps a convolution is given, (C, H, W), as they are or through pools and norms."""
-    for other in reversed(state.layers[: layer.number]):
-        if other.maps != len(x) or x.ndim != 3 or other.size < tuple(x.shape[1:]):
-            continue
-        value = state.deconv.activations(inputs, other.name)[0]
+    of_its_shape = [
+        other
+        for other in reversed(state.layers[: layer.number])
+        if other.maps == len(x) and x.ndim == 3 and all(a >= b for a, b in zip(other.size, x.shape[1:], strict=True))
+    ]
+    values = state.deconv.activations(inputs, [other.name for other in of_its_shape])
+    for other in of_its_shape:
+        value = values[other.name][0]
         if value.shape != x.shape or torch.allclose(value, x, rtol=1e-3, atol=1e-4 * float(x.abs().max())):
             return other
     return None

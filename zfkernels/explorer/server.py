@@ -103,7 +103,11 @@ def application(it: Explorer) -> Starlette:
         return await _upload(it, request)
 
     async def steer(request: Request) -> Response:
-        (it.search.stop if request.path_params["what"] == "stop" else it.search.start)()
+        verbs = {"stop": it.search.stop, "start": it.search.start}
+        verb = verbs.get(request.path_params["what"])
+        if verb is None:
+            return missing("a search can be stopped and started")
+        verb()
         return JSONResponse(it.search.report())
 
     unit = "/data/unit/{layer:int}/{map:int}"
@@ -152,8 +156,12 @@ def words(it: Explorer) -> state.Words:
 async def _answered(it: Explorer, answer: Answer, request: Request, priority: int) -> Response:
     """What `answer` gives in the worker's thread: bytes are WebP, None is not found, all else JSON."""
     began = time.perf_counter()
+    task = it.worker.submit(lambda: answer(request), priority)
+    future = asyncio.wrap_future(task)
+    if await _left(request, future) and task.cancel():
+        return Response(status_code=400)
     try:
-        result = await asyncio.wrap_future(it.worker.submit(lambda: answer(request), priority))
+        result = await future
     except Missing as error:
         return missing(str(error))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -165,6 +173,19 @@ async def _answered(it: Explorer, answer: Answer, request: Request, priority: in
     if isinstance(result, bytes):
         return Response(result, media_type="image/webp", headers=headers)
     return JSONResponse(result, headers=headers)
+
+
+async def _left(request: Request, answer: asyncio.Future[Any]) -> bool:
+    """Waits for the answer, or until the browser wants it no longer, and says whether that came first."""
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.ensure_future(leaves())
+    await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    return not answer.done()
 
 
 def missing(text: str) -> Response:
@@ -211,9 +232,11 @@ def _views(it: Explorer, request: Request) -> bytes | None:
     return state.views(it.state, *_unit(it, request.path_params), method)
 
 
-def _picture(it: Explorer, number: int) -> bytes | None:
+def _picture(it: Explorer, number: int) -> bytes:
     pixels = of_live.pixels_of(it.state, it.live, number)
-    return None if pixels is None else pictures.whole(pixels)
+    if pixels is None:
+        raise Missing("there is no such picture; it may have made room for later ones")
+    return pictures.whole(it.state.network.seen(pixels))
 
 
 def _pixels(it: Explorer, request: Request) -> tuple[Any, int, int]:

@@ -243,7 +243,7 @@ def card_of(state: Explored, layer: Layer, channel: int, method: str, k: int = T
 
     def read(numbers: list[int]) -> tuple[Tensor, Tensor]:
         pixels = state.read(numbers)
-        return state.network.normalise(pixels), pixels
+        return state.network.normalise(pixels), state.network.seen(pixels)
 
     few = TopActivations(top.values[:, :k], top.images[:, :k], top.positions[:, :k])
     found = cards(state.deconv, few, layer.name, read, [channel], side=layer.field, method=method, framed=frame)
@@ -267,7 +267,7 @@ def patches(state: Explored, layer: Layer, channel: int) -> bytes | None:
         pairs = unit_words(state, layer, channel)["pairs"]
         if not pairs:
             return None
-        images = state.read([pair["picture"] for pair in pairs])
+        images = state.network.seen(state.read([pair["picture"] for pair in pairs]))
         parts = [plain_picture(cut(image, pair["frame"])) for image, pair in zip(images, pairs, strict=True)]
         return pictures.strip(parts)
 

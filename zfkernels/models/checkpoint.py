@@ -41,9 +41,16 @@ class Network:
         device = next((p.device for p in self.model.parameters()), pixels.device)
         pixels, mean, scale = (values.to(device) for values in (pixels, self.mean, self.scale))
         pixels = pixels.float()
-        if self.channels == 1:
-            pixels = (pixels * torch.tensor(LUMA, device=device).view(3, 1, 1)).sum(-3, keepdim=True)
-        return (pixels - mean) / scale
+        return ((grey(pixels) if self.channels == 1 else pixels) - mean) / scale
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., 3, H, W) -> the same, as the network sees it: grey, if it takes one channel."""
+        return grey(pixels.float()).round().to(torch.uint8).expand_as(pixels) if self.channels == 1 else pixels
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """(..., 3, H, W) -> (..., 1, H, W)."""
+    return (pixels * torch.tensor(LUMA, device=pixels.device).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def save(path: Path, network: Network, arguments: dict[str, Any], run: dict[str, Any] | None = None) -> None:

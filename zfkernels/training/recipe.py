@@ -1,5 +1,6 @@
 """The numbers of the paper's training recipe (Zeiler & Fergus, section 3), and where other recipes differ from it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,7 @@ class Plan:
     fall: float = 0.1  # to this fraction of what it was
     seed: int = 0
     falls_at: tuple[float, ...] = ()  # if given, the rate falls at these fractions of the epochs instead
+    cosine: bool = False  # the rate goes down half a cosine, an epoch a step, instead
     crops: Literal["ten", "mirrored"] = "ten"  # seen in training: one of ten, or the centre or its mirror image
     draws: Literal["epoch", "run"] = "epoch"  # random numbers: by (seed, epoch, process), or one stream for the run
 
@@ -40,6 +42,8 @@ class Plan:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if not self.fall < 1:
             raise ValueError(f"fall must be below 1, got {self.fall}")
+        if self.cosine and self.falls_at:
+            raise ValueError(f"falls_at must not be given with cosine, got {self.falls_at}")
         if self.patience < 0:
             raise ValueError(f"patience must be at least 0, got {self.patience}")
         for name, known in (("crops", tuple(EVALUATED)), ("draws", ("epoch", "run"))):
@@ -48,6 +52,8 @@ class Plan:
 
     def rate(self, errors: Sequence[float]) -> float:
         """The learning rate of the epoch that follows those with these validation errors."""
+        if self.cosine:
+            return self.learning_rate * (1 + math.cos(math.pi * len(errors) / self.epochs)) / 2
         if self.falls_at:
             falls = sum(len(errors) >= fraction * self.epochs for fraction in self.falls_at)
             return self.learning_rate * self.fall**falls

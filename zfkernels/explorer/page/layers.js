@@ -20,5 +20,12 @@ export function drawLayers(network, current) {
       ),
     );
   });
-  byId("layers").replaceChildren(make("ol", {}, ...items));
+  const pane = byId("layers");
+  pane.replaceChildren(make("ol", {}, ...items));
+  const chosen = pane.querySelector("[aria-current]");
+  if (!chosen) return;
+  // Beside or above the wall, as wide or high as the pane is, the chosen layer is in view; the page stays where it is.
+  const [area, own] = [pane.getBoundingClientRect(), chosen.getBoundingClientRect()];
+  if (own.left < area.left || own.right > area.right) pane.scrollLeft += own.left - area.left - area.width / 3;
+  if (own.top < area.top || own.bottom > area.bottom) pane.scrollTop += own.top - area.top - area.height / 3;
 }

@@ -2,7 +2,7 @@
 import { byId, isTyping, make } from "./dom.js";
 import { drawLayers } from "./layers.js";
 import { showPicture, takeFile } from "./picture.js";
-import { dataOf, isLive, liveCommand, livePost, setVersion } from "./source.js";
+import { dataOf, isLive, leavePage, liveCommand, livePost, setVersion } from "./source.js";
 import { hideWhole, showUnit, unitHref } from "./unit.js";
 import { focusUnit, markUnit, neighbourOf, showWall } from "./wall.js";
 
@@ -34,6 +34,7 @@ async function route(isFirst) {
   if (location.hash === "#wall") return byId("wall").focus();
   const { layer } = at;
   at = parsed();
+  leavePage();
   hideWhole();
   if (layer !== at.layer) await showWall(net, at.layer);
   drawLayers(net, net.layers[at.layer].name);
@@ -64,6 +65,7 @@ async function reload() {
   setVersion(`${net.run}-${searched}`);
   net = await dataOf("network");
   setVersion(`${net.run}-${searched}`);
+  leavePage();
   const held = document.activeElement;
   const isBeside = byId("side").contains(held);
   await showWall(net, at.layer);

@@ -22,7 +22,7 @@ export function showPicture(shownNetwork, name, layerIndex) {
   if (!view.side) view.side = Math.max(1, Math.round(Math.min(...network.size) / 4));
   if (name) view.picture = name.startsWith("u") ? -Number(name.slice(1)) : Number(name);
   [view.row, view.column] = network.size.map((side) => Math.floor(side / 2));
-  const title = make("h2", { tabIndex: -1 }, view.picture < 0 ? "Your picture" : "A picture of your own");
+  const title = make("h2", { tabIndex: -1 }, view.picture < 0 ? "Your picture" : `Picture ${view.picture} of the folder`);
   const back = `#${encodeURIComponent(network.layers[layerIndex].name)}`;
   const close = make("a", { class: "button", href: back, id: "close" }, "Close ×");
   const head = make("div", { class: "unit-head" }, title, close);
@@ -42,16 +42,16 @@ function choosing() {
     type: "file", id: "file", accept: "image/*",
     onchange: () => file.files[0] && takeFile(file.files[0]),
   });
-  const camera = make("button", { type: "button", id: "camera", onclick: fromCamera }, "Take one with the camera");
+  const camera = make("button", { type: "button", id: "camera", onclick: fromCamera }, "Camera");
   const folder = make("input", {
     type: "number", min: 0, max: network.pictures - 1, value: Math.max(0, view.picture), id: "from-folder",
     onchange: () => (location.hash = `/picture/${Math.min(network.pictures - 1, Math.max(0, folder.value | 0))}`),
   });
   return make(
     "div", { class: "choose" },
-    make("label", { class: "drop" }, "Drop a picture anywhere, or choose one: ", file),
+    make("label", {}, "Drop a picture anywhere, or choose one: ", file),
     navigator.mediaDevices ? camera : null,
-    make("label", {}, `Or number 0 to ${network.pictures - 1} of the folder: `, folder),
+    make("label", {}, `or number 0 to ${network.pictures - 1} of the folder: `, folder),
     make("p", { id: "upload-said", role: "alert" }),
   );
 }
@@ -82,11 +82,11 @@ function modes() {
     type: "range", id: "side-length", min: 1, max: Math.min(...network.size), value: view.side,
     oninput: () => setSide(Number(side.value)),
   });
-  const looks = choice("look", " shows the units that see the pixel");
-  const covers = choice("cover", " covers it, and asks for the classes");
+  const looks = choice("look", "Look: which units see a pixel");
+  const covers = choice("cover", "Cover: what becomes of the classes");
   return make(
     "div", { class: "modes" },
-    make("fieldset", {}, make("legend", {}, "A click"), looks, covers),
+    make("fieldset", {}, make("legend", {}, "What a click does"), looks, covers),
     make("label", { class: "for-look" }, "Layer ", layer),
     make("label", { class: "for-cover" }, "Square ", side),
   );

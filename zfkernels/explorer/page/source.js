@@ -23,8 +23,46 @@ export async function dataOf(path) {
 }
 
 // What the server says to live/..., with parameters; errors are thrown with its words.
-export async function liveAnswer(path, parameters = {}) {
-  return answerOf(`live/${path}?${new URLSearchParams(parameters)}`);
+export async function liveAnswer(path, parameters = {}, options = {}) {
+  const began = performance.now();
+  const answer = await answerOf(`live/${path}?${new URLSearchParams(parameters)}`, options);
+  if (!options.signal) sayTime(`last answer in ${Math.round(performance.now() - began)} ms`);
+  return answer;
+}
+
+let leaving = new AbortController();
+const coming = new Set(); // pictures that are on their way
+
+// What a page has asked for and not got is given up when another is opened: the server need not make it.
+export function leavePage() {
+  leaving.abort();
+  leaving = new AbortController();
+  giveUp(coming);
+}
+
+// Of these pictures none is waited for any longer.
+export function giveUp(pictures) {
+  for (const picture of pictures) picture.src = "";
+  pictures.clear();
+}
+
+// The signal that ends with the page.
+export function whileHere() {
+  return leaving.signal;
+}
+
+// Waits for a picture; false if there is none, or it was given up. Those of a unit's page come before those of the wall.
+export async function pictureCame(url, among = coming) {
+  const picture = new Image();
+  picture.fetchPriority = among === coming ? "high" : "low";
+  picture.src = url;
+  among.add(picture);
+  const came = await picture.decode().then(() => true, () => false);
+  return among.delete(picture) && came;
+}
+
+export function sayTime(text) {
+  document.getElementById("timing").textContent = text;
 }
 
 export async function livePost(path, body = null) {
@@ -32,11 +70,9 @@ export async function livePost(path, body = null) {
 }
 
 async function answerOf(url, options = {}) {
-  const began = performance.now();
   const response = await fetch(url, options);
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error || response.statusText);
-  document.getElementById("timing").textContent = `last answer in ${Math.round(performance.now() - began)} ms`;
   return answer;
 }
 

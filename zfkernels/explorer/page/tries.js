@@ -1,6 +1,6 @@
 // What a unit's page tries with the network: noise in place of weights, other epochs, the layer below.
 import { make, number, showPiece } from "./dom.js";
-import { dataOf, liveAnswer } from "./source.js";
+import { dataOf, liveAnswer, whileHere } from "./source.js";
 
 // `call` with the newest value, one at a time: what comes meanwhile waits, and only the last of it is asked.
 export function newest(call) {
@@ -58,7 +58,7 @@ export function drawNoise({ index, map, words }) {
   );
 }
 
-export function drawEpochs({ network, index, map, words }) {
+export function drawEpochs({ network, index, map, words, drawn }) {
   const names = network.epochs;
   const heading = make("h3", {}, "Epochs");
   if (!names.length) {
@@ -79,7 +79,8 @@ export function drawEpochs({ network, index, map, words }) {
     views.forEach((view, i) => showPiece(view, url, i, views.length));
   };
   slider.addEventListener("input", show);
-  show();
+  said.textContent = names[last];
+  afterwards(drawn, show);
   const text = "The map's strongest activation in each of these pictures, by each checkpoint.";
   return make(
     "section", {}, heading, make("p", { class: "soft" }, text),
@@ -87,14 +88,24 @@ export function drawEpochs({ network, index, map, words }) {
   );
 }
 
-export function drawBelow({ network, index, map }) {
-  const list = make("ul", { class: "inputs" });
+export function drawBelow({ network, index, map, drawn }) {
+  const list = make("ul", { class: "inputs" }, make("li", { class: "soft" }, "…"));
   const section = make("section", {}, make("h3", {}, "Strongest inputs below"), list);
-  liveAnswer("below", { layer: index, map }).then(
-    (answer) => fill(section, list, network, answer),
-    (error) => list.replaceChildren(make("li", { class: "soft" }, error.message)),
-  );
+  afterwards(drawn, async (signal) => {
+    try {
+      await fill(section, list, network, await liveAnswer("below", { layer: index, map }, { signal }));
+    } catch (error) {
+      if (!signal.aborted) list.replaceChildren(make("li", { class: "soft" }, error.message));
+    }
+  });
   return section;
+}
+
+// Once the page's own pictures are drawn, if it is still open: the server makes one thing at a time.
+async function afterwards(drawn, call) {
+  const signal = whileHere();
+  await drawn;
+  if (!signal.aborted) await call(signal);
 }
 
 async function fill(section, list, network, answer) {

@@ -1,8 +1,8 @@
 // A unit's page: nine pairs, its histogram and classes, and the line of Python that makes it.
 import { barRow, byId, make, number, percent, placeBox, showPiece } from "./dom.js";
 import { drawBelow, drawEpochs, drawNoise } from "./tries.js";
-import { dataOf, dataUrl, isLive, needsServer } from "./source.js";
-import { neighbourOf } from "./wall.js";
+import { dataOf, dataUrl, isLive, needsServer, pictureCame, sayTime } from "./source.js";
+import { holdWall, neighbourOf } from "./wall.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,6 +11,7 @@ export function unitHref(layer, map) {
 }
 
 export async function showUnit(network, index, map) {
+  const began = performance.now();
   const layer = network.layers[index];
   const words = await dataOf(`unit/${index}/${map}`);
   const title = make("h2", { tabIndex: -1, id: "unit-title" }, `${layer.name}/${map}`);
@@ -21,9 +22,11 @@ export async function showUnit(network, index, map) {
     byId("side").replaceChildren(...parts, make("p", {}, why));
     return title;
   }
-  parts.push(summary(words), pairTable(network, index, map, words), histogramOf(words));
+  const { table, drawn } = pairTable(network, index, map, words, began);
+  holdWall(drawn);
+  parts.push(summary(words), table, histogramOf(words));
   if (words.classes.length) parts.push(classesOf(words));
-  const place = { network, index, map, words };
+  const place = { network, index, map, words, drawn };
   const tries = [["Trained to random", drawNoise], ["Epochs", drawEpochs], ["Strongest inputs below", drawBelow]];
   parts.push(...tries.map(([name, draw]) => (isLive ? draw(place) : needsServer(name))));
   parts.push(pythonOf(words));
@@ -50,8 +53,10 @@ function summary(words) {
   return make("p", {}, `Strongest ${number(words.pairs[0].value)}. ${driven}${pure}`);
 }
 
-function pairTable(network, index, map, words) {
-  const methods = network.methods;
+// The table, and a promise that its pictures are drawn, column after column.
+function pairTable(network, index, map, words, began) {
+  const methods = [network.layers[index].method, ...network.methods].filter((name, i, all) => all.indexOf(name) === i);
+  const columns = Object.fromEntries(["patches", ...methods].map((name) => [name, []]));
   const heads = ["picture", ...methods].map((name) => make("th", { scope: "col" }, name));
   const rows = words.pairs.map((pair, rank) => {
     const [top, left, bottom, right] = pair.frame;
@@ -64,18 +69,36 @@ function pairTable(network, index, map, words) {
       onclick: () => isLive && (location.hash = `/picture/${pair.picture}`),
     });
     shape(patch, pair.frame);
-    showPiece(patch, dataUrl(`unit/${index}/${map}/patches.webp`), rank, words.pairs.length);
+    columns.patches.push(patch);
     const views = methods.map((method) => {
       const text = `${method} projection of ${words.layer} map ${map} in ${pair.name}`;
       const view = make("div", { class: "view", role: "img", "aria-label": text });
       shape(view, pair.frame);
-      showPiece(view, dataUrl(`unit/${index}/${map}/${method}.webp`), rank, words.pairs.length);
+      columns[method].push(view);
       return make("td", {}, view);
     });
     const caption = make("span", { class: "caption soft" }, `${number(pair.value)} ${pair.class}`);
     return make("tr", {}, make("td", {}, patch, caption), ...views);
   });
-  return make("table", { class: "pairs" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+  const drawn = drawColumns(`unit/${index}/${map}`, columns, began);
+  const head = make("thead", {}, make("tr", {}, ...heads));
+  const table = make("table", { class: "pairs" }, head, make("tbody", {}, ...rows));
+  return { table, drawn };
+}
+
+// All columns are asked for at once, and made in this order: the patches, then what the wall shows, then the others.
+async function drawColumns(path, columns, began) {
+  const times = [];
+  const column = async ([name, views]) => {
+    const url = dataUrl(`${path}/${name}.webp`);
+    if (!(await pictureCame(url))) return;
+    views.forEach((view, rank) => showPiece(view, url, rank, views.length));
+    if (name === "patches") return;
+    times.push(Math.round(performance.now() - began));
+    const all = times.length > 1 ? `, ${times.length} ways down in ${times.at(-1)} ms` : "";
+    sayTime(`first projections in ${times[0]} ms${all}`);
+  };
+  await Promise.all(Object.entries(columns).map(column));
 }
 
 function shape(element, [top, left, bottom, right]) {

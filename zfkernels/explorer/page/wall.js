@@ -1,6 +1,6 @@
 // The wall: a layer's maps, each drawn when it scrolls into view.
 import { byId, make, number, percent, showPiece } from "./dom.js";
-import { dataOf, dataUrl, liveAnswer } from "./source.js";
+import { dataOf, dataUrl, giveUp, liveAnswer, pictureCame, sayTime } from "./source.js";
 
 const ORDERS = {
   strength: "strength",
@@ -17,18 +17,48 @@ const observer = new IntersectionObserver(
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       observer.unobserve(entry.target);
-      const map = Number(entry.target.dataset.map);
-      const sprite = wall.words.sprites && wall.words.sprites[map];
-      const url = sprite ? `sprite/${wall.index}/${sprite[0]}.webp` : `tile/${wall.index}/${map}.webp`;
-      showPiece(entry.target, dataUrl(url), sprite ? sprite[1] : 0, sprite ? sprite[2] : 1);
+      wanted.push(entry.target);
     }
+    drawWanted();
   },
   { rootMargin: "200px" },
 );
 
+// Two pictures at a time: the server makes one after the other, and connections stay free for what is clicked.
+const AT_ONCE = 2;
+const wanted = []; // tiles that came into view
+const wallComing = new Set(); // pictures on their way
+let holds = 0; // pages whose own pictures come first
+
+function drawWanted() {
+  while (!holds && wallComing.size < AT_ONCE && wanted.length) {
+    const tile = wanted.shift();
+    if (tile.isConnected) drawOne(tile);
+  }
+}
+
+async function drawOne(tile) {
+  const map = Number(tile.dataset.map);
+  const sprite = wall.words.sprites && wall.words.sprites[map];
+  const url = dataUrl(sprite ? `sprite/${wall.index}/${sprite[0]}.webp` : `tile/${wall.index}/${map}.webp`);
+  if (await pictureCame(url, wallComing)) showPiece(tile, url, sprite ? sprite[1] : 0, sprite ? sprite[2] : 1);
+  drawWanted();
+}
+
+// The wall waits until these pictures are drawn.
+export async function holdWall(drawn) {
+  holds += 1;
+  await drawn;
+  holds -= 1;
+  drawWanted();
+}
+
 export async function showWall(network, index) {
+  const began = performance.now();
+  giveUp(wallComing);
   const layer = network.layers[index];
   const words = await dataOf(`layer/${index}`);
+  sayTime(`the layer in ${Math.round(performance.now() - began)} ms`);
   const query = wall && wall.index === index ? wall.query : "";
   wall = { index, layer, words, query, shown: [] };
   const orders = Object.entries(ORDERS).map(([value, text]) =>
