@@ -156,8 +156,9 @@ def operands(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
 
 
 def _trial(conv: Conv, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], Tensor], Tensor]:
-    """For tuning: conv2d on random data, and its result in float64."""
+    """For tuning: conv2d on random data, as layers call it, and its result in float64."""
     x, weight, _ = conv.samples(dtype, device)
+    bias = torch.randn(conv.filters, device=device, dtype=dtype)
     window = conv.stride, conv.padding
-    expected = torch.nn.functional.conv2d(x.double(), weight.double(), None, *window)
-    return lambda: conv2d(x, weight, None, *window, False), expected
+    expected = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), *window).relu_()
+    return lambda: conv2d(x, weight, bias, *window, True), expected

@@ -31,10 +31,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...window import Pair
+from . import tuning
 from .contrast_norm import contrast_norm_backward_kernel, contrast_norm_kernel, norm_call
-from .conv import conv2d_call
-from .conv_transpose import conv_transpose2d_call
-from .conv_weight_grad import conv2d_weight_grad_call, weight_grad_reduce_call
+from .conv import conv2d_call, conv2d_problem
+from .conv_transpose import conv_transpose2d_call, conv_transpose2d_problem
+from .conv_weight_grad import conv2d_weight_grad_call, conv2d_weight_grad_problem, weight_grad_reduce_call
 from .correlation import Conv, pad_image_call
 from .fused import fuses, layer_call
 from .launch import INTERPRETED, Call, Target
@@ -163,6 +164,22 @@ def launches(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
     for row, size in layers:
         if row.layer.kind == "norm":
             yield from of_contrast_norm(row.layer.name, (128, row.channels, *size), dtype)
+
+
+def tried(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+    """The launches that tuning tries on ZFNet's convolutions, 128 images at a time."""
+    for row, size in zfnet():
+        if row.layer.kind != "conv":
+            continue
+        conv = conv_of(row, size, 128)
+        for problem in (
+            conv2d_problem(conv.gathered(), dtype, target),
+            conv_transpose2d_problem(conv, dtype, target),
+            conv2d_weight_grad_problem(conv.gathered(), dtype, target),
+        ):
+            for config in tuning.candidates(problem, target):
+                with tuning.trying(problem, config):
+                    yield from of_conv(f"{row.layer.name} {problem.op} {tuple(config)}", conv, dtype, target)
 
 
 def conv_of(row: Any, size: Pair, images: int) -> Conv:

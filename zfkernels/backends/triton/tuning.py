@@ -11,6 +11,7 @@ loops: pytorch issue 173068), and the fastest admitted one is kept in
 the file to forget. `table` is what it holds.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -109,7 +110,19 @@ def choose(problem: Problem, target: Target) -> Config:
 
 # Measuring
 
+SPIN = 2_000_000  # cycles, a millisecond: the device waits so long before a measured call, until all of it is queued
+
 _tried: dict[str, Config] = {}
+
+
+@contextlib.contextmanager
+def trying(problem: Problem, config: Config) -> Iterator[None]:
+    """Within it `choose` answers `config` for the problem."""
+    _tried[problem.key] = config
+    try:
+        yield
+    finally:
+        _tried.pop(problem.key, None)
 
 
 def asked() -> bool:
@@ -154,9 +167,8 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
 
     admitted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    try:
-        for config in candidates(problem, target):
-            _tried[problem.key] = config
+    for config in candidates(problem, target):
+        with trying(problem, config):
             try:
                 out = _poisoned(run)
             except (triton.TritonError, RuntimeError) as failure:  # too large, or more than the compiler can take
@@ -167,8 +179,6 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
                 admitted.append({"config": config, "seconds": _seconds(run), "error": error})
             else:
                 refused.append({"config": config, "error": error})
-    finally:
-        _tried.pop(problem.key, None)
     if not admitted:
         raise RuntimeError(f"no configuration of {problem.key} computes the right result on {target.name}: {refused}")
     fastest = min(admitted, key=lambda entry: entry["seconds"])
@@ -187,10 +197,11 @@ def _poisoned(run: Callable[[], Tensor]) -> Tensor:
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:
-    """The median of ten runs after three."""
+    """The median of ten runs after three, of the device's time alone."""
     times: list[float] = []
     for _ in range(13):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SPIN)
         start.record()
         run()
         end.record()
