@@ -156,6 +156,20 @@ def candidates(problem: Problem, target: Target) -> Iterator[Config]:
         busy = problem.op == "conv2d_weight_grad" or 2 * problem.programs(config) >= target.processors
         if config != first and busy and config.n <= max(16, power_of_two(problem.columns)):
             yield config
+    yield from persistent(problem, target)
+
+
+def persistent(problem: Problem, target: Target) -> Iterator[Config]:
+    """Configurations of persistent programs, which copy filters by a descriptor: Hopper's and newer GPUs', for plain
+    convolutions in 16-bit types whose steps are whole."""
+    first = rule(problem, target)
+    newest = target.kind == "cuda" and isinstance(target.arch, int) and target.arch >= 90
+    if not newest or problem.op != "conv2d" or problem.precision != "half" or problem.run % first.k:
+        return
+    for m, n, stages, programs in ((128, 128, 3, 2), (128, 256, 3, 1), (256, 128, 3, 1)):
+        config = first._replace(m=m, n=n, warps=8, stages=stages, programs=programs)
+        if n <= max(16, power_of_two(problem.columns)) and problem.programs(config) > programs * target.processors:
+            yield config
 
 
 def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expected: Tensor) -> None:
@@ -221,8 +235,8 @@ def path(name: str) -> Path:
 
 
 def table(name: str) -> dict[str, dict[str, Any]]:
-    """Problem -> its measured choice on the device of this name: config (m, n, k, warps, stages), seconds, the error
-    that admitted it, the rule's seconds, and the configurations that computed a wrong result."""
+    """Problem -> its measured choice on the device of this name: config (m, n, k, warps, stages, programs), seconds,
+    the error that admitted it, the rule's seconds, and the configurations that computed a wrong result."""
     return dict(_measured(name))
 
 
