@@ -83,7 +83,8 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
     while left := names[len(read_rows(path)) :]:
         child = context.Process(target=rows_of, args=(run, file, left, make))
         child.start()
-        done, since, slow = len(read_rows(path)), time.monotonic(), False
+        before = done = len(read_rows(path))
+        since, slow = time.monotonic(), False
         while child.is_alive():
             child.join(0.2)
             if len(read_rows(path)) > done:
@@ -92,7 +93,8 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
                 slow = True
                 child.kill()
         rows = read_rows(path)
-        if child.exitcode not in (0, RAISED) and len(rows) < len(names) and names[len(rows)] in left:
+        said = child.exitcode == RAISED and len(rows) > before
+        if child.exitcode != 0 and not said and len(rows) < len(names) and names[len(rows)] in left:
             name = names[len(rows)]
             why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
             print(f"{name}: {why}", flush=True)
