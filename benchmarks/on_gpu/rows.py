@@ -82,8 +82,8 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
     path.unlink(missing_ok=True)
     while left := names[len(read_rows(path)) :]:
         child = context.Process(target=rows_of, args=(run, file, left, make))
-        child.start()
         before = done = len(read_rows(path))
+        child.start()
         since, slow = time.monotonic(), False
         while child.is_alive():
             child.join(0.2)
