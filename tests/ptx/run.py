@@ -134,17 +134,20 @@ def main() -> int:
     started = time.monotonic()
     module = build.build()
     print(f"built in {time.monotonic() - started:.0f} s", flush=True)
-    for wide in ("", "wide"):
-        done = python(WORDS, str(module), wide, "")
-        print(done.stdout + done.stderr, flush=True)
-        if done.returncode != 0:
-            raise SystemExit(f"failed{', of the wider cases' if wide else ''}")
-    done = python(DEVICES, str(module))
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for text in pool.map(mutation, faults):
-            print(text, flush=True)
+        runs = [pool.submit(python, WORDS, str(module), wide, "") for wide in ("", "wide")]
+        devices = pool.submit(python, DEVICES, str(module))
+        mutated = [pool.submit(mutation, number) for number in faults]
+        for run, which in zip(runs, ("", ", of the wider cases"), strict=True):
+            done = run.result()
+            print(done.stdout + done.stderr, flush=True)
+            if done.returncode != 0:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise SystemExit(f"failed{which}")
+        if devices.result().returncode != 0:
+            raise SystemExit(devices.result().stderr)
+        for text in mutated:
+            print(text.result(), flush=True)
     print(f"passed in {time.monotonic() - started:.0f} s")
     return 0
 
@@ -165,11 +168,13 @@ def mutation(number: int) -> str:
     changed.parent.mkdir(parents=True, exist_ok=True)
     changed.write_text(source.replace(before, after))
     module = build.build({file: changed}, f"mutated_{number}")
-    runs = [python(WORDS, str(module), wide, op) for wide in ("", "wide")]
-    if not any(run.returncode != 0 and words in run.stdout for run in runs):
-        said = runs[0].stdout + runs[0].stderr
-        raise SystemExit(f"{op} passed with {before!r} changed to {after!r} in {file}, or without {words!r}:\n{said}")
-    return f"mutation of {file}: caught by {op} ({words})"
+    said = ""
+    for wide in ("", "wide"):
+        run = python(WORDS, str(module), wide, op)
+        if run.returncode != 0 and words in run.stdout:
+            return f"mutation of {file}: caught by {op} ({words})"
+        said += run.stdout + run.stderr
+    raise SystemExit(f"{op} passed with {before!r} changed to {after!r} in {file}, or without {words!r}:\n{said}")
 
 
 if __name__ == "__main__":
