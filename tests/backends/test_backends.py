@@ -13,6 +13,7 @@ from conftest import error
 import zfkernels as zf
 from zfkernels import backends
 from zfkernels.testing.compare import BOUNDS, TF32_BOUND
+from zfkernels.window import pool_map
 
 BACKENDS = [name for name in zf.available_backends() if name != "reference"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -198,6 +199,41 @@ def test_switch_out_of_range_raises(backend, switch, window, op):
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
+
+
+@pytest.mark.parametrize("pool", [((3, 3), (2, 2), (1, 1)), ((2, 3), (1, 2), (1, 1))], ids=["3x3", "2x3"])
+@pytest.mark.parametrize("maps", [3, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "triton", "emulated")])
+def test_kernels_on_a_gpu_ignore_bad_switches(backend, dtype, maps, pool):
+    """Nothing can be raised there. They count as no value: outside their window, the least and the largest such, and in
+    the padding."""
+    if backend in INTERPRETED and (dtype, maps) != (torch.float32, 16):
+        pytest.skip(f"{backend} is interpreted, which is slow")
+    ours, place, generator = backends.module(backend), device[backend], torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(place, dtype)
+
+    x, whole, weight, g = drawn(2, 3, 17, 15), drawn(2, maps, 7, 6), drawn(maps, 3, 7, 7), drawn(2, maps, 7, 6)
+    layer, size = ((2, 2), (1, 1)), pool_map((7, 6), *pool, False)
+    y, switches = ours.max_pool2d(whole, *pool, size)
+    bad = torch.rand(y.shape, generator=generator).to(place) < 0.3
+    bad[:, :, 0, 0] = True
+    wrong = torch.where(bad, pool[0][0] * pool[0][1], switches)
+    wrong[:, ::2] = torch.where(bad, 255, switches)[:, ::2]
+    wrong[:, :, 0, 0] = 0
+    ignored = torch.where(bad, 0, y)
+    for call in (
+        lambda y, s: (ours.max_unpool2d(y, s, *pool, (7, 6)),),
+        lambda y, s: ours.conv2d_relu_max_pool2d_weight_grad(x, y, s, (7, 7), *layer, *pool, True),
+        lambda y, s: (ours.max_unpool2d_relu_conv_transpose2d(y, s, weight, *layer, *pool, (17, 15), True),),
+    ):
+        for one, other in zip(call(y, wrong), call(ignored, switches), strict=True):
+            assert torch.equal(one, other)
+            assert one.abs().sum() > 0
+    found, right = (ours.max_unpool2d_backward(g, s, *pool) for s in (wrong, switches))
+    assert torch.equal(found, torch.where(bad, 0, right))
 
 
 @pytest.mark.parametrize("maps", [1, 40])
