@@ -114,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
     """Within the block Ctrl-C is remembered in the list: Python drops it in a destructor or at a fork, and torch puts
-    an error of its own in its place; what fails after it was stopped by it. Nothing is said of one that was dropped.
+    an error of its own in its place; what fails after it was stopped by it. From then on nothing is said of errors in
+    destructors, where an object that was only half made may fail in many ways.
     """
     seen: list[int] = []
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
@@ -127,7 +128,7 @@ def interrupts() -> Iterator[list[int]]:
         signal.default_int_handler(number, frame)
 
     def unraisable(found: "sys.UnraisableHookArgs") -> None:
-        if found.exc_type is not KeyboardInterrupt:
+        if not seen:
             hook(found)
 
     hook = sys.unraisablehook

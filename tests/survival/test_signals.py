@@ -1,5 +1,6 @@
 """Ctrl-C: 130 and one line, at any place of any long command; what is continued gives the same bits."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from interrupts import COMMANDS, RESULTS, TRAIN, world
+
+from zfkernels import cli
 
 pytest.importorskip("PIL.Image")
 pytest.importorskip("skimage")
@@ -55,6 +58,33 @@ def test_ctrl_c_reaches_the_processes_that_read_pictures_too(tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors == "zfkernels train: stopped; --resume continues the run after its last whole epoch\n"
+
+
+class HalfMade:
+    """Stopped while it is made, and unable to end then, as torch's iterators with processes are."""
+
+    def __init__(self):
+        signal.raise_signal(signal.SIGINT)
+        self.processes = []
+
+    def __del__(self):
+        self.processes.clear()
+
+
+def test_nothing_is_said_of_what_ctrl_c_left_half_made(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with cli.interrupts(), contextlib.suppress(KeyboardInterrupt):
+        HalfMade()
+    assert not said
+
+
+def test_errors_in_destructors_are_said_otherwise(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(found.exc_type))
+    with cli.interrupts():
+        HalfMade.__new__(HalfMade)
+    assert said == [AttributeError]
 
 
 @pytest.mark.parametrize("after", [0.3, 0.8])
