@@ -252,10 +252,12 @@ def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
     assert asked == []
 
 
-def test_a_row_that_raises_costs_that_row_alone(on_gpu, tmp_path):
+def test_a_row_that_raises_costs_that_row_alone(on_gpu, monkeypatch, tmp_path):
     """Also one after which the GPU serves its process no longer: the next begins in another."""
+    import torch
     from on_gpu import rows, settings
 
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     (tmp_path / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
     run = settings.Run(tmp_path, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
 

@@ -44,7 +44,6 @@ def build(changed: dict[str, Path] | None = None, name: str = "whole") -> Path:
     sources = [(changed or {}).get(path.name, path) for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda source: by_nvcc(nvcc, source), sources))
-        read_once()
         found = [kernel for _, ptx in compiled for kernel in translate.kernels(ptx.read_text())]
         kernels = list(pool.map(by_name, found))
         host = list(pool.map(lambda source: by_gxx(source, nvcc), hosts()))
@@ -54,15 +53,6 @@ def build(changed: dict[str, Path] | None = None, name: str = "whole") -> Path:
     module = folder / ("zf_emulated" + sysconfig.get_config_var("EXT_SUFFIX"))
     call(["g++", "-shared", *TRANSLATED, str(table), *map(str, objects), "-o", str(module)])
     return module
-
-
-def read_once() -> None:
-    """machine.h as g++ has read it, which every kernel's file then takes, whatever is in it."""
-    target = OUT / "header/machine.h.gch"
-    header = HERE / "machine.h"
-    if not target.exists() or target.stat().st_mtime <= header.stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        call(["g++", *TRANSLATED, "-x", "c++-header", str(header), "-o", str(target)])
 
 
 def by_nvcc(nvcc: str, source: Path) -> tuple[Path, Path]:
@@ -90,7 +80,7 @@ def by_name(kernel: translate.Kernel) -> tuple[str, Path]:
         code = kernel.code.replace("NAME", name, 1)
         source.write_text(f'#include "machine.h"\nnamespace zf::ptx_machine {{\n{code}}}\n')
         part = target.with_suffix(f".{os.getpid()}.part.o")
-        call(["g++", f"-I{OUT / 'header'}", *TRANSLATED, "-c", str(source), "-o", str(part)])
+        call(["g++", *TRANSLATED, "-c", str(source), "-o", str(part)])
         part.replace(target)
     return name, target
 
