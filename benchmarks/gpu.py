@@ -6,7 +6,8 @@
     python benchmarks/gpu.py --out run --rehearse hang:bf16-128          # the same with a fault in one part
 
 Each part runs in a process of its own and writes its results as they come, an op or a row at a time. Each has a share
-of the time, and what the parts before it left. At its end, and when its time is over, all that it started is killed.
+of the time, and what the parts before it left; the build, without which nothing runs, may take some of the others'. At
+its end, when its time is over, and when it prints without end, all that it started is killed.
 Parts, in order:
 
     build           the compiled module for this GPU's architecture; ZFKERNELS_CUDA_ARCHITECTURES names others
