@@ -236,6 +236,59 @@ def test_kernels_on_a_gpu_ignore_bad_switches(backend, dtype, maps, pool):
     assert torch.equal(found, torch.where(bad, 0, right))
 
 
+def from_second_element(x: torch.Tensor) -> torch.Tensor:
+    """x in dense channels-last memory that begins one element, not 16 bytes, behind that of its allocation."""
+    n, channels, height, width = x.shape
+    memory = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory[1:].view(n, height, width, channels).permute(0, 3, 1, 2).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
+def test_maps_on_a_gpu_may_begin_at_any_element(backend, dtype, monkeypatch):
+    """Those that are read and those that are written, of channels that 16 bytes divide."""
+    ours, generator = backends.module(backend), torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator).to(device[backend], dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    x, weight, maps, image, first = (
+        drawn(*s) for s in ((2, 16, 7, 6), (24, 16, 3, 3), (2, 24, 7, 6), (2, 3, 17, 15), (24, 3, 7, 7))
+    )
+    same, layer, pool = ((1, 1), (1, 1)), ((2, 2), (1, 1)), ((3, 3), (2, 2), (1, 1))
+    size, norm = pool_map((7, 6), *pool, False), (5, 0.1, 0.75, 2.0, False)
+    y, switches = ours.max_pool2d(maps, *pool, size)
+
+    def results(at) -> list[torch.Tensor]:
+        a, b, p, s, i = (at(value) for value in (x, maps, y, switches, image))
+        found = [
+            (ours.conv2d(a, weight, None, *same, True),),
+            (ours.conv_transpose2d(b, weight, *same, (7, 6), False),),
+            ours.conv2d_weight_grad(a, b, (3, 3), *same, True),
+            ours.max_pool2d(b, *pool, size),
+            (ours.max_unpool2d(p, s, *pool, (7, 6)),),
+            (ours.max_unpool2d_backward(b, s, *pool),),
+            (ours.contrast_norm(b, *norm), ours.contrast_norm_backward(b, a.repeat(1, 2, 1, 1)[:, :24], *norm)),
+            ours.max_pool2d_contrast_norm(b, *pool, size, *norm),
+            ours.conv2d_relu_max_pool2d(i, first, None, *layer, *pool, size),
+            ours.conv2d_relu_max_pool2d_weight_grad(i, p, s, (7, 7), *layer, *pool, True),
+            (ours.max_unpool2d_relu_conv_transpose2d(p, s, first, *layer, *pool, (17, 15), True),),
+        ]
+        return [value for values in found for value in values]
+
+    expected, empty = results(lambda value: value), ours.empty
+    monkeypatch.setattr(ours, "empty", lambda *args, **named: from_second_element(empty(*args, **named)))
+    monkeypatch.setattr(ours, "pooled", lambda x, *s: (ours.empty(x, *s), ours.empty(x, *s, dtype=torch.uint8)))
+    found = results(from_second_element)
+    assert sum(value.data_ptr() % 16 != 0 for value in found) >= 14
+    for one, other in zip(found, expected, strict=True):
+        if one.dtype == torch.uint8:
+            assert (one != other).float().mean() <= 0.01  # of a sum in another order, another may be the largest
+        else:
+            assert error(one, other.double()) <= BOUNDS[dtype]
+
+
 @pytest.mark.parametrize("maps", [1, 40])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("backend", BACKENDS)

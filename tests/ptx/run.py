@@ -3,7 +3,8 @@
     python tests/ptx/run.py [--mutations COUNT]
 
 1. `zfkernels verify`'s cases, and wider ones (96, 128 and 200 filters, 16 and 24 channels), in every dtype.
-2. device.cu: a call sets the device only where it is another, and then sets it back.
+2. Maps that begin at any element, and switches that point nowhere (tests/backends/test_backends.py). device.cu: a call
+   sets the device only where it is another, and then sets it back.
 3. Every source with one fault: an op must fail.
 
 Where the emulator (tests/emulator) compiles the sources by g++, this runs what nvcc made of them, so what nvcc's own
@@ -18,6 +19,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 
 import build
 
@@ -137,6 +139,7 @@ def main() -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = [pool.submit(python, WORDS, str(module), wide, "") for wide in ("", "wide")]
         devices = pool.submit(python, DEVICES, str(module))
+        edges = pool.submit(on_the_edge, module)
         mutated = [pool.submit(mutation, number) for number in faults]
         for run, which in zip(runs, ("", ", of the wider cases"), strict=True):
             done = run.result()
@@ -146,6 +149,8 @@ def main() -> int:
                 raise SystemExit(f"failed{which}")
         if devices.result().returncode != 0:
             raise SystemExit(devices.result().stderr)
+        if edges.result().returncode != 0:
+            raise SystemExit(edges.result().stdout)
         for text in mutated:
             print(text.result(), flush=True)
     print(f"passed in {time.monotonic() - started:.0f} s")
@@ -156,6 +161,15 @@ def python(words: str, *arguments: str) -> subprocess.CompletedProcess:
     paths = os.pathsep.join([str(build.ROOT), os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-c", words, *arguments], capture_output=True, text=True, env=variables)
+
+
+def on_the_edge(module: Path) -> subprocess.CompletedProcess:
+    """The tests of maps that begin anywhere and switches that point nowhere: a device refuses what a CPU does not."""
+    paths = os.pathsep.join([str(build.ROOT), os.environ.get("PYTHONPATH", "")])
+    variables = os.environ | {"PYTHONPATH": paths, "ZFKERNELS_EMULATED": str(module), "OMP_NUM_THREADS": "1"}
+    which = "emulated and (any_element or bad_switches)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backends/test_backends.py", "-k"]
+    return subprocess.run([*command, which], cwd=build.ROOT, env=variables, capture_output=True, text=True)
 
 
 def mutation(number: int) -> str:
