@@ -219,10 +219,10 @@ def test_kernels_on_a_gpu_ignore_bad_switches(backend, dtype, maps, pool):
     layer, size = ((2, 2), (1, 1)), pool_map((7, 6), *pool, False)
     y, switches = ours.max_pool2d(whole, *pool, size)
     bad = torch.rand(y.shape, generator=generator).to(place) < 0.3
-    bad[:, :, 0, 0] = True
+    bad[:, :, :2, 0] = True
     wrong = torch.where(bad, pool[0][0] * pool[0][1], switches)
     wrong[:, ::2] = torch.where(bad, 255, switches)[:, ::2]
-    wrong[:, :, 0, 0] = 0
+    wrong[:, :, 0, 0], wrong[:, :, 1, 0] = 0, 3  # above and left of the map, left of it
     ignored = torch.where(bad, 0, y)
     for call in (
         lambda y, s: (ours.max_unpool2d(y, s, *pool, (7, 6)),),
@@ -266,6 +266,7 @@ def test_maps_on_a_gpu_may_begin_at_any_element(backend, dtype, monkeypatch):
             (ours.conv2d(a, weight, None, *same, True),),
             (ours.conv_transpose2d(b, weight, *same, (7, 6), False),),
             ours.conv2d_weight_grad(a, b, (3, 3), *same, True),
+            ours.conv2d_weight_grad(a, maps, (3, 3), *same, True),
             ours.max_pool2d(b, *pool, size),
             (ours.max_unpool2d(p, s, *pool, (7, 6)),),
             (ours.max_unpool2d_backward(b, s, *pool),),

@@ -26,7 +26,7 @@ import build
 WIDE_CONVS = (  # n, c_in, c_out, (h, w), kernel, stride, padding
     (1, 16, 96, (13, 11), (3, 3), (1, 1), (1, 1)),
     (1, 24, 128, (9, 10), (3, 3), (1, 1), (1, 1)),
-    (1, 3, 128, (22, 24), (7, 7), (2, 2), (1, 1)),  # the first layer's kernels; some values are not finite
+    (1, 3, 80, (22, 24), (7, 7), (2, 2), (1, 1)),  # the first layer's kernels; some values are not finite
     (1, 3, 96, (23, 19), (7, 7), (2, 2), (1, 1)),  # pooled by 3x3 windows at stride 2
     (2, 16, 200, (9, 8), (5, 5), (2, 2), (1, 1)),
     (1, 128, 24, (9, 9), (3, 3), (1, 1), (1, 1)),  # transposed, the channels are the filters
