@@ -6,7 +6,8 @@
     python benchmarks/gpu.py --out run --rehearse hang:bf16-128          # the same with a fault in one part
 
 Each part runs in a process of its own and writes its results as they come, an op or a row at a time. Each has a share
-of the time, and what the parts before it left. At its end, and when its time is over, all that it started is killed.
+of the time, and what the parts before it left; the build, without which nothing runs, may take some of the others'. At
+its end, when its time is over, and when it prints without end, all that it started is killed.
 Parts, in order:
 
     build           the compiled module for this GPU's architecture; ZFKERNELS_CUDA_ARCHITECTURES names others
@@ -91,6 +92,7 @@ PARTS = {
 }
 BESIDE = "compile-triton"  # runs in the background
 REHEARSED = {"jobs": "pool5,norm1", "ops": "max_pool2d,contrast_norm", "rounds": 2}
+BUILD_SECONDS = 150.0  # the most
 HANG_SECONDS = 8.0  # of the part in which a rehearsal hangs, before it is killed
 
 
@@ -103,7 +105,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ops", default="", help="by commas: what verify checks; default: all")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default %(default)g)")
     parser.add_argument("--rounds", type=int, default=15)
-    text = "without a GPU; with a fault where one is named: hang, crash or wrong, in a part (hang:tune; verify-cuda)"
+    text = f"without a GPU; with a fault where one is named, {', '.join(rehearsal.FAULTS)}, in a part (hang:tune)"
     parser.add_argument("--rehearse", nargs="?", const="none", metavar="FAULT[:PART]", help=text)
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # in the process of one part
     parser.add_argument("--op", default="", help=argparse.SUPPRESS)
@@ -182,7 +184,10 @@ def fault_of(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def limit_of(args: argparse.Namespace, name: str, parts: list[str], left: float) -> float:
-    """The part's seconds: its share, and what of `left` the parts after it have no share in."""
+    """The part's seconds: its share, and what of `left` the parts after it have no share in; the build's, without which
+    none of them runs, may be theirs."""
+    if name == "build":
+        return min(left, BUILD_SECONDS)
     after = sum(PARTS[other].share for other in parts[parts.index(name) + 1 :] if other != BESIDE)
     if fault_of(args) == ("hang", name) and not name[-1].isdigit():
         return HANG_SECONDS
@@ -206,14 +211,12 @@ def finish(
     args: argparse.Namespace, name: str, process: subprocess.Popen, since: float, limit: float, kept: tuple = ()
 ) -> reports.Ended:
     """Waits for the part at most `limit` seconds, ends all that it started, and says how it ended."""
-    code = None
+    log = args.out / f"{name}.log"
     try:
-        code = process.wait(limit)
-    except subprocess.TimeoutExpired:
-        pass
+        code, why = processes.wait(process, limit, log)
     finally:
         left = processes.end(process, kept)
-    ended = reports.how(name, code, time.monotonic() - since, args.out / f"{name}.log")
+    ended = reports.how(name, code, time.monotonic() - since, log, why)
     if left:
         ended = ended._replace(how="FAILED", why=f"{ended.why}; processes {left} could not be ended")
     return reports.said(ended)

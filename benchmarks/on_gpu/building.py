@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import chain
 
 from .processes import cores
 from .settings import MACHINE, ROOT, Run, skip, write
@@ -87,14 +88,19 @@ def build(run: Run) -> int:
     elif not (ROOT / "setup.py").exists():
         return skip("no sources here: what is installed runs")
     elif not (shutil.which("nvcc") or os.access("/usr/local/cuda/bin/nvcc", os.X_OK)):
-        return skip("nvcc not found: install the CUDA toolkit; what is built already runs")
+        if not list((ROOT / "zfkernels").glob("_C*.so")):
+            code = subprocess.run(command, cwd=ROOT, env=os.environ | {"ZFKERNELS_CUDA": "0"}).returncode
+            if code != 0:
+                return code
+        return skip("nvcc not found: install the CUDA toolkit; what is built already runs, else all but CUDA")
     wanted = os.environ.get("ZFKERNELS_CUDA_ARCHITECTURES") or architecture(torch.cuda.get_device_capability())
     variables = {"ZFKERNELS_CUDA": "1", "ZFKERNELS_CUDA_RESOURCES": "1", "ZFKERNELS_CUDA_ARCHITECTURES": wanted}
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode
 
 
 def compile_triton(run: Run) -> int:
-    """Every launch of ZFNet's layers in bfloat16 and TF32 compiled into Triton's cache, on all cores but one."""
+    """Every launch of ZFNet's layers in bfloat16 and TF32, then what "tune" tries, compiled into Triton's cache on all
+    cores but one."""
     if importlib.util.find_spec("triton") is None:
         return skip("triton is not installed")
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -113,7 +119,7 @@ def compile_triton(run: Run) -> int:
 
 
 def launches(machine: dict) -> list[tuple]:
-    """The gate's launches for this GPU, each once."""
+    """The gate's launches for this GPU, each once, those that tuning alone makes last."""
     import torch
 
     from zfkernels.backends.triton import gate
@@ -122,10 +128,10 @@ def launches(machine: dict) -> list[tuple]:
     major, minor = machine["capability"]
     target = Target("cuda", 10 * major + minor, machine["processors"])
     found = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        for one in gate.launches(dtype, target):
-            key = one.kernel.__name__, repr(gate.signature(one)), repr(sorted(one.options.items()))
-            found.setdefault(key, (one, target.arch))
+    bf16, tf32 = torch.bfloat16, torch.float32
+    for one in chain(gate.launches(bf16, target), gate.launches(tf32, target), gate.tried(bf16, target)):
+        key = one.kernel.__name__, repr(gate.signature(one)), repr(sorted(one.options.items()))
+        found.setdefault(key, (one, target.arch))
     return list(found.values())
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+LARGEST_LOG = 64 << 20  # bytes; a part that prints more is killed before it has filled the disk
 GONE = 15.0  # seconds within which a killed process is gone, unless it waits for a device that does not answer
 
 
@@ -26,6 +27,19 @@ def start(command: list[str], log: Path, environment: dict[str, str], inherited:
         return subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
+
+
+def wait(process: subprocess.Popen, seconds: float, log: Path) -> tuple[int | None, str]:
+    """The exit code, or None and why: it runs after so many seconds, or has printed too much."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return process.wait(max(0.0, min(0.2, until - time.monotonic()))), ""
+        except subprocess.TimeoutExpired:
+            if log.stat().st_size > LARGEST_LOG:
+                return None, f"it printed more than {LARGEST_LOG >> 20} MiB"
+            if time.monotonic() >= until:
+                return None, "its time was over"
 
 
 def end(process: subprocess.Popen, kept: tuple[subprocess.Popen, ...] = ()) -> list[int]:

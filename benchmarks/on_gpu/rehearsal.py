@@ -1,17 +1,19 @@
 """A GPU that is not there: torch.cuda's functions on the CPU, and the cpu backend under the names of the GPU's.
 
-`install` changes this process and its forks. `plant` makes contrast_norm of every backend hang, crash or be wrong.
+`install` changes this process and its forks. `plant` makes contrast_norm of every backend hang, crash, print without
+end or be wrong.
 """
 
 import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
 from types import ModuleType, SimpleNamespace
 
-FAULTS = ("hang", "crash", "wrong")
+FAULTS = ("hang", "crash", "flood", "wrong")
 WITHOUT_RESULTS = ("machine", "build", "compile-triton", "ceilings")  # parts in which nothing can be wrong
 
 
@@ -72,7 +74,7 @@ def copy_of_cpu(name: str) -> ModuleType:
 
 def plant(kind: str, part: str) -> None:
     """The fault, in this process and its forks."""
-    faults = {"hang": hang, "crash": os.abort, "wrong": lambda: None}
+    faults = {"hang": hang, "crash": os.abort, "flood": flood, "wrong": lambda: None}
     if part in WITHOUT_RESULTS:
         faults[kind]()
         return
@@ -90,7 +92,13 @@ def plant(kind: str, part: str) -> None:
         module.contrast_norm = contrast_norm
 
 
+def flood() -> None:
+    while True:
+        print("a line of a part that prints without end" * 100)
+
+
 def hang() -> None:
-    """Never comes back, and leaves a process in a session of its own."""
+    """Never comes back, deaf to SIGTERM, and leaves such a process in a session of its own."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     time.sleep(600)

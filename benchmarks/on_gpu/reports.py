@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from .settings import MACHINE, SKIPPED
+from .settings import MACHINE, SKIPPED, whole
+
+KEPT = 1 << 20  # bytes of a log, its last
 
 
 class Ended(NamedTuple):
@@ -18,9 +20,9 @@ class Ended(NamedTuple):
     code: int | None = None
 
 
-def how(name: str, code: int | None, seconds: float, log: Path) -> Ended:
-    """From the exit code, None for a part that was killed. The log of one that passed goes."""
-    words = log.read_text(errors="replace").strip()
+def how(name: str, code: int | None, seconds: float, log: Path, why: str = "") -> Ended:
+    """From the exit code, None for a part that was killed, and why. The log of one that passed goes."""
+    words = last_of(log).strip()
     last = words.splitlines()[-1][:300] if words else ""
     if code == 0:
         log.unlink()
@@ -29,8 +31,21 @@ def how(name: str, code: int | None, seconds: float, log: Path) -> Ended:
         log.unlink()
         return Ended(name, "skipped", seconds, last)
     if code is None:
-        return Ended(name, "stopped", seconds, f"its time was over; {log}")
+        return Ended(name, "stopped", seconds, f"{why}; {log}")
     return Ended(name, "FAILED", seconds, f"exit code {code}: {last} ({log})", words, code)
+
+
+def last_of(log: Path) -> str:
+    """The end of a log, which is all that is left of a long one."""
+    with log.open("rb+") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - KEPT))
+        words = file.read()
+        if size > KEPT:
+            file.seek(0)
+            file.write(words)
+            file.truncate()
+    return words.decode(errors="replace")
 
 
 def said(ended: Ended) -> Ended:
@@ -40,7 +55,7 @@ def said(ended: Ended) -> Ended:
 
 def conclude(out: Path, parts: list[str], ended: dict[str, Ended], backends: list[str]) -> int:
     """Prints rows, failures and what was not verified; writes run.json; the exit code."""
-    machine = json.loads((out / MACHINE).read_text()) if (out / MACHINE).exists() else None
+    machine = whole(out / MACHINE)
     missing = not_verified(out, machine, backends)
     bad = [f"{name}: {ended[name].how if name in ended else 'not reached'}" for name in parts if not fine(ended, name)]
     skipped = {name: one.why for name, one in ended.items() if one.how == "skipped"}
@@ -72,7 +87,7 @@ def not_verified(out: Path, machine: dict | None, backends: list[str]) -> list[s
             continue
         passed = set()
         for file in sorted((out / f"verify-{backend}").glob("*.json")):
-            content = json.loads(file.read_text())
+            content = whole(file) or {}
             if all(content.get(key) == machine[key] for key in ("csrc_sha256", "triton_sha256")):
                 passed |= {(row["op"], row["dtype"]) for row in content["rows"] if not row["failure"]}
         left: dict[str, list[str]] = {}
@@ -87,7 +102,7 @@ def table(out: Path, parts: list[str]) -> str:
     """The rows that the parts of this run left."""
     lines = []
     for file in (out / f"{name}.json" for name in parts if name[-1].isdigit() or name == "torch-compile"):
-        for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+        for row in (whole(file) or {}).get("rows", ()):
             cells = [f"{who} {us:.1f}" for who, us in row["us"].items()]
             cells += [f"{who} FAILED ({why})" for who, why in row["failures"].items()]
             cells += [f"floor {row['floor_us']:.1f}"] if "floor_us" in row else []

@@ -5,7 +5,6 @@ kills its process (an illegal access ends all further work on the GPU) or takes 
 fork goes on behind it.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -23,13 +22,14 @@ from zfkernels.bench.shapes import CONVS
 from zfkernels.testing import compare
 
 from .clock import times
-from .settings import Run, append, skip, write
+from .settings import Run, append, skip, whole, write
 
 PATHS = ("forward", "descent")
 CASES = [name for name, job in jobs.JOBS.items() if job.group == "op" or name in PATHS]
 TYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
 BOUNDS = {"bf16": compare.BOUNDS[torch.bfloat16], "tf32": compare.TF32_BOUND}
 PATH_LAYERS = 5  # convolutions of a path, which rounds as often: its bound is that of one times their root
+RAISED = 3  # a fork's exit code when the row at which it ends is written
 COMPILED = (*PATHS, "fused1", "unfused1", "conv2", "norm1")
 
 
@@ -82,8 +82,9 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
     path.unlink(missing_ok=True)
     while left := names[len(read_rows(path)) :]:
         child = context.Process(target=rows_of, args=(run, file, left, make))
+        before = done = len(read_rows(path))
         child.start()
-        done, since, slow = len(read_rows(path)), time.monotonic(), False
+        since, slow = time.monotonic(), False
         while child.is_alive():
             child.join(0.2)
             if len(read_rows(path)) > done:
@@ -92,7 +93,8 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
                 slow = True
                 child.kill()
         rows = read_rows(path)
-        if child.exitcode != 0 and len(rows) < len(names) and names[len(rows)] in left:
+        said = child.exitcode == RAISED and len(rows) > before
+        if child.exitcode != 0 and not said and len(rows) < len(names) and names[len(rows)] in left:
             name = names[len(rows)]
             why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
             print(f"{name}: {why}", flush=True)
@@ -118,14 +120,25 @@ def rows_of(run: Run, file: str, names: list[str], make: Callable[[str], dict]) 
             traceback.print_exc()
             words = f"{type(error).__name__}: {str(error)[:300]}"
             write(run, file, [*read_rows(path), {"case": name, "failures": {"row": words}, "us": {}}])
-            sys.exit(1)
+            sys.exit(RAISED)
         write(run, file, [*read_rows(path), row])
-        if run.device == "cuda":
-            torch.cuda.empty_cache()
+        if run.device == "cuda" and not works():
+            sys.exit(RAISED)
+
+
+def works() -> bool:
+    """Whether the GPU still serves this process: after an illegal access, which may be one contender's, it does not."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def read_rows(path) -> list[dict]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    return (whole(path) or {}).get("rows", [])
 
 
 def tune(run: Run) -> int:
@@ -211,9 +224,8 @@ def measured(run: Run, case: Case, dtype: str) -> dict:
     row["us"] = {who: statistics.median(t) * 1e6 for who, t in taken.items()}
     row["us_quartiles"] = {who: [q * 1e6 for q in statistics.quantiles(t, n=4)] for who, t in taken.items()}
     row["host_time_in"] = late
-    file = run.out / "ceilings.json"
-    if file.exists():
-        rates = json.loads(file.read_text())["rows"][0]
+    if found := whole(run.out / "ceilings.json"):
+        rates = found["rows"][0]
         row["floor_us"] = 1e6 * max(row["bytes"] / rates["copy"], row["flops"] / rates[dtype])
         row["of_floor"] = {who: row["floor_us"] / us for who, us in row["us"].items() if us > 0}
     return row

@@ -55,6 +55,14 @@ class Run:
         return [sys.executable, str(ROOT / "benchmarks/gpu.py"), *self.argv, *more]
 
 
+def whole(file: Path) -> dict | None:
+    """A JSON file's content; None where there is none, or one that is cut off."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def skip(why: str) -> int:
     """Ends a part that cannot run here."""
     print(why, flush=True)

@@ -13,6 +13,7 @@ from conftest import error
 import zfkernels as zf
 from zfkernels import backends
 from zfkernels.testing.compare import BOUNDS, TF32_BOUND
+from zfkernels.window import pool_map
 
 BACKENDS = [name for name in zf.available_backends() if name != "reference"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -198,6 +199,99 @@ def test_switch_out_of_range_raises(backend, switch, window, op):
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
+
+
+@pytest.mark.parametrize("pool", [((3, 3), (2, 2), (1, 1)), ((2, 3), (1, 2), (1, 1))], ids=["3x3", "2x3"])
+@pytest.mark.parametrize("maps", [3, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "triton", "emulated")])
+def test_kernels_on_a_gpu_ignore_bad_switches(backend, dtype, maps, pool):
+    """Nothing can be raised there. They count as no value: outside their window, the least and the largest such, and in
+    the padding."""
+    if backend in INTERPRETED and (dtype, maps) != (torch.float32, 16):
+        pytest.skip(f"{backend} is interpreted, which is slow")
+    ours, place, generator = backends.module(backend), device[backend], torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(place, dtype)
+
+    x, whole, weight, g = drawn(2, 3, 17, 15), drawn(2, maps, 7, 6), drawn(maps, 3, 7, 7), drawn(2, maps, 7, 6)
+    layer, size = ((2, 2), (1, 1)), pool_map((7, 6), *pool, False)
+    y, switches = ours.max_pool2d(whole, *pool, size)
+    bad = torch.rand(y.shape, generator=generator).to(place) < 0.3
+    bad[:, :, :2, 0] = True
+    wrong = torch.where(bad, pool[0][0] * pool[0][1], switches)
+    wrong[:, ::2] = torch.where(bad, 255, switches)[:, ::2]
+    wrong[:, :, 0, 0], wrong[:, :, 1, 0] = 0, 3  # above and left of the map, left of it
+    ignored = torch.where(bad, 0, y)
+    for call in (
+        lambda y, s: (ours.max_unpool2d(y, s, *pool, (7, 6)),),
+        lambda y, s: ours.conv2d_relu_max_pool2d_weight_grad(x, y, s, (7, 7), *layer, *pool, True),
+        lambda y, s: (ours.max_unpool2d_relu_conv_transpose2d(y, s, weight, *layer, *pool, (17, 15), True),),
+    ):
+        for one, other in zip(call(y, wrong), call(ignored, switches), strict=True):
+            assert torch.equal(one, other)
+            assert one.abs().sum() > 0
+    found, right = (ours.max_unpool2d_backward(g, s, *pool) for s in (wrong, switches))
+    assert torch.equal(found, torch.where(bad, 0, right))
+
+
+def from_second_element(x: torch.Tensor) -> torch.Tensor:
+    """x in dense channels-last memory that begins one element, not 16 bytes, behind that of its allocation."""
+    n, channels, height, width = x.shape
+    memory = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory[1:].view(n, height, width, channels).permute(0, 3, 1, 2).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
+@pytest.mark.parametrize(("which", "least"), [("all", 14), ("switches", 3)])
+def test_maps_on_a_gpu_may_begin_at_any_element(backend, dtype, which, least, monkeypatch):
+    """Those that are read and those that are written, of channels that 16 bytes divide; the switches alone, too."""
+    ours, generator = backends.module(backend), torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator).to(device[backend], dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    x, weight, maps, image, first = (
+        drawn(*s) for s in ((2, 16, 7, 6), (24, 16, 3, 3), (2, 24, 7, 6), (2, 3, 17, 15), (24, 3, 7, 7))
+    )
+    same, layer, pool = ((1, 1), (1, 1)), ((2, 2), (1, 1)), ((3, 3), (2, 2), (1, 1))
+    size, norm = pool_map((7, 6), *pool, False), (5, 0.1, 0.75, 2.0, False)
+    y, switches = ours.max_pool2d(maps, *pool, size)
+
+    def results(at) -> list[torch.Tensor]:
+        a, b, p, s, i = (at(value) for value in (x, maps, y, switches, image))
+        found = [
+            (ours.conv2d(a, weight, None, *same, True),),
+            (ours.conv_transpose2d(b, weight, *same, (7, 6), False),),
+            ours.conv2d_weight_grad(a, b, (3, 3), *same, True),
+            ours.conv2d_weight_grad(a, maps, (3, 3), *same, True),
+            ours.max_pool2d(b, *pool, size),
+            (ours.max_unpool2d(p, s, *pool, (7, 6)),),
+            (ours.max_unpool2d_backward(b, s, *pool),),
+            (ours.contrast_norm(b, *norm), ours.contrast_norm_backward(b, a.repeat(1, 2, 1, 1)[:, :24], *norm)),
+            ours.max_pool2d_contrast_norm(b, *pool, size, *norm),
+            ours.conv2d_relu_max_pool2d(i, first, None, *layer, *pool, size),
+            ours.conv2d_relu_max_pool2d_weight_grad(i, p, s, (7, 7), *layer, *pool, True),
+            (ours.max_unpool2d_relu_conv_transpose2d(p, s, first, *layer, *pool, (17, 15), True),),
+        ]
+        return [value for values in found for value in values]
+
+    def misplaced(value: torch.Tensor) -> torch.Tensor:
+        return from_second_element(value) if which == "all" or value.dtype == torch.uint8 else value
+
+    expected, empty = results(lambda value: value), ours.empty
+    monkeypatch.setattr(ours, "empty", lambda *args, **named: misplaced(empty(*args, **named)))
+    monkeypatch.setattr(ours, "pooled", lambda x, *s: (ours.empty(x, *s), ours.empty(x, *s, dtype=torch.uint8)))
+    found = results(misplaced)
+    assert sum(value.data_ptr() % 16 != 0 for value in found) >= least
+    for one, other in zip(found, expected, strict=True):
+        if one.dtype == torch.uint8:
+            assert (one != other).float().mean() <= 0.01  # of a sum in another order, another may be the largest
+        else:
+            assert error(one, other.double()) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("maps", [1, 40])

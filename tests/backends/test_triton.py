@@ -96,6 +96,33 @@ def test_wide_windows_of_contrast_norm(channels, size, center):
     assert (gx.cpu() - expected_gx).norm() <= 1e-5 * expected_gx.norm()
 
 
+@pytest.mark.skipif("triton" not in zf.available_backends(), reason="the backend cannot run here")
+@pytest.mark.parametrize("offset", [0, 1])
+def test_persistent_programs_compute_the_same_bits(offset):
+    """One program makes all six tiles; filters are copied by a descriptor, also those past the last, from any start."""
+    from zfkernels.backends.triton import conv, tuning
+    from zfkernels.backends.triton.launch import INTERPRETED, target
+
+    device = torch.device(backends.module("triton").DEVICES[0])
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 9, 10, device=device).bfloat16()
+    memory = torch.randn(40 * 9 * 64 + offset, device=device).bfloat16()
+    weight = memory[offset:].view(40, 3, 3, 64).permute(0, 3, 1, 2)
+    bias = torch.randn(40, device=device).bfloat16()
+    shapes = conv.Conv.of(x.shape, weight.shape, (9, 10), (1, 1), (1, 1))
+    problem = conv.conv2d_problem(shapes, x.dtype, target(device))
+    results = []
+    for programs in (0, 1):
+        config = tuning.Config(64, 32, 32, 4, 1 if INTERPRETED else 3, programs)
+        with tuning.trying(problem, config):
+            call = conv.conv2d_call(shapes, x.dtype, target(device)._replace(processors=1), True, True)
+            assert (call.programs, call.arguments["tiles"]) == ((1, 6) if programs else (6, 6))
+            results.append(conv.conv2d(x, weight, bias, (1, 1), (1, 1), True))
+    assert torch.equal(*results)
+    expected = torch.nn.functional.conv2d(x.cpu().double(), weight.cpu().double(), bias.cpu().double(), 1, 1).relu()
+    assert (results[1].cpu() - expected).norm() <= 1e-2 * expected.norm()
+
+
 @pytest.fixture(scope="module")
 def refused() -> dict[str, list[str]]:
     done = python(str(Path(__file__).with_name("bad_kernels.py")))
@@ -132,6 +159,24 @@ for text in texts:
 """
     done = python("-c", script)
     assert done.stdout.split("\n")[:-1] == ["i64"] * 6, done.stdout + done.stderr
+
+
+def test_persistent_programs_copy_by_descriptors_on_hopper():
+    """Tuning tries them on conv3 of ZFNet; the gate compiles what it tries and says what the machine code has."""
+    script = """
+import torch
+from zfkernels.backends.triton import gate
+target = gate.ARCHITECTURES["sm_90"].target
+for one in gate.tried(torch.bfloat16, target):
+    if one.arguments.get("PERSISTENT") and one.name.startswith("conv3"):
+        built = gate.build(one, "sm_90", torch.bfloat16)
+        print(built.problems, built.features, built.matrix.keys() == {"HGMMA"})
+"""
+    done = python("-c", script)
+    features = "['persistent', 'copies by descriptor (TMA)', 'asynchronous copies']"
+    lines = done.stdout.splitlines()
+    assert lines == [f"[] {features} True"] * len(lines), done.stderr
+    assert lines
 
 
 def test_without_disassembler_the_gate_says_so():

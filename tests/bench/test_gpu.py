@@ -1,5 +1,6 @@
 """benchmarks/gpu.py without a GPU: every part runs, and a part that hangs, dies or is wrong costs that part alone."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -98,6 +99,25 @@ def test_a_part_that_crashes_costs_an_op(tmp_path):
     assert run.run["not_verified"] == ["cuda: contrast_norm (float64, float32, bfloat16, float16)"]
 
 
+def test_a_part_that_prints_without_end_is_killed(tmp_path):
+    run = rehearsed(tmp_path, "flood:determinism", "determinism", "ceilings")
+    assert run.code == 1
+    assert run.how() == {"machine": "passed", "determinism": "stopped", "ceilings": "passed"}
+    assert "it printed more than 64 MiB" in run.run["parts"]["determinism"]["why"]
+    assert 0 < (tmp_path / "determinism.log").stat().st_size <= 1 << 20
+
+
+def test_a_file_that_is_cut_off_costs_what_it_held(tmp_path):
+    (tmp_path / "verify-cuda").mkdir()
+    for name in ("ceilings", "verify-cuda/max_pool2d", "run"):
+        (tmp_path / f"{name}.json").write_text('{"rows": [{"copy": 1e')
+    run = rehearsed(tmp_path, "none", "bf16-128")
+    assert run.code == 1
+    assert run.how() == {"machine": "passed", "bf16-128": "passed"}
+    assert "cuda: max_pool2d (float64, float32, bfloat16, float16)" in run.run["not_verified"]
+    assert [row["us"].keys() >= {"cuda", "triton"} for row in run.rows("bf16-128")] == [True, True]
+
+
 def test_a_wrong_result_is_not_verified(tmp_path):
     run = rehearsed(tmp_path, "wrong", "verify-cuda", "ceilings")
     assert run.code == 1
@@ -168,8 +188,6 @@ def on_gpu(monkeypatch):
 
 
 def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
-    import importlib.util
-
     spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
@@ -181,6 +199,7 @@ def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
     assert all_left == shares["machine"] + shares["build"] + 540 - sum(shares.values())
     assert gpu.limit_of(args, "verify-cuda", parts, sum(shares.values())) > shares["verify-cuda"]
     assert gpu.limit_of(args, "torch-compile", parts, 3.0) == 3.0
+    assert gpu.limit_of(args, "build", parts, 540.0) > 2 * shares["build"]  # without it, nothing else runs
 
 
 def test_the_spin_outlasts_the_host(on_gpu, monkeypatch):
@@ -231,6 +250,78 @@ def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
     found = json.loads((tmp_path / "bf16-1.json").read_text())["rows"]
     assert [row["failures"].get("row") for row in found] == ["exit code 3", "exit code 3", None]
     assert asked == []
+
+
+def test_a_row_that_raises_costs_that_row_alone(on_gpu, monkeypatch, tmp_path):
+    """Also one after which the GPU serves its process no longer: the next begins in another."""
+    import torch
+    from on_gpu import rows, settings
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    (tmp_path / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
+    run = settings.Run(tmp_path, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
+
+    def make(case: str) -> dict:
+        if case == "second":
+            raise RuntimeError("CUDA error: out of memory")
+        return {"case": case, "failures": {}, "us": {}, "process": os.getpid()}
+
+    assert rows.each_row(run, "bf16-1", ["first", "second", "third", "last"], make) == 1
+    first, second, third, last = json.loads((tmp_path / "bf16-1.json").read_text())["rows"]
+    assert second == {"case": "second", "failures": {"row": "RuntimeError: CUDA error: out of memory"}, "us": {}}
+    assert [row["failures"] for row in (first, third, last)] == [{}, {}, {}]
+    assert first["process"] != third["process"] == last["process"]
+
+
+def test_without_nvcc_all_but_cuda_is_built(on_gpu, monkeypatch, tmp_path):
+    from on_gpu import building, settings
+
+    called = []
+
+    def run(command, cwd, env):
+        called.append((command[1:], env["ZFKERNELS_CUDA"]))
+        return subprocess.CompletedProcess(command, len(called) - 1)
+
+    (tmp_path / "setup.py").touch()
+    monkeypatch.setattr(building, "ROOT", tmp_path)
+    monkeypatch.setattr(building, "no_gpu", lambda: "")
+    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    monkeypatch.setattr(building.os, "access", lambda *_: False)
+    monkeypatch.setattr(building.subprocess, "run", run)
+    part = settings.Run(tmp_path, "build", ("cuda", "triton"), "", (), 2, ())
+    assert building.build(part) == settings.SKIPPED
+    assert building.build(part) == 1
+    assert called == [(["setup.py", "build_ext", "--inplace"], "0")] * 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_what_tuning_tries_is_compiled_ahead():
+    """With the arguments of its own launches: another constant would be another kernel."""
+    script = """
+import sys
+sys.path.insert(0, "benchmarks")
+import torch
+from on_gpu import building
+from zfkernels.backends.triton import conv, gate, tuning
+machine = {"capability": [9, 0], "processors": 132}
+target = gate.Target("cuda", 90, 132)
+found = [one for one, _ in building.launches(machine)]
+for row, size in gate.zfnet():
+    if row.layer.name == "conv3":
+        layer = gate.conv_of(row, size, 128)
+        problem = conv.conv2d_problem(layer, torch.bfloat16, target)
+        for config in tuning.candidates(problem, target):
+            with tuning.trying(problem, config):
+                call = conv.conv2d_call(layer, torch.bfloat16, target, True, True)
+            same = [o for o in found if o.kernel is call.kernel and o.options == call.options
+                    and call.arguments.items() <= o.arguments.items() and torch.bfloat16 in o.arguments.values()]
+            print(tuple(config), len(same))
+    """
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 4, done.stderr
+    assert all(line.endswith(" 1") for line in lines), done.stdout
 
 
 def test_a_group_ends_where_nobody_can_list_processes(on_gpu, monkeypatch, tmp_path):

@@ -73,14 +73,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one order, no sanitizers")
     quick = parser.parse_args().quick
     started = time.monotonic()
-    faults(sanitize=False)
-    if not quick:
-        faults(sanitize=True)
+    in_parallel([partial(faults, sanitize) for sanitize in ((False,) if quick else (True, False))])
     module = build.build()
     mutations()
     runs = [lambda: pytest(module, ORDERS[0], "emulated"), lambda: every_instance(module)]
-    if not quick:
-        runs.append(lambda: verify(build.build(sanitize=True), sanitize=True))
+    if not quick:  # what takes longest first
+        runs.insert(0, lambda: verify(build.build(sanitize=True), sanitize=True))
         few = "emulated and against_reference and channels_last"
         runs += [lambda order=order: pytest(module, order, few) for order in ORDERS[1:]]
     in_parallel(runs)

@@ -160,13 +160,22 @@ class Conv(NamedTuple):
 
 
 class Config(NamedTuple):
-    """A program computes an m x n tile, k terms of the sum at a time, with so many warps and loads so far ahead."""
+    """A program computes an m x n tile, k terms of the sum at a time, with so many warps and loads so far ahead.
+
+    `programs`: 0, or so many persistent ones a multiprocessor, each of which makes one tile after the other.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    programs: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k} {self.warps}w{self.stages}s" + (
+            f"{self.programs}p" if self.programs else ""
+        )
 
 
 class Problem(NamedTuple):

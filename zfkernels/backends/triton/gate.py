@@ -8,7 +8,8 @@
     matrix units  a product of matrices without their instructions
     memory        more shared memory than a program may have
 
-The launches come from the functions that the backend itself launches by, on the layers of ZFNet's table.
+The launches come from the functions that the backend itself launches by, on the layers of ZFNet's table, and, of what
+only tuning tries, persistent programs. A line ends with the features of the newest GPUs that the kernel uses.
 """
 
 import json
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...window import Pair
+from . import tuning
 from .contrast_norm import contrast_norm_backward_kernel, contrast_norm_kernel, norm_call
-from .conv import conv2d_call
-from .conv_transpose import conv_transpose2d_call
-from .conv_weight_grad import conv2d_weight_grad_call, weight_grad_reduce_call
+from .conv import conv2d_call, conv2d_problem
+from .conv_transpose import conv_transpose2d_call, conv_transpose2d_problem
+from .conv_weight_grad import conv2d_weight_grad_call, conv2d_weight_grad_problem, weight_grad_reduce_call
 from .correlation import Conv, pad_image_call
 from .fused import fuses, layer_call
 from .launch import INTERPRETED, Call, Target
@@ -42,6 +44,11 @@ from .max_pool import Pool, max_pool2d_kernel, max_unpool2d_backward_kernel, poo
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+FEATURES = {  # what of the newer GPUs a kernel uses, and the machine code that shows it
+    "copies by descriptor (TMA)": r"\bUTMALDG\b",
+    "asynchronous copies": r"\bLDGSTS\b",
+    "specialised warps": r"\bUSETMAXREG\b",
+}
 REGISTER_OPERAND = re.compile(r"wgmma\.mma_async[^;]*\}, \{")
 
 
@@ -49,7 +56,8 @@ class Compilation(NamedTuple):
     """One launch as the gate builds it, from the same arguments as the launch itself.
 
     `arguments` holds every parameter of the kernel by name: a torch.dtype for a pointer to dense memory of that type
-    (16-byte aligned), a number for a number. `matrix` says whether the kernel must use the matrix units.
+    (16-byte aligned), a Block for a descriptor, a number for a number. `matrix` says whether the kernel must use
+    the matrix units.
     """
 
     name: str
@@ -57,6 +65,14 @@ class Compilation(NamedTuple):
     arguments: Mapping[str, Any]
     options: Mapping[str, Any]
     matrix: bool = False
+
+
+class Block(NamedTuple):
+    """A parameter that is a descriptor of a matrix's blocks."""
+
+    dtype: torch.dtype
+    rows: int
+    columns: int
 
 
 class Architecture(NamedTuple):
@@ -92,6 +108,7 @@ class Built:
     spills: int = 0
     shared: int = 0
     matrix: dict[str, int] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -130,7 +147,9 @@ def build_all(
     seen = set()
     for architecture in architectures:
         for dtype in dtypes:
-            for compilation in launches(dtype, ARCHITECTURES[architecture].target):
+            target = ARCHITECTURES[architecture].target
+            persistent = (one for one in tried(dtype, target) if one.arguments.get("PERSISTENT"))
+            for compilation in chain(launches(dtype, target), persistent):
                 source = signature(compilation)
                 key = repr((architecture, compilation.kernel.__name__, source, sorted(compilation.options.items())))
                 if key not in seen:
@@ -165,6 +184,22 @@ def launches(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
             yield from of_contrast_norm(row.layer.name, (128, row.channels, *size), dtype)
 
 
+def tried(dtype: torch.dtype, target: Target) -> Iterator[Compilation]:
+    """The launches that tuning tries on ZFNet's convolutions, 128 images at a time."""
+    for row, size in zfnet():
+        if row.layer.kind != "conv":
+            continue
+        conv = conv_of(row, size, 128)
+        for problem in (
+            conv2d_problem(conv.gathered(), dtype, target),
+            conv_transpose2d_problem(conv, dtype, target),
+            conv2d_weight_grad_problem(conv.gathered(), dtype, target),
+        ):
+            for config in tuning.candidates(problem, target):
+                with tuning.trying(problem, config):
+                    yield from of_conv(f"{row.layer.name} N=128 {config}", conv, dtype, target)
+
+
 def conv_of(row: Any, size: Pair, images: int) -> Conv:
     kernel, stride, padding = ((n, n) for n in (row.layer.kernel, row.layer.stride, row.layer.padding))
     weight = (row.channels, row.in_channels, *kernel)
@@ -194,7 +229,12 @@ def of_conv(case: str, conv: Conv, dtype: torch.dtype, target: Target) -> Iterat
         height, width = conv.size
         call = pad_image_call(conv, (conv.channels * height * width, height * width, width, 1))
         yield compilation(f"{case} pad_image", call, dtype, "x padded")
-    yield compilation(f"{case} conv2d", conv2d_call(gathered, dtype, target, True, True), dtype, "x weight bias y")
+    call = conv2d_call(gathered, dtype, target, True, True)
+    one = compilation(f"{case} conv2d", call, dtype, "x weight bias y")
+    if call.arguments["PERSISTENT"]:
+        block = Block(dtype, call.arguments["BN"], call.arguments["BK"])
+        one = one._replace(arguments={**one.arguments, "weight": block})
+    yield one
     yield compilation(f"{case} conv_transpose2d", conv_transpose2d_call(conv, dtype, target), dtype, "y weight x")
     sums = {"partial": torch.float32, "partial_bias": torch.float32}
     call, parts = conv2d_weight_grad_call(gathered, dtype, target, True)
@@ -245,6 +285,8 @@ def build(compilation: Compilation, architecture: str, dtype: torch.dtype) -> Bu
             return built
     built.seconds = time.perf_counter() - start
     built.shared = kernel.metadata.shared
+    if compilation.arguments.get("PERSISTENT"):
+        built.features.append("persistent")
     (inspect_amd if gpu.backend == "hip" else inspect_nvidia)(kernel, built)
     if built.stack or built.spills:
         built.problems.append(f"spills: {built.stack} bytes of stack, {built.spills} spilling instructions")
@@ -271,6 +313,8 @@ def signature(
         specialised = not parameter.do_not_specialize
         if parameter.is_constexpr or (value == 1 and isinstance(value, int) and specialised):
             types[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, Block):
+            types[parameter.name] = f"tensordesc<{POINTERS[value.dtype][1:]}[{value.rows}, {value.columns}]>"
         elif isinstance(value, torch.dtype):
             types[parameter.name], attributes[(i,)] = POINTERS[value], [["tt.divisibility", 16]]
         elif isinstance(value, float):
@@ -301,6 +345,7 @@ def inspect_nvidia(kernel: Any, built: Built) -> None:
     built.registers = int(re.findall(r"\bREG:(\d+)", usage)[-1])
     built.stack = int(re.findall(r"\bSTACK:(\d+)", usage)[-1])
     built.spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    built.features += [name for name, pattern in FEATURES.items() if re.search(pattern, code)]
     built.matrix = counted({"HGMMA": r"\bHGMMA\b", "HMMA": r"\bHMMA\b", "UTCMMA": r"\bUTC\w*MMA\b"}, code)
 
 
@@ -338,7 +383,7 @@ def output(*command: str) -> str:
 
 COLUMNS = "{:<44}{:<8}{:<10}{:>9}{:>7}{:>8}{:>8}{:>9}  "
 HEADING = COLUMNS.format("kernel", "for", "dtype", "registers", "stack", "spills", "shared", "seconds")
-HEADING += "matrix instructions"
+HEADING += "matrix instructions, and what else of the newest GPUs it uses"
 
 
 def line(b: Built) -> str:
@@ -346,4 +391,5 @@ def line(b: Built) -> str:
     text = COLUMNS.format(b.kernel, b.architecture, b.dtype, *numbers) + (
         ", ".join(f"{n} {name}" for name, n in b.matrix.items()) or "-"
     )
+    text += "".join(f", {feature}" for feature in b.features)
     return text + "".join(f"\n  FAILED {problem}" for problem in b.problems)

@@ -11,6 +11,7 @@ loops: pytorch issue 173068), and the fastest admitted one is kept in
 the file to forget. `table` is what it holds.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -109,7 +110,19 @@ def choose(problem: Problem, target: Target) -> Config:
 
 # Measuring
 
+SPIN = 2_000_000  # cycles, a millisecond: the device waits so long before a measured call, until all of it is queued
+
 _tried: dict[str, Config] = {}
+
+
+@contextlib.contextmanager
+def trying(problem: Problem, config: Config) -> Iterator[None]:
+    """Within it `choose` answers `config` for the problem."""
+    _tried[problem.key] = config
+    try:
+        yield
+    finally:
+        _tried.pop(problem.key, None)
 
 
 def asked() -> bool:
@@ -143,6 +156,20 @@ def candidates(problem: Problem, target: Target) -> Iterator[Config]:
         busy = problem.op == "conv2d_weight_grad" or 2 * problem.programs(config) >= target.processors
         if config != first and busy and config.n <= max(16, power_of_two(problem.columns)):
             yield config
+    yield from persistent(problem, target)
+
+
+def persistent(problem: Problem, target: Target) -> Iterator[Config]:
+    """Configurations of persistent programs, which copy filters by a descriptor: Hopper's and newer GPUs', for plain
+    convolutions in 16-bit types whose steps are whole."""
+    first = rule(problem, target)
+    newest = target.kind == "cuda" and isinstance(target.arch, int) and target.arch >= 90
+    if not newest or problem.op != "conv2d" or problem.precision != "half" or problem.run % first.k:
+        return
+    for m, n, stages, programs in ((128, 128, 3, 2), (128, 256, 3, 1), (256, 128, 3, 1)):
+        config = first._replace(m=m, n=n, warps=8, stages=stages, programs=programs)
+        if n <= max(16, power_of_two(problem.columns)) and problem.programs(config) > programs * target.processors:
+            yield config
 
 
 def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expected: Tensor) -> None:
@@ -154,9 +181,8 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
 
     admitted: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    try:
-        for config in candidates(problem, target):
-            _tried[problem.key] = config
+    for config in candidates(problem, target):
+        with trying(problem, config):
             try:
                 out = _poisoned(run)
             except (triton.TritonError, RuntimeError) as failure:  # too large, or more than the compiler can take
@@ -167,8 +193,6 @@ def measure(problem: Problem, target: Target, run: Callable[[], Tensor], expecte
                 admitted.append({"config": config, "seconds": _seconds(run), "error": error})
             else:
                 refused.append({"config": config, "error": error})
-    finally:
-        _tried.pop(problem.key, None)
     if not admitted:
         raise RuntimeError(f"no configuration of {problem.key} computes the right result on {target.name}: {refused}")
     fastest = min(admitted, key=lambda entry: entry["seconds"])
@@ -187,10 +211,11 @@ def _poisoned(run: Callable[[], Tensor]) -> Tensor:
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:
-    """The median of ten runs after three."""
+    """The median of ten runs after three, of the device's time alone."""
     times: list[float] = []
     for _ in range(13):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SPIN)
         start.record()
         run()
         end.record()
@@ -210,8 +235,8 @@ def path(name: str) -> Path:
 
 
 def table(name: str) -> dict[str, dict[str, Any]]:
-    """Problem -> its measured choice on the device of this name: config (m, n, k, warps, stages), seconds, the error
-    that admitted it, the rule's seconds, and the configurations that computed a wrong result."""
+    """Problem -> its measured choice on the device of this name: config (m, n, k, warps, stages, programs), seconds,
+    the error that admitted it, the rule's seconds, and the configurations that computed a wrong result."""
     return dict(_measured(name))
 
 
