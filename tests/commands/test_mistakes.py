@@ -314,6 +314,29 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
     assert (tmp_path / "run" / "state.pt").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "project {p} --weights {w}/zfnet.pt",
+        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt",
+        "neighbours {p} {w}/photos --weights {w}/zfnet.pt",
+        "project {w}/photos/a/0.png --weights {p}",
+        "filters --weights {w}/zfnet.pt --against {p}",
+        "evolution {w}/photos --weights {w}/zfnet.pt {p}",
+    ],
+)
+def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
+    os.mkfifo(tmp_path / "pipe.png")
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits on a pipe"))
+    signal.alarm(20)
+    try:
+        code, _, errors = call(capsys, f"{command.format(w=world, p=tmp_path / 'pipe.png')} --out {tmp_path}/o.png")
+    finally:
+        signal.alarm(0)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "pipe.png cannot be read: it is a pipe or a device" in errors
+
+
 # A search of another kind
 
 
