@@ -88,7 +88,8 @@ class Parser(argparse.ArgumentParser):
 
 def options_of(found: argparse.ArgumentParser) -> list[str]:
     """The options of a parser and of its commands."""
-    own, below = [], []
+    own: list[str] = []
+    below: list[str] = []
     for action in found._actions:
         own += action.option_strings
         if isinstance(action, argparse._SubParsersAction):

@@ -210,5 +210,5 @@ def read_classes(path: Path, count: int) -> list[str]:
     return names
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -72,7 +72,7 @@ def modules_of(backend: str | None, cases: int, ops: Iterable[str] | None) -> di
     """The backends that `run` checks; it raises what `run` raises."""
     if unknown := set(ops or ()) - set(OPS):
         raise ValueError(
-            f"ops: no op {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], OPS)}; the ops are {', '.join(OPS)}"
+            f"ops: no op {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], tuple(OPS))}; the ops are {', '.join(OPS)}"
         )
     if cases < 0:
         raise ValueError(f"cases must be at least 0, got {cases}")
