@@ -98,21 +98,20 @@ void bind_calls(py::module_& m) {
              })
         .def("conv2d_relu_max_pool2d",
              [](zf::Calls& calls, bool f64, ConvSizes s, PoolSizes p, Operand x, Address w, Address packed,
-                Address bias, Operand y, Operand switches) {
+                Address bias, Operand y) {
                  calls.add([=, sizes = conv(s), window = pool(p)](const zf::Calls::Bases& b, int threads) {
                      of_type(f64, [&](auto& k) {
                          k.conv2d_relu_max_pool2d(sizes, window, Pointer{at(b, operand(x))}, Pointer{w},
-                                                  Pointer{packed}, Pointer{bias}, Pointer{at(b, operand(y))},
-                                                  Pointer{at(b, operand(switches))}, zf::kNone, threads);
+                                                  Pointer{packed}, Pointer{bias}, Pointer{at(b, operand(y))}, nullptr,
+                                                  zf::kNone, threads);
                      });
                  });
              })
         .def("max_pool2d",
-             [](zf::Calls& calls, bool f64, PoolSizes p, Operand x, Operand y, Operand switches) {
+             [](zf::Calls& calls, bool f64, PoolSizes p, Operand x, Operand y) {
                  calls.add([=, window = pool(p)](const zf::Calls::Bases& b, int threads) {
                      of_type(f64, [&](auto& k) {
-                         k.max_pool2d(window, Pointer{at(b, operand(x))}, Pointer{at(b, operand(y))},
-                                      Pointer{at(b, operand(switches))}, threads);
+                         k.max_pool2d(window, Pointer{at(b, operand(x))}, Pointer{at(b, operand(y))}, nullptr, threads);
                      });
                  });
              })

@@ -190,7 +190,7 @@ bool conv2d_relu_max_pool2d_by(K*, const Conv& s, const Pool& pool, const T* x, 
                     round_all(target.row(n, step.from), (step.to - step.from) * pitch, rounding);
                     for (int64_t r = last.row_end; r < step.row_end; ++r) {
                         const int64_t at = (n * pool.OH + r) * pool.OW * s.K + k * kWidth<T>;
-                        pool_row(pool, r, map, step.base, outputs, y + at, switches + at);
+                        pool_row(pool, r, map, step.base, outputs, at, y, switches);
                     }
                 }
             }

@@ -68,6 +68,7 @@ struct KernelsOf {
     // there is nothing to keep: no such kernel, or filters that are not finite.
     PackedSize (*pack_transposed)(const Conv&, const T* w, int64_t most, bool rectify, T* to, int threads);
     void (*conv2d_weight_grad)(const Conv&, const T* x, const T* g, T* gw, T* gb, int threads);
+    // switches, here and in conv2d_relu_max_pool2d: null where nobody asks for them.
     void (*max_pool2d)(const Pool&, const T* x, T* y, uint8_t* switches, int threads);
     int64_t (*max_unpool2d)(const Pool&, const T* y, const uint8_t* switches, T* x, int threads);
     int64_t (*max_unpool2d_backward)(const Pool&, const T* g, const uint8_t* switches, T* gy, int threads);

@@ -8,14 +8,13 @@
 namespace zf::ZF_ISA {
 namespace {
 
-// y[n][oh][ow][c] = the largest x in window (oh, ow); switches: its tap kh*KW + kw.
+// y[n][oh][ow][c] = the largest x in window (oh, ow); switches, if not null: its tap kh*KW + kw.
 template <typename T>
 void max_pool2d(const Pool& s, const T* x, T* y, uint8_t* switches, int threads) {
     parallel_for(s.N * s.OH, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; ++r) {
-            const int64_t at = r * s.OW * s.C;
             const Window<T> map{x + r / s.OH * s.H * s.W * s.C, s.W * s.C, s.C};
-            pool_row(s, r % s.OH, map, 0, s.C, y + at, switches + at);
+            pool_row(s, r % s.OH, map, 0, s.C, r * s.OW * s.C, y, switches);
         }
     });
 }

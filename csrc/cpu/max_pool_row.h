@@ -2,7 +2,8 @@
 // the input's size (the gradient of unpooling).
 //
 // The first maximum in row-major order wins; NaN is the maximum, and the first NaN wins. A switch is the winner's tap
-// kh*KW + kw in its own, uncut window.
+// kh*KW + kw in its own, uncut window. Where nobody asks for switches (null), maxima alone are made: a third of the
+// instructions of a whole window are then left out.
 #pragma once
 #include "../window.h"
 #include "kernels.h"
@@ -31,8 +32,8 @@ struct Window {
     const T* tap(int64_t h, int64_t w) const { return first + h * pitch + w * pixel; }
 };
 
-// The maxima of kVectors vectors of channels over the taps inside the map, and their taps.
-template <typename T, int kVectors>
+// The maxima of kVectors vectors of channels over the taps inside the map, and their taps if kSwitches.
+template <typename T, int kVectors, bool kSwitches>
 ZF_INLINE void pool_window(const Window<T>& window, const Taps& taps, T* y, uint8_t* switches) {
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> best[kVectors];
@@ -49,18 +50,18 @@ ZF_INLINE void pool_window(const Window<T>& window, const Taps& taps, T* y, uint
                 // Otherwise x is greater, or is the first NaN.
                 const Mask<T> stays = (x <= best[v.at]) | (best[v.at] != best[v.at]);
                 best[v.at] = stays ? best[v.at] : x;
-                winner[v.at] = stays ? winner[v.at] : tap;
+                if constexpr (kSwitches) winner[v.at] = stays ? winner[v.at] : tap;
             });
         }
     repeat<kVectors>([&](auto v) {
         store(y + v.at * kLanes, best[v.at]);
-        narrow<T>(switches + v.at * kLanes, winner[v.at]);
+        if constexpr (kSwitches) narrow<T>(switches + v.at * kLanes, winner[v.at]);
     });
 }
 
 // The same for a window of kSide x kSide taps inside the map; `nans` becomes true somewhere if a NaN is there. (A sum
 // is NaN where a term is: one instruction a tap, where a test at each choice takes three.)
-template <typename T, int kVectors, int kSide>
+template <typename T, int kVectors, int kSide, bool kSwitches>
 ZF_INLINE void pool_whole_window(const Window<T>& window, T* y, uint8_t* switches, Mask<T>& nans) {
     constexpr int kLanes = Lanes<T>::count;
     Vec<T> best[kVectors], sum[kVectors];
@@ -77,14 +78,14 @@ ZF_INLINE void pool_whole_window(const Window<T>& window, T* y, uint8_t* switche
             const Vec<T> x = load<Vec<T>>(from + v.at * kLanes);
             const Mask<T> greater = x > best[v.at];
             best[v.at] = greater ? x : best[v.at];
-            winner[v.at] = greater ? tap : winner[v.at];
+            if constexpr (kSwitches) winner[v.at] = greater ? tap : winner[v.at];
             sum[v.at] += x;
         });
     });
     repeat<kVectors>([&](auto v) {
         nans |= sum[v.at] != sum[v.at];
         store(y + v.at * kLanes, best[v.at]);
-        narrow<T>(switches + v.at * kLanes, winner[v.at]);
+        if constexpr (kSwitches) narrow<T>(switches + v.at * kLanes, winner[v.at]);
     });
 }
 
@@ -99,30 +100,32 @@ ZF_INLINE void pool_window_one(const Window<T>& window, const Taps& taps, T* y, 
             if (!(x <= best) && best == best) best = x, winner = h * taps.KW + w;
         }
     *y = best;
-    *switches = static_cast<uint8_t>(winner);
+    if (switches) *switches = static_cast<uint8_t>(winner);
 }
 
 // As pool_row, with whole windows of kSide x kSide taps taken the faster way, unless kSide is 0. False where that met a
 // NaN; the row is then undefined.
-template <typename T, int kSide>
+template <typename T, int kSide, bool kSwitches>
 bool pool_row_by(const Pool& s, int64_t oh, const Window<T>& map, int64_t first_row, int64_t channels, T* y,
                  uint8_t* switches) {
     constexpr int kLanes = Lanes<T>::count;
     Mask<T> nans{};
-    for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C, switches += s.C) {
+    for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C) {
         const Taps taps = taps_of(s, oh, ow);
+        uint8_t* const marks = kSwitches ? switches + ow * s.C : nullptr;
         Window<T> window{map.tap(oh * s.SH - s.PH - first_row, ow * s.SW - s.PW), map.pitch, map.pixel};
         const bool whole = kSide && taps.whole(kSide);
         int64_t c = 0;
         const auto vectors = [&](auto count) {
             for (; c + count.at * kLanes <= channels; c += count.at * kLanes, window.first += count.at * kLanes)
                 if (whole)
-                    pool_whole_window<T, count.at, kSide>(window, y + c, switches + c, nans);
+                    pool_whole_window<T, count.at, kSide, kSwitches>(window, y + c, kSwitches ? marks + c : marks,
+                                                                     nans);
                 else
-                    pool_window<T, count.at>(window, taps, y + c, switches + c);
+                    pool_window<T, count.at, kSwitches>(window, taps, y + c, kSwitches ? marks + c : marks);
         };
         vectors(Index<4>{}), vectors(Index<2>{}), vectors(Index<1>{});
-        for (; c < channels; ++c, ++window.first) pool_window_one(window, taps, y + c, switches + c);
+        for (; c < channels; ++c, ++window.first) pool_window_one(window, taps, y + c, kSwitches ? marks + c : marks);
     }
     bool good = true;
     for (int i = 0; i < kLanes; ++i) good &= nans[i] == 0;
@@ -130,14 +133,20 @@ bool pool_row_by(const Pool& s, int64_t oh, const Window<T>& map, int64_t first_
 }
 
 // Row `oh` of the pooled map for `channels` channels of `map`, which begins with row `first_row`; the results' pixels
-// are s.C elements apart.
+// are s.C elements apart. `at` is the first result's place in all_y and in all_switches, if those are not null.
 template <typename T>
-void pool_row(const Pool& s, int64_t oh, const Window<T>& map, int64_t first_row, int64_t channels, T* y,
-              uint8_t* switches) {
-    bool done = false;
-    if (s.KH == 3 && s.KW == 3) done = pool_row_by<T, 3>(s, oh, map, first_row, channels, y, switches);
-    if (s.KH == 2 && s.KW == 2) done = pool_row_by<T, 2>(s, oh, map, first_row, channels, y, switches);
-    if (!done) pool_row_by<T, 0>(s, oh, map, first_row, channels, y, switches);
+void pool_row(const Pool& s, int64_t oh, const Window<T>& map, int64_t first_row, int64_t channels, int64_t at,
+              T* all_y, uint8_t* all_switches) {
+    const auto make = [&](auto marked) {
+        constexpr bool kSwitches = marked.at;
+        T* const y = all_y + at;
+        uint8_t* const switches = kSwitches ? all_switches + at : nullptr;
+        bool done = false;
+        if (s.KH == 3 && s.KW == 3) done = pool_row_by<T, 3, kSwitches>(s, oh, map, first_row, channels, y, switches);
+        if (s.KH == 2 && s.KW == 2) done = pool_row_by<T, 2, kSwitches>(s, oh, map, first_row, channels, y, switches);
+        if (!done) pool_row_by<T, 0, kSwitches>(s, oh, map, first_row, channels, y, switches);
+    };
+    all_switches ? make(Index<1>{}) : make(Index<0>{});
 }
 
 // What the switches of one window pick, for kVectors vectors of channels. All taps inside the map are read and one is

@@ -308,6 +308,11 @@ class Checks {
         // In a window of 256 taps 255 is a switch.
         if (s.KH * s.KW < 256) switches.expect_written();
         if (first_wrong(s, switches.data()) >= 0) fail("a switch outside its window or the map");
+        Array<T> maxima(small, place());
+        maxima.unwritten();
+        k_.max_pool2d(s, x.data(), maxima.data(), nullptr, threads());
+        if (small && std::memcmp(y.data(), maxima.data(), small * sizeof(T)) != 0)
+            fail("other maxima without switches");
         switches.remember(), y.remember();
 
         unpool(s, y, switches);

@@ -49,7 +49,7 @@ def average_run(node: fx.Node, place: dict[fx.Node, int], r: Registers, threads:
         y = r[out] = made.of(r, x)
         avg_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), padded, threads)
 
-    def put(calls: _C.Calls, reads: list[Operand], to: Operand, _: Operand) -> None:
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand) -> None:
         calls.avg_pool2d(f64, sizes, reads[0], to, padded)
 
     return keeping(run, None, Native((at,), out, made, put), made)

@@ -76,7 +76,7 @@ def as_one(calls: list[Call]) -> Call:
     first, last = links[0], links[-1]
     stages = [(link.sizes, link.weight, link.packed, link.bias, link.relu, link.cap) for link in links]
 
-    def put(to: _C.Calls, reads: list[Operand], y: Operand, _: Operand) -> None:
+    def put(to: _C.Calls, reads: list[Operand], y: Operand) -> None:
         to.conv2d_chain(first.f64, stages, reads[0], reads[1], y, first.x_pitch, last.y_pitch)
 
     def run(r: Registers) -> None:

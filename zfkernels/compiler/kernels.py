@@ -22,6 +22,7 @@ from .memory import Place, Slice
 from .segments import Link, Native, Operand
 
 LAST = torch.channels_last
+NO_SWITCHES = 0  # the address of none: maxima alone are made
 Registers = list[Any]
 Run = Callable[[Registers], None]
 
@@ -106,7 +107,7 @@ def conv_run(
     to = part or made
     makes = [made] if part is None else []
 
-    def put(calls: _C.Calls, reads: list[Operand], to: Operand, _: Operand) -> None:
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand) -> None:
         calls.conv2d(f64, sizes, reads[0], w, packed, b, reads[1], to, relu, cap, x_pitch, y_pitch)
 
     # Maps that lie otherwise are torch's to copy
@@ -158,12 +159,10 @@ def map_size(step: Conv, x: Tensor, filters: Tensor | PreparedFilters) -> tuple[
     return window.conv_map(size, filters.shape[2:], step.stride, step.padding, step.dilation)
 
 
-def keeping(
-    run: Any, filters: PreparedFilters | None, native: Native | None, made: Place | None = None, *scratch: Place
-) -> Run:
+def keeping(run: Any, filters: PreparedFilters | None, native: Native | None, made: Place | None = None) -> Run:
     """The call with the filters, which it knows by their addresses alone, what a segment does in its place, and the
-    memory that it fills: its result's, and what nobody reads after it."""
-    run.filters, run.native, run.makes, run.scratch = filters, native, () if made is None else (made,), scratch
+    memory of its result, which it fills."""
+    run.filters, run.native, run.makes = filters, native, () if made is None else (made,)
     kept: Run = run
     return kept
 
@@ -178,25 +177,18 @@ def pooled_run(step: Conv, at: Places, r: Registers, filters: PreparedFilters, c
         return torch_run(step, at)
     sizes, packed = filters.call(tuple(x.shape), conv_size, step.stride, step.padding)
     pool = pool_sizes((n, k, *conv_size), size, kernel, stride, padding)
-    made, marks = pooled_places(last(n, k, *size), x.dtype)
+    made = Place(*last(n, k, *size), x.dtype)
     f64, w, b = x.dtype == torch.float64, filters.filters.data_ptr(), address(filters.bias)
 
     def run(r: Registers) -> None:
         x = r[at.x].contiguous(memory_format=LAST)
         y = r[at.out] = made.of(r, x)
-        switches = marks.of(r, x)
-        addresses = x.data_ptr(), w, packed, b, y.data_ptr(), switches.data_ptr()
-        _C.conv2d_relu_max_pool2d(f64, sizes, pool, *addresses, 0, threads)
+        _C.conv2d_relu_max_pool2d(f64, sizes, pool, x.data_ptr(), w, packed, b, y.data_ptr(), NO_SWITCHES, 0, threads)
 
-    def put(calls: _C.Calls, reads: list[Operand], to: Operand, switches: Operand) -> None:
-        calls.conv2d_relu_max_pool2d(f64, sizes, pool, reads[0], w, packed, b, to, switches)
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand) -> None:
+        calls.conv2d_relu_max_pool2d(f64, sizes, pool, reads[0], w, packed, b, to)
 
-    return keeping(run, filters, Native((at.x,), at.out, made, put, marks) if dense(x) else None, made, marks)
-
-
-def pooled_places(form: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype) -> tuple[Place, Place]:
-    """The memory of a pooled map of this shape and strides, and of its switches."""
-    return Place(*form, dtype), Place(*form, torch.uint8)
+    return keeping(run, filters, Native((at.x,), at.out, made, put) if dense(x) else None, made)
 
 
 def pool_alone(place: int, out: int, r: Registers, pool: tuple[Pair, Pair, Pair, bool], threads: int) -> Run | None:
@@ -208,19 +200,18 @@ def pool_alone(place: int, out: int, r: Registers, pool: tuple[Pair, Pair, Pair,
     if x.device.type != "cpu" or not dense(x) or not pools(kernel, padding, size):
         return None
     sizes = pool_sizes(x.shape, size, kernel, stride, padding)
-    made, marks = pooled_places(last(x.shape[0], x.shape[1], *size), x.dtype)
+    made = Place(*last(x.shape[0], x.shape[1], *size), x.dtype)
     f64 = x.dtype == torch.float64
 
     def run(r: Registers) -> None:
         x = r[place]
         y = r[out] = made.of(r, x)
-        switches = marks.of(r, x)
-        _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), switches.data_ptr(), threads)
+        _C.max_pool2d(f64, sizes, x.data_ptr(), y.data_ptr(), NO_SWITCHES, threads)
 
-    def put(calls: _C.Calls, reads: list[Operand], to: Operand, switches: Operand) -> None:
-        calls.max_pool2d(f64, sizes, reads[0], to, switches)
+    def put(calls: _C.Calls, reads: list[Operand], to: Operand) -> None:
+        calls.max_pool2d(f64, sizes, reads[0], to)
 
-    return keeping(run, None, Native((place,), out, made, put, marks), made, marks)
+    return keeping(run, None, Native((place,), out, made, put), made)
 
 
 def pools(kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]) -> bool:

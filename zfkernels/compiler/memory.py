@@ -82,9 +82,8 @@ class Lifetimes:
         self.lives: list[Life] = []
         self.owner: dict[int, Life] = {}  # by the address of memory in use
 
-    def step(self, number: int, made: tuple[Place, ...], scratch: tuple[Place, ...], out: int, r: list[Any]) -> None:
+    def step(self, number: int, made: tuple[Place, ...], out: int, r: list[Any]) -> None:
         """Step `number` has filled register `out`; the first of `made`'s memory is that register's own."""
-        self.lives += [Life(place, number, number) for place in scratch]
         values = tree_leaves(r[out])
         for place in made:
             life = Life(place, number)

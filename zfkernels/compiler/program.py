@@ -106,7 +106,7 @@ class Program:
                     known.add(register)
                     lifetimes.whole(number, wholes[register].place, register, r)
             out = self.place[step.node if isinstance(step, Conv) else step]
-            lifetimes.step(number, getattr(run, "makes", ()), getattr(run, "scratch", ()), out, r)
+            lifetimes.step(number, getattr(run, "makes", ()), out, r)
             for i in dead:
                 r[i] = None
             lifetimes.freed(number, dead)

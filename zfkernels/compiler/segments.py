@@ -48,13 +48,12 @@ class Link:
 
 @dataclass
 class Native:
-    """One kernel's call. put(calls, reads, result, scratch) gets operands."""
+    """One kernel's call. put(calls, reads, result) gets operands."""
 
     reads: tuple[int, ...]
     out: int
     to: Place | Slice
-    put: Callable[[_C.Calls, list[Operand], Operand, Operand], None]
-    scratch: Place | None = None
+    put: Callable[[_C.Calls, list[Operand], Operand], None]
     link: Link | None = None
 
 
@@ -74,8 +73,7 @@ class Segment:
 
     def add(self, native: Native, dead: tuple[int, ...]) -> None:
         reads = [self.operand(i) for i in native.reads]
-        scratch = NONE if native.scratch is None else self.placed(native.scratch)
-        native.put(self.calls, reads, self.result(native.out, native.to), scratch)
+        native.put(self.calls, reads, self.result(native.out, native.to))
         self.dead |= set(dead)
 
     def operand(self, register: int) -> Operand:
