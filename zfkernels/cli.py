@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from . import __version__
 from .words import nearest
@@ -73,9 +74,32 @@ OPTIONAL = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is one line, with the name that was meant, and not the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if found:
+            message += nearest(found[1], [name.strip("' ") for name in found[2].split(",")])
+        if message.startswith("unrecognized arguments: "):
+            message += nearest(message.split()[2].partition("=")[0], options_of(self))
+        sys.exit(mistake(self.prog, f"{message}; see {self.prog} --help"))
+
+
+def options_of(found: argparse.ArgumentParser) -> list[str]:
+    """The options of a parser and of its commands."""
+    own: list[str] = []
+    below: list[str] = []
+    for action in found._actions:
+        own += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            below += [name for command in action.choices.values() for name in options_of(command)]
+    return own + below
+
+
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; with `only`, the others have no options yet and their modules are not imported."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="zfkernels",
         description="The network of Zeiler & Fergus and its activations projected back to pixels.",
         epilog="examples:\n  zfkernels demo\n  zfkernels project cat.jpg --weights zfkernels-demo/zfnet.pt\n\n"

@@ -151,6 +151,12 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, write)
 
 
+def check_regular(path: Path) -> None:
+    """ValueError for a pipe or a device, which may be waited on for ever; what is not there, or a folder, passes."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} cannot be read: it is a pipe or a device, no file; save it as a file first")
+
+
 def load_tensors(path: Path) -> Any:
     """What torch.save wrote, on the CPU. Only tensors and plain containers are read: no file can run code.
 
@@ -160,6 +166,7 @@ def load_tensors(path: Path) -> Any:
     """
     import torch
 
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             head = file.read(16)

@@ -1,5 +1,7 @@
 """The fraction of features whose change differs in sign, against its formula."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from small import inputs, network, photographs
 
 from zfkernels import Deconvnet
 from zfkernels.analyses import correspondence
-from zfkernels.data.parts import to_input
+from zfkernels.data.parts import read_parts, to_input
 
 
 def test_delta_against_its_formula():
@@ -58,3 +60,36 @@ def test_boxes_follow_the_picture_into_the_input():
     assert to_input((10, 20, 30, 60), (100, 100), (50, 50)) == (5, 10, 15, 30)
     assert to_input((0, 50, 100, 150), (100, 200), (50, 50)) == (0, 0, 50, 50)
     assert to_input((0, 0, 10, 10), (100, 200), (50, 50)) == (0, 0, 5, 1)  # cut away but for the edge
+
+
+EYES = {"eye": [0, 0, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([], "0 pictures with 0 parts; at least 2 are compared in 1 part"),
+        ([EYES], "1 pictures with 1 parts"),
+        ([{}, {}], "2 pictures with 0 parts"),
+        ([{"random": [0, 0, 4, 4]}] * 2, "no part may be named 'random'"),
+        ([EYES, {"eye": [4, 0, 4, 4]}], r"the box of 'eye' in .*1\.png must be .* within its 8 x 9 pixels"),
+        ([EYES, {"eye": [0, 5, 4, 4]}], "the box of 'eye'"),
+        ([EYES, {"eye": [-1, 0, 4, 4]}], "the box of 'eye'"),
+        ([EYES, {"eye": [0, 0, 8, 10]}], r"got \[0, 0, 8, 10\]"),
+        ([EYES, {"eye": [0, 0, float("inf"), 4]}], "cannot convert float infinity"),
+        ([EYES, {"nose": [0, 0, 4, 4]}], "the same parts"),
+        ([[], []], "with the same parts"),
+    ],
+)
+def test_boxes_that_cannot_be_are_named_with_their_file(tmp_path, parts, words):
+    image = pytest.importorskip("PIL.Image")
+    for i in range(2):
+        image.new("RGB", (9, 8)).save(tmp_path / f"{i}.png")
+    listed = [{"image": f"{i}.png", "parts": boxes} for i, boxes in enumerate(parts)]
+    (tmp_path / "parts.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=words) as raised:
+        read_parts(tmp_path / "parts.json", (8, 8))
+    assert str(tmp_path / "parts.json") in str(raised.value)
+    good = [{"image": f"{i}.png", "parts": {"eye": [0, 0, 8, 9]}} for i in range(2)]
+    (tmp_path / "parts.json").write_text(json.dumps(good))
+    assert read_parts(tmp_path / "parts.json", (8, 8))[1] == {"eye": [(0, 0, 8, 8)] * 2}

@@ -384,7 +384,27 @@ def test_a_mistake_ends_with_2_and_says_what_to_do(capsys, bad, weights, photo, 
     assert code == 2
     assert out == ""
     assert words in errors
-    assert "Traceback" not in errors
+    assert len([line for line in errors.splitlines() if "warning: random weights" not in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("info --jsn", "unrecognized arguments: --jsn, did you mean '--json'?; see zfkernels --help"),
+        ("project p.png --wieghts=w.pt", "did you mean '--weights'?"),
+        ("gallery --only trainning", "did you mean 'training'?; see zfkernels gallery --help"),
+        ("completion fsh", "did you mean 'fish'?"),
+        ("project p.png --method guidde", "did you mean 'guided'?"),
+        ("verify --ops conv2", "no op 'conv2', did you mean 'conv2d'?"),
+        ("bench --jobs convv", "no job 'convv', did you mean 'conv"),
+        ("project", "arguments are required: PICTURE; see zfkernels project --help"),
+        ("project p.png --channel x", "argument --channel: invalid int value: 'x'; see zfkernels project --help"),
+    ],
+)
+def test_a_mistake_of_the_options_is_one_line_with_the_near_name(capsys, arguments, words):
+    code, out, errors = run(capsys, *arguments.split())
+    assert (code, out, errors.count("\n")) == (2, "", 1)
+    assert words in errors
 
 
 @pytest.mark.parametrize(("module", "package"), [("PIL", "pillow"), ("matplotlib", "matplotlib")])

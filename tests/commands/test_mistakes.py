@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,54 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("project {c}/a/0.png --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
+        ("project {c}/a/0.png --weights {c}/net.pt --json {c}/a/0.png", "a/0.png"),
+        ("sanity {c}/a/0.png --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
+        ("filters --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
+        ("probe {c} --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
+        ("atlas {c} --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
+        ("ablate {c} --json {c}/a/0.png", "a/0.png"),
+        ("occlude {c}/a/0.png --weights {c}/net.pt --raw {c}/net.pt", "net.pt"),
+        ("occlude {c}/a/0.png --weights {c}/net.pt --images {c} --raw {c}/a/1.png", "a/1.png"),
+        ("neighbours {c}/a/0.png {c} --weights {c}/net.pt --out {c}/a/1.png", "a/1.png"),
+        ("invariance {c}/a --weights {c}/net.pt --out {c}/a/1.png", "a/1.png"),
+        ("evolution {c} --weights {c}/net.pt --out {c}/a/1.png", "a/1.png"),
+        ("correspond {c}/parts.json --weights {c}/net.pt --json {c}/parts.json", "parts.json"),
+    ],
+)
+def test_no_output_replaces_what_is_read(capsys, world, tmp_path, command, file, monkeypatch):
+    """Not --out, --json or --raw, by another name of it neither."""
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "c"
+    shutil.copytree(world / "photos", copy)
+    shutil.copy(world / "zfnet.pt", copy / "net.pt")
+    (copy / "parts.json").write_text("[]")
+    (tmp_path / "d").symlink_to(copy)
+    before = (copy / file).read_bytes()
+    for name in ("d", "c"):
+        read, _, written = command.format(c=copy).rpartition(" ")
+        refused(capsys, f"{read} {written.replace(str(copy), str(tmp_path / name))}", "would overwrite a file that is")
+    assert (copy / file).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--out {t}/a --json {t}/a", "--json {t}/a would overwrite what --out writes"),
+        ("--out {t}/a --raw {t}/deeper/../a", "would overwrite what --out writes"),
+        ("--out {t}/a --json {t}/b --raw {t}/b", "--raw {t}/b would overwrite what --json writes"),
+    ],
+)
+def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
+    command = f"occlude {world}/photos/a/0.png --weights {world}/zfnet.pt "
+    refused(capsys, command + options.format(t=tmp_path), words.format(t=tmp_path))
+    command += "--patch 24 --stride 24 --out /dev/null --json /dev/null"
+    assert call(capsys, command)[0] == 0
+
+
 # What cannot be, found before any work
 
 
@@ -139,15 +188,23 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
         ("train {w}/photos --device meta", "--device must be cpu, cuda or cuda:NUMBER, got 'meta'"),
         ("ablate {w}/photos --device cuda:99", "--device cuda:99: "),
         ("train {w}/photos --held-out 1", "--held-out must lie between 0 and 1"),
-        ("train {w}/photos --workers -1", "--workers must be at least 0, got -1"),
+        ("train {w}/photos --workers -1", "--workers must be at least 0 and at most"),
+        ("train {w}/photos --workers 100000", "--workers must be at least 0 and at most"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --workers 100000", "--workers must be at least 0 and at most"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos", "must lie outside of"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos/a/atlas", "must lie outside of"),
+        ("train {w}/photos --rate inf", "error: --rate must be above 0 and finite, got inf"),
+        ("train {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
+        ("ablate {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
+        ("train {w}/photos --weight-decay inf", "error: --weight-decay must be at least 0 and finite, got inf"),
         ("train {w}/photos --side 20", "error: --side must leave conv"),
         ("train {w}/photos --fc 0 3", "error: --fc must be at least 1, got 0"),
         ("train {w}/photos --channels 1 1 1 1 0", "error: --channels must be at least 1, got 0"),
         ("train {w}/photos --epochs 0", "error: --epochs must be at least 1, got 0"),
         ("train {w}/photos --batch 0", "error: --batch must be at least 1, got 0"),
-        ("train {w}/photos --rate 0", "error: --rate must be above 0, got 0.0"),
+        ("train {w}/photos --rate 0", "error: --rate must be above 0 and finite, got 0.0"),
         ("train {w}/photos --momentum 1", "error: --momentum must be from 0 to below 1, got 1.0"),
-        ("train {w}/photos --weight-decay -1", "error: --weight-decay must be at least 0, got -1.0"),
+        ("train {w}/photos --weight-decay -1", "error: --weight-decay must be at least 0 and finite, got -1.0"),
         ("train {w}/photos --patience -1", "error: --patience must be at least 0, got -1"),
         ("train {w}/photos --seed -1", "error: --seed must be from 0 to 9223372036854775807, got -1"),
         ("ablate {w}/photos --batch 0", "error: --batch must be at least 1, got 0"),
@@ -255,6 +312,29 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
     assert process.returncode == 130
     assert errors == "zfkernels train: stopped; --resume continues the run after its last whole epoch\n"
     assert (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "project {p} --weights {w}/zfnet.pt",
+        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt",
+        "neighbours {p} {w}/photos --weights {w}/zfnet.pt",
+        "project {w}/photos/a/0.png --weights {p}",
+        "filters --weights {w}/zfnet.pt --against {p}",
+        "evolution {w}/photos --weights {w}/zfnet.pt {p}",
+    ],
+)
+def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
+    os.mkfifo(tmp_path / "pipe.png")
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits on a pipe"))
+    signal.alarm(20)
+    try:
+        code, _, errors = call(capsys, f"{command.format(w=world, p=tmp_path / 'pipe.png')} --out {tmp_path}/o.png")
+    finally:
+        signal.alarm(0)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "pipe.png cannot be read: it is a pipe or a device" in errors
 
 
 # A search of another kind

@@ -67,6 +67,10 @@ def needs():
     raise RuntimeError("first line\\\\nsecond line")
 
 
+def ends():
+    raise SystemExit(3)
+
+
 def with_argument(size):
     return Net()
 
@@ -295,6 +299,7 @@ def test_a_zfnet_of_grey_pictures(capsys, models, tmp_path):
         ("plain --size 43", "cannot take pictures of 43 x 43 (--size)"),
         ("plain --size 0", "--size must be at least 1"),
         ("nothing", "has no attribute 'nothing'"),
+        ("ends", "--model user_models:ends: SystemExit: 3"),
     ],
 )
 def test_networks_that_do_not_work_are_named_in_one_line(capsys, models, model, words):

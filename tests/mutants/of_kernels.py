@@ -189,4 +189,18 @@ KERNELS = [
         "return {count * part / parts, count / parts * (part + 1)};",
         f"{CPU} 'cpu and any_number_of_threads and conv2d_relu'",
     ),
+    Mutant(
+        "tail-of-the-nonzeros-not-tested",
+        "csrc/cpu/nonzeros.h",
+        "        for (; i < count; ++i) seen_[0] += value[i] * 0;\n",
+        "",
+        "tests/csrc/test_nonzeros.py -k not_finite",
+    ),
+    Mutant(
+        "band-keeps-rows-of-another-image",
+        "csrc/cpu/conv_block.h",
+        "if (n == image && from >= begin && from < end) {",
+        "if (from >= begin && from < end) {",
+        "tests/csrc/test_winograd.py",
+    ),
 ]

@@ -332,4 +332,32 @@ PYTHON = [
         "hooked._forward_hooks or",
         "tests/models/test_zfnet.py -k hook",
     ),
+    Mutant(
+        "numbers-over-a-file-that-is-read",
+        "zfkernels/commands/options.py",
+        "if path.is_file() and (any(same(path, read) for read in _paths(args)) or _is_searched(args, path)):",
+        'if name == "out" and path.is_file() and any(same(path, read) for read in _paths(args)):',
+        "tests/commands/test_mistakes.py -k replaces",
+    ),
+    Mutant(
+        "numbers-over-the-figure",
+        "zfkernels/commands/options.py",
+        "return path.resolve() == other.resolve()",
+        "return path == other",
+        "tests/commands/test_mistakes.py -k replaces",
+    ),
+    Mutant(
+        "pipes-are-waited-on",
+        "zfkernels/files.py",
+        "if path.exists() and not path.is_file() and not path.is_dir():",
+        "if path.is_socket():",
+        "tests/commands/test_mistakes.py -k pipe",
+    ),
+    Mutant(
+        "a-part-off-its-picture-is-a-line-at-the-edge",
+        "zfkernels/data/parts.py",
+        "if not (0 <= top < bottom <= height and 0 <= left < right <= width):",
+        "if not (0 <= top < bottom and 0 <= left < right):",
+        "tests/analyses/test_correspondence.py",
+    ),
 ]

@@ -160,7 +160,7 @@ def test_command_line_passes(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--ops", "conv3d"), "--ops: no op 'conv3d'; the ops are conv2d,"),
+        (("--ops", "conv3d"), "--ops: no op 'conv3d', did you mean 'conv2d'?; the ops are conv2d,"),
         (("--backend", "triton"), "--backend 'triton' cannot run here: "),
         (("--backend", "opencl"), "--backend must be one of "),
         (("--cases", "-1"), "--cases must be at least 0, got -1"),

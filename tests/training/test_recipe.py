@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({}, {"side": (47, 47)}, ValueError, "do not fit into pictures"),
         ({"epochs": 0}, {}, ValueError, "epochs must be at least 1"),
         ({"momentum": 1.0}, {}, ValueError, "momentum must be from 0 to below 1, got 1.0"),
-        ({"weight_decay": -1.0}, {}, ValueError, "weight_decay must be at least 0, got -1.0"),
+        ({"weight_decay": -1.0}, {}, ValueError, "weight_decay must be at least 0 and finite, got -1.0"),
         ({"learning_rate": 0.0}, {}, ValueError, "learning_rate must be above 0"),
         ({"crops": "nine"}, {}, ValueError, "crops must be one of ten, mirrored, got 'nine'"),
         ({"cosine": True, "falls_at": (0.5,)}, {}, ValueError, "falls_at must not be given with cosine, got .0.5,."),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import INK, SOFT, Figure, new_figure
 from ..drawing.tiles import BETWEEN, cut, frame, full_scale, plain_picture, signed_picture, stretched, tile, zoom_to
-from ..files import write_text
+from ..files import check_regular, write_text
 from ..models import checkpoint
 from ..models.checkpoint import Network
 from ..progress import Shown, bar
@@ -159,6 +159,7 @@ def checkpoints(paths: Iterable[Path]) -> dict[str, Path]:
 
     paths = list(paths)
     if missing := [path for path in paths if not path.is_file()]:
+        check_regular(missing[0])
         raise FileNotFoundError(f"there is no weights file {missing[0]}")
     files = {name(path): path for path in paths}
     for path in paths:

@@ -18,7 +18,9 @@ from .options import (
     add_quiet,
     add_skip,
     at_least,
+    check_apart,
     check_out,
+    check_workers,
     find,
     open_network,
     write_found,
@@ -54,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     from ..training.processes import launched, processes
 
     check_out(args, folder=True)
+    check_apart("--out", args.out, args.folder)
     at_least(args, 1, "maps", "top", "batch")
-    at_least(args, 0, "workers")
+    check_workers(args)
     opened = open_network(args)
     layers = opened.layers(args.layers)
     with launched("cpu"):

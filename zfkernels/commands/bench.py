@@ -82,7 +82,9 @@ def shown(path: Path) -> dict[str, Any]:
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({error!r})") from error
+        raise ValueError(
+            f"--show: {path} holds no record that `zfkernels bench --json` wrote ({type(error).__name__})"
+        ) from error
     return result
 
 

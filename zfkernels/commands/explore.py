@@ -14,6 +14,7 @@ from .options import (
     add_quiet,
     add_skip,
     at_least,
+    check_apart,
     find,
     network_of,
     opened,
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--port must be at most 65535, got {args.port}")
     if args.export is not None:
         check_writable(args.export, "--export", folder=True)
+        check_apart("--export", args.export, args.folder)
     checkpoints = _checkpoints(args)
     network = network_of(args, args.weights, or_random=True)
     shown = opened(network)

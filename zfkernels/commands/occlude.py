@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import progress
-from ..files import check_writable, write_whole
+from ..files import write_whole
 from ..progress import Shown
 from ..words import listed, nearest
 from .options import (
@@ -69,8 +69,6 @@ def run(args: argparse.Namespace) -> None:
     from ..analyses.occlusion import Occluded, figure, occlusion_map, project_map, table
 
     check_out(args)
-    if args.raw:
-        check_writable(args.raw, "--raw")
     opened = open_network(args, or_random=True)
     network = opened.network
     pixels, images = opened.read([args.picture])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,6 +284,15 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
+def check_workers(args: argparse.Namespace) -> None:
+    """ValueError for a number of --workers that no machine of these cores has a use for: each is a process."""
+    import os
+
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= args.workers <= most:
+        raise ValueError(f"--workers must be at least 0 and at most {most}, got {args.workers}")
+
+
 def is_page(path: Path) -> bool:
     return path.suffix.lower() in (".html", ".htm")
 
@@ -293,18 +303,48 @@ def check_out(args: argparse.Namespace, folder: bool = False, page: bool = False
     `page`: it may also be a page.
     """
     check_writable(args.out, folder=folder)
-    check_json(args)
     if not folder and not (page and is_page(args.out)):
         check_format(args.out)
-    for path in _paths(args):
-        if args.out.exists() and path.is_file() and path.samefile(args.out):
-            raise ValueError(f"--out {args.out} would overwrite a file that is read")
+    check_json(args)
 
 
 def check_json(args: argparse.Namespace) -> None:
-    """ValueError, before any work, if --json cannot be written."""
-    if getattr(args, "json", None):
-        check_writable(args.json, "--json")
+    """ValueError, before any work, if --json (or --raw) cannot be written, or an output is read or written by another.
+
+    A picture in a folder that is searched is read, too.
+    """
+    outputs = {name: path for name in ("out", "json", "raw") if (path := getattr(args, name, None)) is not None}
+    for name, path in outputs.items():
+        if name != "out":
+            check_writable(path, f"--{name}")
+        if path.is_file() and (any(same(path, read) for read in _paths(args)) or _is_searched(args, path)):
+            raise ValueError(f"--{name} {path} would overwrite a file that is read; choose another name")
+    for first, second in combinations(outputs, 2):
+        if same(outputs[first], outputs[second]):
+            raise ValueError(f"--{second} {outputs[second]} would overwrite what --{first} writes; choose another name")
+
+
+def check_apart(option: str, out: Path, folder: Path) -> None:
+    """ValueError for an output folder of pictures in the folder that is searched: they would be found the next time."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{option} {out} must lie outside of {folder}, where it would be searched for pictures itself")
+
+
+def same(path: Path, other: Path) -> bool:
+    """Whether two names are of one regular file, there or to be."""
+    if path.exists() and other.exists():
+        return path.is_file() and path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def _is_searched(args: argparse.Namespace, path: Path) -> bool:
+    """Whether the file is a picture in one of the folders that the command searches."""
+    from ..data.scan import endings
+
+    named = [getattr(args, name, None) for name in ("folder", "images", "validation")]
+    folders = [folder for folder in (*named, *getattr(args, "pictures", ())) if folder is not None and folder.is_dir()]
+    inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    return inside and path.suffix.lower() in endings()
 
 
 def write_numbers(args: argparse.Namespace, **numbers: object) -> None:
@@ -316,7 +356,7 @@ def write_numbers(args: argparse.Namespace, **numbers: object) -> None:
 
 def _paths(args: argparse.Namespace) -> Iterator[Path]:
     """The files that the options name to be read."""
-    for name in ("picture", "pictures", "parts", "weights", "against", "classes"):
+    for name in ("picture", "pictures", "parts", "weights", "against", "classes", "checkpoints"):
         value = getattr(args, name, None)
         yield from value if isinstance(value, (list, tuple)) else [value] if isinstance(value, Path) else []
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import progress
 from ..progress import Shown
 from ..training.recipe import EVALUATED, PAPER_EPOCHS, Plan, resized_side
-from .options import add_skip, at_least, check_out, find, write_found
+from .options import add_skip, check_out, check_workers, find, write_found
 
 if TYPE_CHECKING:
     import torch
@@ -205,13 +206,13 @@ def check_training(args: argparse.Namespace) -> None:
     from ..training.processes import chosen_device
 
     check_out(args, folder=True)
-    if not args.scale > 0:
-        raise ValueError(f"--scale must be above 0, got {args.scale}")
+    if not 0 < args.scale < math.inf:
+        raise ValueError(f"--scale must be above 0 and finite, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:
         raise ValueError(f"--held-out must lie between 0 and 1, got {args.held_out}")
     if not all(0 < fraction < 1 for fraction in getattr(args, "falls_at", ())):
         raise ValueError(f"--falls-at must lie between 0 and 1, got {' '.join(f'{f:g}' for f in args.falls_at)}")
-    at_least(args, 0, "workers")
+    check_workers(args)
     chosen_device(args.device)
     ZFNet(**zfnet_arguments(args, 2), device="meta")
     if getattr(args, "plot", False):

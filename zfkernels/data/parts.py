@@ -21,17 +21,25 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
     """The pictures of a JSON list [{"image": FILE, "parts": {NAME: [top, left, bottom, right]}}, ...] and their boxes.
 
     Files are relative to the JSON's folder. Boxes are in the picture's own pixels and are returned in the input's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no such list, of two pictures or more; a picture that cannot be read; a box that leaves its picture.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
         paths = [path.parent / entry["image"] for entry in entries]
-        names = list(entries[0]["parts"])
+        names = list(entries[0]["parts"]) if entries else []
         boxes = [[tuple(map(int, entry["parts"][name])) for name in names] for entry in entries]
+        if len(entries) < 2 or not names:
+            raise ValueError(f"{len(entries)} pictures with {len(names)} parts; at least 2 are compared in 1 part")
+        if "random" in names:
+            raise ValueError("no part may be named 'random', which the random boxes are")
         if any(len(box) != 4 for row in boxes for box in row):
             raise ValueError("a box must be [top, left, bottom, right]")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError) as error:
         raise ValueError(
             f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '
             f"parts for each image ({error!r})"
@@ -44,5 +52,10 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
     for file, row in zip(paths, boxes, strict=True):
         width, height = decoded(file).size
         for name, (top, left, bottom, right) in zip(names, row, strict=True):
+            if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+                raise ValueError(
+                    f"{path}: the box of {name!r} in {file} must be [top, left, bottom, right], top above bottom, "
+                    f"left of right, within its {height} x {width} pixels, got {[top, left, bottom, right]}"
+                )
             parts[name].append(to_input((top, left, bottom, right), (height, width), size))
     return paths, parts

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ..drawing.tiles import GREY
+from ..files import check_regular
 from ..progress import Shown, bar
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def decoded(
     """
     from PIL import Image, ImageOps
 
+    if isinstance(path, (str, Path)):
+        check_regular(Path(path))
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice that size is an error
     try:
         with Image.open(path, formats=formats) as opened:

@@ -120,7 +120,7 @@ def build(name: str) -> nn.Module | Network:
     sys.path.insert(0, "")
     try:
         result = getattr(importlib.import_module(module), attribute)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself when it is imported
         said = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise ValueError(f"--model {name}: {said}{_first_line(error)}") from error
     finally:
@@ -210,5 +210,5 @@ def read_classes(path: Path, count: int) -> list[str]:
     return names
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -73,7 +73,7 @@ def fit(
         with draws as (generator, share):
             loss, train_error = _pass(trained, parallel, generator, share)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of epoch {epoch} is {loss}; a lower learning_rate may help")
+            raise FloatingPointError(f"the loss of epoch {epoch} is {loss}; a lower learning rate (--rate) may help")
         pace = len(run.training) / (time.perf_counter() - began)
         error, error5 = evaluate(model, run, run.validation, trained.mean)
         seconds = time.perf_counter() - began
