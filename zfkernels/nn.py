@@ -90,8 +90,9 @@ class ConvReLU(nn.Module):
         return of_module(self.weight, self.bias, self.training, self.backend, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        window = self.stride, self.padding, self.dilation, self.groups
-        return conv2d_relu(x, *self.filters(x), *window, backend=self.backend)
+        weight, bias = self.filters(x)
+        window = self.stride, self.padding, self.dilation
+        return conv2d_relu(x, weight, bias, *window, groups=self.groups, backend=self.backend)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
