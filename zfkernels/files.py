@@ -94,6 +94,13 @@ def check_writable(path: Path, option: str = "--out", folder: bool = False) -> N
         raise ValueError(f"{option} {path} cannot be written: {place}: {error.strerror}") from error
 
 
+def check_pages(folder: Path, *names: str, option: str = "--out") -> None:
+    """ValueError, before any work, if the folder has pages of these names that are not of ours: they would be lost."""
+    for page in (folder / name for name in names):
+        if page.is_file() and b"zfkernels" not in page.read_bytes():
+            raise ValueError(f"{option} {folder} has a {page.name} of something else; choose another folder")
+
+
 _held: dict[Path, int] = {}  # the folders that `hold` keeps, and their open files
 
 

@@ -130,6 +130,25 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
 
 
 @pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        ("atlas {w}/photos --weights {w}/zfnet.pt --out {o}", "index.html"),
+        ("explore {w}/photos --weights {w}/zfnet.pt --export {o}", "index.html"),
+        ("demo --out {o}", "index.html"),
+        ("gallery --work {t}/work --out {o}", "README.md"),
+        ("gallery --work {t}/work --out {o}", "gallery.html"),
+    ],
+)
+def test_pages_of_something_else_are_not_replaced(capsys, world, tmp_path, command, page):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / page).write_text("<p>mine")
+    refused(capsys, command.format(w=world, t=tmp_path, o=folder), f"{folder} has a {page} of something else")
+    assert (folder / page).read_text() == "<p>mine"
+    assert [path.name for path in tmp_path.rglob("*")] == ["site", page]
+
+
+@pytest.mark.parametrize(
     ("command", "file"),
     [
         ("project {c}/a/0.png --weights {c}/net.pt --json {c}/net.pt", "net.pt"),
@@ -214,6 +233,11 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("verify --ops conv3d", "error: --ops: no op 'conv3d'"),
         ("verify --cases -1", "error: --cases must be at least 0, got -1"),
         ("verify --case conv3d", "error: --case: no op 'conv3d'"),
+        ("verify --ops=", "error: --ops: no op ''"),
+        ("verify --case=", "error: --case: no op ''"),
+        ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer=", "error: --layer"),
+        ("sanity {w}/photos/a/0.png --weights {w}/zfnet.pt --layer=", "error: --layer"),
+        ("occlude {w}/photos/a/0.png --weights {w}/zfnet.pt --layer=", "error: --layer"),
         ("train {w}/none", "there is no folder"),
         ("bench --show {t}/nope.json", "--show: there is no file"),
         ("bench --show {w}/zfnet.pt", "holds no record that `zfkernels bench --json` wrote"),

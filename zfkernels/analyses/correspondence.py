@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..data.parts import Box
 from ..deconvnet.deconvnet import Deconvnet
+from ..progress import Shown, bar
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def correspondence(
     layers: Sequence[str],
     *,
     fill: float | Tensor = 0.0,
+    progress: Shown = False,
 ) -> Table:
     """Table 1: for each layer and part, how alike the images' features change when the part is hidden.
 
@@ -54,6 +56,7 @@ def correspondence(
             Random boxes ("random") are the yardstick.
         layers: the paper's are the fifth (pool5) and the seventh.
         fill: 0 is the mean image where the mean was subtracted.
+        progress: show a bar (needs tqdm).
 
     Raises:
         ValueError: a part without a box for each image, or an empty box or one that leaves the image.
@@ -61,7 +64,7 @@ def correspondence(
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     clear = deconv.activations(images, layers)
     result: Table = {layer: {} for layer in layers}
-    for name, boxes in parts.items():
+    for name, boxes in bar(parts.items(), "correspondence", "part", progress):
         hidden = _hide(images, name, boxes, fill)
         for layer, features in deconv.activations(hidden, layers).items():
             result[layer][name] = sign_disagreement((clear[layer] - features).flatten(1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
+from ..progress import Shown, bar
 from .activations import Batches
 
 CLASSIFIERS = ("svm", "softmax")
@@ -55,6 +57,7 @@ def probes(
     test_per_class: int = 50,
     seed: int = 0,
     regularisation: float = 10.0,
+    progress: Shown = False,
 ) -> list[Probe]:
     """Train on so many images of each class, test on up to `test_per_class` others, with each layer's features.
 
@@ -66,6 +69,7 @@ def probes(
         known: layer -> features (N, D), as `features` gives them.
         labels: (N,) int64.
         per_class: numbers of training images a class; each is a column of the table.
+        progress: show a bar (needs tqdm).
 
     Raises:
         ValueError: a class with too few images to leave one to test on.
@@ -74,15 +78,17 @@ def probes(
     if unknown := set(classifiers) - set(CLASSIFIERS):
         raise ValueError(f"classifiers must be of {', '.join(CLASSIFIERS)}, got {', '.join(sorted(unknown))}")
     check_counts(labels, per_class)
-    cells = []
+    splits = {}
     for count in per_class:
         random = np.random.default_rng(seed)
-        splits = [_split(labels, count, test_per_class, random) for _ in range(draws)]
-        for layer, values in known.items():
-            for name in classifiers:
-                accuracies = [_accuracy(name, values, labels, *split, regularisation) for split in splits]
-                mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
-                cells.append(Probe(layer, name, count, mean, deviation, values.shape[1]))
+        splits[count] = [_split(labels, count, test_per_class, random) for _ in range(draws)]
+    cells = []
+    wanted = list(product(per_class, known, classifiers))
+    for count, layer, name in bar(wanted, "classifiers", "cell", progress):
+        values = known[layer]
+        accuracies = [_accuracy(name, values, labels, *split, regularisation) for split in splits[count]]
+        mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
+        cells.append(Probe(layer, name, count, mean, deviation, values.shape[1]))
     return cells
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import progress
+from ..files import check_pages
 from ..graph.methods import NORMS
 from .options import (
     NETWORK,
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from ..training.processes import launched, processes
 
     check_out(args, folder=True)
+    check_pages(args.out, "index.html")
     check_apart("--out", args.out, args.folder)
     at_least(args, 1, "maps", "top", "batch")
     check_workers(args)

@@ -1,7 +1,8 @@
 import argparse
 from pathlib import Path
 
-from .options import NETWORK, add_json, add_network, check_json, open_network, write_numbers
+from .. import progress
+from .options import NETWORK, add_json, add_network, add_quiet, check_json, open_network, write_numbers
 
 EXAMPLES = f"""examples:
   zfkernels correspond faces.json --weights run/zfnet.pt --layers pool5 fc7
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     add("--layers", nargs="+", metavar="LAYER", help="(default: the last map and the last hidden layer)")
     add("--seed", type=int, default=0, help="of the random boxes (%(default)s)")
+    add_quiet(parser)
     add_json(parser)
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     paths, parts = read_parts(args.parts, opened.network.image_size)
     _, images = opened.read(paths)
     parts["random"] = random_boxes(parts, opened.network.image_size, args.seed)
-    result = correspondence(opened.deconv, images, parts, layers)
+    result = correspondence(opened.deconv, images, parts, layers, progress=progress.wanted(args.quiet))
     print(table(result))
     print(
         f"{len(paths)} pictures; 0: hiding the part changes every picture's features alike; below random: related",

@@ -3,7 +3,7 @@ import time
 from pathlib import Path
 
 from .. import progress
-from ..files import check_writable
+from ..files import check_pages, check_writable
 
 EXAMPLES = """examples:
   zfkernels demo
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     check_writable(args.out, folder=True)
+    check_pages(args.out, "index.html")
     if (args.out / "state.pt").exists() or (args.out / "log.jsonl").exists():
         raise ValueError(f"--out {args.out} holds a training run, which the demo would replace; choose another folder")
     began = time.perf_counter()

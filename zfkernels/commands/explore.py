@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import progress
-from ..files import check_writable
+from ..files import check_pages, check_writable
 from .options import (
     NETWORK,
     Opened,
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--port must be at most 65535, got {args.port}")
     if args.export is not None:
         check_writable(args.export, "--export", folder=True)
+        check_pages(args.export, "index.html", option="--export")
         check_apart("--export", args.export, args.folder)
     checkpoints = _checkpoints(args)
     network = network_of(args, args.weights, or_random=True)

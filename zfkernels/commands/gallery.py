@@ -3,7 +3,7 @@ from pathlib import Path
 
 from .. import progress
 from ..demo.captions import CAPTIONS
-from ..files import check_writable, write_text
+from ..files import check_pages, check_writable, write_text
 from ..graph.methods import METHODS
 from .options import add_quiet, check_out
 
@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.gallery_page import markdown, write_page
 
     check_out(args, folder=True)
+    if not args.only:
+        check_pages(args.out, "README.md", "gallery.html")
     check_writable(args.work, "--work", folder=True)
     args.out.mkdir(parents=True, exist_ok=True)
     stage = Stage(args.out, args.work, args.method, progress=progress.wanted(args.quiet))

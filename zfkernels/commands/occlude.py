@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         patch=patch,
         stride=stride,
         fill=_fill(args.fill, network, pixels[0]),
-        layer=args.layer or last_convolution(network.model),
+        layer=last_convolution(network.model) if args.layer is None else args.layer,
         channel=args.channel,
         progress=progress.wanted(args.quiet),
     )

@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> None:
     pictures = class_folders(find(args, args.folder, classes=True))
     labels = torch.tensor(pictures.labels)
     check_counts(labels, args.per_class)
-    stream = progress.bar(opened.stream(pictures.paths), "features", "batch", progress.wanted(args.quiet))
+    shown = progress.wanted(args.quiet)
+    stream = progress.bar(opened.stream(pictures.paths), "features", "batch", shown)
     known = features(opened.deconv, stream, layers, args.grid)
-    result = probes(known, labels, args.per_class, classifiers=args.classifiers, draws=args.draws, seed=args.seed)
+    chosen = {"classifiers": args.classifiers, "draws": args.draws, "seed": args.seed}
+    result = probes(known, labels, args.per_class, **chosen, progress=shown)
     print(table(result))
     print(
         f"{len(pictures)} pictures, {len(pictures.classes)} classes, {args.draws} draws: mean ± deviation",

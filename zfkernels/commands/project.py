@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     check_out(args)
     opened = open_network(args, or_random=True)
     pixels, images = opened.read([args.picture])
-    layer = opened.layer(args.layer) if args.layer else last_convolution(opened.network.model)
+    layer = opened.layer(args.layer) if args.layer is not None else last_convolution(opened.network.model)
     method = opened.method(layer, args.method, images)
     unit = projection(
         opened.deconv,

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     result = sanity_check(
         opened.network.model,
         images[0],
-        opened.layer(args.layer) if args.layer else None,
+        opened.layer(args.layer) if args.layer is not None else None,
         args.channel,
         tuple(args.position) if args.position else None,
         norm=args.norm,

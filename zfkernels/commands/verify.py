@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_writable, write_json
+from .options import add_quiet
 
 if TYPE_CHECKING:
     from ..testing.search import Found, Search
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="besides, run the cases that are made for single kernel instances, on every instruction set, and fail if "
         "there is an instance that no case ran",
     )
+    add_quiet(parser)
     add("--json", type=Path, metavar="FILE", help="write the results, with device and versions, to FILE")
     add(
         "--compile-only",
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compile_only:
         return compile_only(args)
     try:
-        return one_case(args) if args.case else everything(args)
+        return one_case(args) if args.case is not None else everything(args)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
@@ -81,7 +83,7 @@ def everything(args: argparse.Namespace) -> int:
     from ..environment import environment
     from ..testing import coverage, verify
 
-    ops = args.ops.split(",") if args.ops else None
+    ops = args.ops.split(",") if args.ops is not None else None
     names = (args.backend,) if args.backend else backends.available_backends()
     missing: list[str] = []
     verify.modules_of(args.backend, args.cases, ops)
@@ -89,7 +91,7 @@ def everything(args: argparse.Namespace) -> int:
     watched: AbstractContextManager[set[str]] = coverage.recording(names) if args.coverage else nullcontext(set())
     with watched as ran:
         rows = verify.run(args.backend, args.seed, args.cases, ops, lambda rows: print(verify.line(rows), flush=True))
-        found = instances(names, ops) if args.coverage else []
+        found = instances(names, ops, args.quiet) if args.coverage else []
         searched = search(args, names, ops) if args.seconds else None
     if args.coverage:
         known = {instance for name in names for instance in coverage.expected(name)}
@@ -128,7 +130,7 @@ def report(rows: "list[Row]", searched: "Search | None") -> int:
     return len(failures)
 
 
-def instances(names: tuple[str, ...], ops: list[str] | None) -> "list[Found]":
+def instances(names: tuple[str, ...], ops: list[str] | None, quiet: bool) -> "list[Found]":
     """Runs the cases that are made for the kernel instances; those that failed."""
     from ..progress import bar, wanted
     from ..testing import coverage
@@ -137,7 +139,7 @@ def instances(names: tuple[str, ...], ops: list[str] | None) -> "list[Found]":
 
     found = []
     cases = [case for name in names for case in coverage.cases(name) if not ops or case.op in ops]
-    for case in bar(cases, "kernel instances", " cases", wanted(), leave=False):
+    for case in bar(cases, "kernel instances", " cases", wanted(quiet), leave=False):
         if reason := failure(case):
             found.append(Found(case, reason, case))
             say(found[-1])
@@ -148,7 +150,9 @@ def search(args: argparse.Namespace, names: tuple[str, ...], ops: list[str] | No
     from ..progress import bar, wanted
     from ..testing.search import search
 
-    seconds: Iterator[int] = iter(bar(range(math.ceil(args.seconds)), "searching", "s", wanted(), leave=False))
+    seconds: Iterator[int] = iter(
+        bar(range(math.ceil(args.seconds)), "searching", "s", wanted(args.quiet), leave=False)
+    )
     passed = 0
 
     def tick(elapsed: float) -> None:
