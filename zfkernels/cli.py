@@ -56,6 +56,7 @@ OTHERWISE = {  # functions' arguments that an option of another name sets
     "channels": "--maps",
 }
 LARGEST_SEED = 2**63 - 1
+SENT_AGAIN = 0.05  # seconds after which Ctrl-C that Python dropped comes again
 NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
 # Package -> its name for pip, and the extra that brings it.
 OPTIONAL = {
@@ -137,9 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Within the block Ctrl-C is remembered in the list: Python drops it in a destructor or at a fork, and torch puts
-    an error of its own in its place; what fails after it was stopped by it. From then on nothing is said of errors in
-    destructors, where an object that was only half made may fail in many ways.
+    """Within the block Ctrl-C is remembered in the list: torch puts an error of its own in its place; what fails after
+    it was stopped by it. Where Python drops it, in a destructor or at a fork, it is sent again. Of errors in
+    destructors after it nothing is said: an object that was only half made may fail in many ways.
     """
     seen: list[int] = []
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
@@ -152,15 +153,26 @@ def interrupts() -> Iterator[list[int]]:
         signal.default_int_handler(number, frame)
 
     def unraisable(found: "sys.UnraisableHookArgs") -> None:
-        if not seen:
+        if found.exc_type is KeyboardInterrupt:
+            again = threading.Timer(SENT_AGAIN, send)
+            again.daemon = True
+            again.start()
+        elif not seen:
             hook(found)
 
+    def send() -> None:
+        if not ended:
+            signal.pthread_kill(main_thread, signal.SIGINT)
+
+    ended: list[bool] = []
+    main_thread = threading.get_ident()
     hook = sys.unraisablehook
     signal.signal(signal.SIGINT, remember)
     sys.unraisablehook = unraisable
     try:
         yield seen
     finally:
+        ended.append(True)
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -79,6 +79,23 @@ def test_nothing_is_said_of_what_ctrl_c_left_half_made(monkeypatch):
     assert not said
 
 
+class Ending:
+    """Stopped where it ends, as torch's iterators are while they wait for their processes."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    began = time.monotonic()
+    with cli.interrupts() as seen:
+        Ending()
+        assert seen, "Python ran the handler in the destructor, and dropped what it raised"
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(20)
+    assert time.monotonic() - began < 10
+
+
 def test_errors_in_destructors_are_said_otherwise(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(found.exc_type))
