@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 from . import __version__
@@ -140,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
 def interrupts() -> Iterator[list[int]]:
     """Within the block Ctrl-C is remembered in the list: torch puts an error of its own in its place; what fails after
     it was stopped by it. Where Python drops it, in a destructor or at a fork, it is sent again. Of errors in
-    destructors after it nothing is said: an object that was only half made may fail in many ways.
+    destructors after it nothing is said: an object that was only half made may fail in many ways. Processes that are
+    forked within the block end at once, for they have nothing to lose or to say; with 0, for torch's handler raises an
+    error wherever this process is for any other code. They do not tell that this one went while they talked to it.
     """
     seen: list[int] = []
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
@@ -149,6 +151,8 @@ def interrupts() -> Iterator[list[int]]:
         return
 
     def remember(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(0)
         seen.append(number)
         signal.default_int_handler(number, frame)
 
@@ -164,16 +168,21 @@ def interrupts() -> Iterator[list[int]]:
         if not ended:
             signal.pthread_kill(main_thread, signal.SIGINT)
 
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if os.getpid() == process or not issubclass(kind, (EOFError, OSError)):
+            usual_uncaught(kind, error, trace)
+
+    process = os.getpid()
     ended: list[bool] = []
     main_thread = threading.get_ident()
-    hook = sys.unraisablehook
+    hook, usual_uncaught = sys.unraisablehook, sys.excepthook
     signal.signal(signal.SIGINT, remember)
-    sys.unraisablehook = unraisable
+    sys.unraisablehook, sys.excepthook = unraisable, uncaught
     try:
         yield seen
     finally:
         ended.append(True)
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hook, usual_uncaught
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -96,6 +96,32 @@ def test_ctrl_c_in_a_destructor_is_not_lost():
     assert time.monotonic() - began < 10
 
 
+def test_ctrl_c_ends_a_forked_process_without_a_word():
+    """A terminal sends it to all; a reader that had just begun showed where it was."""
+    with cli.interrupts():
+        child = os.fork()
+        if not child:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_process_does_not_tell_that_its_parent_went(capfd):
+    with cli.interrupts():
+        for error in (EOFError("gone"), ValueError("other")):
+            child = os.fork()
+            if not child:
+                try:
+                    sys.excepthook(type(error), error, None)
+                    sys.stderr.flush()
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+    assert capfd.readouterr().err == "ValueError: other\n"
+
+
 def test_errors_in_destructors_are_said_otherwise(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(found.exc_type))
