@@ -352,7 +352,7 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
 def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
     os.mkfifo(tmp_path / "pipe.png")
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits on a pipe"))
-    signal.alarm(20)
+    signal.alarm(5)
     try:
         code, _, errors = call(capsys, f"{command.format(w=world, p=tmp_path / 'pipe.png')} --out {tmp_path}/o.png")
     finally:

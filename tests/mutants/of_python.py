@@ -346,18 +346,4 @@ PYTHON = [
         "return path == other",
         "tests/commands/test_mistakes.py -k replaces",
     ),
-    Mutant(
-        "pipes-are-waited-on",
-        "zfkernels/files.py",
-        "if path.exists() and not path.is_file() and not path.is_dir():",
-        "if path.is_socket():",
-        "tests/commands/test_mistakes.py -k pipe",
-    ),
-    Mutant(
-        "a-part-off-its-picture-is-a-line-at-the-edge",
-        "zfkernels/data/parts.py",
-        "if not (0 <= top < bottom <= height and 0 <= left < right <= width):",
-        "if not (0 <= top < bottom and 0 <= left < right):",
-        "tests/analyses/test_correspondence.py",
-    ),
 ]
