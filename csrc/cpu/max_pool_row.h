@@ -112,20 +112,19 @@ bool pool_row_by(const Pool& s, int64_t oh, const Window<T>& map, int64_t first_
     Mask<T> nans{};
     for (int64_t ow = 0; ow < s.OW; ++ow, y += s.C) {
         const Taps taps = taps_of(s, oh, ow);
-        uint8_t* const marks = kSwitches ? switches + ow * s.C : nullptr;
+        const auto marks = [&](int64_t c) { return kSwitches ? switches + ow * s.C + c : nullptr; };
         Window<T> window{map.tap(oh * s.SH - s.PH - first_row, ow * s.SW - s.PW), map.pitch, map.pixel};
         const bool whole = kSide && taps.whole(kSide);
         int64_t c = 0;
         const auto vectors = [&](auto count) {
             for (; c + count.at * kLanes <= channels; c += count.at * kLanes, window.first += count.at * kLanes)
                 if (whole)
-                    pool_whole_window<T, count.at, kSide, kSwitches>(window, y + c, kSwitches ? marks + c : marks,
-                                                                     nans);
+                    pool_whole_window<T, count.at, kSide, kSwitches>(window, y + c, marks(c), nans);
                 else
-                    pool_window<T, count.at, kSwitches>(window, taps, y + c, kSwitches ? marks + c : marks);
+                    pool_window<T, count.at, kSwitches>(window, taps, y + c, marks(c));
         };
         vectors(Index<4>{}), vectors(Index<2>{}), vectors(Index<1>{});
-        for (; c < channels; ++c, ++window.first) pool_window_one(window, taps, y + c, kSwitches ? marks + c : marks);
+        for (; c < channels; ++c, ++window.first) pool_window_one(window, taps, y + c, marks(c));
     }
     bool good = true;
     for (int i = 0; i < kLanes; ++i) good &= nans[i] == 0;

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 import torch
 
 from .. import backends
-from ..words import nearest
+from ..words import no_such
 from . import ceilings, measure, memory, record, tables
 from .jobs import JOBS, make
 from .peers import Setting
@@ -40,7 +40,7 @@ def select(wanted: str, quick: bool = False) -> list[str]:
     }
     for part in parts(wanted):
         if not any(part in names for names in named.values()):
-            raise ValueError(f"--jobs: no job {part!r}{nearest(part, tuple(JOBS))}; the jobs are {', '.join(JOBS)}")
+            raise ValueError(f"--jobs: {no_such('job', part, tuple(JOBS))}")
     return [name for name, names in named.items() if set(parts(wanted)) & set(names)]
 
 

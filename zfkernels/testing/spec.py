@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import backends
 from ..backends import reference
 from ..window import Pair, conv_map, pool_map
+from ..words import no_such
 from .memory import placed
 
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
@@ -139,7 +140,7 @@ def parse(text: str) -> Spec:
     """The Spec of this text; ValueError that says what is wrong."""
     op, *words = text.split() or [""]
     if op not in TENSORS:
-        raise ValueError(f"case: no op {op!r}; the ops are {', '.join(TENSORS)}")
+        raise ValueError(f"case: {no_such('op', op, tuple(TENSORS))}")
     values: dict[str, Any] = {"check": words.pop(0)} if words and "=" not in words[0] else {}
     types = {field.name: type(field.default) for field in fields(Spec)[2:-1]}
     tensors = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import reference
-from ..words import nearest
+from ..words import no_such
 from .cases import AVERAGES, OPS, Case
 from .compare import BOUNDS, TF32_BOUND, is_float, tuple_of
 from .memory import placed, poisoned_memory
@@ -71,9 +71,7 @@ def run(
 def modules_of(backend: str | None, cases: int, ops: Iterable[str] | None) -> dict[str, ModuleType]:
     """The backends that `run` checks; it raises what `run` raises."""
     if unknown := set(ops or ()) - set(OPS):
-        raise ValueError(
-            f"ops: no op {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], tuple(OPS))}; the ops are {', '.join(OPS)}"
-        )
+        raise ValueError(f"ops: {no_such('op', min(unknown), tuple(OPS))}")
     if cases < 0:
         raise ValueError(f"cases must be at least 0, got {cases}")
     chosen = (backend,) if backend is not None else backends.available_backends()
