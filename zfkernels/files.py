@@ -98,7 +98,8 @@ def check_pages(folder: Path, *names: str, option: str = "--out") -> None:
     """ValueError, before any work, if the folder has pages of these names that are not of ours: they would be lost."""
     for page in (folder / name for name in names):
         if page.is_file() and b"zfkernels" not in page.read_bytes():
-            raise ValueError(f"{option} {folder} has a {page.name} of something else; choose another folder")
+            article = "an" if page.name[0] in "aeiou" else "a"
+            raise ValueError(f"{option} {folder} has {article} {page.name} of something else; choose another folder")
 
 
 _held: dict[Path, int] = {}  # the folders that `hold` keeps, and their open files

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 import torch
 from small import SMALL, network
 
-from zfkernels import cli, progress
+from zfkernels import cli, limits, progress
 from zfkernels.analyses.filters import likeness, noise_note
-from zfkernels.commands import options, train
+from zfkernels.commands import train
 from zfkernels.models import checkpoint
 from zfkernels.models.checkpoint import Network
 
@@ -132,20 +133,25 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
 @pytest.mark.parametrize(
     ("command", "page"),
     [
-        ("atlas {w}/photos --weights {w}/zfnet.pt --out {o}", "index.html"),
-        ("explore {w}/photos --weights {w}/zfnet.pt --export {o}", "index.html"),
-        ("demo --out {o}", "index.html"),
-        ("gallery --work {t}/work --out {o}", "README.md"),
-        ("gallery --work {t}/work --out {o}", "gallery.html"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --out {o}", "an index.html"),
+        ("explore {w}/photos --weights {w}/zfnet.pt --export {o}", "an index.html"),
+        ("demo --out {o}", "an index.html"),
+        ("gallery --work {t}/work --out {o}", "a README.md"),
+        ("gallery --work {t}/work --out {o}", "a gallery.html"),
     ],
 )
 def test_pages_of_something_else_are_not_replaced(capsys, world, tmp_path, command, page):
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / page).write_text("<p>mine")
-    refused(capsys, command.format(w=world, t=tmp_path, o=folder), f"{folder} has a {page} of something else")
-    assert (folder / page).read_text() == "<p>mine"
-    assert [path.name for path in tmp_path.rglob("*")] == ["site", page]
+    name = page.split()[1]
+    (folder / name).write_text("<p>mine")
+    refused(
+        capsys,
+        command.format(w=world, t=tmp_path, o=folder),
+        f"{folder} has a{'n' * (page[0] == 'i')} {page} of something else",
+    )
+    assert (folder / name).read_text() == "<p>mine"
+    assert [path.name for path in tmp_path.rglob("*")] == ["site", name]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +250,29 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("atlas {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1, got 0"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --batch 0", "--batch must be at least 1, got 0"),
         ("neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1"),
+        # More than any machine has: each is refused by its option
+        ("bench --n 2000000000 --jobs conv3", "error: --n 2000000000: the tensors of conv3 need"),
+        ("bench --n 2000000000 --jobs logits", "error: --n 2000000000: the tensors of logits need"),
+        ("bench --n 9999999999999999999 --jobs norm1", "error: --n must be at most 2147483647, got '99999999"),
+        ("bench --threads 99999999999", "error: --threads must be at most 2147483647, got 99999999999"),
+        ("bench --threads 5000", "error: --threads must be at least 1 and at most"),
+        ("verify --cases 1000001", "error: --cases must be at least 0 and at most 1000000, got 1000001"),
+        ("project {w}/photos/a/0.png --model nets:gated --size 100000", "error: --size 100000: the pictures of nets:"),
+        (
+            "explore {w}/photos --model nets:gated --size 100000",
+            "error: --size 100000: the pictures of nets",
+        ),
+        ("train {w}/photos --side 100000", "parameters and the maps of 1 picture of 100000 x 100000 need"),
+        ("train {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
+        ("train {w}/photos --channels 99999 9999 99999 9999 9", "a smaller --side, --batch, --fc or --channels takes"),
+        ("train {w}/photos --channels 2147483647 2147483647 9 9 9", "--channels"),
+        ("train {w}/photos --epochs 99999999999", "error: --epochs must be at most 2147483647, got 9999"),
+        ("ablate {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
+        ("demo --crops 2000000000 --out {t}/d", "error: --crops: 20000000000 pictures need"),
+        (
+            "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 101",
+            "--top must be at most 100, ",
+        ),
         ("correspond {t}/none.json --weights {w}/zfnet.pt", "there is no file"),
         # Near names
         ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
@@ -293,9 +322,50 @@ def test_a_map_that_is_not_there_is_named_by_the_option(capsys, world, tmp_path)
 
 
 def test_pictures_that_memory_cannot_hold_are_refused():
-    options.check_memory(10**6, "3 pictures")
+    limits.check_memory(10**6, "3 pictures")
     with pytest.raises(ValueError, match=r"3 pictures need 1000000000.0 GB of memory, and there are"):
-        options.check_memory(10**18, "3 pictures")
+        limits.check_memory(10**18, "3 pictures")
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_before_the_step(capsys, world, tmp_path, monkeypatch):
+    """Of the pictures that there are, not of the number that was given."""
+    train = f"{world}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --device cpu --epochs 1 --batch 2147483647"
+    look = f"{world}/photos --weights {world}/zfnet.pt --layers conv1 --maps 1 --top 1 --batch 2147483647"
+    commands = f"train {train} --out {tmp_path}/t", f"ablate {train} --rows 0 --out {tmp_path}/b"
+    commands += (f"atlas {look} --out {tmp_path}/a",)
+    for command in commands:
+        assert call(capsys, command)[0] == 0
+    monkeypatch.setattr(limits, "memory_there", lambda: 400_000)
+    for command in commands:
+        code, _, errors = call(capsys, f"{command}-again")
+        assert (code, errors.count("\n")) == (2, 1)
+        assert re.search(
+            r"(of 4 pictures of 64 x 64|18 pictures at a time|parameters .*) need 0.0 GB of memory", errors
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((10**6, 10**6), np.dtype("f8")),
+        lambda: torch.empty(10**15),
+        lambda: torch.empty(10**10, 10**10),
+        lambda: torch.empty(1).expand(2**40, 2**40).numel(),
+    ],
+)
+def test_too_little_memory_is_said_in_words(capsys, world, monkeypatch, error):
+    """Wherever it is met."""
+
+    def fail(*arguments):
+        if isinstance(error, Exception):
+            raise error
+        error()
+
+    monkeypatch.setattr(checkpoint, "load", fail)
+    said = refused(capsys, PROJECT.format(w=world), "error: this takes more memory than there is (", "take less")
+    assert "Error" not in said
+    assert "alloc" not in said
 
 
 def test_every_error_is_one_line(capsys, world, monkeypatch):
@@ -350,13 +420,15 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
     ],
 )
 def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
-    os.mkfifo(tmp_path / "pipe.png")
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits on a pipe"))
-    signal.alarm(5)
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    # Who waits, in whatever thread, is given an empty file, and says something else
+    signal.signal(signal.SIGALRM, lambda *_: os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK)))
+    signal.setitimer(signal.ITIMER_REAL, 5, 1)
     try:
-        code, _, errors = call(capsys, f"{command.format(w=world, p=tmp_path / 'pipe.png')} --out {tmp_path}/o.png")
+        code, _, errors = call(capsys, f"{command.format(w=world, p=pipe)} --out {tmp_path}/o.png")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     assert (code, errors.count("\n")) == (2, 1)
     assert "pipe.png cannot be read: it is a pipe or a device" in errors
 

@@ -20,6 +20,7 @@ from .options import (
     add_skip,
     at_least,
     check_apart,
+    check_batch,
     check_out,
     check_workers,
     find,
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         rank, world = processes()
         found = find(args, args.folder, say=rank == 0)
         paths = found.paths
+        check_batch(args, len(paths), opened.network.image_size)
         args.out.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             write_found(args.out / "pictures.log", found)

@@ -16,6 +16,7 @@ from .. import progress
 from ..drawing.style import Figure, check_format, save
 from ..files import as_json, check_writable, write_json, write_text
 from ..graph.methods import METHODS
+from ..limits import check_memory, most_processes
 from ..words import listed, nearest
 
 if TYPE_CHECKING:
@@ -217,17 +218,6 @@ class Opened:
         return Stream(paths, self.network, *more)
 
 
-def check_memory(need: int, what: str) -> None:
-    """ValueError, before the work, if `what` needs more memory than there is."""
-    try:
-        with open("/proc/meminfo") as file:
-            there = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return  # no Linux: nothing is known
-    if need > there:
-        raise ValueError(f"{what} need {need / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; take fewer")
-
-
 def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     """The network that the options of `add_network` name.
 
@@ -286,11 +276,14 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
 
 def check_workers(args: argparse.Namespace) -> None:
     """ValueError for a number of --workers that no machine of these cores has a use for: each is a process."""
-    import os
+    if not 0 <= args.workers <= most_processes():
+        raise ValueError(f"--workers must be at least 0 and at most {most_processes()}, got {args.workers}")
 
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if not 0 <= args.workers <= most:
-        raise ValueError(f"--workers must be at least 0 and at most {most}, got {args.workers}")
+
+def check_batch(args: argparse.Namespace, pictures: int, size: tuple[int, int]) -> None:
+    """ValueError for a --batch of pictures that memory cannot hold: as bytes, as floats, and the first layer's maps."""
+    count = min(args.batch, pictures)
+    check_memory(count * 3 * size[0] * size[1] * 4 * 4, f"--batch {args.batch}: {count} pictures at a time")
 
 
 def is_page(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import load_tensors
+from ..limits import check_memory, is_memory
 from . import checkpoint, states
 from .checkpoint import Network
 
@@ -74,10 +76,14 @@ def _of_callable(weights: Path | None, name: str, size: int) -> Network:
     channels, image_size = _channels(module), _image_size(module, size)
     if channels not in (1, 3):
         raise ValueError(f"{name} takes {channels} channels; pictures have 3, or 1 if they are grey")
+    need = channels * math.prod(image_size) * 4 * 4  # a picture, as bytes and floats, and some maps
+    check_memory(need, f"--size {size}: the pictures of {name}", "a smaller --size takes less")
     try:
         with torch.no_grad():
             output = module(torch.zeros(1, channels, *image_size))
     except Exception as error:
+        if is_memory(error):
+            raise
         shown = " x ".join(map(str, image_size))
         raise ValueError(f"{name} cannot take pictures of {shown} (--size): {_first_line(error)}") from error
     key = _key_of_logits(output, name)
