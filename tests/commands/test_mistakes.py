@@ -145,11 +145,7 @@ def test_pages_of_something_else_are_not_replaced(capsys, world, tmp_path, comma
     folder.mkdir()
     name = page.split()[1]
     (folder / name).write_text("<p>mine")
-    refused(
-        capsys,
-        command.format(w=world, t=tmp_path, o=folder),
-        f"{folder} has a{'n' * (page[0] == 'i')} {page} of something else",
-    )
+    refused(capsys, command.format(w=world, t=tmp_path, o=folder), f"{folder} has {page} of something else")
     assert (folder / name).read_text() == "<p>mine"
     assert [path.name for path in tmp_path.rglob("*")] == ["site", name]
 
@@ -237,7 +233,7 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("bench --backend opencl", "error: --backend must be one of"),
         ("verify --backend opencl", "error: --backend must be one of"),
         ("verify --ops conv3d", "error: --ops: no op 'conv3d'"),
-        ("verify --cases -1", "error: --cases must be at least 0, got -1"),
+        ("verify --cases -1", "error: --cases must be at least 0 and at most 1000000, got -1"),
         ("verify --case conv3d", "error: --case: no op 'conv3d'"),
         ("verify --ops=", "error: --ops: no op ''"),
         ("verify --case=", "error: --case: no op ''"),
@@ -339,9 +335,7 @@ def test_a_batch_that_memory_cannot_hold_is_refused_before_the_step(capsys, worl
     for command in commands:
         code, _, errors = call(capsys, f"{command}-again")
         assert (code, errors.count("\n")) == (2, 1)
-        assert re.search(
-            r"(of 4 pictures of 64 x 64|18 pictures at a time|parameters .*) need 0.0 GB of memory", errors
-        )
+        assert re.search("(of 4 pictures of 64 x 64|18 pictures at a time) need 0.0 GB of memory", errors)
 
 
 @pytest.mark.parametrize(

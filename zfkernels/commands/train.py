@@ -223,15 +223,11 @@ def check_memory_of(
 ) -> None:
     """ValueError for a network that cannot be, or whose training memory cannot hold: weights, gradients and momentum,
     and of each picture of a step every map and its gradient."""
-    import torch
-
     from ..models.zfnet import ZFNet
 
-    model = ZFNet(**zfnet_arguments(args, classes, channels), device="meta")
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    with torch.no_grad():
-        stages = model.stages(torch.empty(batch, channels, args.side, args.side, device="meta"))
-    maps = sum(stage.numel() for stage in stages.values())
+    table = ZFNet(**zfnet_arguments(args, classes, channels), device="meta").table
+    numbers = sum(row.parameters for row in table)
+    maps = batch * (channels * args.side**2 + sum(row.channels * row.size[0] * row.size[1] for row in table))
     need = 4 * (3 * numbers + 2 * maps) if device.type == "cpu" else 4 * numbers
     what = f"{numbers:,} parameters and the maps of {batch} picture{'s' * (batch > 1)} of {args.side} x {args.side}"
     check_memory(need, what, "a smaller --side, --batch, --fc or --channels takes less")
