@@ -392,7 +392,10 @@ def test_a_mistake_ends_with_2_and_says_what_to_do(capsys, bad, weights, photo, 
     [
         ("info --jsn", "unrecognized arguments: --jsn, did you mean '--json'?; see zfkernels info --help"),
         ("--jsn info", "unrecognized arguments: --jsn; see zfkernels --help"),
-        ("train photos --rat 3 --foo", "unrecognized arguments: --foo; see zfkernels train --help"),
+        (
+            "train photos --rat 3 --foo",
+            "unrecognized arguments: --foo, did you mean '--fc'?; see zfkernels train --help",
+        ),
         ("verify --caes 3", "did you mean '--cases'?; see zfkernels verify --help"),
         ("project p.png --wieghts=w.pt", "did you mean '--weights'?"),
         ("gallery --only trainning", "did you mean 'training'?; see zfkernels gallery --help"),
