@@ -261,7 +261,7 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("train {w}/photos --side 100000", "parameters and the maps of 1 picture of 100000 x 100000 need"),
         ("train {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
         ("train {w}/photos --channels 99999 9999 99999 9999 9", "a smaller --side, --batch, --fc or --channels takes"),
-        ("train {w}/photos --channels 2147483647 2147483647 9 9 9", "of a network that no memory holds"),
+        ("train {w}/photos --channels 2147483647 2147483647 9 9 9", "make a network that no memory holds"),
         ("train {w}/photos --epochs 99999999999", "error: --epochs must be at most 2147483647, got 9999"),
         ("ablate {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
         ("demo --crops 2000000000 --out {t}/d", "error: --crops: 20000000000 pictures need"),

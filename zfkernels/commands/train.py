@@ -228,9 +228,7 @@ def check_memory_of(
     try:
         table = ZFNet(**zfnet_arguments(args, classes, channels), device="meta").table
     except RuntimeError as error:  # more bytes than torch can count
-        raise ValueError(
-            "--side, --channels and --fc are of a network that no memory holds; smaller ones do"
-        ) from error
+        raise ValueError("--side, --channels and --fc make a network that no memory holds; smaller ones do") from error
     numbers = sum(row.parameters for row in table)
     maps = batch * (channels * args.side**2 + sum(row.channels * row.size[0] * row.size[1] for row in table))
     need = 4 * (3 * numbers + 2 * maps) if device.type == "cpu" else 4 * numbers
