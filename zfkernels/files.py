@@ -84,9 +84,16 @@ def check_writable(path: Path, option: str = "--out", folder: bool = False) -> N
         raise ValueError(f"{option} must be a file, and {path} is a folder")
     if not folder and path.exists() and not path.is_file():
         return  # /dev/null, a pipe
-    place = path if folder else path.parent
+    place, links = path if folder else path.parent, []
+    if not folder and path.is_symlink():
+        place = Path(os.path.realpath(path)).parent
+        links += [] if place.is_dir() else [path]
     while not place.exists():
+        links += [place] if place.is_symlink() else []
         place = place.parent
+    if links:
+        text = f"{links[0]} is a link to {os.path.realpath(links[0])}, which is not there"
+        raise ValueError(f"{option} {path} cannot be written: {text}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

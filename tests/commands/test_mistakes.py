@@ -198,6 +198,22 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
     assert call(capsys, command)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["train {w}/photos --out {o}", "project {w}/photos/a/0.png --weights {w}/zfnet.pt --out {o}", "demo --out {o}/d"],
+)
+def test_links_that_lead_nowhere_are_found_before_any_work(capsys, world, tmp_path, command):
+    (tmp_path / "link.png").symlink_to(tmp_path / "none" / "deeper")
+    refused(capsys, command.format(w=world, o=tmp_path / "link.png"), "link.png is a link to", "which is not there")
+    assert [file.name for file in tmp_path.iterdir()] == ["link.png"]
+
+
+def test_a_link_that_leads_round_in_a_circle_is_replaced(capsys, world, tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "link.png")
+    assert call(capsys, PROJECT.format(w=world) + f" --out {tmp_path}/link.png")[0] == 0
+    assert (tmp_path / "link.png").stat().st_size > 0
+
+
 # What cannot be, found before any work
 
 
@@ -214,6 +230,19 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("atlas {w}/photos --weights {w}/zfnet.pt --workers 100000", "--workers must be at least 0 and at most"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos", "must lie outside of"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos/a/atlas", "must lie outside of"),
+        ("train {w}/photos --out {w}/photos/run", "must lie outside of"),
+        ("train {w}/photos --validation {t} --out {t}/run", "must lie outside of"),
+        ("ablate {w}/photos --out {w}/photos/run", "must lie outside of"),
+        (
+            "train {w}/photos --validation {w}/../world0/photos",
+            "is FOLDER itself: a network that has seen the pictures",
+        ),
+        ("train {w}/photos --keep 0 2", "error: --keep must be epochs from 1, got 0 2"),
+        (
+            "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --out {w}/photos/n.png",
+            "would find it; choose",
+        ),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --out {w}/photos/a/n.png", "would find it; choose another place"),
         ("train {w}/photos --rate inf", "error: --rate must be above 0 and finite, got inf"),
         ("train {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
         ("ablate {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
@@ -405,12 +434,15 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
 @pytest.mark.parametrize(
     "command",
     [
-        "project {p} --weights {w}/zfnet.pt",
-        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt",
-        "neighbours {p} {w}/photos --weights {w}/zfnet.pt",
-        "project {w}/photos/a/0.png --weights {p}",
-        "filters --weights {w}/zfnet.pt --against {p}",
-        "evolution {w}/photos --weights {w}/zfnet.pt {p}",
+        "project {p} --weights {w}/zfnet.pt --out {o}",
+        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt --out {o}",
+        "neighbours {p} {w}/photos --weights {w}/zfnet.pt --out {o}",
+        "project {w}/photos/a/0.png --weights {p} --out {o}",
+        "filters --weights {w}/zfnet.pt --against {p} --out {o}",
+        "evolution {w}/photos --weights {w}/zfnet.pt {p} --out {o}",
+        "filters --weights {w}/zfnet.pt --classes {p} --out {o}",
+        "correspond {p} --weights {w}/zfnet.pt",
+        "bench --show {p}",
     ],
 )
 def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
@@ -420,7 +452,7 @@ def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
     signal.signal(signal.SIGALRM, lambda *_: os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK)))
     signal.setitimer(signal.ITIMER_REAL, 5, 1)
     try:
-        code, _, errors = call(capsys, f"{command.format(w=world, p=pipe)} --out {tmp_path}/o.png")
+        code, _, errors = call(capsys, command.format(w=world, p=pipe, o=tmp_path / "o.png"))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert (code, errors.count("\n")) == (2, 1)

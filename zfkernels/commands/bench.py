@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable, write_json
+from ..files import check_regular, check_writable, write_json
 from ..limits import LARGEST, most_processes
 
 PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")  # those of bench.peers
@@ -78,11 +78,12 @@ def shown(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
+    check_regular(path)
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"--show: {path} holds no record that `zfkernels bench --json` wrote ({type(error).__name__})"
         ) from error

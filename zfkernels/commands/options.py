@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -198,7 +199,6 @@ class Opened:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
-        import os
         from concurrent.futures import ThreadPoolExecutor
 
         import torch
@@ -310,8 +310,12 @@ def check_json(args: argparse.Namespace) -> None:
     for name, path in outputs.items():
         if name != "out":
             check_writable(path, f"--{name}")
-        if path.is_file() and (any(same(path, read) for read in _paths(args)) or _is_searched(args, path)):
+        searched = _is_searched(args, path)
+        if path.is_file() and (searched or any(same(path, read) for read in _paths(args))):
             raise ValueError(f"--{name} {path} would overwrite a file that is read; choose another name")
+        if searched:
+            text = "lies in a folder that is searched for pictures, where the next search would find it"
+            raise ValueError(f"--{name} {path} {text}; choose another place")
     for first, second in combinations(outputs, 2):
         if same(outputs[first], outputs[second]):
             raise ValueError(f"--{second} {outputs[second]} would overwrite what --{first} writes; choose another name")
@@ -319,7 +323,7 @@ def check_json(args: argparse.Namespace) -> None:
 
 def check_apart(option: str, out: Path, folder: Path) -> None:
     """ValueError for an output folder of pictures in the folder that is searched: they would be found the next time."""
-    if out.resolve().is_relative_to(folder.resolve()):
+    if lies_in(out, folder):
         raise ValueError(f"{option} {out} must lie outside of {folder}, where it would be searched for pictures itself")
 
 
@@ -327,7 +331,17 @@ def same(path: Path, other: Path) -> bool:
     """Whether two names are of one regular file, there or to be."""
     if path.exists() and other.exists():
         return path.is_file() and path.samefile(other)
-    return path.resolve() == other.resolve()
+    return same_place(path, other)
+
+
+def same_place(path: Path, other: Path) -> bool:
+    """Whether links lead both to the same place, whatever is there."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether links lead both to the same place, or `path` to one below."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _is_searched(args: argparse.Namespace, path: Path) -> bool:
@@ -336,8 +350,7 @@ def _is_searched(args: argparse.Namespace, path: Path) -> bool:
 
     named = [getattr(args, name, None) for name in ("folder", "images", "validation")]
     folders = [folder for folder in (*named, *getattr(args, "pictures", ())) if folder is not None and folder.is_dir()]
-    inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
-    return inside and path.suffix.lower() in endings()
+    return any(lies_in(path, folder) for folder in folders) and path.suffix.lower() in endings()
 
 
 def write_numbers(args: argparse.Namespace, **numbers: object) -> None:

@@ -14,7 +14,7 @@ from .. import progress
 from ..limits import check_memory
 from ..progress import Shown
 from ..training.recipe import EVALUATED, PAPER_EPOCHS, Plan, resized_side
-from .options import add_skip, check_out, check_workers, find, write_found
+from .options import add_skip, check_apart, check_out, check_workers, find, same_place, write_found
 
 if TYPE_CHECKING:
     import torch
@@ -206,6 +206,16 @@ def check_training(args: argparse.Namespace) -> None:
     from ..training.processes import chosen_device
 
     check_out(args, folder=True)
+    check_apart("--out", args.out, args.folder)
+    if args.validation is not None:
+        check_apart("--out", args.out, args.validation)
+        if same_place(args.folder, args.validation):
+            raise ValueError(
+                f"--validation {args.validation} is FOLDER itself: a network that has seen the pictures would be "
+                "measured by them; without --validation, --held-out keeps some of each class apart"
+            )
+    if any(epoch < 1 for epoch in getattr(args, "keep", ())):
+        raise ValueError(f"--keep must be epochs from 1, got {' '.join(map(str, args.keep))}")
     if not 0 < args.scale < math.inf:
         raise ValueError(f"--scale must be above 0 and finite, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:

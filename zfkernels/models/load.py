@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import load_tensors
+from ..files import check_regular, load_tensors
 from ..limits import check_memory, is_memory
 from . import checkpoint, states
 from .checkpoint import Network
@@ -205,10 +205,13 @@ def read_classes(path: Path, count: int) -> list[str]:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("{"):
+            raise ValueError("it holds a JSON object")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({error})") from error
     names = [str(name).strip() for name in names if str(name).strip()]
     if len(names) != count:
