@@ -166,6 +166,30 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, write)
 
 
+KINDS = {  # how a file that is something else begins, and what it is
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
+    **dict.fromkeys((b"<!", b"<?", b"<html", b"<svg"), "a web page or XML: if it was downloaded, download it again"),
+    b"\x1f\x8b": "compressed: `gunzip` it first",
+    b"BZh": "compressed: `bunzip2` it first",
+    b"\xfd7zXZ": "compressed: `unxz` it first",
+    b"\x28\xb5\x2f\xfd": "compressed: `unzstd` it first",
+    b"\x89HDF": "an HDF5 file, as Keras writes, which is not read here",
+    b"\x93NUMPY": "one array of NumPy: a state dict has names",
+}
+
+
+def beginning(path: Path) -> bytes:
+    """The file's first bytes, enough for KINDS."""
+    with open(path, "rb") as file:
+        return file.read(24)
+
+
+def kind_of(head: bytes) -> str:
+    """What a file that begins so is, if it is of KINDS; otherwise ""."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next((kind for begins, kind in KINDS.items() if head.startswith(begins) or start.startswith(begins)), "")
+
+
 def check_regular(path: Path) -> None:
     """ValueError for a pipe or a device, which may be waited on for ever; what is not there, or a folder, passes."""
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -183,8 +207,7 @@ def load_tensors(path: Path) -> Any:
 
     check_regular(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(16)
+        head = beginning(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except OSError as error:
@@ -200,18 +223,24 @@ def load_tensors(path: Path) -> Any:
         raise ValueError(f"{path} {_what_is_wrong(head, zipped, error)}") from error
 
 
+FROM_NUMPY = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(FILE).items()}, 'weights.pt')"
+
+
 def _check_zip(path: Path) -> None:
     """Every part there and as its checksum says: torch does not look, and a flipped bit would be a wrong weight."""
     try:
         with zipfile.ZipFile(path) as parts:
             if any("/code/" in name for name in parts.namelist()):
                 return  # TorchScript, which torch names
+            arrays = bool(parts.namelist()) and all(name.endswith(".npy") for name in parts.namelist())
             compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
             damaged = None if compressed else parts.testzip()
     except Exception as error:
         raise ValueError(
             f"{path} is not a readable checkpoint: it is damaged or cut short; copy or download it again"
         ) from error
+    if arrays:
+        raise ValueError(f"{path} is a NumPy archive, which is not read here: {FROM_NUMPY} makes one that is")
     if compressed:
         raise ValueError(f"{path} is not a checkpoint: it is a compressed archive, which torch.save never writes")
     if damaged is not None:
@@ -236,6 +265,8 @@ def _what_is_wrong(head: bytes, zipped: bool, error: Exception) -> str:
             "is a safetensors file, which is not read here: torch.save(safetensors.torch.load_file(FILE), 'weights.pt')"
             " makes one that is"
         )
+    if kind := kind_of(head):
+        return f"is no checkpoint but {kind}"
     if isinstance(error, pickle.UnpicklingError) and not zipped:
         return "is not a checkpoint: torch.save did not write it"
     if isinstance(error, MemoryError):

@@ -1,7 +1,9 @@
 """Weights as people save them, networks as people build them, and what is said of those that do not fit."""
 
 import argparse
+import gzip
 import json
+import os
 import pickle
 import sys
 
@@ -200,12 +202,25 @@ def refused(capsys, words):
             (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' + bytes(10),
             "safetensors",
         ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is no checkpoint but a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Not found", "is no checkpoint but a web page"),
+        (gzip.compress(b"weights"), "is no checkpoint but compressed: `gunzip` it first"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "is no checkpoint but an HDF5 file"),
     ],
 )
 def test_files_of_something_else_are_named_in_one_line(models, capsys, data, words, tmp_path):
     (tmp_path / "w.pt").write_bytes(data)
     refused(capsys, words)
     assert not (tmp_path / "HARM").exists()
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_an_archive_of_numpy_is_named_with_what_reads_it(models, capsys, write):
+    write("w.npz", weight=np.ones(3, np.float32))
+    os.rename("w.npz", "w.pt")
+    refused(capsys, "is a NumPy archive, which is not read here: torch.save(")
+    state = {name: torch.from_numpy(value) for name, value in np.load("w.pt").items()}
+    assert torch.equal(state["weight"], torch.ones(3))
 
 
 def test_an_archive_that_would_grow_is_refused(models, capsys):
