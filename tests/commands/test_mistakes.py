@@ -277,6 +277,7 @@ def test_a_link_that_leads_round_in_a_circle_is_replaced(capsys, world, tmp_path
         ("neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1"),
         # More than any machine has: each is refused by its option
         ("bench --n 2000000000 --jobs conv3", "error: --n 2000000000: the tensors of conv3 need"),
+        ("bench --n 1,2000000000 --jobs norm1", "error: --n 2000000000: the tensors of norm1 need"),
         ("bench --n 2000000000 --jobs logits", "error: --n 2000000000: the tensors of logits need"),
         ("bench --n 9999999999999999999 --jobs norm1", "error: --n must be at most 2147483647, got '99999999"),
         ("bench --threads 99999999999", "error: --threads must be at most 2147483647, got 99999999999"),
