@@ -233,6 +233,7 @@ def _check_zip(path: Path) -> None:
             if any("/code/" in name for name in parts.namelist()):
                 return  # TorchScript, which torch names
             arrays = bool(parts.namelist()) and all(name.endswith(".npy") for name in parts.namelist())
+            foreign = not any(name.endswith("data.pkl") for name in parts.namelist())
             compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
             damaged = None if compressed else parts.testzip()
     except Exception as error:
@@ -241,6 +242,8 @@ def _check_zip(path: Path) -> None:
         ) from error
     if arrays:
         raise ValueError(f"{path} is a NumPy archive, which is not read here: {FROM_NUMPY} makes one that is")
+    if foreign:
+        raise ValueError(f"{path} is not a checkpoint but an archive that torch.save did not write; unzip it first")
     if compressed:
         raise ValueError(f"{path} is not a checkpoint: it is a compressed archive, which torch.save never writes")
     if damaged is not None:
@@ -255,7 +258,10 @@ def _what_is_wrong(head: bytes, zipped: bool, error: Exception) -> str:
     text = str(error)
     if "TorchScript" in text:
         return "is a TorchScript archive, which holds code and is not loaded: save model.state_dict() with torch.save"
-    if found := re.search(r"GLOBAL ([\w.]+)", text):
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found and found[1].startswith("numpy."):
+        return "holds arrays of NumPy, which are not loaded: save tensors in their place, of torch.from_numpy"
+    if found:
         return (
             f"holds Python objects ({found[1]}), which could run code and are not loaded: save model.state_dict(), not "
             "the model"
