@@ -275,6 +275,13 @@ def test_a_link_that_leads_round_in_a_circle_is_replaced(capsys, world, tmp_path
         ("atlas {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1, got 0"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --batch 0", "--batch must be at least 1, got 0"),
         ("neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1"),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --layer Conv3", "error: --layer must be one of"),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
+        (
+            "project {w}/photos/a/0.png --weights {w}/zfnet.pt --size 64",
+            "takes pictures of 48 x 48, which it says itself",
+        ),
+        ("explore {w}/photos --weights {w}/zfnet.pt --maps 3", "error: --maps is of --export"),
         # More than any machine has: each is refused by its option
         ("bench --n 2000000000 --jobs conv3", "error: --n 2000000000: the tensors of conv3 need"),
         ("bench --n 1,2000000000 --jobs norm1", "error: --n 2000000000: the tensors of norm1 need"),
@@ -458,6 +465,16 @@ def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert (code, errors.count("\n")) == (2, 1)
     assert "pipe.png cannot be read: it is a pipe or a device" in errors
+
+
+def test_two_files_of_one_stem_are_two_networks(capsys, world, tmp_path):
+    for name in ("net.pt", "net.pth"):
+        shutil.copy(world / "zfnet.pt", tmp_path / name)
+    code, out, _ = call(
+        capsys, f"filters --weights {tmp_path}/net.pt --against {tmp_path}/net.pth --out {tmp_path}/o.png"
+    )
+    assert code == 0
+    assert out.count("6 of 7x7") == 2
 
 
 # A search of another kind

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
+SIZE = 224  # of pictures that --model takes, if nothing else is said
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
 16-bit, 32-bit and floating-point greys brought to 8 bits. It is resized, proportions kept, until
@@ -62,7 +63,7 @@ def add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
     else:
         add("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
     add("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
-    add("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
+    add("--size", type=int, help=f"side of the pictures --model takes ({SIZE}, or as it says itself)")
     text = "of pixels in 0..1, one number or one a channel (default: the network's own)"
     add("--mean", type=float, nargs="+", metavar="LEVEL", help=text)
     add("--std", type=float, nargs="+", metavar="LEVEL", help="likewise, what pixels less their mean are divided by")
@@ -235,13 +236,16 @@ def network_of(args: argparse.Namespace, weights: Path | None, or_random: bool =
     from ..models import checkpoint, load
     from ..training.processes import chosen_device
 
-    if args.size < 1:
-        raise ValueError(f"--size must be at least 1, got {args.size}")
+    at_least(args, 1, "size")
     device = chosen_device(args.device)
     if or_random and args.model is None and weights is None:
         network = checkpoint.untrained()
     else:
-        network = load.network(weights, args.model, args.size)
+        network = load.network(weights, args.model, args.size or SIZE)
+    if args.size is not None and network.image_size != (args.size, args.size):
+        height, width = network.image_size
+        takes = f"{args.model or weights or 'the network'} takes pictures of {height} x {width}, which it says itself"
+        raise ValueError(f"--size {args.size}: {takes}; leave --size out")
     network.model.to(device)
     return load.adjusted(network, args.mean, args.std, args.classes)
 
