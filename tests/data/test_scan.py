@@ -59,6 +59,13 @@ def test_circles_of_links_are_left_out(photos):
     assert {why for _, why in found.left_out} == {"links to a folder that they lie in"}
 
 
+def test_folders_may_lie_deeper_than_calls_may(photos):
+    deep = photos / "cat" / "/".join(["d"] * 1200)
+    deep.mkdir(parents=True)
+    os.rename(photos / "cat" / "0.png", deep / "0.png")
+    assert len(scan(photos).paths) == 12
+
+
 def test_a_folder_may_itself_be_a_link(photos, tmp_path):
     (tmp_path / "link").symlink_to(photos, target_is_directory=True)
     assert len(scan(tmp_path / "link").paths) == 12
