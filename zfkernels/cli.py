@@ -233,6 +233,8 @@ def in_one_line(error: Exception) -> str:
     if is_memory(error):
         return memory_in_words(error)
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text[:500]} ({TRACEBACK}=1 shows where)"

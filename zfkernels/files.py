@@ -166,6 +166,11 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, write)
 
 
+def reason(error: BaseException) -> str:
+    """What an error says; of the system's, without its number and the file, which are told apart."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+
+
 KINDS = {  # how a file that is something else begins, and what it is
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
     **dict.fromkeys((b"<!", b"<?", b"<html", b"<svg"), "a web page or XML: if it was downloaded, download it again"),
@@ -191,8 +196,15 @@ def kind_of(head: bytes) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """ValueError for a pipe or a device, which may be waited on for ever; what is not there, or a folder, passes."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    """ValueError for what may not be looked at, and for a pipe or a device, which may be waited on for ever.
+
+    What is not there, or a folder, passes.
+    """
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if there and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} cannot be read: it is a pipe or a device, no file; save it as a file first")
 
 

@@ -477,6 +477,40 @@ def test_two_files_of_one_stem_are_two_networks(capsys, world, tmp_path):
     assert out.count("6 of 7x7") == 2
 
 
+FORBIDDEN = {  # a command -> what is said of the file or folder "secret" in it
+    "project {s} --weights {w}/zfnet.pt": "{s} is not a picture that Pillow can read (Permission denied)",
+    "project {w}/photos/a/0.png --weights {s}": "{s} cannot be read: Permission denied",
+    "project {d}/0.png --weights {w}/zfnet.pt": "{d}/0.png cannot be read: Permission denied",
+    "filters --weights {w}/zfnet.pt --classes {s}": "one a line or a JSON list (Permission denied)",
+    "correspond {s} --weights {w}/zfnet.pt": "(PermissionError: Permission denied)",
+    "bench --show {s}": "(PermissionError: Permission denied)",
+    "filters --weights {w}/zfnet.pt --out {d}/o.png": "{d}/o.png",
+}
+LESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(LESS) and shutil.which("setpriv") is None, reason="root may read everything")
+def test_what_may_not_be_read_says_so(world, tmp_path):
+    secret, folder = tmp_path / "secret", tmp_path / "folder"
+    secret.write_bytes((world / "photos" / "a" / "0.png").read_bytes())
+    folder.mkdir()
+    for path in (secret, folder):
+        path.chmod(0)
+    script = (
+        "import sys; from zfkernels import cli\nfor text in sys.argv[1:]: print(cli.main(text.split()), flush=True)"
+    )
+    commands = [command.format(w=world, s=secret, d=folder) for command in FORBIDDEN]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([*LESS, sys.executable, "-c", script, *commands], capture_output=True, text=True, env=paths)
+    folder.chmod(0o700)
+    assert done.stdout.split() == ["2"] * len(FORBIDDEN), done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(FORBIDDEN)
+    for line, words in zip(said, FORBIDDEN.values(), strict=True):
+        assert words.format(s=secret, d=folder) in line
+        assert "Errno" not in line
+
+
 # A search of another kind
 
 

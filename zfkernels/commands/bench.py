@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import check_regular, check_writable, write_json
+from ..files import check_regular, check_writable, reason, write_json
 from ..limits import LARGEST, most_processes
 
 PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")  # those of bench.peers
@@ -84,9 +84,8 @@ def shown(path: Path) -> dict[str, Any]:
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"--show: {path} holds no record that `zfkernels bench --json` wrote ({type(error).__name__})"
-        ) from error
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({said})") from error
     return result
 
 

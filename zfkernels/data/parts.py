@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..files import check_regular
+from ..files import check_regular, reason
 from .pictures import decoded, unreadable
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
@@ -44,7 +44,7 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
     except (OSError, ValueError, LookupError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '
-            f"parts for each image ({error!r})"
+            f"parts for each image ({type(error).__name__}: {reason(error)})"
         ) from error
     parts: dict[str, list[Box]] = {name: [] for name in names}
     if bad := unreadable(paths):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ..drawing.tiles import GREY
-from ..files import beginning, check_regular, kind_of
+from ..files import beginning, check_regular, kind_of, reason
 from ..progress import Shown, bar
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def decoded(
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        reason = str(error).replace(repr(str(path)), "it").splitlines() or [type(error).__name__]
+        said = reason(error).replace(repr(str(path)), "it").splitlines()[0]
         looked = isinstance(path, (str, Path)) and getattr(error, "errno", None) is None
         kind = kind_of(beginning(Path(path))) if looked else ""
-        raise ValueError(f"{path} is not a picture that Pillow can read ({kind or reason[0]})") from error
+        raise ValueError(f"{path} is not a picture that Pillow can read ({kind or said})") from error
 
 
 def unreadable(paths: Sequence[Path], progress: Shown = False) -> list[tuple[Path, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import check_regular, load_tensors
+from ..files import check_regular, load_tensors, reason
 from ..limits import check_memory, is_memory
 from . import checkpoint, states
 from .checkpoint import Network
@@ -212,7 +212,7 @@ def read_classes(path: Path, count: int) -> list[str]:
             raise ValueError("it holds a JSON object")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({error})") from error
+        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({reason(error)})") from error
     names = [str(name).strip() for name in names if str(name).strip()]
     if len(names) != count:
         raise ValueError(f"--classes must name the network's {count} classes, and {path} holds {len(names)} names")
