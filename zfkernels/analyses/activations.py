@@ -240,7 +240,7 @@ def _resume(file: Path | None, search: dict[str, Any]) -> tuple[int, int, dict[s
     except ValueError as error:
         raise ValueError(f"{error}. It keeps a search: delete it to search anew") from error
     if not isinstance(kept, dict) or kept.get("format") != FORMAT:
-        raise ValueError(f"state {file} is no state of top_activations")
+        raise ValueError(f"state {file} is no state of top_activations; choose another file, or delete it")
     for name in ("layers", "k", "weights"):
         if kept.get(name) != search[name]:
             shown = "" if name == "weights" else f": {kept.get(name)}, not {search[name]}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..files import check_regular, load_tensors, reason
 from ..limits import check_memory, is_memory
+from ..words import nearest
 from . import checkpoint, states
 from .checkpoint import Network
 
@@ -67,7 +68,7 @@ def _of_callable(weights: Path | None, name: str, size: int) -> Network:
     built = build(name)
     if isinstance(built, Network):
         if weights is not None:
-            raise ValueError(f"--weights {weights}: {name} comes with weights of its own")
+            raise ValueError(f"--weights {weights}: {name} comes with weights of its own; leave --weights out")
         return built
     module = built.eval()
     content = None if weights is None else load_tensors(weights)
@@ -125,12 +126,22 @@ def build(name: str) -> nn.Module | Network:
         raise ValueError(f"--model must be MODULE:CALLABLE, such as torchvision.models:alexnet, got {name!r}")
     sys.path.insert(0, "")
     try:
-        result = getattr(importlib.import_module(module), attribute)()
+        found = importlib.import_module(module)
+        result = getattr(found, attribute)() if hasattr(found, attribute) else None
+    except ModuleNotFoundError as error:
+        where = "it is looked for in the current folder and among the packages that are installed"
+        raise ValueError(f"--model {name}: {_first_line(error)}; {where}") from error
+    except TypeError as error:
+        hint = "it is called without arguments: name a function of yours that builds the network"
+        raise ValueError(f"--model {name}: TypeError: {_first_line(error)}; {hint}") from error
     except (Exception, SystemExit) as error:  # a script that ends itself when it is imported
         said = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise ValueError(f"--model {name}: {said}{_first_line(error)}") from error
     finally:
         sys.path.remove("")
+    if not hasattr(found, attribute):
+        near = nearest(attribute, dir(found))
+        raise ValueError(f"--model {name}: module {module!r} has no attribute {attribute!r}{near}")
     if not isinstance(result, (nn.Module, Network)):
         raise ValueError(f"--model {name} must give a torch.nn.Module, got {type(result).__name__}")
     return result

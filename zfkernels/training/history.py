@@ -148,7 +148,7 @@ def _read_state(path: Path, plan: Plan) -> dict[str, Any]:
         raise FileNotFoundError(f"there is nothing to resume: no {path}")
     state = load_tensors(path)
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise ValueError(f"{path} is no training state")
+        raise ValueError(f"{path} is no training state; --overwrite trains anew")
     try:
         before = Plan(**state["plan"])
         epochs = [Epoch(**line).epoch for line in state["history"]]
