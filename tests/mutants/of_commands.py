@@ -129,4 +129,11 @@ COMMANDS = [
         "top.error(",
         "tests/commands/test_cli.py -k near_name",
     ),
+    Mutant(
+        "pipes-are-waited-on",
+        "zfkernels/files.py",
+        "if path.exists() and not path.is_file() and not path.is_dir():",
+        "if path.is_socket():",
+        "tests/commands/test_mistakes.py -k pipe",
+    ),
 ]

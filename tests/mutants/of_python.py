@@ -416,4 +416,11 @@ PYTHON = [
         "[maps.abs().sum(dim=(1, 2))]",
         "tests/analyses/test_occlusion.py -k strongest_map",
     ),
+    Mutant(
+        "a-part-off-its-picture-is-a-line-at-the-edge",
+        "zfkernels/data/parts.py",
+        "if not (0 <= top < bottom <= height and 0 <= left < right <= width):",
+        "if not (0 <= top < bottom and 0 <= left < right):",
+        "tests/analyses/test_correspondence.py",
+    ),
 ]
