@@ -63,6 +63,31 @@ def refused(capsys, text, *words):
     return errors
 
 
+@pytest.mark.parametrize("name", [b"cl\xff\xfeass", b"a $\\frac{1$ b", b"$_$", b"new\nline"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "neighbours {p} {f} --weights {w} --layers conv1 --top 2",
+        "invariance {p} --weights {w} --layers conv1",
+        "occlude {p} --weights {w} --patch 24 --stride 24",
+        "filters --weights {w} --against {o}",
+    ],
+)
+def test_a_figure_shows_any_name_of_a_file_as_it_stands(capsys, world, tmp_path, command, name):
+    """No text, or what matplotlib takes for a formula."""
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    picture, weights, other = folder / f"{folder.name}.png", folder / "w.pt", folder / "other.pt"
+    shutil.copy(world / "photos" / "a" / "0.png", picture)
+    for file in (weights, other):
+        shutil.copy(world / "zfnet.pt", file)
+    words = {"{p}": str(picture), "{f}": str(folder), "{w}": str(weights), "{o}": str(other)}
+    arguments = [words.get(word, word) for word in f"{command} --out {tmp_path}/o.png".split()]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    with Image.open(tmp_path / "o.png") as drawn:
+        assert drawn.size[0] > 100
+
+
 # What is written where
 
 PROJECT = "project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer conv2"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+MOST_TIMES = 16  # that links lead to one folder: a few that link to each other would have no end of ways
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -78,6 +80,7 @@ def scan(folder: Path) -> Scan:
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
     """(file, "") for each picture, (file or folder, why) for what is none; a folder's own files before its folders'."""
     rest = [(folder, (_identity(folder),))]  # with the folders that each lies in
+    times: Counter[tuple[int, int]] = Counter()
     while rest:
         place, above = rest.pop()
         try:
@@ -100,7 +103,10 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
                 identity = _identity(path)
                 if identity in above:
                     yield path, "links to a folder that they lie in"
+                elif path.is_symlink() and times[identity] >= MOST_TIMES:
+                    yield path, f"links to a folder that was searched {MOST_TIMES} times"
                 else:
+                    times[identity] += 1
                     folders.append((path, (*above, identity)))
             elif not stat.S_ISREG(mode):
                 yield path, "no regular files"
