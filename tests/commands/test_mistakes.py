@@ -502,6 +502,29 @@ def test_two_files_of_one_stem_are_two_networks(capsys, world, tmp_path):
     assert out.count("6 of 7x7") == 2
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"rows": 5}', '{"rows": [{"ms": {}}]}', '{"rows": [{"ms": {"zfkernels": 1}}]}', "[" * 100_000]
+)
+def test_a_record_that_is_none_is_named(capsys, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    refused(capsys, f"bench --show {tmp_path}/run.json", f"--show: {tmp_path}/run.json holds no record that `zfkernels")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"0": "ant"}', "one a line or a JSON list (it holds a JSON object)"),
+        ('["ant", "bee", ["cow"]]', "and holds a list of lists"),
+        ('["ant", "bee"', "one a line or a JSON list (Expecting"),
+        ("[" * 100_000, "one a line or a JSON list (maximum recursion"),
+        ("ant\nbee", "--classes must name the network's 3 classes, and"),
+    ],
+)
+def test_names_of_classes_that_are_none_are_named(capsys, world, tmp_path, text, words):
+    (tmp_path / "names").write_text(text)
+    refused(capsys, f"filters --weights {world}/zfnet.pt --classes {tmp_path}/names --out {tmp_path}/o.png", words)
+
+
 FORBIDDEN = {  # a command -> what is said of the file or folder "secret" in it
     "project {s} --weights {w}/zfnet.pt": "{s} is not a picture that Pillow can read (Permission denied)",
     "project {w}/photos/a/0.png --weights {s}": "{s} cannot be read: Permission denied",

@@ -76,6 +76,8 @@ def shown(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: it holds something else.
     """
+    from ..bench import tables
+
     if not path.exists():
         raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
     check_regular(path)
@@ -83,7 +85,8 @@ def shown(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        tables.table(result)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = f"{type(error).__name__}: {reason(error)}"
         raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({said})") from error
     return result

@@ -41,6 +41,12 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
             raise ValueError("no part may be named 'random', which the random boxes are")
         if any(len(box) != 4 for row in boxes for box in row):
             raise ValueError("a box must be [top, left, bottom, right]")
+        if any(
+            tuple(entry["parts"][name]) != box
+            for entry, row in zip(entries, boxes, strict=True)
+            for name, box in zip(names, row, strict=True)
+        ):
+            raise ValueError("a box must be of whole numbers, the pixels of its picture")
     except (OSError, ValueError, LookupError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '

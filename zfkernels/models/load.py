@@ -224,6 +224,8 @@ def read_classes(path: Path, count: int) -> list[str]:
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({reason(error)})") from error
+    if any(isinstance(name, (list, dict)) for name in names):
+        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list, and holds a list of lists")
     names = [str(name).strip() for name in names if str(name).strip()]
     if len(names) != count:
         raise ValueError(f"--classes must name the network's {count} classes, and {path} holds {len(names)} names")
