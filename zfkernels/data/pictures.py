@@ -82,8 +82,9 @@ def decoded(
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
         said = reason(error).replace(repr(str(path)), "it").splitlines()[0]
-        looked = isinstance(path, (str, Path)) and getattr(error, "errno", None) is None
-        kind = kind_of(beginning(Path(path))) if looked else ""
+        kind = ""
+        if isinstance(path, (str, Path)) and getattr(error, "errno", None) is None:  # it could be opened
+            kind = kind_of(beginning(Path(path)))
         raise ValueError(f"{path} is not a picture that Pillow can read ({kind or said})") from error
 
 

@@ -79,7 +79,7 @@ def scan(folder: Path) -> Scan:
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
     """(file, "") for each picture, (file or folder, why) for what is none; a folder's own files before its folders'."""
-    rest = [(folder, (_identity(folder),))]  # with the folders that each lies in
+    rest: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, (_identity(folder),))]  # with those they lie in
     times: Counter[tuple[int, int]] = Counter()
     while rest:
         place, above = rest.pop()
@@ -88,7 +88,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
         except OSError as error:
             yield place, f"folders that cannot be opened ({error.strerror})"
             continue
-        folders = []
+        folders: list[tuple[Path, tuple[tuple[int, int], ...]]] = []
         for name in names:
             path = place / name
             if name.startswith("."):
