@@ -259,7 +259,7 @@ def test_a_link_that_leads_round_in_a_circle_is_replaced(capsys, world, tmp_path
         ("train {w}/photos --validation {t} --out {t}/run", "must lie outside of"),
         ("ablate {w}/photos --out {w}/photos/run", "must lie outside of"),
         (
-            "train {w}/photos --validation {w}/../world0/photos",
+            "train {w}/photos --validation {w}/photos/../photos",
             "is FOLDER itself: a network that has seen the pictures",
         ),
         ("train {w}/photos --keep 0 2", "error: --keep must be epochs from 1, got 0 2"),

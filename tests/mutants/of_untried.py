@@ -55,13 +55,6 @@ UNTRIED = [
         "tests/survival/test_threads.py -k forked_process",
     ),
     Mutant(
-        "cuda-unpooling-loses-the-last-row",
-        "csrc/cuda/max_pool.cu",
-        "return queue(max_unpool2d_3x3s2_kernel<T, V>, (s.H + s.PH + 1) / 2, (s.W",
-        "return queue(max_unpool2d_3x3s2_kernel<T, V>, (s.H + s.PH) / 2, (s.W",
-        f"{EMULATED} unpool'",
-    ),
-    Mutant(
         "cuda-unpooling-loses-the-last-row-of-odd-maps",
         "csrc/cuda/max_pool.cu",
         "const int h = 2 * i - s.PH + pixel / 2, w = 2 * j - s.PW + pixel % 2;\n        if (h < 0 || h >= s.H",
