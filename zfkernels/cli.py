@@ -109,8 +109,15 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
             command.epilog = module.EXAMPLES
             module.add_arguments(command)
             typed = {action.dest: action.option_strings[-1] for action in command._actions if action.option_strings}
-            command.set_defaults(run=module.run, typed=typed, parser=command)
+            command.set_defaults(run=module.run, typed=typed)
     return top
+
+
+def of_command(top: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = commands.choices[name]
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,7 +193,7 @@ def _run(arguments: list[str], seen: list[int]) -> int:
     args, unknown = top.parse_known_args(arguments)
     if unknown:
         before = unknown[0] in arguments[: arguments.index(command)]
-        (top if before else args.parser).error(UNKNOWN + " ".join(unknown))
+        (top if before else of_command(top, command)).error(UNKNOWN + " ".join(unknown))
     try:
         check_numbers(args)
         if command not in NEED_NO_BACKEND:

@@ -125,7 +125,7 @@ COMMANDS = [
     Mutant(
         "an-unknown-option-is-of-all-commands",
         "zfkernels/cli.py",
-        "(top if before else args.parser).error(",
+        "(top if before else of_command(top, command)).error(",
         "top.error(",
         "tests/commands/test_cli.py -k near_name",
     ),
