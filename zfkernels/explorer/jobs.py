@@ -1,40 +1,63 @@
 """One thread that computes, and the search that streams through it."""
 
+import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from queue import PriorityQueue
 from typing import Any
 
 from torch import Tensor
 
 URGENT, SOON, PATIENT = 0, 1, 2  # what somebody looks at; what comes into view; the search
+PAUSE = 0.3  # seconds without a question after which the search goes on: a page asks for one thing after the other
+Task = tuple[int, int, Callable[[], Any] | None, Future[Any]]  # priority, number, what to call, who waits
 
 
 class Worker:
     """One thread that computes: what somebody waits for first, the search between. So nothing else needs a lock."""
 
     def __init__(self) -> None:
-        self._queue: PriorityQueue[tuple[int, int, Callable[[], Any] | None, Future[Any]]] = PriorityQueue()
+        self._tasks: list[Task] = []  # a heap
+        self._news = threading.Condition()
+        self._asked = -PAUSE  # when somebody last asked for something, or was answered
         self._numbers = itertools.count()
         threading.Thread(target=self._run, daemon=True, name="explorer").start()
 
     def submit(self, call: Callable[[], Any], priority: int = URGENT) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._queue.put((priority, next(self._numbers), call, future))
-        return future
+        return self._put(call, priority)
 
     def stop(self) -> None:
         """The thread ends with what it is at."""
-        self.submit(lambda: None, -1)
-        self._queue.put((-1, next(self._numbers), None, Future()))
+        self._put(None, -1)
+
+    def _put(self, call: Callable[[], Any] | None, priority: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._news:
+            heapq.heappush(self._tasks, (priority, next(self._numbers), call, future))
+            self._said(priority)
+            self._news.notify()
+        return future
+
+    def _said(self, priority: int) -> None:
+        if priority < PATIENT:
+            self._asked = time.monotonic()
+
+    def _next(self) -> Task:
+        """The first task; the search's only when nobody has asked for anything for a while."""
+        with self._news:
+            while True:
+                left = self._asked + PAUSE - time.monotonic()
+                if self._tasks and (self._tasks[0][0] < PATIENT or left <= 0):
+                    return heapq.heappop(self._tasks)
+                self._news.wait(left if self._tasks else None)
 
     def _run(self) -> None:
         while True:
-            _, _, call, future = self._queue.get()
+            priority, _, call, future = self._next()
             if call is None:
                 return
             if not future.set_running_or_notify_cancel():
@@ -43,6 +66,7 @@ class Worker:
                 future.set_result(call())
             except BaseException as error:  # it belongs to who waits
                 future.set_exception(error)
+            self._said(priority)
 
 
 @dataclass
