@@ -160,6 +160,23 @@ def test_the_pictures_are_drawn(chromium, address, exported, kind):
         assert pixels(page, ".pairs div.view").std() > 3
 
 
+def test_what_nobody_asked_for_waits_until_the_wall_is_drawn(chromium, address):
+    """The picture beside it is of nobody's choice: its units would take the time of what is clicked."""
+    held, asked = [], []
+    with opened(chromium, address) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.route("**/data/tile/**", lambda tile: held.append(tile))
+        page.reload()
+        until_true(page, lambda: held)
+        page.wait_for_timeout(1000)
+        assert not any("live/seen" in url for url in asked)
+        page.unroute("**/data/tile/**")
+        for tile in held:
+            tile.continue_()
+        page.wait_for_selector("#found .seen a, #found p")
+        assert any("live/seen" in url for url in asked)
+
+
 def test_hostile_names_are_shown_as_text(chromium, address):
     with opened(chromium, address) as page:
         assert page.evaluate("document.scripts.length") == 1
@@ -334,7 +351,7 @@ def slow(world, monkeypatch):
     """The address of a server in this process, whose pictures are read slowly."""
     it, made, told = explorer(world), [], []
     batches = it.search.batches
-    it.search.batches = lambda first: (time.sleep(3) or batch for batch in batches(first))
+    it.search.batches = lambda first: (time.sleep(2) or batch for batch in batches(first))
     server_of = server.uvicorn.Server
     monkeypatch.setattr(server.uvicorn, "Server", lambda config: made.append(server_of(config)) or made[0])
     thread = threading.Thread(target=server.serve, args=(it, server.bound("127.0.0.1", 0), told.append), daemon=True)
@@ -350,7 +367,7 @@ def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
     """A unit is closed while the page draws again: its tile has the focus, and keeps it when it draws once more."""
     focus, held = "document.activeElement.dataset.unit === '{}'", []
     with opened(chromium, slow, is_searched=False) as page:
-        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
         open_unit(page)
         unit = page.url.partition("#conv3/")[2]
@@ -367,9 +384,9 @@ def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
 
 def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):
     with opened(chromium, slow, is_searched=False) as page:
-        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
-        assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(8 / 18)
+        assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(1 / 18)
         shot(page, "searching")
         page.click("#steer")
         until(page, "document.getElementById('steer').innerText === 'Continue'")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,7 +185,8 @@ def _units(
         numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
         places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
-        projection = deconv.project(inputs, layer, of_channels, places, norm, image_index=index, method=method)
+        how: dict[str, Any] = {"image_index": index, "method": method, "values": [float(top.values[u]) for u in some]}
+        projection = deconv.project(inputs, layer, of_channels, places, norm, **how)
         rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
         for unit, image, pixels, box in rows:
             place = framed(box, shape, (int(images.shape[2]), int(images.shape[3])))

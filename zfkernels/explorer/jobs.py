@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor
 
 URGENT, SOON, PATIENT = 0, 1, 2  # what somebody looks at; what comes into view; the search
-PAUSE = 0.3  # seconds without a question after which the search goes on: a page asks for one thing after the other
+# Seconds without anything more urgent, asked or answered, before a task of these begins: a page asks for one thing
+# after the other
+PAUSES = {URGENT: 0.0, SOON: 0.1, PATIENT: 0.3}
 Task = tuple[int, int, Callable[[], Any] | None, Future[Any]]  # priority, number, what to call, who waits
 
 
@@ -23,16 +25,18 @@ class Worker:
     def __init__(self) -> None:
         self._tasks: list[Task] = []  # a heap
         self._news = threading.Condition()
-        self._asked = -PAUSE  # when somebody last asked for something, or was answered
+        self._asked = dict.fromkeys((URGENT, SOON), -1.0)  # when something so urgent was last asked or answered
         self._numbers = itertools.count()
-        threading.Thread(target=self._run, daemon=True, name="explorer").start()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="explorer")
+        self._thread.start()
 
     def submit(self, call: Callable[[], Any], priority: int = URGENT) -> Future[Any]:
         return self._put(call, priority)
 
     def stop(self) -> None:
-        """The thread ends with what it is at."""
+        """Ends the thread with what it is at: a process that ended while it computes would be aborted."""
         self._put(None, -1)
+        self._thread.join()
 
     def _put(self, call: Callable[[], Any] | None, priority: int) -> Future[Any]:
         future: Future[Any] = Future()
@@ -43,17 +47,22 @@ class Worker:
         return future
 
     def _said(self, priority: int) -> None:
-        if priority < PATIENT:
-            self._asked = time.monotonic()
+        if priority in self._asked:
+            self._asked[priority] = time.monotonic()
+
+    def _left(self, priority: int) -> float:
+        """How long such a task must wait yet."""
+        last = max((at for other, at in self._asked.items() if other < priority), default=-1.0)
+        return last + PAUSES.get(priority, 0.0) - time.monotonic()
 
     def _next(self) -> Task:
-        """The first task; the search's only when nobody has asked for anything for a while."""
+        """The most urgent task, once it may begin."""
         with self._news:
             while True:
-                left = self._asked + PAUSE - time.monotonic()
-                if self._tasks and (self._tasks[0][0] < PATIENT or left <= 0):
+                left = self._left(self._tasks[0][0]) if self._tasks else None
+                if left is not None and left <= 0:
                     return heapq.heappop(self._tasks)
-                self._news.wait(left if self._tasks else None)
+                self._news.wait(left)
 
     def _run(self) -> None:
         while True:
