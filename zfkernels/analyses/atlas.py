@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
 
-UNITS_AT_ONCE = 288  # projections of whole images held in memory
+UNITS_AT_ONCE = 288  # projections of whole images held in memory, at most
+KEPT = 25 * 2**20  # bytes of them: malloc gives blocks of up to 32 MB again, larger ones are fresh pages each time
 PARTS_HELD = 2**29  # bytes of the parts of them that are shown: the maps of which are made together
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
@@ -180,8 +181,14 @@ def _units(
 
     Image after image, so that each goes up through the network once.
     """
-    units = sorted(product(channels, range(top.values.shape[1])), key=lambda unit: int(top.images[unit]))
-    for some in (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)):
+
+    def image_of(unit: tuple[int, int]) -> int:
+        return int(top.images[unit])
+
+    units = sorted(product(channels, range(top.values.shape[1])), key=image_of)
+    inputs, _ = read([image_of(units[0])])
+    most = min(UNITS_AT_ONCE, max(1, KEPT // (inputs[0].numel() * inputs.element_size())))
+    for some in _of_whole_images(units, image_of, most):
         numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
         places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
@@ -192,6 +199,20 @@ def _units(
             place = framed(box, shape, (int(images.shape[2]), int(images.shape[3])))
             part, patch = cut(pixels, place).float().cpu(), plain_picture(cut(images[image], place))
             yield unit, (place, part.clone(), patch.copy())  # or each would hold the memory of whole images
+
+
+def _of_whole_images(
+    units: Sequence[tuple[int, int]], image_of: Callable[[tuple[int, int]], int], enough: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Runs of so many units or a few more: those of an image are in one."""
+    some: list[tuple[int, int]] = []
+    for _, of_image in groupby(units, image_of):
+        some += of_image
+        if len(some) >= enough:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _largest(boxes: Tensor) -> tuple[int, int]:

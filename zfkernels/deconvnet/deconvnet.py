@@ -420,7 +420,7 @@ class Deconvnet:
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
         stop, size = plan.stops[layer], images.shape[2:]
         boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
-        told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
+        told = notes(plan, layer, rules, self.rules) + empty(pixels, boxes, values, units, rules.method)
         projection = Projection(pixels, values, on(device, units.positions), boxes)
         projection.notes = told
         return projection
