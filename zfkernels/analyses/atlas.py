@@ -157,9 +157,10 @@ def cards(
     size = (int(images.shape[2]), int(images.shape[3]))
     side = side or _largest(deconv.boxes(layer, top.positions[live].reshape(-1, 2), size))
     shape = fitted((side, side) if isinstance(side, int) else side, size)
+    enough = min(UNITS_AT_ONCE, max(1, KEPT // (inputs[0].numel() * inputs.element_size())))
     together = max(1, PARTS_HELD // (4 * k * inputs.shape[1] * shape[0] * shape[1]))
     for chunk in (live[i : i + together] for i in range(0, len(live), together)):
-        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape, framed))
+        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape, framed, enough))
         for channel in chunk:
             frames, parts, patches = zip(*(units.pop((channel, rank)) for rank in range(k)), strict=True)
             found = channel, top.values[channel], top.images[channel]
@@ -176,19 +177,18 @@ def _units(
     method: str,
     shape: tuple[int, int],
     framed: Framed,
+    enough: int,
 ) -> Iterator[tuple[tuple[int, int], tuple[Box, Tensor, np.ndarray]]]:
     """Of each unit (channel, rank) its frame, and its projection and image there.
 
-    Image after image, so that each goes up through the network once.
+    Image after image, so that each goes up through the network once; `enough` units together.
     """
 
     def image_of(unit: tuple[int, int]) -> int:
         return int(top.images[unit])
 
     units = sorted(product(channels, range(top.values.shape[1])), key=image_of)
-    inputs, _ = read([image_of(units[0])])
-    most = min(UNITS_AT_ONCE, max(1, KEPT // (inputs[0].numel() * inputs.element_size())))
-    for some in _of_whole_images(units, image_of, most):
+    for some in _of_whole_images(units, image_of, enough):
         numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
         places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
@@ -204,12 +204,12 @@ def _units(
 def _of_whole_images(
     units: Sequence[tuple[int, int]], image_of: Callable[[tuple[int, int]], int], enough: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Runs of so many units or a few more: those of an image are in one."""
+    """Runs of so many units, or some more: those of an image are in one, unless they are more than UNITS_AT_ONCE."""
     some: list[tuple[int, int]] = []
     for _, of_image in groupby(units, image_of):
         some += of_image
         if len(some) >= enough:
-            yield some
+            yield from (some[i : i + UNITS_AT_ONCE] for i in range(0, len(some), UNITS_AT_ONCE))
             some = []
     if some:
         yield some
