@@ -163,6 +163,24 @@ def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
 
     Each part must hold its own `k` strongest, or all it has. An image that two parts hold counts once.
     """
+    if len(parts) == 2 and parts[0].values.shape[1] == k and parts[1].values.shape[1]:
+        return _joined_by(parts[0], parts[1])
+    if len(parts) == 1 and parts[0].values.shape[1] == 1:
+        return parts[0]
+    return _merged(parts, k)
+
+
+def _joined_by(top: TopActivations, other: TopActivations) -> TopActivations:
+    """The merger of the two, as many as `top` has: only the maps are sorted of which `other` may hold one of them."""
+    reached = ~(other.values.amax(1) < top.values.amin(1))  # NaN, which ranks first, is never less
+    rows = reached.nonzero()[:, 0]
+    if len(rows) == len(reached):
+        return _merged((top, other), top.values.shape[1])
+    found = _merged([TopActivations(*(of[rows] for of in part)) for part in (top, other)], top.values.shape[1])
+    return TopActivations(*(old.index_copy(0, rows, new) for old, new in zip(top, found, strict=True)))
+
+
+def _merged(parts: Sequence[TopActivations], k: int) -> TopActivations:
     values, images, positions = (torch.cat([part[i] for part in parts], 1) for i in range(3))
     # Two stable sorts: by number, then by value, so that equal values keep that order. NaN ranks first, as in max().
     order = images.argsort(dim=1, stable=True)
