@@ -170,11 +170,23 @@ def test_what_nobody_asked_for_waits_until_the_wall_is_drawn(chromium, address):
         until_true(page, lambda: held)
         page.wait_for_timeout(1000)
         assert not any("live/seen" in url for url in asked)
-        page.unroute("**/data/tile/**")
         for tile in held:
             tile.continue_()
+        page.unroute("**/data/tile/**")
         page.wait_for_selector("#found .seen a, #found p")
         assert any("live/seen" in url for url in asked)
+
+
+def test_a_wall_is_drawn_after_a_unit_was_left_before_its_pictures_came(chromium, address):
+    held = []
+    with opened(chromium, f"{address}#conv3") as page:
+        page.route("**/data/unit/**/*.webp*", lambda strip: held.append(strip))
+        page.click(".tiles li:first-child a")
+        until_true(page, lambda: held)
+        page.keyboard.press("Escape")
+        until(page, "document.body.dataset.open === 'nothing'")
+        page.click("#layers a[href='#conv1']")
+        page.wait_for_selector(".tiles .tile[style*='tile/0/']")
 
 
 def test_hostile_names_are_shown_as_text(chromium, address):
