@@ -177,6 +177,22 @@ def test_what_nobody_asked_for_waits_until_the_wall_is_drawn(chromium, address):
         assert any("live/seen" in url for url in asked)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_layers_long_name_stays_in_its_place(chromium, address, size):
+    """And a small number is short."""
+    long = "features.11.block.2.fc1_of_a_network_whose_names_have_no_end"
+    with opened(chromium, address, size) as page:
+        name = page.locator("#layers li:nth-child(2) strong")
+        name.evaluate("(element, text) => (element.textContent = text)", long)
+        inside, around = (page.locator(f"#layers li:nth-child(2) {part}").bounding_box() for part in ("strong", "a"))
+        assert inside["x"] + inside["width"] <= around["x"] + around["width"]
+        assert name.evaluate("element => element.scrollWidth <= element.clientWidth + 1")
+        numbers = page.evaluate(
+            "import('/dom.js').then(({ number }) => [0, 1234.5, -0.25, 0.00000311234, -2e-5].map(number))"
+        )
+        assert numbers == ["0", "1230", "-0.25", "3.11e-6", "-2.00e-5"]
+
+
 def test_a_wall_is_drawn_after_a_unit_was_left_before_its_pictures_came(chromium, address):
     held = []
     with opened(chromium, f"{address}#conv3") as page:

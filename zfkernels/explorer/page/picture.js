@@ -218,7 +218,7 @@ function seenUnit(name, unit) {
   return make(
     "a", { href, onmouseenter: point, onfocus: point, onmouseleave: back, onblur: back },
     make("img", { class: "view pixels", src: unit.picture, alt }),
-    make("span", { class: "caption" }, `${name}/${unit.map}`),
+    make("span", { class: "caption" }, `map ${unit.map}`),
     make("span", { class: "caption soft" }, `${number(unit.value)}${share}`),
   );
 }
