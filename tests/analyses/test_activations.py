@@ -167,6 +167,20 @@ def test_numbered_images_rank_alike_in_any_order_and_in_any_parts(batch):
     assert as_ranks(whole["0"]) == naive(Deconvnet(net()).activations(x, "0"), 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_maps_strongest_place_is_the_first_however_it_lies_in_memory(dtype):
+    maps = torch.randint(-3, 4, (3, 20, 5, 7), generator=torch.Generator().manual_seed(4)).to(dtype)
+    maps[1, 3], maps[2, 4] = 0, -torch.inf
+    for broken in (False, True):
+        if broken:
+            maps[0, 2, 1, 1:3] = torch.nan
+        expected = maps.flatten(2).max(2)
+        for lying in (maps, maps.contiguous(memory_format=torch.channels_last), maps.transpose(2, 3).contiguous().mT):
+            values, places = activations._strongest(lying)
+            assert torch.equal(values.nan_to_num(9), expected.values.nan_to_num(9))
+            assert torch.equal(places, expected.indices)
+
+
 def test_images_one_by_one_rank_as_all_at_once():
     """Also where values are equal, where one is NaN, and where an image comes again."""
     generator = torch.Generator().manual_seed(2)
