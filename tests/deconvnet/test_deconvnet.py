@@ -229,6 +229,10 @@ def test_of_known_values_nothing_is_computed_above_the_last_pool(monkeypatch):
         p = deconv.project(images, "conv5", 1, (1, 1), method=method, values=[2.0, 3.0])
         assert len(ran) == count
         assert p.values.tolist() == [2.0, 3.0]
+    own = zf.Deconvnet(net, forward=lambda model, x: model(x))
+    assert own.engine("conv5").name == "own forward"
+    by_autograd = own.project(images, "conv5", 1, (1, 1), method="guided", values=[2.0, 3.0])
+    torch.testing.assert_close(by_autograd.pixels, p.pixels)
     twice = deconv.project(images, "conv5", 1, (1, 1), values=torch.tensor([4.0, 6.0]))
     torch.testing.assert_close(twice.pixels, 2 * deconv.project(images, "conv5", 1, (1, 1), values=[2, 3]).pixels)
 
