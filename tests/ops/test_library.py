@@ -10,11 +10,11 @@ import zfkernels as zf
 from zfkernels.backends import reference
 
 
-@on_each_backend
 for _name in zf.__all__:  # an op is known to torch when its module is imported, and not before
     getattr(zf, _name)
 
 
+@on_each_backend
 @pytest.mark.parametrize("name", LIBRARY_OPS)
 def test_opcheck(backend, name):
     opcheck(getattr(torch.ops.zfkernels, name).default, library_calls(backend)[name])
