@@ -9,7 +9,6 @@ from torch.library import opcheck
 import zfkernels as zf
 from zfkernels.backends import reference
 
-
 for _name in zf.__all__:  # an op is known to torch when its module is imported, and not before
     getattr(zf, _name)
 
