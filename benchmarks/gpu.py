@@ -22,7 +22,7 @@ Parts, in order:
     tune            every case of the Triton backend once with ZFKERNELS_TUNE=1: what follows runs what was measured
     verify-triton   as verify-cuda, with two random cases an op
     determinism     every case three times, the same bits
-    verify-cpu      the cpu backend on this host, with ZFKERNELS_ISA=avx512 (or as the variable says)
+    verify-cpu      the cpu backend on this host, where it has AVX-512 with ZFKERNELS_ISA=avx512
     bench-cpu       the same backend's times at 2, 8 and 16 threads
     tf32-128 tf32-1 bf16-16    more rows; "tf32" is float32 tensors with TF32 products
     torch-compile   whole paths and layers by torch.compile(mode="max-autotune-no-cudagraphs")
@@ -223,12 +223,18 @@ def limit_of(args: argparse.Namespace, name: str, parts: list[str], left: float)
 def begun(args: argparse.Namespace, argv: list[str], name: str, ended: dict) -> tuple[subprocess.Popen, float] | None:
     """Starts the part's process: (it, when). None where it cannot be started, which then stands in `ended`."""
     command = [sys.executable, str(HERE / "gpu.py"), *argv, "--inside", name]
-    variables = {key: os.environ.get(key, value) for key, value in PARTS[name].environment}
     try:
-        return processes.start(command, args.out / f"{name}.log", variables), time.monotonic()
+        return processes.start(command, args.out / f"{name}.log", variables_of(args.out, name)), time.monotonic()
     except OSError as error:  # its log cannot be written
         ended[name] = reports.said(reports.Ended(name, "FAILED", 0.0, str(error)))
         return None
+
+
+def variables_of(out: Path, name: str) -> dict[str, str]:
+    """The part's own variables, as they are set already or, of an instruction set, where this host has it."""
+    isas = (settings.whole(out / settings.MACHINE) or {}).get("isas", ())
+    wanted = {key: value for key, value in PARTS[name].environment if key != "ZFKERNELS_ISA" or value in isas}
+    return wanted | {key: os.environ[key] for key, _ in PARTS[name].environment if key in os.environ}
 
 
 def run_part(args: argparse.Namespace, argv: list[str], name: str, limit: float, kept: tuple) -> reports.Ended:

@@ -302,6 +302,17 @@ struct Accumulators<Ieee, BM, BN, kByColumns> {
             for (int j = 0; j < kCols; ++j) visit(row_of(i), col_of(j), value[i][j]);
     }
 
+    // Calls visit(row of A, row of B, value, of_column(row of B)); of_column is called once for all rows of A.
+    template <class C, class F>
+    __device__ __forceinline__ void each_of_column(C of_column, F visit) const {
+#pragma unroll
+        for (int j = 0; j < kCols; ++j) {
+            const auto here = of_column(col_of(j));
+#pragma unroll
+            for (int i = 0; i < kRows; ++i) visit(row_of(i), col_of(j), value[i][j], here);
+        }
+    }
+
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < kRows; ++i)

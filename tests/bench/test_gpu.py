@@ -61,7 +61,7 @@ def test_every_part_is_rehearsed(tmp_path):
     assert run.code == 0, run.text
     assert set(run.how().values()) <= {"passed", "skipped"}
     skipped = {name for name, how in run.how().items() if how == "skipped"}
-    assert skipped <= {"verify-cpu", "bench-cpu", "compile-triton"}  # no AVX-512, no triton
+    assert skipped <= {"compile-triton"}  # no triton
     assert len(run.how()) == 18
     for name in ("bf16-128", "bf16-1", "tf32-128", "tf32-1", "bf16-16"):
         rows = run.rows(name)
@@ -214,6 +214,19 @@ def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
     assert gpu.limit_of(args, "verify-cuda", parts, sum(shares.values())) > shares["verify-cuda"]
     assert gpu.limit_of(args, "torch-compile", parts, 3.0) == 3.0
     assert gpu.limit_of(args, "build", parts, 540.0) > 2 * shares["build"]  # without it, nothing else runs
+
+
+def test_the_host_is_checked_whatever_it_has(on_gpu, monkeypatch, tmp_path):
+    gpu = script()
+    monkeypatch.delenv("ZFKERNELS_ISA", raising=False)
+    found = []
+    for isas in (["baseline", "avx2", "avx512"], ["baseline", "avx2"]):
+        (tmp_path / "machine.json").write_text(json.dumps({"isas": isas}))
+        found.append(gpu.variables_of(tmp_path, "verify-cpu"))
+    assert found == [{"ZFKERNELS_ISA": "avx512"}, {}]
+    monkeypatch.setenv("ZFKERNELS_ISA", "baseline")
+    assert gpu.variables_of(tmp_path, "bench-cpu") == {"ZFKERNELS_ISA": "baseline"}
+    assert gpu.variables_of(tmp_path, "tune") == {"ZFKERNELS_TUNE": "1"}
 
 
 def test_the_spin_outlasts_the_host(on_gpu, monkeypatch):
