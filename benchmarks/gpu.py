@@ -270,7 +270,7 @@ def relied_on(args: argparse.Namespace, parts: list[str], ended: dict) -> list[s
 
 
 def inside(args: argparse.Namespace, argv: list[str]) -> int:
-    """The part itself, in its own process: DONE in place of 0."""
+    """The part itself, in its own process: DONE in place of 0; or what the sanitizer runs."""
     processes.end_with_parent()
     name, (kind, planted) = args.inside, fault_of(args)
     tool = name.removesuffix("-op")
@@ -291,7 +291,7 @@ def inside(args: argparse.Namespace, argv: list[str]) -> int:
     if run.fault:
         rehearsal.plant(kind, tool)
     if name.endswith("-op"):
-        return importlib.import_module("on_gpu.checking").sanitized_op(run) or settings.DONE
+        return importlib.import_module("on_gpu.checking").sanitized_op(run)  # compute-sanitizer minds what is not 0
     part = PARTS[name]
     given = [run.batch if value == BATCH else value for value in part.arguments]
     return getattr(importlib.import_module(f"on_gpu.{part.module}"), part.function)(run, *given) or settings.DONE

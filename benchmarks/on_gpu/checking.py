@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-from .processes import EARLY, cores, each_in_a_fork, returned
+from .processes import EARLY, cores, each_in_a_fork
 from .rows import case_of, chosen
 from .settings import Run, skip, write
 
@@ -71,6 +71,7 @@ def sanitizer(run: Run, tool: str) -> int:
     prefix = ["env"] if run.rehearsed else [program, "--tool", tool, "--error-exitcode", "9"]
     ops = dict.fromkeys(op for op, _ in run.machine()["backends"]["cuda"]["checks"])
     ops = [*ops][-1:] if run.rehearsed else [*ops]
+    shutil.rmtree(run.out / tool, ignore_errors=True)
     rows: list[dict] = []
     for code, op, words in checked_by(run, prefix, tool, ops):
         if code != 0 and any(text in words for text in REFUSED):
@@ -90,7 +91,8 @@ def checked_by(run: Run, prefix: list[str], tool: str, ops: list[str]):
     def one(op: str) -> tuple[int, str, str]:
         command = [*prefix, *run.command("--inside", f"{tool}-op", "--op", op)]
         done = subprocess.run(command, capture_output=True, text=True)
-        return returned(done.returncode), op, done.stdout + done.stderr
+        early = done.returncode == 0 and not (run.out / tool / f"{op}.json").exists()
+        return EARLY if early else done.returncode, op, done.stdout + done.stderr
 
     with ThreadPoolExecutor(cores()) as pool:
         for done in as_completed([pool.submit(one, op) for op in ops]):

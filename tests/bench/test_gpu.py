@@ -422,6 +422,26 @@ def test_a_script_that_is_killed_leaves_nothing(on_gpu, tmp_path):
     process.stdout.close()
 
 
+@pytest.mark.parametrize(("leaves", "code"), [(True, 0), (False, 1)])
+def test_what_the_sanitizer_runs_says_that_it_is_done(on_gpu, monkeypatch, tmp_path, leaves, code):
+    """By its file: the sanitizer takes an exit code that is not 0 for an error."""
+    from on_gpu import checking, settings
+
+    machine = {"backends": {"cuda": {"reason": None, "checks": [["conv2d", "float32"]]}}}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        if leaves:
+            (tmp_path / "memcheck").mkdir()
+            (tmp_path / "memcheck/conv2d.json").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(checking.subprocess, "run", run)
+    monkeypatch.setattr(checking, "write", lambda *_: None)
+    part = settings.Run(tmp_path, "memcheck", ("cuda",), "", (), 2, (), rehearsed=True)
+    assert checking.sanitizer(part, "memcheck") == code
+
+
 def test_without_the_sanitizer_its_part_fails(on_gpu, monkeypatch, tmp_path, capsys):
     from on_gpu import checking, settings
 
