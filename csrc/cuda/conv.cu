@@ -209,27 +209,19 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) correlation_kernel(Pa
         }
     } else {
         // A quad's (TF32) or 8 lanes' (Ieee) stores make a whole sector of 32 bytes as they are.
-        const auto bias_of = [&](int k) { return o.bias != nullptr && k < p.K ? o.bias[k] : 0.0f; };
+        const auto to_of = [&](int row) { return result_at[row] < 0 ? nullptr : o.result + result_at[row] + n0; };
+        const auto bias_of = [&](int col) { return o.bias != nullptr && n0 + col < p.K ? o.bias[n0 + col] : 0.0f; };
         const auto finished = [&](float v) { return o.relu ? rectified(v) : v; };
         if constexpr (M::kTensorCores) {
-            const auto pair_of = [&](int col) { return float2{bias_of(n0 + col), bias_of(n0 + col + 1)}; };
-            sums.each_pair(pair_of, [&](int row, int col, float low, float high, float2 bias) {
-                if (result_at[row] < 0 || n0 + col >= p.K) return;
-                float* to = o.result + result_at[row] + n0 + col;
-                const float2 pair{finished(low + bias.x), finished(high + bias.y)};
-                if (o.store_chunks) {
-                    *reinterpret_cast<float2*>(to) = pair;
-                } else {
-                    to[0] = pair.x;
-                    if (n0 + col + 1 < p.K) to[1] = pair.y;
-                }
+            sums.each_in_rows(to_of, bias_of, [&](int col, float low, float high, float* to, float2 bias) {
+                if (to == nullptr) return;
+                if (n0 + col < p.K) to[col] = finished(low + bias.x);
+                if (n0 + col + 1 < p.K) to[col + 1] = finished(high + bias.y);
             });
         } else {
-            sums.each_of_column([&](int col) { return bias_of(n0 + col); },
-                                [&](int row, int col, float v, float bias) {
-                                    if (result_at[row] < 0 || n0 + col >= p.K) return;
-                                    o.result[result_at[row] + n0 + col] = finished(v + bias);
-                                });
+            sums.each_in_rows(to_of, bias_of, [&](int col, float v, float* to, float bias) {
+                if (to != nullptr && n0 + col < p.K) to[col] = finished(v + bias);
+            });
         }
     }
 }
