@@ -14,7 +14,7 @@ Parts, in order:
     machine         what there is: the GPU, the backends that run, what verify has to check of each
     compile-triton  beside all others: ZFNet's kernels into Triton's cache, on all cores but one
     verify-cuda     `zfkernels verify`, every op and dtype
-    memcheck        compute-sanitizer over verify's fixed cases, where the tool is installed and takes the device
+    memcheck        compute-sanitizer over verify's fixed cases, where the tool takes the device
     racecheck
     ceilings        a large copy and large matrix products: the rates that the floors are computed with
     bf16-128        rows: every case at N = 128 in bfloat16, error against float64 first, then time

@@ -5,6 +5,7 @@ kills its process (an illegal access ends all further work on the GPU) or takes 
 fork goes on behind it.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -92,7 +93,7 @@ def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict])
     rows = content["rows"]
     wrong = [f"{row['case']}: {who}: {why}" for row in rows for who, why in row["failures"].items() if ours(run, who)]
     wrong += [] if whole(path) == content else [f"{path} could not be written"]
-    print("\n".join(wrong) or f"{len(rows)} rows")
+    say("\n".join(wrong) or f"{len(rows)} rows")
     return 1 if wrong else 0
 
 
@@ -120,7 +121,7 @@ def rows_of_a_fork(run: Run, path: Path, content: dict, names: list[str], make: 
     rows = content["rows"]
     if len(rows) < len(names) and not (child.exitcode == RAISED and len(rows) > before):
         why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
-        print(f"{names[len(rows)]}: {why}", flush=True)
+        say(f"{names[len(rows)]}: {why}")
         content = content | {"rows": [*rows, failed(names[len(rows)], why)]}
     if whole(path) != content:
         written(path, content)
@@ -131,7 +132,13 @@ def written(path: Path, content: dict) -> None:
     try:
         write_json(path, content)
     except OSError as error:  # a full disk, say: what comes later may find room
-        print(error, flush=True)
+        say(str(error))
+
+
+def say(text: str) -> None:
+    """Prints; where the log cannot be written either, what is known counts more than what is said."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def failed(name: str, why: str) -> dict:
@@ -153,7 +160,7 @@ def rows_of(run: Run, path: Path, sender: Connection, rows: list[dict], names: l
             if not isinstance(row, dict) or not finite(row):
                 raise ValueError(f"a row that is not of numbers: {row}")
         except Exception as error:
-            traceback.print_exc()
+            say(traceback.format_exc())
             row, raised = failed(name, f"{type(error).__name__}: {str(error)[:300]}"), True
         rows = [*rows, row]
         content = content_of(run, rows)

@@ -33,7 +33,7 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fwrapv", "-fno-strict-a
 FLAGS += ["-fno-math-errno", "-march=native"]
 # -Og: half of what -O1 takes to compile, and the kernels run as fast. -w: registers that are never read, comparisons
 # that are always true.
-TRANSLATED = [*FLAGS, "-Og", "-w"]
+TRANSLATED = [*FLAGS, "-O0", "-w"]
 
 
 def build(changed: dict[str, Path] | None = None, name: str = "whole") -> Path:
