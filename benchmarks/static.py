@@ -216,7 +216,7 @@ def table(rows: list[dict], before: list[dict] | None) -> str:
     for row in rows:
         was = old.get(row["kernel"]) or next((r for r in old.values() if similar(r["kernel"], row["kernel"])), {})
         cells = [changed(was.get(name), row[name]) for name in ("registers", "spilled")]
-        cells += [str(row.get(name) or "-") for name in ("threads", "shared")]
+        cells += ["-" if row.get(name) is None else str(row[name]) for name in ("threads", "shared")]
         cells.append(changed(was.get("instructions"), row["instructions"]))
         for i, loop in enumerate(row["loops"] or [{}]):
             earlier = was["loops"][i] if len(was.get("loops", ())) > i else {}
