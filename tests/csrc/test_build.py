@@ -7,8 +7,10 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from setuptools import Distribution
 
 import zfkernels
 from zfkernels import _C, backends
@@ -161,6 +163,23 @@ def test_objects_are_reused_only_while_newer(tmp_path, monkeypatch):
     os.utime(header, (1e9, 1e9))
     assert not setup.is_fresh(target, str(source))
     assert not setup.is_fresh(tmp_path / "missing.o", str(source))
+
+
+def test_objects_are_kept_where_the_variable_says(tmp_path, monkeypatch):
+    """Whatever folder the build itself has, which goes with a wheel's or an editable install's."""
+    setup, seen = build_script(), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZFKERNELS_CUDA", "0")
+    monkeypatch.setenv("ZFKERNELS_OBJECTS", str(tmp_path / "kept"))
+    extension = setup.Extension("zfkernels._C", ["a.cpp"])
+    command = setup.BuildKernels(Distribution({"ext_modules": [extension]}))
+    command.finalize_options()
+    command.build_temp = str(tmp_path / "goes")
+    command.compiler = SimpleNamespace(compiler_type="unix", link_shared_object=lambda *_, **__: None)
+    monkeypatch.setattr(command, "_compile", lambda _, variant, *__: seen.append(command._object_folder(variant, [])))
+    command.build_extension(extension)
+    assert len(seen) > len(setup.KERNEL_SOURCES)
+    assert {Path(folder).parent for folder in seen} == {tmp_path / "kept"}
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z4goodi' for 'sm_80'
