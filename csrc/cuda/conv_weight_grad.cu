@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     int left = static_cast<int>(smaller(p.range, pixels - begin)) - t / kTileChunks;  // after the thread's next pixel
 
     const bool loads_a = chunk < BM / kChunk<M> && m < p.K;
-    const int kh = n / p.run, e = n % p.run, row_elements = p.W * p.C, run_elements = p.KW * p.C;
+    const int kh = n / p.run, e = n % p.run, row_elements = p.W * p.C;
     const bool loads_b = chunk < BN / kChunk<M> && kh < p.KH;
     Pixel at(first, p.OH, p.OW);
     const Pixel step(kLoadRows, p.OH, p.OW);
@@ -121,9 +121,8 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
         constexpr int kElements = kCopy / static_cast<int>(sizeof(T));
 #pragma unroll
         for (int i = 0; i < kChunk<M>; i += kElements) {
-            // Of two parts of a chunk the second may lie behind the run's last tap.
-            const bool there = inside_h && (i == 0 || e + i < run_elements) &&
-                               static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
+            // What lies behind the run's last tap is another pixel's, and sums of a column that is dropped.
+            const bool there = inside_h && static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
             ptx::cp_async<kCopy>(to + kTileBytes + i * sizeof(T), from + i, there ? kCopy : 0);
         }
         g += static_cast<int64_t>(kLoadRows) * p.filters;

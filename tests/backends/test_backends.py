@@ -297,6 +297,30 @@ def test_maps_on_a_gpu_may_begin_at_any_element(backend, dtype, which, least, mo
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_tf32_operands_go_to_the_nearest_number_and_ties_away_from_zero(backend, channels):
+    """The matrix units alone would cut off what is beyond 10 bits."""
+    ours, place = backends.module(backend), device[backend]
+    exact = [1 + 2.0**-11, 1 + 3 * 2.0**-12, 1 + 2.0**-12, -1 - 2.0**-11, 1 + 3 * 2.0**-11]
+    right = [1 + 2.0**-10, 1 + 2.0**-10, 1.0, -1 - 2.0**-10, 1 + 2.0**-9]
+    one, unit = torch.ones(1, channels, 1, 1, device=place), ((1, 1), (0, 0))
+    found: list[list[float]] = []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        for value in exact:
+            other = torch.zeros_like(one)
+            other[:, 0] = value
+            found.append([
+                ours.conv2d(other, one, None, *unit, False).item(),
+                ours.conv2d(one, other, None, *unit, False).item(),
+                ours.conv_transpose2d(one[:, :1], other, *unit, (1, 1), False)[0, 0].item(),
+                ours.conv_transpose2d(other[:, :1], one, *unit, (1, 1), False)[0, 0].item(),
+                ours.conv2d_weight_grad(other, one[:, :1], (1, 1), *unit, False)[0][0, 0].item(),
+                ours.conv2d_weight_grad(one, other[:, :1], (1, 1), *unit, False)[0][0, 0].item(),
+            ])  # fmt: skip
+    assert found == [[value] * 6 for value in right]
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
 def test_maps_on_a_gpu_may_have_more_elements_than_32_bits_count(backend, tmp_path):
     """Each image has: windows of 3x3 far apart in it, and what they see beside each other in a small map."""
     ours, far, channels = backends.module(backend), 8192, 8

@@ -191,7 +191,7 @@ def on_the_edge(module: Path) -> subprocess.CompletedProcess:
     of offsets that nvcc might count in 32 bits."""
     paths = os.pathsep.join([str(build.ROOT), os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"PYTHONPATH": paths, "ZFKERNELS_EMULATED": str(module), "OMP_NUM_THREADS": "1"}
-    which = "emulated and (any_element or bad_switches or more_elements)"
+    which = "emulated and (any_element or bad_switches or more_elements or tf32_operands)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backends/test_backends.py", "-k"]
     return subprocess.run([*command, which], cwd=build.ROOT, env=variables, capture_output=True, text=True)
 
