@@ -82,7 +82,6 @@ MUTATIONS = [
         "conv2d_weight_grad",
         "error",
     ),
-    ("conv_weight_grad.cu", " || e % p.C >= p.channels", "", "conv2d_weight_grad", "error"),
     (
         "max_pool.cu",
         "h = top + tap / 3, w = left + tap % 3",
