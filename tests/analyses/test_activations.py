@@ -6,7 +6,7 @@ from torch import nn
 
 from zfkernels import Deconvnet, ZFNet, top_activations
 from zfkernels.analyses import activations
-from zfkernels.analyses.activations import merge
+from zfkernels.analyses.activations import TopActivations, merge
 
 
 def net():
@@ -165,6 +165,40 @@ def test_numbered_images_rank_alike_in_any_order_and_in_any_parts(batch):
         assert all(torch.equal(a, b) for a, b in zip(found, whole["3"], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(shuffled["0"], whole["0"], strict=True))
     assert as_ranks(whole["0"]) == naive(Deconvnet(net()).activations(x, "0"), 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_maps_strongest_place_is_the_first_however_it_lies_in_memory(dtype):
+    maps = torch.randint(-3, 4, (3, 20, 5, 7), generator=torch.Generator().manual_seed(4)).to(dtype)
+    maps[1, 3], maps[2, 4] = 0, -torch.inf
+    for broken in (False, True):
+        if broken:
+            maps[0, 2, 1, 1:3] = torch.nan
+        expected = maps.flatten(2).max(2)
+        for lying in (maps, maps.contiguous(memory_format=torch.channels_last), maps.transpose(2, 3).contiguous().mT):
+            values, places = activations._strongest(lying)
+            assert torch.equal(values.nan_to_num(9), expected.values.nan_to_num(9))
+            assert torch.equal(places, expected.indices)
+
+
+def test_images_one_by_one_rank_as_all_at_once():
+    """Also where values are equal, where one is NaN, and where an image comes again."""
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randint(0, 12, (40, 60), generator=generator).float()
+    values[3, 20], values[5] = torch.nan, 0
+    numbers = torch.randperm(60, generator=generator)
+    order = torch.cat([numbers, numbers[7:9]])
+    parts = [TopActivations(values[:, [i]], torch.full((40, 1), i), torch.full((40, 1, 2), i)) for i in order.tolist()]
+    found = merge(parts[:1], 5)
+    for part in parts[1:]:
+        before = [of.clone() for of in found]
+        after = merge([found, part], 5)
+        assert all(torch.equal(of.nan_to_num(9e9), old.nan_to_num(9e9)) for of, old in zip(found, before, strict=True))
+        found = after
+    expected = [sorted(range(60), key=lambda i: (-row[i].nan_to_num(9e9), i))[:5] for row in values]
+    assert found.images.tolist() == expected
+    assert torch.equal(found.positions[..., 0], found.images)
+    assert torch.equal(found.values.nan_to_num(9e9), values.gather(1, found.images).nan_to_num(9e9))
 
 
 def test_a_number_met_twice_counts_once():

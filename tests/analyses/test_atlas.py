@@ -96,6 +96,11 @@ def test_an_image_goes_up_once(monkeypatch):
     shown = {int(number) for card in cards for number in card.numbers}
     assert set(asked[1:]) == shown  # after one look at a picture's size
     assert len(asked[1:]) < len(shown) + calls
+    monkeypatch.setattr(atlas, "UNITS_AT_ONCE", 288)
+    monkeypatch.setattr(atlas, "KEPT", 1)
+    asked.clear()
+    assert len(list(atlas.cards(deconv, top, "conv3", read))) == len(cards)
+    assert sorted(asked[1:]) == sorted(shown)
 
 
 def test_tiles_can_be_of_one_size_in_the_images_pixels():

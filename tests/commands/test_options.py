@@ -1,6 +1,8 @@
 """What the commands share: a network opened once, and a report of a figure."""
 
 import argparse
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,3 +55,18 @@ def test_a_report_writes_the_figure_before_it_prints(capsys, tmp_path):
     with pytest.raises(ValueError, match="xyz"):
         options.report(figure, tmp_path / "f.xyz", "one")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("weights", "model", "source", "called"),
+    [
+        ("run/zfnet.pt", None, "", "run/zfnet.pt"),
+        ("r18.pt", "torchvision.models:resnet18", "", "r18.pt"),
+        (None, "torchvision.models:resnet18", "", "torchvision.models:resnet18, no --weights given"),
+        (None, "a:b", "Lite0, trained on ImageNet", "Lite0, trained on ImageNet"),
+        (None, None, "", "a ZFNet with random weights"),
+    ],
+)
+def test_a_page_says_which_network_and_whose_weights(weights, model, source, called):
+    args = argparse.Namespace(weights=weights and Path(weights), model=model)
+    assert options.called(args, SimpleNamespace(source=source)) == called

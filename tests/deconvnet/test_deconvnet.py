@@ -204,6 +204,39 @@ def test_rounding_puts_nothing_outside_the_receptive_field(method):
         assert_outside_is_zero(p)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_values_that_are_known_give_the_same_projections(built, name, norm, method):
+    _net, deconv, images = built[name]
+    for layer in (*deconv.layers, *deconv.vector_layers[-1:]):
+        p = deconv.project(images, layer, [0, 1, 1, 2], norm=norm, image_index=[1, 0, 1, 1], method=method)
+        known = {"image_index": [1, 0, 1, 1], "method": method, "values": p.values}
+        again = deconv.project(images, layer, [0, 1, 1, 2], p.positions, norm, **known)
+        assert torch.equal(again.pixels, p.pixels)
+        assert torch.equal(again.values, p.values)
+        assert again.notes == p.notes
+
+
+def test_of_known_values_nothing_is_computed_above_the_last_pool(monkeypatch):
+    """By deconvnet; the other methods need what rectifiers were given."""
+    net = zf.ZFNet(10, image_size=96, channels=(4, 6, 6, 6, 5), fc=(8, 8)).eval()
+    deconv, images, ran = zf.Deconvnet(net), torch.randn(2, 3, 96, 96), []
+    run = graph_layer.Layer.run
+    monkeypatch.setattr(graph_layer.Layer, "run", lambda self, *given: ran.append(self) or run(self, *given))
+    for method, count in (("deconvnet", 2), ("guided", 5)):
+        ran.clear()
+        p = deconv.project(images, "conv5", 1, (1, 1), method=method, values=[2.0, 3.0])
+        assert len(ran) == count
+        assert p.values.tolist() == [2.0, 3.0]
+    own = zf.Deconvnet(net, forward=lambda model, x: model(x))
+    assert own.engine("conv5").name == "own forward"
+    by_autograd = own.project(images, "conv5", 1, (1, 1), method="guided", values=[2.0, 3.0])
+    torch.testing.assert_close(by_autograd.pixels, p.pixels)
+    twice = deconv.project(images, "conv5", 1, (1, 1), values=torch.tensor([4.0, 6.0]))
+    torch.testing.assert_close(twice.pixels, 2 * deconv.project(images, "conv5", 1, (1, 1), values=[2, 3]).pixels)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", CHAINS)
 def test_nothing_outside_the_receptive_field(built, name, norm):
@@ -711,6 +744,10 @@ WRONG = {
     "norm": ({"norm": "none"}, ValueError, "norm must be one of identity, gradient, rescale, got 'none'"),
     "image_index": ({"image_index": 2}, ValueError, "image_index must be from 0 to 1 \\(there are 2 images\\), got 2"),
     "image_index type": ({"image_index": 0.0}, TypeError, "image_index must be an int"),
+    "values alone": ({"values": [1.0]}, ValueError, "position must be given with values"),
+    "values": ({"position": (1, 2), "values": [1.0] * 3}, ValueError, r"values must have shape \(2,\).*got \(3,\)"),
+    "values type": ({"position": (1, 2), "values": ["a"]}, TypeError, "values must be a number a unit, got"),
+    "values NaN": ({"position": (1, 2), "values": [float("nan"), 1]}, ValueError, "not finite"),
     "images type": ({"images": [1, 2]}, TypeError, "images must be a torch.Tensor, got list"),
     "one image": ({"images": torch.zeros(3, 80, 80)}, ValueError, r"images must have 4 dimensions.*images\[None\]"),
     "bytes": ({"images": torch.zeros(1, 3, 80, 80, dtype=torch.uint8)}, TypeError, "images must have dtype float32"),

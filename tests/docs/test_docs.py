@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import re
 import shlex
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,13 @@ def test_the_hooks_run_the_pinned_versions():
     hooks = re.findall(r"\[((?:ruff|clang-format)==[\d.]+)\]", (ROOT / ".pre-commit-config.yaml").read_text())
     assert len(hooks) == 3
     assert set(hooks) - set((ROOT / "constraints.txt").read_text().split()) == set()
+
+
+def test_wheels_are_built_where_torch_can_be_installed():
+    """In the image that torch's own wheel names, for the two architectures; each kind of runner is there."""
+    tags = re.findall(r"^Tag: .*(manylinux_\d+_\d+)_", distribution("torch").read_text("WHEEL") or "", re.M)
+    images = re.findall(r'^linux\.manylinux-(\w+)-image = "(\w+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert [architecture for architecture, _ in images] == ["x86_64", "aarch64"]
+    assert {image for _, image in images} <= set(tags or {image for _, image in images})
+    runners = re.search(r"runner: \[(.*?)\]", (ROOT / ".github/workflows/wheels.yml").read_text())
+    assert runners[1].split(", ") == ["ubuntu-latest", "ubuntu-24.04-arm", "macos-14"]

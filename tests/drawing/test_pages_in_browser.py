@@ -57,6 +57,22 @@ def test_a_page_fits_and_reads_on_every_screen(chromium, written, kind):
     assert len(colours) == 2
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_header_of_many_parts_leaves_room_for_the_page(chromium, tmp_path, size):
+    """And a link in it leads to its heading, which it does not cover."""
+    path = write_atlas(tmp_path, [(f"features.{i}.block.0.0", 7) for i in range(52)], maps=1)
+    with opened(chromium, path.as_uri(), size) as page:
+        height = page.locator("header").bounding_box()["height"]
+        assert height < 0.12 * SIZES[size]["height"]
+        for name in ("features.1.block.0.0", "features.40.block.0.0"):
+            page.locator(f"header a:text-is('{name}')").focus()
+            page.keyboard.press("Enter")
+            page.wait_for_timeout(100)
+            heading = page.locator(f"h2:has-text('{name}')").bounding_box()
+            assert height <= heading["y"] < SIZES[size]["height"]
+        assert serious(page) == []
+
+
 @pytest.mark.parametrize("kind", ["demo", "gallery"])
 def test_a_dark_page_shows_dark_figures(chromium, written, kind):
     for scheme in ("light", "dark"):

@@ -28,6 +28,26 @@ def test_pictures_are_symmetric_around_grey_and_tiles_lie_row_by_row():
     assert cut(np.arange(12).reshape(3, 4), (1, 2, 3, 4)).tolist() == [[6, 7], [10, 11]]
 
 
+@pytest.mark.parametrize("kind", ["even", "heavy", "zeros", "rows", "few", "sampled"])
+def test_the_full_scale_of_many_values_is_torchs_quantile(kind):
+    """Whatever every sixteenth value is like."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(3, 120, 160, generator=generator)
+    if kind == "heavy":
+        values = values**7
+    elif kind == "zeros":
+        values[:, 2:] = 0
+    elif kind == "rows":
+        values[..., ::16] = 0
+    elif kind == "few":
+        values[..., 1::16] *= 1000
+        values[..., ::16] *= 5
+    elif kind == "sampled":
+        values[..., ::16] *= 1000
+    expected = float(values.double().abs().flatten().quantile(0.995))
+    assert full_scale([values[:, :70], values[:, 70:]]) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_one_value_in_200_lies_beyond_the_full_scale(dtype):
     values = torch.arange(201, dtype=dtype) * torch.tensor([1, -1], dtype=dtype).repeat(101)[:201]

@@ -160,6 +160,51 @@ def test_the_pictures_are_drawn(chromium, address, exported, kind):
         assert pixels(page, ".pairs div.view").std() > 3
 
 
+def test_what_nobody_asked_for_waits_until_the_wall_is_drawn(chromium, address):
+    """The picture beside it is of nobody's choice: its units would take the time of what is clicked."""
+    held, asked = [], []
+    with opened(chromium, address) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.route("**/data/tile/**", lambda tile: held.append(tile))
+        page.reload()
+        until_true(page, lambda: held)
+        page.wait_for_timeout(1000)
+        assert not any("live/seen" in url for url in asked)
+        for tile in held:
+            tile.continue_()
+        page.unroute("**/data/tile/**")
+        page.wait_for_selector("#found .seen a, #found p")
+        assert any("live/seen" in url for url in asked)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_layers_long_name_stays_in_its_place(chromium, address, size):
+    """And a small number is short."""
+    long = "features.11.block.2.fc1_of_a_network_whose_names_have_no_end"
+    with opened(chromium, address, size) as page:
+        name = page.locator("#layers li:nth-child(2) strong")
+        name.evaluate("(element, text) => (element.textContent = text)", long)
+        inside, around = (page.locator(f"#layers li:nth-child(2) {part}").bounding_box() for part in ("strong", "a"))
+        assert inside["x"] + inside["width"] <= around["x"] + around["width"]
+        assert name.evaluate("element => element.scrollWidth <= element.clientWidth + 1")
+        numbers = page.evaluate(
+            "import('/dom.js').then(({ number }) => [0, 1234.5, -0.25, 0.00000311234, -2e-5].map(number))"
+        )
+        assert numbers == ["0", "1230", "-0.25", "3.11e-6", "-2.00e-5"]
+
+
+def test_a_wall_is_drawn_after_a_unit_was_left_before_its_pictures_came(chromium, address):
+    held = []
+    with opened(chromium, f"{address}#conv3") as page:
+        page.route("**/data/unit/**/*.webp*", lambda strip: held.append(strip))
+        page.click(".tiles li:first-child a")
+        until_true(page, lambda: held)
+        page.keyboard.press("Escape")
+        until(page, "document.body.dataset.open === 'nothing'")
+        page.click("#layers a[href='#conv1']")
+        page.wait_for_selector(".tiles .tile[style*='tile/0/']")
+
+
 def test_hostile_names_are_shown_as_text(chromium, address):
     with opened(chromium, address) as page:
         assert page.evaluate("document.scripts.length") == 1
@@ -334,7 +379,7 @@ def slow(world, monkeypatch):
     """The address of a server in this process, whose pictures are read slowly."""
     it, made, told = explorer(world), [], []
     batches = it.search.batches
-    it.search.batches = lambda first: (time.sleep(3) or batch for batch in batches(first))
+    it.search.batches = lambda first: (time.sleep(2) or batch for batch in batches(first))
     server_of = server.uvicorn.Server
     monkeypatch.setattr(server.uvicorn, "Server", lambda config: made.append(server_of(config)) or made[0])
     thread = threading.Thread(target=server.serve, args=(it, server.bound("127.0.0.1", 0), told.append), daemon=True)
@@ -350,7 +395,7 @@ def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
     """A unit is closed while the page draws again: its tile has the focus, and keeps it when it draws once more."""
     focus, held = "document.activeElement.dataset.unit === '{}'", []
     with opened(chromium, slow, is_searched=False) as page:
-        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
         open_unit(page)
         unit = page.url.partition("#conv3/")[2]
@@ -367,9 +412,9 @@ def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
 
 def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):
     with opened(chromium, slow, is_searched=False) as page:
-        until(page, "document.getElementById('searched').innerText === '8 of 18 pictures searched'")
+        until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
-        assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(8 / 18)
+        assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(1 / 18)
         shot(page, "searching")
         page.click("#steer")
         until(page, "document.getElementById('steer').innerText === 'Continue'")

@@ -239,6 +239,36 @@ def test_what_somebody_waits_for_comes_before_the_search():
     worker.stop()
 
 
+def test_the_search_steps_back_while_somebody_asks_for_one_thing_after_the_other():
+    worker, order = server.Worker(), []
+    worker.submit(lambda: order.append("page")).result(10)
+    search = worker.submit(lambda: order.append("search"), 2)
+    for name in ("unit", "strip", "tile"):
+        time.sleep(0.1)
+        worker.submit(lambda name=name: order.append(name), 1).result(10)
+    search.result(10)
+    assert order == ["page", "unit", "strip", "tile", "search"]
+    worker.stop()
+
+
+@pytest.mark.parametrize(("pace", "most"), [(0.2, 1), (0.045, 2), (0.0, 8)])
+def test_a_pass_of_the_search_is_as_short_as_somebody_would_wait(world, monkeypatch, pace, most):
+    """The first are of one picture; how long those took says how many are taken at once."""
+    it, sizes, find = explorer(world), [], state.top_activations
+
+    def slow(deconv, batches, names, k, **more):
+        sizes.append(k)
+        time.sleep(pace * k)
+        return find(deconv, batches, names, k, **more)
+
+    monkeypatch.setattr(state, "top_activations", slow)
+    it.search.start()
+    it.search.wait()
+    assert it.search.report()["done"] == sum(sizes) == 18
+    assert (sizes[:2], max(sizes)) == ([1, 1], most)
+    it.worker.stop()
+
+
 def test_what_nobody_waits_for_any_longer_is_not_made(world, monkeypatch):
     """An answer that has not begun when the browser gives it up never begins; one that has is finished."""
     it, gate, made = searched(world), threading.Event(), []
@@ -451,6 +481,13 @@ OURS = f"http://{HOST}"
         ({"host": HOST}, "POST", 403),
         ({"host": HOST, "origin": "http://evil.example"}, "POST", 403),
         ({"host": HOST, "origin": OURS}, "POST", 200),
+        ({"host": HOST, "sec-fetch-site": "same-origin", "sec-fetch-dest": "image"}, "GET", 200),
+        ({"host": HOST, "sec-fetch-site": "none", "sec-fetch-dest": "document"}, "GET", 200),
+        ({"host": HOST, "sec-fetch-site": "cross-site", "sec-fetch-dest": "document"}, "GET", 200),
+        ({"host": HOST, "sec-fetch-site": "cross-site", "sec-fetch-dest": "image"}, "GET", 403),
+        ({"host": HOST, "sec-fetch-site": "same-site", "sec-fetch-dest": "script"}, "GET", 403),
+        ({"host": HOST, "sec-fetch-site": "cross-site", "sec-fetch-dest": "iframe"}, "GET", 403),
+        ({"host": HOST, "sec-fetch-site": "cross-site"}, "GET", 403),
     ],
 )
 def test_only_pages_of_its_own_are_answered(app, headers, method, status):

@@ -168,15 +168,15 @@ PYTHON = [
     Mutant(
         "the-atlas-takes-images-up-map-by-map",
         "zfkernels/analyses/atlas.py",
-        "key=lambda unit: int(top.images[unit])",
-        "key=None",
+        "range(top.values.shape[1])), key=image_of)",
+        "range(top.values.shape[1])), key=None)",
         "tests/analyses/test_atlas.py",
     ),
     Mutant(
         "the-full-scale-is-one-rank-lower",
         "zfkernels/drawing/tiles.py",
-        "values.topk(len(values) - int(place))",
-        "values.topk(len(values) - int(place) + 1)",
+        "values.topk(count)",
+        "values.topk(count + 1)",
         "tests/drawing/test_tiles.py",
     ),
     Mutant(

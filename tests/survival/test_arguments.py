@@ -97,7 +97,7 @@ FUNCTIONS = {
         method("project"),
         {
             **{"images": IMAGES, "layer": "conv2", "channel": 1, "position": None, "norm": "identity"},
-            **{"image_index": None, "method": "deconvnet", "strength": None},
+            **{"image_index": None, "method": "deconvnet", "strength": None, "values": None},
         },
     ),
     "activations": Function(method("activations"), {"images": IMAGES, "layer": "conv2"}),

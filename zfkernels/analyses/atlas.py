@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from ..training.processes import processes
 from .activations import TopActivations, gather, top_activations
 from .choices import method_for
 
-UNITS_AT_ONCE = 288  # projections of whole images held in memory
+UNITS_AT_ONCE = 288  # projections of whole images held in memory, at most
+KEPT = 25 * 2**20  # bytes of them: malloc gives blocks of up to 32 MB again, larger ones are fresh pages each time
 PARTS_HELD = 2**29  # bytes of the parts of them that are shown: the maps of which are made together
 Read = Callable[[list[int]], tuple[Tensor, Tensor]]  # images' numbers -> (inputs (n, C, H, W), uint8 (n, 3, H, W))
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
@@ -155,9 +157,10 @@ def cards(
     size = (int(images.shape[2]), int(images.shape[3]))
     side = side or _largest(deconv.boxes(layer, top.positions[live].reshape(-1, 2), size))
     shape = fitted((side, side) if isinstance(side, int) else side, size)
+    enough = min(UNITS_AT_ONCE, max(1, KEPT // (inputs[0].numel() * inputs.element_size())))
     together = max(1, PARTS_HELD // (4 * k * inputs.shape[1] * shape[0] * shape[1]))
     for chunk in (live[i : i + together] for i in range(0, len(live), together)):
-        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape, framed))
+        units = dict(_units(deconv, top, layer, read, chunk, norm, method, shape, framed, enough))
         for channel in chunk:
             frames, parts, patches = zip(*(units.pop((channel, rank)) for rank in range(k)), strict=True)
             found = channel, top.values[channel], top.images[channel]
@@ -174,22 +177,42 @@ def _units(
     method: str,
     shape: tuple[int, int],
     framed: Framed,
+    enough: int,
 ) -> Iterator[tuple[tuple[int, int], tuple[Box, Tensor, np.ndarray]]]:
     """Of each unit (channel, rank) its frame, and its projection and image there.
 
-    Image after image, so that each goes up through the network once.
+    Image after image, so that each goes up through the network once; `enough` units together.
     """
-    units = sorted(product(channels, range(top.values.shape[1])), key=lambda unit: int(top.images[unit]))
-    for some in (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)):
+
+    def image_of(unit: tuple[int, int]) -> int:
+        return int(top.images[unit])
+
+    units = sorted(product(channels, range(top.values.shape[1])), key=image_of)
+    for some in _of_whole_images(units, image_of, enough):
         numbers, index = torch.stack([top.images[unit] for unit in some]).unique(return_inverse=True)
         inputs, images = read(numbers.tolist())
         places, of_channels = torch.stack([top.positions[unit] for unit in some]), [channel for channel, _ in some]
-        projection = deconv.project(inputs, layer, of_channels, places, norm, image_index=index, method=method)
+        how: dict[str, Any] = {"image_index": index, "method": method, "values": [float(top.values[u]) for u in some]}
+        projection = deconv.project(inputs, layer, of_channels, places, norm, **how)
         rows = zip(some, index.tolist(), projection.pixels, projection.boxes.tolist(), strict=True)
         for unit, image, pixels, box in rows:
             place = framed(box, shape, (int(images.shape[2]), int(images.shape[3])))
             part, patch = cut(pixels, place).float().cpu(), plain_picture(cut(images[image], place))
             yield unit, (place, part.clone(), patch.copy())  # or each would hold the memory of whole images
+
+
+def _of_whole_images(
+    units: Sequence[tuple[int, int]], image_of: Callable[[tuple[int, int]], int], enough: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Runs of so many units, or some more: those of an image are in one, unless they are more than UNITS_AT_ONCE."""
+    some: list[tuple[int, int]] = []
+    for _, of_image in groupby(units, image_of):
+        some += of_image
+        if len(some) >= enough:
+            yield from (some[i : i + UNITS_AT_ONCE] for i in range(0, len(some), UNITS_AT_ONCE))
+            some = []
+    if some:
+        yield some
 
 
 def _largest(boxes: Tensor) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from .options import (
     add_quiet,
     add_skip,
     at_least,
+    called,
     check_apart,
     check_out,
     check_workers,
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         first, many = files[0] if files else "no sheet", f" and {len(files) - 1} more" if files[1:] else ""
         print(f"{layer.name:<12}{len(sheets[-1].cards):5d} of {layer.maps} maps   {first}{many}", flush=True)
     page = args.out / "index.html"
-    write_page(page, f"Atlas of {args.weights or args.model}", len(paths), sheets)
+    write_page(page, f"Atlas of {called(args, opened.network)}", len(paths), sheets)
     others = clear(args.out, sheets)
     print(
         *opened.notes,

@@ -14,6 +14,7 @@ from .options import (
     add_quiet,
     add_skip,
     at_least,
+    called,
     check_apart,
     find,
     network_of,
@@ -71,8 +72,7 @@ def run(args: argparse.Namespace) -> None:
     layers = shown.layers(args.layers) if args.layers else [*shown.layers(), *shown.deconv.vector_layers[-1:]]
     found = find(args, args.folder)
     socket = None if args.export is not None else server.bound(args.host, args.port)
-    title = network.source or str(args.weights or args.model or "a ZFNet with random weights")
-    state = explored(network, shown.deconv, found, layers, title, _setup(args, shown))
+    state = explored(network, shown.deconv, found, layers, called(args, network), _setup(args, shown))
     if socket is None:
         return _export(args, state)
     it = server.explorer(state, Live(checkpoints))

@@ -263,6 +263,13 @@ def warn_random(args: argparse.Namespace) -> None:
     print(f"zfkernels: warning: {text}", file=sys.stderr)
 
 
+def called(args: argparse.Namespace, network: Network) -> str:
+    """The network and its weights, as a page's title names them."""
+    if network.source or args.weights is not None:
+        return network.source or str(args.weights)
+    return f"{args.model}, no --weights given" if args.model else "a ZFNet with random weights"
+
+
 def opened(network: Network) -> Opened:
     """A network of a file, with a note if its first filters are still noise; or one that others have trained."""
     from ..analyses.filters import noise_note

@@ -55,6 +55,12 @@ class Cones:
     def up(self, images: Tensor, rules: Rules) -> Run:
         return graph_run.run(self.graph, self.stop, images, rules)
 
+    def up_to_switches(self, images: Tensor, rules: Rules) -> Run:
+        """A run that has all that `down` needs, and not the value, where what a unit is does not matter."""
+        if rules.method != "deconvnet":
+            return self.up(images, rules)
+        return graph_run.run_for_reverse(self.graph, self.stop, images, cast("Shapes", self.shapes), rules)
+
     def down(self, run: Run, units: Units, values: Tensor, rules: Rules, pixels: Sequence[Tensor]) -> None:
         """Write the projections of the units, with these values in the place of their own, into `pixels`, one each.
 

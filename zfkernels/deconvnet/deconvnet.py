@@ -30,7 +30,18 @@ from .forward import Changed, Forward, Own, values
 from .notes import empty, notes, without_switches
 from .serving import Engine, Plan, Planner, Way, check_overrides, checked, uncapped
 from .signals import OVERRIDES
-from .units import Units, at, check_finite, integers, named_layers, named_units, on, one_image, strongest
+from .units import (
+    Units,
+    at,
+    check_finite,
+    integers,
+    known_values,
+    named_layers,
+    named_units,
+    on,
+    one_image,
+    strongest,
+)
 
 CHANGES = "model must do the same at each call with the same images, but what it calls has changed between two of them"
 
@@ -257,6 +268,7 @@ class Deconvnet:
         image_index: int | Sequence[int] | Tensor | None = None,
         method: str = "deconvnet",
         strength: float | None = None,
+        values: Sequence[float] | Tensor | None = None,
     ) -> Projection:
         """Project single activations of `layer` back to pixels.
 
@@ -281,6 +293,8 @@ class Deconvnet:
                 down, so that projections stay proportional to the activation; its derivative is 0 above 6, too. A
                 LeakyReLU of slope a puts max(0, g) + a min(0, g) in the place of max(0, g).
             strength: the value that each unit is given on the way down, in the place of its own.
+            values: what the units at `position` are, one a unit, where that is known, as from `top_activations`. They
+                are taken as they are; by "deconvnet" the images then go up only to the last pool below the layer.
 
         Returns:
             A `Projection`. Without norms it equals the backward pass from the unit, with its value as the gradient, in
@@ -299,9 +313,10 @@ class Deconvnet:
         for again in (False, True):
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
             units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
+            known = None if values is None else known_values(values, units, look, images)
             try:
                 with torch.autocast(images.device.type, enabled=False):
-                    return self._projected(images, layer, plan, units, look, rules, strength)
+                    return self._projected(images, layer, plan, units, look, rules, strength, known)
             except Changed:
                 continue
         raise RuntimeError(CHANGES)
@@ -372,7 +387,15 @@ class Deconvnet:
         return Joint(together, alone.pixels, alone.values, alone.positions, alone.boxes, difference)
 
     def _projected(
-        self, images: Tensor, layer: str, plan: Plan, units: Units, look: bool, rules: Rules, strength: float | None
+        self,
+        images: Tensor,
+        layer: str,
+        plan: Plan,
+        units: Units,
+        look: bool,
+        rules: Rules,
+        strength: float | None,
+        known: Tensor | None = None,
     ) -> Projection:
         """The projections of the units, so many images and units at a time as fit into a pass."""
         engine, cap = self._engine(plan, plan.stops[layer]), plan.uncapped.get(plan.stops[layer])
@@ -381,15 +404,15 @@ class Deconvnet:
         pixels = torch.empty((count, *images.shape[1:]), memory_format=torch.channels_last, **kind).zero_()
         values = torch.empty(count, **kind)
         needed, index = np.unique(units.images, return_inverse=True)
-        most = graph_run.pass_elements(device)
+        most, up = graph_run.pass_elements(device), engine.up if known is None else engine.up_to_switches
         for part in passes(np.arange(len(needed)), graph_run.largest(plan.shapes), most):
-            run = engine.up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
+            run = up(images if len(part) == len(images) else images[on(device, needed[part])], rules)
             here = np.flatnonzero((index >= part[0]) & (index <= part[-1]))
             for rows in passes(here, engine.unit_elements, most):
                 chosen = units.take(rows)._replace(images=index[rows] - part[0])
                 if look:
                     units.positions[rows] = chosen.positions[:] = strongest(run.value, chosen)
-                own = at(run.value, chosen).detach()
+                own = at(run.value, chosen).detach() if known is None else known[on(device, rows)]
                 own = own.clamp(max=cap) if cap else own
                 check_finite(own, layer, chosen)
                 values[on(device, rows)] = own
@@ -397,7 +420,7 @@ class Deconvnet:
                 engine.down(run, chosen, sent, rules, [pixels[row] for row in rows])
         stop, size = plan.stops[layer], images.shape[2:]
         boxes = torch.from_numpy(graph_run.fields(plan.graph, stop, units.positions, size)).to(device)
-        told = notes(plan, layer, rules, self.rules) + empty(pixels, values, units, rules.method)
+        told = notes(plan, layer, rules, self.rules) + empty(pixels, boxes, values, units, rules.method)
         projection = Projection(pixels, values, on(device, units.positions), boxes)
         projection.notes = told
         return projection

@@ -95,6 +95,9 @@ class Own:
         self.uncapped = uncapped
         self.unit_elements = max(shape[1:].numel() for shape in seen.shapes[: stop + 1])
 
+    def up_to_switches(self, images: Tensor, rules: Rules) -> Run:
+        return self.up(images, rules)
+
     def up(self, images: Tensor, rules: Rules) -> Run:
         if rules.method is None:
             found = values(self.model, self.forward, images, [self.stop], rules, self.seen, self.uncapped)

@@ -52,9 +52,13 @@ def without_switches(graph: Graph, stop: int) -> bool:
     return not pools and not isinstance(graph.node(stop).step, Pool) and any(isinstance(step, ReLU) for step in steps)
 
 
-def empty(pixels: Tensor, values: Tensor, units: Units, method: str | None) -> tuple[str, ...]:
-    """Of projections that are all 0."""
-    blank = [i for i, picture in enumerate(pixels) if not bool(picture.any())]
+def empty(pixels: Tensor, boxes: Tensor, values: Tensor, units: Units, method: str | None) -> tuple[str, ...]:
+    """Of projections that are all 0; outside of its box each is."""
+    parts = (
+        picture[:, top:bottom, left:right]
+        for picture, (top, left, bottom, right) in zip(pixels, boxes.tolist(), strict=True)
+    )
+    blank = [i for i, part in enumerate(parts) if not bool(part.any())]
     if not blank:
         return ()
     dead = [i for i in blank if float(values[i]) == 0]

@@ -119,6 +119,19 @@ def _placed(g: Tensor, rows: np.ndarray, units: Units, values: Tensor) -> Tensor
     return g
 
 
+def known_values(values: object, units: Units, look: bool, like: Tensor) -> Tensor:
+    """The units' values as they were given; ValueError or TypeError where they do not fit."""
+    if look:
+        raise ValueError("position must be given with values, which are of the units there")
+    try:
+        known = torch.as_tensor(values, dtype=like.dtype, device=like.device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"values must be a number a unit, got {values!r}") from None
+    if known.shape != (len(units.images),):
+        raise ValueError(f"values must have shape ({len(units.images)},), one a unit, got {tuple(known.shape)}")
+    return known
+
+
 def check_finite(values: Tensor, layer: str, units: Units) -> None:
     finite = torch.isfinite(values).tolist()
     if not all(finite):

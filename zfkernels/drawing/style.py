@@ -34,7 +34,7 @@ ON_DARK = {INK: NIGHT.ink, "#000000": NIGHT.ink, SOFT: NIGHT.soft, ACCENT: NIGHT
 def plain_axes(axes: Axes) -> None:
     """Only the left and the lower axis, with small grey numbers."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=SOFT, labelsize=8)
+    axes.tick_params(which="both", colors=SOFT, labelsize=8)
 
 
 def outline(axes: Axes, box: Sequence[int]) -> None:
@@ -77,7 +77,7 @@ def darken(figure: Figure) -> None:
     for axes in figure.axes:
         if to_hex(axes.get_facecolor()) == "#ffffff":
             axes.set_facecolor(NIGHT.paper)
-        axes.tick_params(colors=ON_DARK[SOFT])
+        axes.tick_params(which="both", colors=ON_DARK[SOFT])
         for spine in axes.spines.values():
             spine.set_edgecolor(ON_DARK[SOFT])
     coloured: list[Any] = figure.findobj(lambda artist: hasattr(artist, "get_color") and hasattr(artist, "set_color"))

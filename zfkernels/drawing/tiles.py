@@ -8,6 +8,7 @@ import torch
 
 GREY = 128
 BETWEEN = 40  # the grey between the tiles of a panel, which is seen on light pages and on dark ones
+SAMPLED = 16  # every so many of the values give an idea of all
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 
@@ -30,7 +31,12 @@ def full_scale(parts: Sequence[torch.Tensor]) -> float:
     values = torch.cat([part.abs().flatten() for part in parts])
     values = values if values.dtype == torch.float64 else values.float()
     place = 0.995 * (len(values) - 1)  # among the values by rising size, linear between two, as of torch.quantile
-    largest = values.topk(len(values) - int(place)).values  # which sorts nothing else
+    count = len(values) - int(place)
+    if len(values) > 64 * SAMPLED:  # few are as large as the largest 2% of every so many: only these are sorted
+        sample = values[::SAMPLED]
+        few = values[values >= sample.topk(len(sample) // 50).values[-1]]
+        values = few if len(few) >= count else values
+    largest = values.topk(count).values
     return float(largest[-1].lerp(largest[-2:][0], place - int(place)))
 
 

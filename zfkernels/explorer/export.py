@@ -6,6 +6,7 @@ first, so that what is seen first takes few files.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def export(found: Explored, folder: Path, command: str, maps: int | None = None,
     if folder.exists() and any(folder.iterdir()) and not (folder / "explorer.js").exists():
         raise ValueError(f"--export must be a new folder, or one of an earlier export; {folder} holds other files")
     batches = range(0, len(found.paths), state.BATCH)
-    searched = bar(found.batches(0), "search", "batch", shown, sizes=[1] * len(batches))
+    searched = bar(found.batches(0, math.inf), "search", "batch", shown, sizes=[1] * len(batches))
     for inputs, numbers in searched:
         found.take(inputs, numbers)
     size = 0

@@ -1,40 +1,72 @@
 """One thread that computes, and the search that streams through it."""
 
+import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from queue import PriorityQueue
 from typing import Any
 
 from torch import Tensor
 
 URGENT, SOON, PATIENT = 0, 1, 2  # what somebody looks at; what comes into view; the search
+# Seconds without anything more urgent, asked or answered, before a task of these begins: a page asks for one thing
+# after the other
+PAUSES = {URGENT: 0.0, SOON: 0.1, PATIENT: 0.3}
+Task = tuple[int, int, Callable[[], Any] | None, Future[Any]]  # priority, number, what to call, who waits
 
 
 class Worker:
     """One thread that computes: what somebody waits for first, the search between. So nothing else needs a lock."""
 
     def __init__(self) -> None:
-        self._queue: PriorityQueue[tuple[int, int, Callable[[], Any] | None, Future[Any]]] = PriorityQueue()
+        self._tasks: list[Task] = []  # a heap
+        self._news = threading.Condition()
+        self._asked = dict.fromkeys((URGENT, SOON), -1.0)  # when something so urgent was last asked or answered
         self._numbers = itertools.count()
-        threading.Thread(target=self._run, daemon=True, name="explorer").start()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="explorer")
+        self._thread.start()
 
     def submit(self, call: Callable[[], Any], priority: int = URGENT) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._queue.put((priority, next(self._numbers), call, future))
-        return future
+        return self._put(call, priority)
 
     def stop(self) -> None:
-        """The thread ends with what it is at."""
-        self.submit(lambda: None, -1)
-        self._queue.put((-1, next(self._numbers), None, Future()))
+        """Ends the thread with what it is at: a process that ended while it computes would be aborted."""
+        self._put(None, -1)
+        self._thread.join()
+
+    def _put(self, call: Callable[[], Any] | None, priority: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._news:
+            heapq.heappush(self._tasks, (priority, next(self._numbers), call, future))
+            self._said(priority)
+            self._news.notify()
+        return future
+
+    def _said(self, priority: int) -> None:
+        if priority in self._asked:
+            self._asked[priority] = time.monotonic()
+
+    def _left(self, priority: int) -> float:
+        """How long such a task must wait yet."""
+        last = max((at for other, at in self._asked.items() if other < priority), default=-1.0)
+        return last + PAUSES.get(priority, 0.0) - time.monotonic()
+
+    def _next(self) -> Task:
+        """The most urgent task, once it may begin."""
+        with self._news:
+            while True:
+                left = self._left(self._tasks[0][0]) if self._tasks else None
+                if left is not None and left <= 0:
+                    return heapq.heappop(self._tasks)
+                self._news.wait(left)
 
     def _run(self) -> None:
         while True:
-            _, _, call, future = self._queue.get()
+            priority, _, call, future = self._next()
             if call is None:
                 return
             if not future.set_running_or_notify_cancel():
@@ -43,6 +75,7 @@ class Worker:
                 future.set_result(call())
             except BaseException as error:  # it belongs to who waits
                 future.set_exception(error)
+            self._said(priority)
 
 
 @dataclass

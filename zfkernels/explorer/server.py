@@ -1,8 +1,9 @@
 """The explorer's application: what the page asks for, and to whom it answers.
 
 It answers only pages of its own: a request must name the address it is served at as its host (no other name leads
-here, whatever a foreign DNS says), and one with an origin must come from that address. Paths of requests are numbers;
-the page's files are read once, at the start.
+here, whatever a foreign DNS says), and one with an origin must come from that address. Another site's page may lead to
+it by a link, and can neither show its pictures nor let it compute. Paths of requests are numbers; the page's files are
+read once, at the start.
 """
 
 import asyncio
@@ -330,10 +331,13 @@ def checked(app: ASGIApp, host: str, port: int) -> ASGIApp:
             await send(message)
 
         headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
-        hosts = [value for name, value in headers if name == b"host"]
-        origins = [value for name, value in headers if name == b"origin"]
+        hosts, origins, sites, uses = (
+            [value for name, value in headers if name == wanted]
+            for wanted in (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-dest")
+        )
         wrong = len(hosts) != 1 or not ours(hosts[0]) or any(origin != f"http://{hosts[0]}" for origin in origins)
-        if wrong or (scope["method"] not in ("GET", "HEAD") and len(origins) != 1):
+        foreign = any(site not in ("same-origin", "none") for site in sites) and uses != ["document"]
+        if wrong or foreign or (scope["method"] not in ("GET", "HEAD") and len(origins) != 1):
             text = f"this server answers only its own page, at http://{host}:{port}/"
             return await JSONResponse({"error": text}, status_code=403)(scope, receive, with_headers)
         await app(scope, receive, with_headers)

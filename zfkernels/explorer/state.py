@@ -3,6 +3,7 @@
 Everything here runs in the one thread of jobs.Worker, except `batches`.
 """
 
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ Words = dict[str, Any]  # for JSON
 TOP = 9  # activations a map
 PROFILE = 1024  # pictures whose strongest activation of every map is kept, for histograms and likeness
 BINS = 24  # of a histogram
-BATCH = 8  # pictures a pass of the search: what somebody waits for waits for one
+BATCH, PASS = 8, 0.1  # pictures a pass of the search, and the seconds it aims at: whoever asks waits for one
 PIXELS = 512 * 2**20  # bytes of pictures that are held
 ANSWERS = 2048  # pictures of the page that are held
 FAR, MIDDLE = 2**16, 64  # a picture, and a place in a map of it, whose fields are not cut off
@@ -63,6 +64,7 @@ class Explored:
     tops: dict[str, TopActivations] = field(default_factory=dict)
     peaks: dict[str, Tensor] = field(default_factory=dict)  # (maps, PROFILE): NaN where not searched
     searched: int = 0
+    pace: float = PASS  # seconds that the search last took for a picture
     pixels: OrderedDict[int, Tensor] = field(default_factory=OrderedDict)  # number -> uint8 (3, H, W)
     answers: OrderedDict[tuple[Any, ...], Any] = field(default_factory=OrderedDict)
 
@@ -98,18 +100,28 @@ class Explored:
             found.append(pixels)
         return torch.stack(found)
 
-    def batches(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `take` takes, of the pictures from `first` on; the next is read while one is computed."""
+    def batches(self, first: int, seconds: float = PASS) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `take` takes, of the pictures from `first` on; the next are read while some are computed.
+
+        As many at once as by the last took so many seconds, at most BATCH; one at first.
+        """
+
+        def chunk_from(first: int) -> range:
+            count = max(1, int(min(BATCH, seconds / self.pace)))
+            return range(first, min(first + count, len(self.paths)))
+
         with ThreadPoolExecutor(1) as ahead:
-            chunks = [range(i, min(i + BATCH, len(self.paths))) for i in range(first, len(self.paths), BATCH)]
-            reading = [ahead.submit(self.read, chunk) for chunk in chunks[:1]]
-            for chunk, after in zip(chunks, [*chunks[1:], None], strict=True):
-                pixels = reading.pop().result()
-                reading += [ahead.submit(self.read, after)] if after else []
-                yield self.network.normalise(pixels), torch.tensor(chunk)
+            chunk = chunk_from(first)
+            reading = ahead.submit(self.read, chunk)
+            while chunk:
+                pixels, read = reading.result(), chunk
+                chunk = chunk_from(read.stop)
+                reading = ahead.submit(self.read, chunk) if chunk else reading
+                yield self.network.normalise(pixels), torch.tensor(read)
 
     def take(self, inputs: Tensor, numbers: Tensor) -> None:
         """Search a batch."""
+        began = time.perf_counter()
         names = [layer.name for layer in self.layers]
         best = top_activations(self.deconv, [(inputs, numbers)], names, len(numbers), numbered=True)
         for name, top in best.items():
@@ -120,6 +132,7 @@ class Explored:
             self.peaks[name].scatter_(1, top.images[kept].view(shape), top.values[kept].view(shape).float())
             self.tops[name] = merge([self.tops[name], top] if name in self.tops else [top], TOP)
         self.searched = max(self.searched, int(numbers.max()) + 1)
+        self.pace = (time.perf_counter() - began) / len(numbers)
 
     def once(self, key: tuple[Any, ...], call: Callable[[], T]) -> T:
         """What `call` gives, kept until more pictures are searched."""

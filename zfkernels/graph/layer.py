@@ -86,6 +86,11 @@ class Layer:
         passed = y if self.rectify and rules.method != "deconvnet" else None
         return y, Record(filters, None if scale is None else scale.view(-1), passed, switches)
 
+    def record_of(self, x: Tensor, rules: Rules) -> Record:
+        """What `run` records by the rules of "deconvnet" where there is no pool: nothing of the values of x."""
+        filters, _, scale, _ = self._weights(x, rules)
+        return Record(filters, None if scale is None else scale.view(-1), None, None)
+
     def _weights(
         self, x: Tensor, rules: Rules
     ) -> tuple[Tensor | PreparedFilters, Tensor | None, Tensor | None, Tensor | None]:

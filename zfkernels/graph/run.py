@@ -9,8 +9,11 @@ from torch import Tensor
 
 from ..window import Pair, Window
 from .graph import Graph
+from .layer import Layer
 from .plan import Planned, plan
 from .rules import Rules, Shapes
+from .steps import Norm, Step
+from .windowed import Pool
 
 WHOLE = 2**40  # more than any map
 
@@ -40,6 +43,37 @@ def run(graph: Graph, stop: int, images: Tensor, rules: Rules, keep: Collection[
         for i in last:
             del values[i]
     return Run(values[way.same[stop]], way.same[stop], way.steps, recorded, {i: values[way.same[i]] for i in keep})
+
+
+def run_for_reverse(graph: Graph, stop: int, images: Tensor, shapes: Shapes, rules: Rules) -> Run:
+    """What is needed to reverse from the value numbered `stop`, which is not computed where nothing recorded needs it.
+
+    `shapes`: of the graph's values for these images, by number. For method "deconvnet", which records the switches of
+    pools, and what a norm was given if its rule asks for that; no value of a rectifier.
+    """
+    way = plan(graph, (stop,))
+    values: dict[int, Tensor] = {0: images}
+    recorded: dict[int, Any] = {}
+    needed = max((i for i, planned in enumerate(way.steps) if _records(planned.step, rules)), default=-1)
+    for i, (number, step, inputs, last) in enumerate(way.steps):
+        if i <= needed:
+            values[number], recorded[number] = step.run([values[i] for i in inputs], rules)
+            for input in last:
+                del values[input]
+        elif isinstance(step, Layer):
+            shape = shapes[inputs[0]]
+            assert shape is not None
+            recorded[number] = step.record_of(images.new_empty(len(images), *shape[1:]), rules)
+        else:
+            recorded[number] = None
+    return Run(images.new_empty(0), way.same[stop], way.steps, recorded, {})
+
+
+def _records(step: Step | Layer, rules: Rules) -> bool:
+    """Whether the way down needs something of the maps that the step was run on."""
+    if isinstance(step, Norm):
+        return rules.norm != "identity"
+    return step.pool is not None if isinstance(step, Layer) else isinstance(step, Pool)
 
 
 def pass_elements(device: torch.device) -> int:

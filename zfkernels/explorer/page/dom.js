@@ -33,7 +33,8 @@ export function placeBox(element, [top, left, bottom, right], [height, width]) {
 }
 
 export function number(value) {
-  return Number(value.toPrecision(3)).toString();
+  const isTiny = value !== 0 && Math.abs(value) < 1e-3;
+  return isTiny ? value.toExponential(2) : Number(value.toPrecision(3)).toString();
 }
 
 export function percent(part) {

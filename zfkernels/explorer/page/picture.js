@@ -2,6 +2,7 @@
 import { barRow, byId, make, number, percent, placeBox } from "./dom.js";
 import { dataUrl, isLive, liveAnswer, livePost, needsServer } from "./source.js";
 import { newest } from "./tries.js";
+import { wallDrawn } from "./wall.js";
 
 let network = null;
 const view = { picture: 0, layer: 0, mode: "look", row: 0, column: 0, side: 0 };
@@ -16,6 +17,7 @@ export async function takeFile(file) {
   }
 }
 
+// `name` is null where nobody has asked for a picture: then its first answer waits until the wall is drawn.
 export function showPicture(shownNetwork, name, layerIndex) {
   network = shownNetwork;
   view.layer = layerIndex;
@@ -33,8 +35,16 @@ export function showPicture(shownNetwork, name, layerIndex) {
   }
   const hint = make("p", { class: "soft", id: "hint" });
   byId("side").replaceChildren(head, choosing(), modes(), stage(), hint, make("div", { id: "found" }));
-  setMode(view.mode);
+  drawMode();
+  if (name === null) actLater(byId("found"));
+  else act();
   return title;
+}
+
+// What nobody has asked for is computed when nothing else is.
+async function actLater(found) {
+  await wallDrawn();
+  if (found.isConnected && !found.childElementCount) act();
 }
 
 function choosing() {
@@ -105,12 +115,17 @@ function setSide(side) {
 
 function setMode(mode) {
   view.mode = mode;
+  drawMode();
+  act();
+}
+
+function drawMode() {
+  const { mode } = view;
   byId("side").dataset.mode = mode;
   const isLook = mode === "look";
   const moves = "move with the arrow keys";
   byId("hint").textContent = isLook ? `Click a pixel, or ${moves} and press Enter.` : `Drag the square, or ${moves}.`;
   mark();
-  act();
 }
 
 function stage() {
@@ -203,7 +218,7 @@ function seenUnit(name, unit) {
   return make(
     "a", { href, onmouseenter: point, onfocus: point, onmouseleave: back, onblur: back },
     make("img", { class: "view pixels", src: unit.picture, alt }),
-    make("span", { class: "caption" }, `${name}/${unit.map}`),
+    make("span", { class: "caption" }, `map ${unit.map}`),
     make("span", { class: "caption soft" }, `${number(unit.value)}${share}`),
   );
 }

@@ -40,9 +40,12 @@ export function leavePage() {
   giveUp(coming);
 }
 
-// Of these pictures none is waited for any longer.
+// Of these pictures none is waited for any longer; decode() of a picture that is given up may never end.
 export function giveUp(pictures) {
-  for (const picture of pictures) picture.src = "";
+  for (const picture of pictures) {
+    picture.src = "";
+    picture.giveUp();
+  }
   pictures.clear();
 }
 
@@ -57,7 +60,8 @@ export async function pictureCame(url, among = coming) {
   picture.fetchPriority = among === coming ? "high" : "low";
   picture.src = url;
   among.add(picture);
-  const came = await picture.decode().then(() => true, () => false);
+  const givenUp = new Promise((go) => (picture.giveUp = () => go(false)));
+  const came = await Promise.race([picture.decode().then(() => true, () => false), givenUp]);
   return among.delete(picture) && came;
 }
 

@@ -37,6 +37,12 @@ function drawWanted() {
   }
 }
 
+// Waits until something was searched and no picture of the wall is on its way.
+export async function wallDrawn() {
+  do await new Promise((go) => setTimeout(go, 250));
+  while (!wall.words.searched || holds || wanted.length || wallComing.size);
+}
+
 async function drawOne(tile) {
   const map = Number(tile.dataset.map);
   const sprite = wall.words.sprites && wall.words.sprites[map];
