@@ -109,7 +109,7 @@ def test_averages_go_by_our_kernel(monkeypatch):
     monkeypatch.setattr(_C, "avg_pool2d", lambda *a: calls.append(a) or avg_pool2d(*a))
     _, watched = run("averaged")
     assert len(calls) == 9
-    (plan,) = watched.programs[0].plans.values()
+    (plan,) = watched.programs[0].made.plans.values()
     kept = [one for run_, _ in plan.calls for one in getattr(run_, "members", [run_])]
     assert sum("average_run" in one.__qualname__ for one in kept) == 9
 
@@ -126,7 +126,7 @@ def test_kernels_are_called_and_filters_packed_once(monkeypatch):
         for _ in range(3):
             call(images())
     assert len(packed) == 6
-    assert len(watched.programs[0].plans) == 1
+    assert len(watched.programs[0].made.plans) == 1
 
 
 def test_gradients_and_training_are_torchs():
@@ -297,7 +297,7 @@ def test_a_dispatch_mode_sees_every_op():
     call, watched = compiled(model)
     expected = check(model, call, x)
     program, given = watched.programs[0], []
-    watched.programs[0].sources.same = lambda tensors: given.append(tensors) or True
+    watched.programs[0].made.sources.same = lambda tensors: given.append(tensors) or True
     with torch.no_grad():
         call(x)
     inputs = [*given[0]]
@@ -332,7 +332,7 @@ def test_maps_share_memory_when_nobody_reads_them_any_more():
     x = torch.randn(1, 16, 24, 24)
     with torch.no_grad():
         call(x)
-    (plan,) = watched.programs[0].plans.values()
+    (plan,) = watched.programs[0].made.plans.values()
     freed = [i for _, dead in plan.calls for i in dead]
     assert len(freed) == len(set(freed))
     assert sum(len(dead) for _, dead in plan.calls[1:]) >= 5
@@ -399,7 +399,7 @@ def test_either_kernel_is_right_and_the_faster_stays(monkeypatch, faster):
         with torch.no_grad():
             model.get_parameter(next(iter(dict(model.named_parameters())))).mul_(1.1)
         check(model, call, *inputs_of(name, 3))
-        assert bool(watched.programs[0].filters) == (faster == "ours") or name != "residual"
+        assert bool(watched.programs[0].made.filters) == (faster == "ours") or name != "residual"
     assert measured
     assert len(made_by_onednn) > (len(measured) if faster == "onednn" else 0)
     call, _ = compiled(model, options={"tune": False})

@@ -8,6 +8,7 @@ import torch
 from compiled import check, compiled, images, made, residual
 from torch import nn
 
+from zfkernels.backends.prepared import PreparedFilters
 from zfkernels.testing.weights import randomised
 
 
@@ -177,6 +178,23 @@ def test_two_models_of_one_class():
     for model in (one, two, one):
         call, _ = compiled(model)
         check(model, call, images())
+
+
+def test_one_that_changes_in_the_middle_of_a_call(monkeypatch):
+    """As another thread may change it: no error, and the next call sees it."""
+    model, x = made("residual"), images()
+    call, _ = compiled(model, options={"tune": False})
+    pack = PreparedFilters._pack
+
+    def packed(self, *arguments):
+        in_place(model)
+        return pack(self, *arguments)
+
+    monkeypatch.setattr(PreparedFilters, "_pack", packed)
+    with torch.no_grad():
+        call(x)
+    monkeypatch.undo()
+    check(model, call, x)
 
 
 def test_several_threads():
