@@ -15,71 +15,59 @@ from . import checks
 from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, pooled_size
 
+SETTINGS = (
+    "SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, bool count_include_pad, "
+    "str backend"
+)
+
+
+def _fake(
+    x: Tensor,
+    kernel_size: Sides,
+    stride: Sides,
+    padding: Sides,
+    output_size: Sides,
+    count_include_pad: bool,
+    backend: str,
+) -> Tensor:
+    return empty(x, *x.shape[:2], *output_size)
+
+
+def _setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
+    x, *ctx.settings = inputs
+    ctx.input_shape = x.shape
+
+
+def _adjoint(op: Callable[..., Tensor], ctx: Context, g: Tensor) -> Gradients:
+    *pool, _, count_include_pad, backend = ctx.settings
+    return (op(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+
 
 class _AvgPool2d:
     """Each window's mean."""
 
-    @staticmethod
-    def fake(
-        x: Tensor,
-        kernel_size: Sides,
-        stride: Sides,
-        padding: Sides,
-        output_size: Sides,
-        count_include_pad: bool,
-        backend: str,
-    ) -> Tensor:
-        return empty(x, *x.shape[:2], *output_size)
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
-        x, *ctx.settings = inputs
-        ctx.input_shape = x.shape
+    fake, setup_context = staticmethod(_fake), staticmethod(_setup_context)
 
     @staticmethod
     def backward(ctx: Context, g: Tensor) -> Gradients:
-        *pool, _, count_include_pad, backend = ctx.settings
-        return (avg_pool2d_backward(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+        return _adjoint(avg_pool2d_backward, ctx, g)
 
 
-avg_pool2d_op: Callable[..., Tensor] = define(
-    "avg_pool2d(Tensor x, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
-    "bool count_include_pad, str backend) -> Tensor",
-    _AvgPool2d,
-)
+avg_pool2d_op: Callable[..., Tensor] = define(f"avg_pool2d(Tensor x, {SETTINGS}) -> Tensor", _AvgPool2d)
 
 
 class _AvgPool2dBackward:
     """Its adjoint, onto a map of `output_size`."""
 
-    @staticmethod
-    def fake(
-        g: Tensor,
-        kernel_size: Sides,
-        stride: Sides,
-        padding: Sides,
-        output_size: Sides,
-        count_include_pad: bool,
-        backend: str,
-    ) -> Tensor:
-        return empty(g, *g.shape[:2], *output_size)
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
-        g, *ctx.settings = inputs
-        ctx.input_shape = g.shape
+    fake, setup_context = staticmethod(_fake), staticmethod(_setup_context)
 
     @staticmethod
     def backward(ctx: Context, gg: Tensor) -> Gradients:
-        *pool, _, count_include_pad, backend = ctx.settings
-        return (avg_pool2d_op(gg, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+        return _adjoint(avg_pool2d_op, ctx, gg)
 
 
-avg_pool2d_backward: Callable[..., Tensor] = define(
-    "avg_pool2d_backward(Tensor g, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
-    "bool count_include_pad, str backend) -> Tensor",
-    _AvgPool2dBackward,
-)
+avg_pool2d_backward: Callable[..., Tensor]
+avg_pool2d_backward = define(f"avg_pool2d_backward(Tensor g, {SETTINGS}) -> Tensor", _AvgPool2dBackward)
 
 
 def avg_pool2d(
