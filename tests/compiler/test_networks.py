@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 BY_NAME = """
-import sys, torch
+import os, sys, torch
+if os.fork() == 0:
+    import zfkernels, zfkernels.nn
+    os._exit(any("zfkernels.comp" in name for name in sys.modules))
+assert os.wait()[1] == 0, "importing the package imports the compiler"
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU()).eval()
 assert "zfkernels" not in sys.modules
 fast, x = torch.compile(model, backend="zfkernels"), torch.randn(1, 3, 9, 9)
@@ -42,11 +46,6 @@ def test_found_by_its_name_without_an_import(tmp_path):
     (stated / "entry_points.txt").write_text("[torch_dynamo_backends]\n" + entry.replace('"', "") + "\n")
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", BY_NAME], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
-
-
-def test_importing_the_package_does_not_import_the_compiler():
-    code = "import sys, torch, zfkernels, zfkernels.nn; assert not [m for m in sys.modules if 'zfkernels.comp' in m]"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -394,7 +393,7 @@ def test_either_kernel_is_right_and_the_faster_stays(monkeypatch, faster):
     for name in ("residual", "mobile", "dense", "spaced"):
         model = made(name)
         call, watched = compiled(model)
-        for n in (2, 1, 3):
+        for n in (2, 3):
             check(model, call, *inputs_of(name, n))
         with torch.no_grad():
             model.get_parameter(next(iter(dict(model.named_parameters())))).mul_(1.1)
