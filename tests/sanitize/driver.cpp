@@ -410,6 +410,7 @@ class Checks {
     // Every kernel, whatever the random cases are.
     void each_kernel() {
         for (int64_t taps = 2; taps <= 5; ++taps) conv(conv_of(1, 5, 9, 8, 40, taps, taps, 1, 1, 1, 1, taps % 2));
+        conv(conv_of(1, 96, 5, 6, 150, 3, 3, 1, 1, 1, 1, false));
         for (int64_t size : {4, 5})
             for (double beta : {0.75, 0.5, 1.0, 1.3}) norm({7, 37, size, 0.1, beta, 2.0, size == 4});
     }
