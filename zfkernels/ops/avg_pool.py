@@ -15,59 +15,42 @@ from . import checks
 from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, pooled_size
 
-SETTINGS = (
-    "SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, bool count_include_pad, "
-    "str backend"
-)
+
+def _defined(name: str, adjoint: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """The op of this name, onto maps of `output_size`; its derivative is `adjoint`'s."""
+
+    class Pooling:
+        @staticmethod
+        def fake(
+            x: Tensor,
+            kernel_size: Sides,
+            stride: Sides,
+            padding: Sides,
+            output_size: Sides,
+            count_include_pad: bool,
+            backend: str,
+        ) -> Tensor:
+            return empty(x, *x.shape[:2], *output_size)
+
+        @staticmethod
+        def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
+            x, *ctx.settings = inputs
+            ctx.input_shape = x.shape
+
+        @staticmethod
+        def backward(ctx: Context, g: Tensor) -> Gradients:
+            *pool, _, count_include_pad, backend = ctx.settings
+            return (adjoint()(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+
+    return define(
+        f"{name}(Tensor x, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
+        "bool count_include_pad, str backend) -> Tensor",
+        Pooling,
+    )
 
 
-def _fake(
-    x: Tensor,
-    kernel_size: Sides,
-    stride: Sides,
-    padding: Sides,
-    output_size: Sides,
-    count_include_pad: bool,
-    backend: str,
-) -> Tensor:
-    return empty(x, *x.shape[:2], *output_size)
-
-
-def _setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
-    x, *ctx.settings = inputs
-    ctx.input_shape = x.shape
-
-
-def _adjoint(op: Callable[..., Tensor], ctx: Context, g: Tensor) -> Gradients:
-    *pool, _, count_include_pad, backend = ctx.settings
-    return (op(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
-
-
-class _AvgPool2d:
-    """Each window's mean."""
-
-    fake, setup_context = staticmethod(_fake), staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Context, g: Tensor) -> Gradients:
-        return _adjoint(avg_pool2d_backward, ctx, g)
-
-
-avg_pool2d_op: Callable[..., Tensor] = define(f"avg_pool2d(Tensor x, {SETTINGS}) -> Tensor", _AvgPool2d)
-
-
-class _AvgPool2dBackward:
-    """Its adjoint, onto a map of `output_size`."""
-
-    fake, setup_context = staticmethod(_fake), staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Context, gg: Tensor) -> Gradients:
-        return _adjoint(avg_pool2d_op, ctx, gg)
-
-
-avg_pool2d_backward: Callable[..., Tensor]
-avg_pool2d_backward = define(f"avg_pool2d_backward(Tensor g, {SETTINGS}) -> Tensor", _AvgPool2dBackward)
+avg_pool2d_op: Callable[..., Tensor] = _defined("avg_pool2d", lambda: avg_pool2d_backward)
+avg_pool2d_backward: Callable[..., Tensor] = _defined("avg_pool2d_backward", lambda: avg_pool2d_op)
 
 
 def avg_pool2d(
