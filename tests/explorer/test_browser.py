@@ -16,6 +16,7 @@ from asked import CLASSES, command, environment, explorer, make_world
 from browsing import CHROMIUM, SIZES, launched, serious, shot
 from PIL import Image
 
+from zfkernels import cli
 from zfkernels.explorer import server
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -46,8 +47,8 @@ def address(world):
 @pytest.fixture(scope="module")
 def exported(world):
     site = world / "site"
-    arguments = [world / "photos", "--weights", world / "zfnet.pt", "--export", site, "--quiet"]
-    subprocess.run(command(*arguments), check=True, env=environment(), capture_output=True)
+    arguments = ["explore", world / "photos", "--weights", world / "zfnet.pt", "--export", site, "--quiet"]
+    assert cli.main([*map(str, arguments)]) == 0
     return site
 
 
