@@ -2,9 +2,6 @@
 of taps and stride that it serves, whatever their size, against float64; the direct kernel when something is not finite;
 the exact mode; and no memory of old weights."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +10,7 @@ import torch.nn.functional as F
 from against_reference import check
 from calls import CALLS
 from conftest import error
+from forked import forked
 
 import zfkernels as zf
 from zfkernels import _C
@@ -206,14 +204,9 @@ def test_exact_mode_is_a_setter_a_context_and_a_variable():
         zf.use_exact(1)
 
     program = "from zfkernels.backends import cpu; print(cpu._C.winograd())"
-    for value, expected in (("1", "0\n"), ("0", "1\n"), ("", "1\n")):
-        environment = os.environ | {"ZFKERNELS_EXACT": value}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-        assert done.stdout == expected, done.stderr
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"ZFKERNELS_EXACT": "yes"}, capture_output=True, text=True
-    )
-    assert "ZFKERNELS_EXACT must be 0 or 1, got 'yes'" in done.stderr
+    *good, bad = forked("ZFKERNELS_EXACT", ["1", "0", "", "yes"], program)
+    assert [done.text for done in good] == ["0", "1", "1"]
+    assert "ZFKERNELS_EXACT must be 0 or 1, got 'yes'" in bad.text
 
 
 def test_small_maps_stay_with_the_direct_kernel():
