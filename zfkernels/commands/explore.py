@@ -9,6 +9,7 @@ from .. import progress
 from ..files import check_pages, check_writable
 from .options import (
     NETWORK,
+    SIZE,
     add_network,
     add_quiet,
     add_skip,
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.export, "--export", folder=True)
         check_pages(args.export, "index.html", option="--export")
         check_apart("--export", args.export, args.folder)
+    elif args.maps is not None:
+        raise ValueError("--maps is of --export; a live page shows every map")
     checkpoints = _checkpoints(args)
     network = network_of(args, args.weights, or_random=True)
     shown = opened(network)
@@ -123,7 +126,8 @@ def _setup(args: argparse.Namespace) -> tuple[str, ...]:
     if args.weights is None and args.model is None:
         return ("from zfkernels.models import checkpoint", "network = checkpoint.untrained()")
     weights = None if args.weights is None else f"Path({str(args.weights)!r})"
-    lines = ["from zfkernels.models import load", f"network = load.network({weights}, {args.model!r}, {args.size})"]
+    size = args.size or SIZE
+    lines = ["from zfkernels.models import load", f"network = load.network({weights}, {args.model!r}, {size})"]
     if args.mean or args.std:
         lines.append(f"network = load.adjusted(network, {args.mean}, {args.std}, None)")
     return (*(["from pathlib import Path"] if weights else []), *lines)

@@ -84,7 +84,10 @@ def drawn(labels: Sequence[int], classes: Sequence[str], fraction: float, seed: 
     for label, name in enumerate(classes):
         members = random.permutation(np.flatnonzero(of == label))
         if len(members) == 1:
-            raise ValueError(f"class {name!r} has one picture, which cannot be both trained on and held out")
+            raise ValueError(
+                f"class {name!r} has one picture, which cannot be both trained on and held out; add others, or give a "
+                "folder to validate on (--validation)"
+            )
         out += members[: min(max(1, round(fraction * len(members))), max(len(members) - 1, 0))].tolist()
     chosen = set(out)
     return [i for i in range(len(labels)) if i not in chosen], sorted(chosen)
