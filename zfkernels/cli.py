@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from . import __version__
+from .limits import LARGEST, is_memory, memory_in_words
 from .words import nearest
 
 COMMANDS = {  # name -> what it does
@@ -55,6 +56,7 @@ OTHERWISE = {  # functions' arguments that an option of another name sets
     "image_size": "--side",
     "channels": "--maps",
 }
+UNKNOWN = "unrecognized arguments: "
 LARGEST_SEED = 2**63 - 1
 SENT_AGAIN = 0.05  # seconds after which Ctrl-C that Python dropped comes again
 NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
@@ -82,20 +84,9 @@ class Parser(argparse.ArgumentParser):
         found = re.match(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if found:
             message += nearest(found[1], [name.strip("' ") for name in found[2].split(",")])
-        if message.startswith("unrecognized arguments: "):
-            message += nearest(message.split()[2].partition("=")[0], options_of(self))
+        if message.startswith(UNKNOWN):
+            message += nearest(message.split()[2].partition("=")[0], list(self._option_string_actions))
         sys.exit(mistake(self.prog, f"{message}; see {self.prog} --help"))
-
-
-def options_of(found: argparse.ArgumentParser) -> list[str]:
-    """The options of a parser and of its commands."""
-    own: list[str] = []
-    below: list[str] = []
-    for action in found._actions:
-        own += action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            below += [name for command in action.choices.values() for name in options_of(command)]
-    return own + below
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -120,6 +111,13 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
             typed = {action.dest: action.option_strings[-1] for action in command._actions if action.option_strings}
             command.set_defaults(run=module.run, typed=typed)
     return top
+
+
+def of_command(top: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = commands.choices[name]
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,10 +189,13 @@ def _run(arguments: list[str], seen: list[int]) -> int:
     near = nearest(command, tuple(COMMANDS))
     if near and command not in COMMANDS and command == arguments[0]:
         return mistake("zfkernels", f"invalid choice: {command!r}{near}")
-    args = parser(command).parse_args(arguments)
+    top = parser(command)
+    args, unknown = top.parse_known_args(arguments)
+    if unknown:
+        before = unknown[0] in arguments[: arguments.index(command)]
+        (top if before else of_command(top, command)).error(UNKNOWN + " ".join(unknown))
     try:
-        if not 0 <= getattr(args, "seed", 0) <= LARGEST_SEED:
-            raise ValueError(f"--seed must be from 0 to {LARGEST_SEED}, got {args.seed}")
+        check_numbers(args)
         if command not in NEED_NO_BACKEND:
             require_backend()
         code = args.run(args) or 0
@@ -222,9 +223,25 @@ def _run(arguments: list[str], seen: list[int]) -> int:
         return mistake(f"zfkernels {command}", as_typed(in_one_line(error), args.typed))
 
 
+def check_numbers(args: argparse.Namespace) -> None:
+    """ValueError for a seed that no generator takes, and for whole numbers that nothing here can be as many as."""
+    if not 0 <= getattr(args, "seed", 0) <= LARGEST_SEED:
+        raise ValueError(f"--seed must be from 0 to {LARGEST_SEED}, got {args.seed}")
+    for name in args.typed.keys() - {"seed"}:
+        value = getattr(args, name, None)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST:
+                bound = f"at most {LARGEST}" if number > 0 else f"at least {-LARGEST}"
+                raise ValueError(f"{args.typed[name]} must be {bound}, got {number}")
+
+
 def in_one_line(error: Exception) -> str:
     """What an error says; of one that no check foresaw its kind too, and how to see where it was."""
+    if is_memory(error):
+        return memory_in_words(error)
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text[:500]} ({TRACEBACK}=1 shows where)"

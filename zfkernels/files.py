@@ -84,9 +84,16 @@ def check_writable(path: Path, option: str = "--out", folder: bool = False) -> N
         raise ValueError(f"{option} must be a file, and {path} is a folder")
     if not folder and path.exists() and not path.is_file():
         return  # /dev/null, a pipe
-    place = path if folder else path.parent
+    place, links = path if folder else path.parent, []
+    if not folder and path.is_symlink():
+        place = Path(os.path.realpath(path)).parent
+        links += [] if place.is_dir() else [path]
     while not place.exists():
+        links += [place] if place.is_symlink() else []
         place = place.parent
+    if links:
+        text = f"{links[0]} is a link to {os.path.realpath(links[0])}, which is not there"
+        raise ValueError(f"{option} {path} cannot be written: {text}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -98,7 +105,8 @@ def check_pages(folder: Path, *names: str, option: str = "--out") -> None:
     """ValueError, before any work, if the folder has pages of these names that are not of ours: they would be lost."""
     for page in (folder / name for name in names):
         if page.is_file() and b"zfkernels" not in page.read_bytes():
-            raise ValueError(f"{option} {folder} has a {page.name} of something else; choose another folder")
+            article = "an" if page.name[0] in "aeiou" else "a"
+            raise ValueError(f"{option} {folder} has {article} {page.name} of something else; choose another folder")
 
 
 _held: dict[Path, int] = {}  # the folders that `hold` keeps, and their open files
@@ -158,9 +166,45 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, write)
 
 
+def reason(error: BaseException) -> str:
+    """What an error says; of the system's, without its number and the file, which are told apart."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+
+
+KINDS = {  # how a file that is something else begins, and what it is
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
+    **dict.fromkeys((b"<!", b"<?", b"<html", b"<svg"), "a web page or XML: if it was downloaded, download it again"),
+    b"\x1f\x8b": "compressed: `gunzip` it first",
+    b"BZh": "compressed: `bunzip2` it first",
+    b"\xfd7zXZ": "compressed: `unxz` it first",
+    b"\x28\xb5\x2f\xfd": "compressed: `unzstd` it first",
+    b"\x89HDF": "an HDF5 file, as Keras writes, which is not read here",
+    b"\x93NUMPY": "one array of NumPy: a state dict has names",
+}
+
+
+def beginning(path: Path) -> bytes:
+    """The file's first bytes, enough for KINDS."""
+    with open(path, "rb") as file:
+        return file.read(24)
+
+
+def kind_of(head: bytes) -> str:
+    """What a file that begins so is, if it is of KINDS; otherwise ""."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next((kind for begins, kind in KINDS.items() if head.startswith(begins) or start.startswith(begins)), "")
+
+
 def check_regular(path: Path) -> None:
-    """ValueError for a pipe or a device, which may be waited on for ever; what is not there, or a folder, passes."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    """ValueError for what may not be looked at, and for a pipe or a device, which may be waited on for ever.
+
+    What is not there, or a folder, passes.
+    """
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if there and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} cannot be read: it is a pipe or a device, no file; save it as a file first")
 
 
@@ -175,8 +219,7 @@ def load_tensors(path: Path) -> Any:
 
     check_regular(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(16)
+        head = beginning(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except OSError as error:
@@ -192,18 +235,27 @@ def load_tensors(path: Path) -> Any:
         raise ValueError(f"{path} {_what_is_wrong(head, zipped, error)}") from error
 
 
+FROM_NUMPY = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(FILE).items()}, 'weights.pt')"
+
+
 def _check_zip(path: Path) -> None:
     """Every part there and as its checksum says: torch does not look, and a flipped bit would be a wrong weight."""
     try:
         with zipfile.ZipFile(path) as parts:
             if any("/code/" in name for name in parts.namelist()):
                 return  # TorchScript, which torch names
+            arrays = bool(parts.namelist()) and all(name.endswith(".npy") for name in parts.namelist())
+            foreign = not any(name.endswith("data.pkl") for name in parts.namelist())
             compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
             damaged = None if compressed else parts.testzip()
     except Exception as error:
         raise ValueError(
             f"{path} is not a readable checkpoint: it is damaged or cut short; copy or download it again"
         ) from error
+    if arrays:
+        raise ValueError(f"{path} is a NumPy archive, which is not read here: {FROM_NUMPY} makes one that is")
+    if foreign:
+        raise ValueError(f"{path} is not a checkpoint but an archive that torch.save did not write; unzip it first")
     if compressed:
         raise ValueError(f"{path} is not a checkpoint: it is a compressed archive, which torch.save never writes")
     if damaged is not None:
@@ -218,7 +270,10 @@ def _what_is_wrong(head: bytes, zipped: bool, error: Exception) -> str:
     text = str(error)
     if "TorchScript" in text:
         return "is a TorchScript archive, which holds code and is not loaded: save model.state_dict() with torch.save"
-    if found := re.search(r"GLOBAL ([\w.]+)", text):
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found and found[1].startswith("numpy."):
+        return "holds arrays of NumPy, which are not loaded: save tensors in their place, of torch.from_numpy"
+    if found:
         return (
             f"holds Python objects ({found[1]}), which could run code and are not loaded: save model.state_dict(), not "
             "the model"
@@ -228,6 +283,8 @@ def _what_is_wrong(head: bytes, zipped: bool, error: Exception) -> str:
             "is a safetensors file, which is not read here: torch.save(safetensors.torch.load_file(FILE), 'weights.pt')"
             " makes one that is"
         )
+    if kind := kind_of(head):
+        return f"is no checkpoint but {kind}"
     if isinstance(error, pickle.UnpicklingError) and not zipped:
         return "is not a checkpoint: torch.save did not write it"
     if isinstance(error, MemoryError):

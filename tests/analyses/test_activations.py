@@ -241,6 +241,28 @@ def test_a_search_that_stopped_continues_without_looking_again(tmp_path, monkeyp
         top_activations(net(), poisoned, "0", k=3, state=file)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best": {}},
+        {"best": 5},
+        {"best": {"0": 1}},
+        {"best": {"0": (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, 2))}},
+        {"best": {"0": (torch.zeros(2, 3), torch.zeros(2, 2).long(), torch.zeros(2, 3, 2).long())}},
+        {"best": {"0": (torch.zeros(2, 3), torch.zeros(2, 3).long(), torch.zeros(2, 3).long())}},
+        {"best": {"0": (torch.zeros(2), torch.zeros(2).long(), torch.zeros(2, 2).long())}},
+        {"batches": -1},
+        {"images": "5"},
+    ],
+)
+def test_a_search_whose_numbers_do_not_fit_is_not_continued(tmp_path, change):
+    x, file = images(4), tmp_path / "state.pt"
+    top_activations(net(), [x], ["0"], k=3, state=file)
+    torch.save(torch.load(file) | change, file)
+    with pytest.raises(ValueError, match=rf"state {file} is damaged .*; delete it to search anew"):
+        top_activations(net(), [x, x], ["0"], k=3, state=file)
+
+
 def test_wrong_numbers_are_named():
     with pytest.raises(ValueError, match="must end each batch with 2 int64 numbers, got NoneType"):
         top_activations(net(), [images(2)], "0", numbered=True)

@@ -77,6 +77,8 @@ EYES = {"eye": [0, 0, 4, 4]}
         ([EYES, {"eye": [-1, 0, 4, 4]}], "the box of 'eye'"),
         ([EYES, {"eye": [0, 0, 8, 10]}], r"got \[0, 0, 8, 10\]"),
         ([EYES, {"eye": [0, 0, float("inf"), 4]}], "cannot convert float infinity"),
+        ([EYES, {"eye": [0.5, 0, 4, 4]}], "a box must be of whole numbers"),
+        ([EYES, {"eye": ["0", "0", "4", "4"]}], "a box must be of whole numbers"),
         ([EYES, {"nose": [0, 0, 4, 4]}], "the same parts"),
         ([[], []], "with the same parts"),
     ],

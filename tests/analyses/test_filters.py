@@ -25,6 +25,14 @@ def test_dead_flat_and_checkered_filters_are_counted():
         filters.filters(weight[0])
 
 
+@pytest.mark.parametrize(("frequency", "low", "high"), [(0.125, 1, 0), (0.25, 0, 0), (0.5, 0, 0), (0.5625, 0, 1)])
+def test_a_frequency_at_a_limit_is_neither_low_nor_high(frequency, low, high):
+    """Of the Nyquist frequency; 32 rows hold whole waves of each."""
+    wave = torch.cos(math.pi * frequency * torch.arange(32, dtype=torch.float64))[:, None].expand(-1, 32)
+    found = filters.filters(wave[None, None])
+    assert (round(float(found.low), 9), round(float(found.high), 9)) == (low, high)
+
+
 def test_the_first_layer_with_filters_is_found():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 5), nn.Conv2d(4, 2, 3))
     assert torch.equal(filters.first_filters(model), model[1].weight)

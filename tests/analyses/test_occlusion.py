@@ -123,6 +123,17 @@ def test_the_strongest_map_of_the_clear_image_is_summed():
     result = occlusion_map(model, image, 0, patch=3, layer="1")
     assert result.channel == int(maps.amax(dim=(1, 2)).argmax())
     assert result.clear_activity == pytest.approx(maps[result.channel].sum().item(), rel=1e-12)
+    with torch.no_grad():  # a map of one high peak beside one that is high everywhere
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+        model[0].weight[4, 0, 1, 1] = 1
+    peak = torch.zeros_like(image)
+    peak[0, 4, 4] = 2
+    assert occlusion_map(model, peak, 0, patch=3, layer="1").channel == 4
+    with torch.no_grad():  # values below 0 are summed as they are
+        model[0].bias.fill_(-1)
+    below = occlusion_map(model, peak, 0, patch=3, layer="0", channel=0)
+    assert below.activity.unique().tolist() == [-9.0 * 12]
     assert occlusion_map(model, image, 0, patch=3).activity is None
 
 
@@ -300,6 +311,9 @@ def test_fills_by_name():
         occlusion_map(model, image, 0, patch=4, fill="blur").logit,
         occlusion_map(model, image, 0, patch=4, fill=blurred).logit,
     )
+    for patch in ((4, 8), (8, 4)):
+        expected = occlusion_map(model, image, 0, patch=patch, fill=occlusion._blurred(image, 4.0))
+        assert torch.equal(occlusion_map(model, image, 0, patch=patch, fill="blur").logit, expected.logit)
     flat = torch.full_like(image, 3.0)
     torch.testing.assert_close(occlusion._blurred(flat, 2.0), flat)
     spot = torch.zeros_like(image)

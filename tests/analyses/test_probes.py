@@ -42,3 +42,27 @@ def test_a_linear_probe_reads_digits_and_not_noise():
         probes.probes(known, labels, [4, 400])
     with pytest.raises(ValueError, match="classifiers must be of svm, softmax, got tree"):
         probes.probes(known, labels, [4], classifiers=["tree"])
+
+
+def test_draws_follow_from_the_seed():
+    values, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    pytest.importorskip("sklearn")
+    first, again, other = (
+        probes.probes({"noise": values}, labels, [5], classifiers=["svm"], draws=3, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_features_are_scaled_by_the_training_images_alone(monkeypatch):
+    """Less their mean, to a mean squared norm of 1; what is tested on has no part in it."""
+    svm, seen = pytest.importorskip("sklearn.svm"), []
+    fit = svm.LinearSVC.fit
+    monkeypatch.setattr(svm.LinearSVC, "fit", lambda self, x, y: seen.append(x) or fit(self, x, y))
+    values, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) * 7 + 5, torch.arange(60) % 3
+    probes.probes({"noise": values}, labels, [5], classifiers=["svm"], draws=2)
+    assert len(seen) == 2
+    for x in seen:
+        assert x.shape == (15, 4)
+        assert abs(x.mean(0)).max() < 1e-6
+        assert (x**2).sum(1).mean() == pytest.approx(1, abs=1e-5)

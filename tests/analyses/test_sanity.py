@@ -65,6 +65,7 @@ def test_the_model_is_left_alone_and_the_seed_decides():
     assert first.stages == again.stages
     assert torch.equal(first.pictures, again.pictures)
     assert first.stages != other.stages
+    assert sanity_check(net, image, "pool_2", repeats=1, seed=1).stages != first.stages, "each repeat has its own noise"
 
 
 def test_weights_are_noise_of_the_same_size():

@@ -124,7 +124,12 @@ def test_each_command_writes_and_says_what_it_found(capsys, world, tmp_path, com
         ("atlas {w}/photos --weights {w}/zfnet.pt --layers conv9", "--layers must be of conv1, pool1"),
         ("invariance {w}/photos --weights {w}/zfnet.pt --class dog", "--class must be a class or a number in 0..2"),
         ("invariance {w}/photos --model nowhere", "--model must be MODULE:CALLABLE"),
-        ("invariance {w}/photos --model nowhere:net", "No module named 'nowhere'"),
+        (
+            "invariance {w}/photos --model nowhere:net",
+            "No module named 'nowhere'; it is looked for in the current folder",
+        ),
+        ("invariance {w}/photos --model torch.nn:linear", "has no attribute 'linear', did you mean 'Linear'?"),
+        ("invariance {w}/photos --model torch.nn:Linear", "it is called without arguments: name a function of yours"),
         ("invariance {w}/photos --model torch.nn:Nothing", "has no attribute 'Nothing'"),
         ("filters --model builtins:dict", "must give a torch.nn.Module, got dict"),
         ("correspond {w}/bad.json --weights {w}/zfnet.pt", "bad.json must hold"),

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 import torch
 from small import SMALL, network
 
-from zfkernels import cli, progress
+from zfkernels import cli, limits, progress
 from zfkernels.analyses.filters import likeness, noise_note
-from zfkernels.commands import options, train
+from zfkernels.commands import train
 from zfkernels.models import checkpoint
 from zfkernels.models.checkpoint import Network
 
@@ -60,6 +61,31 @@ def refused(capsys, text, *words):
     for word in words:
         assert word in errors
     return errors
+
+
+@pytest.mark.parametrize("name", [b"cl\xff\xfeass", b"a $\\frac{1$ b", b"$_$", b"new\nline"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "neighbours {p} {f} --weights {w} --layers conv1 --top 2",
+        "invariance {p} --weights {w} --layers conv1",
+        "occlude {p} --weights {w} --patch 24 --stride 24",
+        "filters --weights {w} --against {o}",
+    ],
+)
+def test_a_figure_shows_any_name_of_a_file_as_it_stands(capsys, world, tmp_path, command, name):
+    """No text, or what matplotlib takes for a formula."""
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    picture, weights, other = folder / f"{folder.name}.png", folder / "w.pt", folder / "other.pt"
+    shutil.copy(world / "photos" / "a" / "0.png", picture)
+    for file in (weights, other):
+        shutil.copy(world / "zfnet.pt", file)
+    words = {"{p}": str(picture), "{f}": str(folder), "{w}": str(weights), "{o}": str(other)}
+    arguments = [words.get(word, word) for word in f"{command} --out {tmp_path}/o.png".split()]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    with Image.open(tmp_path / "o.png") as drawn:
+        assert drawn.size[0] > 100
 
 
 # What is written where
@@ -132,20 +158,21 @@ def test_folders_that_cannot_be_written_are_found_before_any_work(capsys, world,
 @pytest.mark.parametrize(
     ("command", "page"),
     [
-        ("atlas {w}/photos --weights {w}/zfnet.pt --out {o}", "index.html"),
-        ("explore {w}/photos --weights {w}/zfnet.pt --export {o}", "index.html"),
-        ("demo --out {o}", "index.html"),
-        ("gallery --work {t}/work --out {o}", "README.md"),
-        ("gallery --work {t}/work --out {o}", "gallery.html"),
+        ("atlas {w}/photos --weights {w}/zfnet.pt --out {o}", "an index.html"),
+        ("explore {w}/photos --weights {w}/zfnet.pt --export {o}", "an index.html"),
+        ("demo --out {o}", "an index.html"),
+        ("gallery --work {t}/work --out {o}", "a README.md"),
+        ("gallery --work {t}/work --out {o}", "a gallery.html"),
     ],
 )
 def test_pages_of_something_else_are_not_replaced(capsys, world, tmp_path, command, page):
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / page).write_text("<p>mine")
-    refused(capsys, command.format(w=world, t=tmp_path, o=folder), f"{folder} has a {page} of something else")
-    assert (folder / page).read_text() == "<p>mine"
-    assert [path.name for path in tmp_path.rglob("*")] == ["site", page]
+    name = page.split()[1]
+    (folder / name).write_text("<p>mine")
+    refused(capsys, command.format(w=world, t=tmp_path, o=folder), f"{folder} has {page} of something else")
+    assert (folder / name).read_text() == "<p>mine"
+    assert [path.name for path in tmp_path.rglob("*")] == ["site", name]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +223,22 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
     assert call(capsys, command)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["train {w}/photos --out {o}", "project {w}/photos/a/0.png --weights {w}/zfnet.pt --out {o}", "demo --out {o}/d"],
+)
+def test_links_that_lead_nowhere_are_found_before_any_work(capsys, world, tmp_path, command):
+    (tmp_path / "link.png").symlink_to(tmp_path / "none" / "deeper")
+    refused(capsys, command.format(w=world, o=tmp_path / "link.png"), "link.png is a link to", "which is not there")
+    assert [file.name for file in tmp_path.iterdir()] == ["link.png"]
+
+
+def test_a_link_that_leads_round_in_a_circle_is_replaced(capsys, world, tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "link.png")
+    assert call(capsys, PROJECT.format(w=world) + f" --out {tmp_path}/link.png")[0] == 0
+    assert (tmp_path / "link.png").stat().st_size > 0
+
+
 # What cannot be, found before any work
 
 
@@ -212,6 +255,19 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("atlas {w}/photos --weights {w}/zfnet.pt --workers 100000", "--workers must be at least 0 and at most"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos", "must lie outside of"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --out {w}/photos/a/atlas", "must lie outside of"),
+        ("train {w}/photos --out {w}/photos/run", "must lie outside of"),
+        ("train {w}/photos --validation {t} --out {t}/run", "must lie outside of"),
+        ("ablate {w}/photos --out {w}/photos/run", "must lie outside of"),
+        (
+            "train {w}/photos --validation {w}/photos/../photos",
+            "is FOLDER itself: a network that has seen the pictures",
+        ),
+        ("train {w}/photos --keep 0 2", "error: --keep must be epochs from 1, got 0 2"),
+        (
+            "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --out {w}/photos/n.png",
+            "would find it; choose",
+        ),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --out {w}/photos/a/n.png", "would find it; choose another place"),
         ("train {w}/photos --rate inf", "error: --rate must be above 0 and finite, got inf"),
         ("train {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
         ("ablate {w}/photos --scale inf", "error: --scale must be above 0 and finite, got inf"),
@@ -231,7 +287,7 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("bench --backend opencl", "error: --backend must be one of"),
         ("verify --backend opencl", "error: --backend must be one of"),
         ("verify --ops conv3d", "error: --ops: no op 'conv3d'"),
-        ("verify --cases -1", "error: --cases must be at least 0, got -1"),
+        ("verify --cases -1", "error: --cases must be at least 0 and at most 1000000, got -1"),
         ("verify --case conv3d", "error: --case: no op 'conv3d'"),
         ("verify --ops=", "error: --ops: no op ''"),
         ("verify --case=", "error: --case: no op ''"),
@@ -244,6 +300,37 @@ def test_no_output_replaces_another(capsys, world, tmp_path, options, words):
         ("atlas {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1, got 0"),
         ("atlas {w}/photos --weights {w}/zfnet.pt --batch 0", "--batch must be at least 1, got 0"),
         ("neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 0", "--top must be at least 1"),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --layer Conv3", "error: --layer must be one of"),
+        ("evolution {w}/photos --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
+        (
+            "project {w}/photos/a/0.png --weights {w}/zfnet.pt --size 64",
+            "takes pictures of 48 x 48, which it says itself",
+        ),
+        ("explore {w}/photos --weights {w}/zfnet.pt --maps 3", "error: --maps is of --export"),
+        # More than any machine has: each is refused by its option
+        ("bench --n 2000000000 --jobs conv3", "error: --n 2000000000: the tensors of conv3 need"),
+        ("bench --n 1,2000000000 --jobs norm1", "error: --n 2000000000: the tensors of norm1 need"),
+        ("bench --n 2000000000 --jobs logits", "error: --n 2000000000: the tensors of logits need"),
+        ("bench --n 9999999999999999999 --jobs norm1", "error: --n must be at most 2147483647, got '99999999"),
+        ("bench --threads 99999999999", "error: --threads must be at most 2147483647, got 99999999999"),
+        ("bench --threads 5000", "error: --threads must be at least 1 and at most"),
+        ("verify --cases 1000001", "error: --cases must be at least 0 and at most 1000000, got 1000001"),
+        ("project {w}/photos/a/0.png --model nets:gated --size 100000", "error: --size 100000: the pictures of nets:"),
+        (
+            "explore {w}/photos --model nets:gated --size 100000",
+            "error: --size 100000: the pictures of nets",
+        ),
+        ("train {w}/photos --side 100000", "parameters and the maps of 1 picture of 100000 x 100000 need"),
+        ("train {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
+        ("train {w}/photos --channels 99999 9999 99999 9999 9", "a smaller --side, --batch, --fc or --channels takes"),
+        ("train {w}/photos --channels 2147483647 2147483647 9 9 9", "make a network that no memory holds"),
+        ("train {w}/photos --epochs 99999999999", "error: --epochs must be at most 2147483647, got 9999"),
+        ("ablate {w}/photos --fc 1000000 1000000", "a smaller --side, --batch, --fc or --channels takes less"),
+        ("demo --crops 2000000000 --out {t}/d", "error: --crops: 20000000000 pictures need"),
+        (
+            "neighbours {w}/photos/a/0.png {w}/photos --weights {w}/zfnet.pt --top 101",
+            "--top must be at most 100, ",
+        ),
         ("correspond {t}/none.json --weights {w}/zfnet.pt", "there is no file"),
         # Near names
         ("project {w}/photos/a/0.png --weights {w}/zfnet.pt --layer Conv3", "did you mean 'conv3'?"),
@@ -293,9 +380,48 @@ def test_a_map_that_is_not_there_is_named_by_the_option(capsys, world, tmp_path)
 
 
 def test_pictures_that_memory_cannot_hold_are_refused():
-    options.check_memory(10**6, "3 pictures")
+    limits.check_memory(10**6, "3 pictures")
     with pytest.raises(ValueError, match=r"3 pictures need 1000000000.0 GB of memory, and there are"):
-        options.check_memory(10**18, "3 pictures")
+        limits.check_memory(10**18, "3 pictures")
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_before_the_step(capsys, world, tmp_path, monkeypatch):
+    """Of the pictures that there are, not of the number that was given."""
+    train = f"{world}/photos --side 64 --channels 4 4 4 4 4 --fc 8 8 --device cpu --epochs 1 --batch 2147483647"
+    look = f"{world}/photos --weights {world}/zfnet.pt --layers conv1 --maps 1 --top 1 --batch 2147483647"
+    commands = f"train {train} --out {tmp_path}/t", f"ablate {train} --rows 0 --out {tmp_path}/b"
+    commands += (f"atlas {look} --out {tmp_path}/a",)
+    for command in commands:
+        assert call(capsys, command)[0] == 0
+    monkeypatch.setattr(limits, "memory_there", lambda: 400_000)
+    for command in commands:
+        code, _, errors = call(capsys, f"{command}-again")
+        assert (code, errors.count("\n")) == (2, 1)
+        assert re.search("(of 4 pictures of 64 x 64|18 pictures at a time) need 0.0 GB of memory", errors)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((10**6, 10**6), np.dtype("f8")),
+        lambda: torch.empty(10**15),
+        lambda: torch.empty(10**10, 10**10),
+        lambda: torch.empty(1).expand(2**40, 2**40).numel(),
+    ],
+)
+def test_too_little_memory_is_said_in_words(capsys, world, monkeypatch, error):
+    """Wherever it is met."""
+
+    def fail(*arguments):
+        if isinstance(error, Exception):
+            raise error
+        error()
+
+    monkeypatch.setattr(checkpoint, "load", fail)
+    said = refused(capsys, PROJECT.format(w=world), "error: this takes more memory than there is (", "take less")
+    assert "Error" not in said
+    assert "alloc" not in said
 
 
 def test_every_error_is_one_line(capsys, world, monkeypatch):
@@ -341,24 +467,96 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
 @pytest.mark.parametrize(
     "command",
     [
-        "project {p} --weights {w}/zfnet.pt",
-        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt",
-        "neighbours {p} {w}/photos --weights {w}/zfnet.pt",
-        "project {w}/photos/a/0.png --weights {p}",
-        "filters --weights {w}/zfnet.pt --against {p}",
-        "evolution {w}/photos --weights {w}/zfnet.pt {p}",
+        "project {p} --weights {w}/zfnet.pt --out {o}",
+        "invariance {w}/photos/a {p} --weights {w}/zfnet.pt --out {o}",
+        "neighbours {p} {w}/photos --weights {w}/zfnet.pt --out {o}",
+        "project {w}/photos/a/0.png --weights {p} --out {o}",
+        "filters --weights {w}/zfnet.pt --against {p} --out {o}",
+        "evolution {w}/photos --weights {w}/zfnet.pt {p} --out {o}",
+        "filters --weights {w}/zfnet.pt --classes {p} --out {o}",
+        "correspond {p} --weights {w}/zfnet.pt",
+        "bench --show {p}",
     ],
 )
 def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
-    os.mkfifo(tmp_path / "pipe.png")
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits on a pipe"))
-    signal.alarm(5)
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    # Who waits, in whatever thread, is given an empty file, and says something else
+    signal.signal(signal.SIGALRM, lambda *_: os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK)))
+    signal.setitimer(signal.ITIMER_REAL, 5, 1)
     try:
-        code, _, errors = call(capsys, f"{command.format(w=world, p=tmp_path / 'pipe.png')} --out {tmp_path}/o.png")
+        code, _, errors = call(capsys, command.format(w=world, p=pipe, o=tmp_path / "o.png"))
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     assert (code, errors.count("\n")) == (2, 1)
     assert "pipe.png cannot be read: it is a pipe or a device" in errors
+
+
+def test_two_files_of_one_stem_are_two_networks(capsys, world, tmp_path):
+    for name in ("net.pt", "net.pth"):
+        shutil.copy(world / "zfnet.pt", tmp_path / name)
+    code, out, _ = call(
+        capsys, f"filters --weights {tmp_path}/net.pt --against {tmp_path}/net.pth --out {tmp_path}/o.png"
+    )
+    assert code == 0
+    assert out.count("6 of 7x7") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"rows": 5}', '{"rows": [{"ms": {}}]}', '{"rows": [{"ms": {"zfkernels": 1}}]}', "[" * 100_000]
+)
+def test_a_record_that_is_none_is_named(capsys, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    refused(capsys, f"bench --show {tmp_path}/run.json", f"--show: {tmp_path}/run.json holds no record that `zfkernels")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"0": "ant"}', "one a line or a JSON list (it holds a JSON object)"),
+        ('["ant", "bee", ["cow"]]', "and holds a list of lists"),
+        ('["ant", "bee"', "one a line or a JSON list (Expecting"),
+        ("[" * 100_000, "one a line or a JSON list (maximum recursion"),
+        ("ant\nbee", "--classes must name the network's 3 classes, and"),
+    ],
+)
+def test_names_of_classes_that_are_none_are_named(capsys, world, tmp_path, text, words):
+    (tmp_path / "names").write_text(text)
+    refused(capsys, f"filters --weights {world}/zfnet.pt --classes {tmp_path}/names --out {tmp_path}/o.png", words)
+
+
+FORBIDDEN = {  # a command -> what is said of the file or folder "secret" in it
+    "project {s} --weights {w}/zfnet.pt": "{s} is not a picture that Pillow can read (Permission denied)",
+    "project {w}/photos/a/0.png --weights {s}": "{s} cannot be read: Permission denied",
+    "project {d}/0.png --weights {w}/zfnet.pt": "{d}/0.png cannot be read: Permission denied",
+    "filters --weights {w}/zfnet.pt --classes {s}": "one a line or a JSON list (Permission denied)",
+    "correspond {s} --weights {w}/zfnet.pt": "(PermissionError: Permission denied)",
+    "bench --show {s}": "(PermissionError: Permission denied)",
+    "filters --weights {w}/zfnet.pt --out {d}/o.png": "{d}/o.png",
+}
+LESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(LESS) and shutil.which("setpriv") is None, reason="root may read everything")
+def test_what_may_not_be_read_says_so(world, tmp_path):
+    secret, folder = tmp_path / "secret", tmp_path / "folder"
+    secret.write_bytes((world / "photos" / "a" / "0.png").read_bytes())
+    folder.mkdir()
+    for path in (secret, folder):
+        path.chmod(0)
+    script = (
+        "import sys; from zfkernels import cli\nfor text in sys.argv[1:]: print(cli.main(text.split()), flush=True)"
+    )
+    commands = [command.format(w=world, s=secret, d=folder) for command in FORBIDDEN]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([*LESS, sys.executable, "-c", script, *commands], capture_output=True, text=True, env=paths)
+    folder.chmod(0o700)
+    assert done.stdout.split() == ["2"] * len(FORBIDDEN), done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(FORBIDDEN)
+    for line, words in zip(said, FORBIDDEN.values(), strict=True):
+        assert words.format(s=secret, d=folder) in line
+        assert "Errno" not in line
 
 
 # A search of another kind

@@ -178,6 +178,21 @@ def test_a_cameras_rotation_of_16_bits_is_undone(tmp_path):
 # What cannot be read
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "(a pointer of Git LFS, not the file itself: "),
+        (b"<html><body>404", "(a web page or XML: "),
+        (b'<?xml version="1.0"?><svg>', "(a web page or XML: "),
+        (b"\x1f\x8b\x08 and more", "(compressed: `gunzip` it first)"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path, data, words):
+    (tmp_path / "p.png").write_bytes(data)
+    ((_, why),) = unreadable([tmp_path / "p.png"])
+    assert words in why
+
+
 def test_every_unreadable_picture_is_found_and_named(tmp_path, twin):
     for name in ("a.png", "b.jpg", "c.tif"):
         Image.fromarray(twin).save(tmp_path / name)

@@ -212,3 +212,5 @@ def test_maps_take_turns_by_the_photograph_they_prefer():
         positions=torch.zeros(5, 2, 2, dtype=torch.int64),
     )
     assert diverse(top, torch.tensor([4, 4, 6, 6])) == [0, 2, 1, 4]
+    weakest = top._replace(values=torch.tensor([[9.0, 1.0], [8.0, 2.0], [7.0, 3.0], [9.0, 0.0], [6.0, 4.0]]))
+    assert diverse(weakest, torch.tensor([4, 4, 6, 6])) == [4, 1, 2, 0]

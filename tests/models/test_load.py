@@ -1,9 +1,13 @@
 """Weights as people save them, networks as people build them, and what is said of those that do not fit."""
 
 import argparse
+import gzip
 import json
+import os
 import pickle
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from torch import nn
 
 from zfkernels import ZFNet, cli
 from zfkernels.commands import options
-from zfkernels.models import checkpoint, load
+from zfkernels.models import checkpoint, load, states
 from zfkernels.models.load import network
 
 Image = pytest.importorskip("PIL.Image")
@@ -132,10 +136,9 @@ def paths(*names):
     return [Path(name) for name in names]
 
 
-@pytest.mark.parametrize("way", ["as it is", "DataParallel", "torch.compile", "state_dict", "model"])
-def test_they_do_of_a_zfnet_too(tmp_path, way):
+def test_they_do_of_a_zfnet_too(tmp_path):
     model = ZFNet(2)
-    torch.save(WAYS[way](model.state_dict()), tmp_path / "w.pt")
+    torch.save(WAYS["prefixed in a wrapper"](model.state_dict()), tmp_path / "w.pt")
     assert torch.equal(checkpoint.load(tmp_path / "w.pt").model.conv1.weight, model.conv1.weight)
 
 
@@ -200,6 +203,10 @@ def refused(capsys, words):
             (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' + bytes(10),
             "safetensors",
         ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is no checkpoint but a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Not found", "is no checkpoint but a web page"),
+        (gzip.compress(b"weights"), "is no checkpoint but compressed: `gunzip` it first"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "is no checkpoint but an HDF5 file"),
     ],
 )
 def test_files_of_something_else_are_named_in_one_line(models, capsys, data, words, tmp_path):
@@ -208,10 +215,17 @@ def test_files_of_something_else_are_named_in_one_line(models, capsys, data, wor
     assert not (tmp_path / "HARM").exists()
 
 
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_an_archive_of_numpy_is_named_with_what_reads_it(models, capsys, write):
+    write("w.npz", weight=np.ones(3, np.float32))
+    os.rename("w.npz", "w.pt")
+    refused(capsys, "is a NumPy archive, which is not read here: torch.save(")
+    state = {name: torch.from_numpy(value) for name, value in np.load("w.pt").items()}
+    assert torch.equal(state["weight"], torch.ones(3))
+
+
 def test_an_archive_that_would_grow_is_refused(models, capsys):
     """Torch stores, it does not compress: a small file could be made to fill the memory."""
-    import zipfile
-
     with zipfile.ZipFile("w.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
     refused(capsys, "it is a compressed archive")
@@ -360,3 +374,95 @@ def test_classes_are_named_by_a_file(capsys, models, tmp_path):
         adjusted(models, classes=paths("few.txt")[0])
     with pytest.raises(FileNotFoundError, match=r"there is no file none\.txt"):
         adjusted(models, classes=paths("none.txt")[0])
+
+
+# Numbers that no network has
+
+BROKEN = {
+    "NaN": (lambda value: value * float("nan"), "holds NaN or infinite numbers, as after a training that diverged"),
+    "infinite": (
+        lambda value: value + float("inf"),
+        "holds NaN or infinite numbers, as after a training that diverged",
+    ),
+    "meta": (lambda value: value.to("meta"), "is a meta tensor; save ordinary ones"),
+    "sparse": (lambda value: value.to_sparse(), "is a sparse tensor; save ordinary ones"),
+    "complex": (lambda value: value.to(torch.complex64), "holds numbers of torch.complex64, and the network's are"),
+    "whole": (
+        lambda value: value.to(torch.int32),
+        "holds numbers of torch.int32, and the network's are floating-point",
+    ),
+    "quantised": (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is a quantised tensor"),
+}
+TINY = {"num_classes": 2, "image_size": 48, "channels": (2,) * 5, "fc": (3, 3), "without": ("pool5",)}
+
+
+def tiny():
+    content = {"format": checkpoint.FORMAT, "arguments": TINY, "classes": ["a", "b"]}
+    return content | {
+        "mean": torch.ones(3, 1, 1),
+        "scale": torch.ones(1, 1, 1),
+        "state_dict": ZFNet(**TINY).state_dict(),
+    }
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("place", ["conv3.weight", "mean", "scale"])
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_that_no_network_has_are_refused(tmp_path, kind, place):
+    change, words = BROKEN[kind]
+    content = tiny()
+    torch.save(content, tmp_path / "w.pt")
+    checkpoint.load(tmp_path / "w.pt")
+    within = content["state_dict"] if "." in place else content
+    within[place] = change(within[place])
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"w\.pt.*{place}.*{words}"):
+        checkpoint.load(tmp_path / "w.pt")
+    assert "." in place or checkpoint.preprocessing(content, 3) is None
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_that_no_network_of_yours_has_are_refused(models, capsys, kind):
+    change, words = BROKEN[kind]
+    state = network(None, "user_models:plain", 40).model.state_dict()
+    torch.save(state, "w.pt")
+    network(Path("w.pt"), "user_models:plain", 40)
+    torch.save(state | {"fc.weight": change(state["fc.weight"])}, "w.pt")
+    refused(capsys, words)
+
+
+def test_a_mask_of_infinities_is_no_weight():
+    """Buffers may hold them."""
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.full((2,), -float("inf")))
+    assert states.misfit(module.state_dict(), module) is None
+
+
+@pytest.mark.parametrize("classes", ["ab", ["a", 2], None])
+def test_classes_are_a_list_of_names(tmp_path, classes):
+    torch.save(tiny() | {"classes": classes}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is a damaged zfkernels checkpoint.*classes must be 2 names, got"):
+        checkpoint.load(tmp_path / "w.pt")
+    assert checkpoint.preprocessing(tiny() | {"classes": classes}, 3) is None
+
+
+def test_a_later_format_asks_for_a_later_version(tmp_path):
+    torch.save({"format": "zfkernels.zfnet.2"}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is of the format zfkernels\.zfnet\.2, which a later zfkernels wrote"):
+        checkpoint.load(tmp_path / "w.pt")
+
+
+def test_a_state_dict_of_another_network_says_how_to_name_it(tmp_path):
+    for state in (nn.Linear(2, 2).state_dict(), {"fc8.weight": torch.ones(2, 4096)}):
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match=r"give --model MODULE:CALLABLE, too, say torchvision\.models:resnet18"):
+            checkpoint.load(tmp_path / "w.pt")
+
+
+def test_archives_and_arrays_of_others_are_named(models, capsys):
+    with zipfile.ZipFile("w.pt", "w") as archive:
+        archive.writestr("weights.txt", "1 2 3")
+    refused(capsys, "is not a checkpoint but an archive that torch.save did not write; unzip it first")
+    torch.save({"fc.weight": np.ones(3)}, "w.pt")
+    refused(capsys, "holds arrays of NumPy, which are not loaded: save tensors in their place, of torch.from_numpy")

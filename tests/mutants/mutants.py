@@ -4,8 +4,9 @@ such as another cost in a choice between kernels, is none.
 
 from mutant import Mutant
 from of_backends import BACKENDS
+from of_commands import COMMANDS
 from of_graphs import OPS_AND_GRAPHS
 from of_kernels import KERNELS
 from of_python import PYTHON
 
-MUTANTS: list[Mutant] = [*KERNELS, *BACKENDS, *OPS_AND_GRAPHS, *PYTHON]
+MUTANTS: list[Mutant] = [*KERNELS, *BACKENDS, *OPS_AND_GRAPHS, *PYTHON, *COMMANDS]

@@ -45,4 +45,11 @@ BACKENDS = [
         "cells = [(size + p) // s for",
         f"{TRITON} max_unpool2d_with_switches'",
     ),
+    Mutant(
+        "cuda-unpooling-loses-the-last-row",
+        "csrc/cuda/max_pool.cu",
+        "return queue(max_unpool2d_3x3s2_kernel<T, V>, (s.H + s.PH + 1) / 2, (s.W",
+        "return queue(max_unpool2d_3x3s2_kernel<T, V>, (s.H + s.PH) / 2, (s.W",
+        f"{EMULATED} unpool'",
+    ),
 ]

@@ -217,4 +217,18 @@ OPS_AND_GRAPHS = [
         "",
         "tests/analyses/test_activations.py",
     ),
+    Mutant(
+        "huge-signals-overflow",
+        "zfkernels/deconvnet/cones.py",
+        "if factor > 1 and not torch.isfinite(maps.sum()):",
+        "if factor > 1 and torch.isnan(maps.sum()):",
+        DECONVNET,
+    ),
+    Mutant(
+        "a-box-that-leaves-its-map",
+        "zfkernels/deconvnet/boxes.py",
+        "low = np.minimum(low, np.array(limit) - size)",
+        "low = np.minimum(low, np.array(limit))",
+        f"{GRAPHS} tests/deconvnet/test_boxes.py",
+    ),
 ]

@@ -203,4 +203,19 @@ KERNELS = [
         "if (from >= begin && from < end) {",
         "tests/csrc/test_winograd.py",
     ),
+    Mutant(
+        "cut-window-read-whole-in-unpooling-s-gradient",
+        "csrc/cpu/max_pool_row.h",
+        "if (s.KH == 3 && s.KW == 3 && taps.whole(3))",
+        "if (s.KH == 3 && s.KW == 3 && taps.h1 - taps.h0 == 3)",
+        "tests/backends/test_fences.py -k baseline",
+        isa="baseline",  # the loads of AVX-512 have masks
+    ),
+    Mutant(
+        "winograd-tile-a-column-short",
+        "csrc/cpu/winograd.h",
+        "const int64_t height = smaller(kSide, g_.rows - top), width = smaller(kSide, g_.cols - left);",
+        "const int64_t height = smaller(kSide, g_.rows - top), width = smaller(kSide - 1, g_.cols - left);",
+        "tests/csrc/test_winograd.py",
+    ),
 ]

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,10 +93,17 @@ def including(file: str, root: Path = ROOT) -> list[str]:
 
 
 def run(command: list, tree: Path, **variables: str) -> subprocess.CompletedProcess:
+    """What it said and how it ended; subprocess.TimeoutExpired, and nothing of it left, if that took too long."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ZFKERNELS_")}
     environment |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **variables}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.run(list(map(str, command)), cwd=tree, env=environment, timeout=LONGEST, **output)
+    with subprocess.Popen(command, cwd=tree, env=environment, start_new_session=True, **output) as process:
+        try:
+            said, _ = process.communicate(timeout=LONGEST)
+        except BaseException:  # its own processes, too, which hold the pipe that is read here
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said)
 
 
 def build(mutant: Mutant, tree: Path) -> tuple[subprocess.CompletedProcess | None, dict[str, str]]:

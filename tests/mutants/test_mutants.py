@@ -1,8 +1,11 @@
 """Mutants do not rot: each applies in one place, names tests that exist, and no two have a name in common."""
 
 import shlex
+import subprocess
+import time
 
 import pytest
+import run as runner
 from mutants import MUTANTS
 from of_untried import UNTRIED
 from run import ROOT, including
@@ -36,3 +39,12 @@ def test_its_tests_exist(mutant):
 def test_the_sources_of_a_header_are_those_that_include_it():
     assert including("csrc/cpu/max_pool_row.h") == ["csrc/cpu/conv.cpp", "csrc/cpu/max_pool.cpp"]
     assert including("csrc/cpu/linear.cpp") == ["csrc/cpu/linear.cpp"]
+
+
+def test_what_hangs_is_ended_with_all_that_it_started(monkeypatch, tmp_path):
+    """A mutant's test may leave a process behind that holds the pipe on which its words are read."""
+    monkeypatch.setattr(runner, "LONGEST", 1)
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        runner.run(["sh", "-c", "sleep 30 & wait"], tmp_path)
+    assert time.monotonic() - began < 10

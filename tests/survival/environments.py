@@ -3,7 +3,7 @@
     python tests/survival/environments.py [NAME ...] [--list] [--keep] [--folder FOLDER] [--find-links FOLDER]
 
 Of each environment of ENVIRONMENTS whose Python is found here (pyenv's, or on PATH): a virtual environment, the package
-built and installed in it, and the tests of TESTS. Prints a row of the table of CONTRIBUTING.md for each, and what is
+built and installed in it, and the tests of TESTS. Prints a row of the table of docs/support.md for each, and what is
 missing for the others; exits with 1 if tests failed. torch's build for CUDA takes 6 GB of disk and minutes.
 """
 

@@ -40,6 +40,8 @@ COMMANDS = {  # name -> its arguments; {w}: the folder of pictures and networks,
     "neighbours": "{w}/photos/a/0.png {w}/photos --layers conv1 " + LOOK,
     "probe": "{w}/photos --weights {w}/zfnet.pt --layers conv1 --per-class 2 --draws 1",
     "sanity": "{w}/photos/a/0.png --layer conv2 --repeats 1 " + LOOK,
+    "correspond": "{w}/parts.json --weights {w}/zfnet.pt --layers conv1",
+    "explore": "{w}/photos --weights {w}/zfnet.pt --layers conv1 --maps 2 --export {t}/page",
     "verify": "--backend cpu --ops contrast_norm,max_pool2d --cases 3",
 }
 # What a continued run must not differ in; the other commands begin anew.
@@ -63,20 +65,22 @@ def world(folder: Path) -> Path:
             pixels = random.integers(0, 100, (70, 70, 3), dtype=np.uint8)
             pixels[..., label] += 150
             Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
+    parts = [{"image": f"photos/a/{i}.png", "parts": {"eye": [10, 10, 30, 30]}} for i in range(3)]
+    (folder / "parts.json").write_text(json.dumps(parts))
     mean, scale = torch.full((3, 48, 48), 120.0), torch.full((1, 1, 1), 60.0)
     checkpoint.save(folder / "zfnet.pt", checkpoint.Network(network(), ["x", "y", "z"], mean, scale, (48, 48)), SMALL)
     return folder
 
 
 def shorten() -> None:
-    """The networks of demo and gallery learn from fewer crops, and an atlas writes its state more often. What commands
-    import is imported once, before any process is forked."""
+    """The networks of demo and gallery are narrow and learn from fewer crops, and an atlas writes its state more often.
+    What commands import is imported once, before any process is forked."""
     from zfkernels.analyses import activations
     from zfkernels.demo import demo, gallery, network  # noqa: F401
     from zfkernels.testing import verify  # noqa: F401
 
     activations.SAVE_EVERY = 2
-    network.CROPS = 6
+    network.CROPS, network.CHANNELS = 6, (8,) * 5
     gallery.PLAN = replace(network.PLAN, epochs=2)
 
 

@@ -1,5 +1,7 @@
 """Ctrl-C at any write of a file: it ends in KeyboardInterrupt, and the file is as it was before."""
 
+import os
+
 import torch
 
 from zfkernels import files
@@ -35,6 +37,21 @@ def test_a_write_that_is_stopped_says_so_and_leaves_the_file_as_it_was(tmp_path,
         ends.append(place)
         path.write_bytes(before)
     assert min(ends) > 5
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Or a machine that loses its power may keep the name of a file without its bytes."""
+    done = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, call=call: done.append(name) or call(*args))
+    files.write_text(tmp_path / "a.txt", "text")
+    assert done == ["fsync", "replace"]
+
+
+def test_json_has_no_numbers_that_are_none():
+    found = files.as_json({"a": [1.5, float("nan")], "b": torch.tensor([float("inf"), -float("inf"), 2.0])})
+    assert found == {"a": [1.5, None], "b": [None, None, 2.0]}
 
 
 class Stops:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zfkernels import ZFNet, cli, progress
-from zfkernels.data.folders import Memory, PictureSet, class_folders, find_pictures, hold_out
+from zfkernels.data.folders import Memory, PictureSet, class_folders, hold_out
 from zfkernels.models import checkpoint
 from zfkernels.models.zfnet import clamp_filters_
 from zfkernels.training import history as histories
@@ -113,6 +113,24 @@ def test_one_sure_crop_does_not_outvote_nine():
     pictures = Memory(images, torch.ones(1, dtype=torch.long))
     run = Run(Plan(), pictures, pictures, (40, 40), 1.0)
     assert evaluate(OfOneCrop(), run, pictures, torch.zeros(3, 46, 46))[0] == 0
+
+
+class Undecided(torch.nn.Module):
+    """The same of all classes."""
+
+    def __init__(self, classes, value=0.0):
+        super().__init__()
+        self.weight, self.classes = torch.nn.Parameter(torch.tensor(value)), classes
+
+    def forward(self, x):
+        return self.weight.expand(len(x), self.classes)
+
+
+@pytest.mark.parametrize(("label", "wrong", "wrong5"), [(0, 0, 0), (1, 1, 0), (4, 1, 0), (5, 1, 1), (7, 1, 1)])
+def test_of_equal_probabilities_the_lower_class_goes_first_and_five_are_looked_at(label, wrong, wrong5):
+    pictures = Memory(torch.zeros(3, 3, 46, 46, dtype=torch.uint8), torch.full((3,), label))
+    run = Run(Plan(), pictures, pictures, (40, 40), 1.0)
+    assert evaluate(Undecided(8), run, pictures, torch.zeros(3, 46, 46)) == (wrong, wrong5)
 
 
 def test_it_learns_and_holds_the_filters_to_the_clamp():
@@ -266,6 +284,33 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         run(Plan(epochs=2, batch_size=8, learning_rate=1e30, filter_rms=None))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_the_run(value):
+    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is"):
+        run(Plan(epochs=1, batch_size=8, filter_rms=None), Undecided(3, value))
+
+
+OTHER = {"batch_size": 9, "learning_rate": 0.5, "momentum": 0.5, "weight_decay": 0.1, "filter_rms": None, "patience": 9}
+OTHER |= {"fall": 0.2, "seed": 1, "falls_at": (0.5,), "cosine": True, "crops": "mirrored", "draws": "run"}
+
+
+def test_a_plan_that_differs_anywhere_is_not_resumed(tmp_path):
+    run(Plan(**PLAN.__dict__ | {"epochs": 1}), out=tmp_path)
+    assert OTHER.keys() == PLAN.__dict__.keys() - {"epochs"}
+    for name, value in OTHER.items():
+        with pytest.raises(ValueError, match=f"was trained with {name} .*, got {name} "):
+            histories.begin(tmp_path, Plan(**PLAN.__dict__ | {name: value}), True)
+    assert histories.begin(tmp_path, PLAN, True) is not None
+
+
+def test_classes_in_another_order_are_not_resumed(tmp_path):
+    whole = Run(Plan(**PLAN.__dict__ | {"epochs": 1}), task(), task(18, seed=1), (40, 40), 64.0)
+    fit(network(), whole, histories.files(tmp_path, classes=("a", "b", "c")), histories.begin(tmp_path, whole.plan))
+    with pytest.raises(ValueError, match="in another order"):
+        histories.begin(tmp_path, PLAN, True, classes=("b", "a", "c"))
+    assert histories.begin(tmp_path, PLAN, True, classes=("a", "b", "c")) is not None
+
+
 @pytest.mark.parametrize(
     ("change", "options", "error", "words"),
     [
@@ -381,9 +426,9 @@ def test_class_folders_and_what_is_held_out(folder):
 
 def test_folders_that_do_not_fit_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        find_pictures(tmp_path / "none")
+        class_folders(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no pictures"):
-        find_pictures(tmp_path)
+        class_folders(tmp_path)
     with pytest.raises(ValueError, match="lies in none"):
         class_folders(folder / "red")
     with pytest.raises(ValueError, match="has a class 'blue' that the training folder lacks"):

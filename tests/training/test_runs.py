@@ -338,6 +338,14 @@ def test_no_file_runs_code(capsys, folder, trained, tmp_path, monkeypatch):
     assert not Path("HARM").exists()
 
 
+DAMAGED = "cannot be resumed: its momentum is damaged"
+
+
+def test_a_run_without_momentum_is_resumed(capsys, folder, tmp_path):
+    for more in ("--epochs 1", "--epochs 2 --resume"):
+        assert train(capsys, folder, tmp_path / "run", f"{more} --momentum 0")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -346,15 +354,38 @@ def test_no_file_runs_code(capsys, folder, trained, tmp_path, monkeypatch):
         ({"history": [{"epoch": 1}]}, "is a damaged training state"),
         ({"optimiser": 3}, "is a damaged training state"),
         ({"model": {}}, "is of another network: it lacks 'conv1.weight' (and 15 more)"),
-        ({"optimiser": {"state": {}, "param_groups": []}}, "the state to continue from is damaged"),
+        ({"optimiser": {"state": {}, "param_groups": []}}, DAMAGED),
+        ({"optimiser": {"state": [], "param_groups": 4}}, DAMAGED),
+        (
+            lambda state: state["optimiser"]["state"][3].update(momentum_buffer=torch.zeros(1)),
+            DAMAGED,
+        ),
+        (
+            lambda state: state["optimiser"]["state"][2]["momentum_buffer"].fill_(float("nan")),
+            DAMAGED,
+        ),
+        (
+            lambda state: state["optimiser"]["state"].update({99: {"momentum_buffer": torch.zeros(1)}}),
+            DAMAGED,
+        ),
+        (lambda state: state["mean"].fill_(float("nan")), "its mean picture is damaged"),
+        ({"mean": torch.zeros(3, 1, 1)}, "its mean picture is damaged, or of others than those of (3, "),
+        (lambda state: state["model"]["conv2.weight"].fill_(float("inf")), "'conv2.weight' holds NaN or infinite"),
+        (lambda state: state["model"].update({"conv2.bias": "x"}), "'conv2.bias' is a str, not a tensor"),
     ],
 )
 def test_foreign_states_are_named(capsys, folder, trained, tmp_path, change, words):
     out = copied(trained, tmp_path / "run")
-    torch.save(files.load_tensors(out / "state.pt") | change, out / "state.pt")
+    state = files.load_tensors(out / "state.pt")
+    if callable(change):
+        change(state)
+    else:
+        state |= change
+    torch.save(state, out / "state.pt")
     code, _, errors = train(capsys, folder, out, "--epochs 3 --resume")
     assert (code, one_line(errors)) == (2, True)
     assert words in errors
+    assert str(out / "state.pt") in errors
 
 
 # A full disk

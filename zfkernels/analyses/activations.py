@@ -271,7 +271,7 @@ def _resume(file: Path | None, search: dict[str, Any]) -> tuple[int, int, dict[s
     except ValueError as error:
         raise ValueError(f"{error}. It keeps a search: delete it to search anew") from error
     if not isinstance(kept, dict) or kept.get("format") != FORMAT:
-        raise ValueError(f"state {file} is no state of top_activations")
+        raise ValueError(f"state {file} is no state of top_activations; choose another file, or delete it")
     for name in ("layers", "k", "weights"):
         if kept.get(name) != search[name]:
             shown = "" if name == "weights" else f": {kept.get(name)}, not {search[name]}"
@@ -280,9 +280,19 @@ def _resume(file: Path | None, search: dict[str, Any]) -> tuple[int, int, dict[s
                 "choose another file (of an atlas: another --out)"
             )
     try:
-        return kept["batches"], kept["images"], {name: TopActivations(*best) for name, best in kept["best"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        best = {name: TopActivations(*kept["best"][name]) for name in search["layers"]}
+        counts = kept["batches"], kept["images"]
+        if not all(isinstance(count, int) and count > 0 for count in counts) or not all(map(_is_whole, best.values())):
+            raise ValueError("numbers that do not fit together")
+        return *counts, best
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"state {file} is damaged ({error!r}); delete it to search anew") from error
+
+
+def _is_whole(top: TopActivations) -> bool:
+    shape = top.values.shape
+    fits = top.values.ndim == 2 and top.images.shape == shape and top.positions.shape == (*shape, 2)
+    return fits and top.values.is_floating_point() and top.images.dtype == top.positions.dtype == torch.int64
 
 
 def _save(file: Path, search: dict[str, Any], batches: int, images: int, best: dict[str, TopActivations]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..drawing.style import save
 from . import tables
 from .jobs import JOBS
 from .measure import OURS
@@ -23,7 +24,7 @@ def write(record: Row, folder: Path) -> list[Path]:
     for name, draw in (("ratios", ratios), ("roofline", roofline), ("growth", growth)):
         figure = Figure(layout="constrained", dpi=120)
         if draw(record, figure):
-            figure.savefig(folder / f"{name}.png")
+            save(figure, folder / f"{name}.png")
             written.append(folder / f"{name}.png")
     return written
 

@@ -2,18 +2,20 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 
 import torch
 
 from .. import backends
-from ..words import no_such
+from ..limits import check_memory
+from ..words import nearest
 from . import ceilings, measure, memory, record, tables
 from .jobs import JOBS, make
 from .peers import Setting
 from .record import Row
 
+ORDINARY = 128  # a batch size that every machine holds
 SIZES = {"cpu": (1, 8, 32), "cuda": (1, 16, 128)}
 QUICK_OPS = ("conv1", "conv2", "conv3", "convt2", "wgrad3", "pool1", "unpool1", "norm1", "normtrain1")
 QUICK = (*QUICK_OPS, "fused1", "unfused1", "forward", "logits", "project", "smallstep")
@@ -40,8 +42,24 @@ def select(wanted: str, quick: bool = False) -> list[str]:
     }
     for part in parts(wanted):
         if not any(part in names for names in named.values()):
-            raise ValueError(f"--jobs: {no_such('job', part, tuple(JOBS))}")
+            known = sorted({name for names in named.values() for name in names})
+            groups = dict.fromkeys(job.group for job in JOBS.values())
+            raise ValueError(
+                f"--jobs: no job {part!r}{nearest(part, known)}; `zfkernels bench --list` prints the jobs; their "
+                f"groups are {', '.join(groups)}"
+            )
     return [name for name, names in named.items() if set(parts(wanted)) & set(names)]
+
+
+def check_sizes(names: list[str], sizes: list[int], setting: Setting) -> None:
+    """ValueError, before anything is measured, for a batch size whose tensors memory cannot hold."""
+    largest = max(sizes)
+    if largest <= ORDINARY or setting.device != "cpu":
+        return
+    for name in names:
+        if JOBS[name].sizes is None and not JOBS[name].missing():
+            each = make(name, 1, replace(setting, peers=())).bytes
+            check_memory(largest * each, f"--n {largest}: the tensors of {name}")
 
 
 def run(

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
         first = processes()[0] == 0
         sets = train.picture_sets(args, first)
         plan = replace(plan, batch_size=train.batch_of(args.batch, len(sets.training)))
+        each = -(-plan.batch_size // processes()[1])
+        train.check_memory_of(args, device, each, len(sets.classes), sets.training.channels)
         if first and plan.batch_size != args.batch:
             print(train.batch_note(plan.batch_size, args.batch, len(sets.training)))
         if first:

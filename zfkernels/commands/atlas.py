@@ -21,6 +21,7 @@ from .options import (
     at_least,
     called,
     check_apart,
+    check_batch,
     check_out,
     check_workers,
     find,
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
         rank, world = processes()
         found = find(args, args.folder, say=rank == 0)
         paths = found.paths
+        check_batch(args, len(paths), opened.network.image_size)
         args.out.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             write_found(args.out / "pictures.log", found)

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable, write_json
+from ..files import check_regular, check_writable, reason, write_json
+from ..limits import LARGEST, most_processes
 
 PEERS = ("eager", "compile", "onednn", "ort", "openvino", "autograd", "captum")  # those of bench.peers
 EXAMPLES = """examples:
@@ -75,16 +76,19 @@ def shown(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: it holds something else.
     """
+    from ..bench import tables
+
     if not path.exists():
         raise FileNotFoundError(f"--show: there is no file {path}; `zfkernels bench --json {path}` writes one")
+    check_regular(path)
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(row["ms"], dict) for row in result["rows"]):
             raise ValueError("a row without times")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--show: {path} holds no record that `zfkernels bench --json` wrote ({type(error).__name__})"
-        ) from error
+        tables.table(result)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise ValueError(f"--show: {path} holds no record that `zfkernels bench --json` wrote ({said})") from error
     return result
 
 
@@ -100,8 +104,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         if peer.split()[0] not in PEERS:
             raise ValueError(f"--peers: no peer {peer!r}; the peers are {', '.join(PEERS)}")
     threads = args.threads if args.threads is not None else torch.get_num_threads()
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
+    if not 1 <= threads <= most_processes():
+        raise ValueError(f"--threads must be at least 1 and at most {most_processes()}, got {threads}")
     try:
         setting = Setting(args.backend, threads, peers, args.compile_seconds, args.compile_total)
     except RuntimeError as error:
@@ -112,8 +116,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--n must be batch sizes by commas, got {args.n!r}") from None
     if any(n < 1 for n in sizes):
         raise ValueError(f"--n must be at least 1, got {args.n!r}")
+    if max(sizes, default=1) > LARGEST:
+        raise ValueError(f"--n must be at most {LARGEST}, got {args.n!r}")
     sizes = sizes or ([1] if args.quick else list(bench.SIZES[setting.device]))
     names = bench.select(args.jobs, args.quick)
+    bench.check_sizes(names, sizes, setting)
     if args.keep_malloc and os.environ.get(bench.MALLOC) != bench.KEEP:  # malloc reads it only when a process starts
         command = [sys.executable, "-m", "zfkernels", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {bench.MALLOC: bench.KEEP})

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from .. import progress
 from ..files import check_pages, check_writable
+from .options import add_json, check_json, write_numbers
 
 EXAMPLES = """examples:
   zfkernels demo
   zfkernels demo --out page --seed 3
   zfkernels demo --epochs 5 --quiet
+
+There is no --device: the network is small and made to learn on any CPU in a minute. `zfkernels train --device` is
+for larger ones.
 """
 
 
@@ -18,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=14, help="passes over the crops (%(default)s)")
     parser.add_argument("--crops", type=int, default=240, help="training crops a photograph (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars; print the results only")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     check_writable(args.out, folder=True)
+    check_json(args)
     check_pages(args.out, "index.html")
     if (args.out / "state.pt").exists() or (args.out / "log.jsonl").exists():
         raise ValueError(f"--out {args.out} holds a training run, which the demo would replace; choose another folder")
@@ -49,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
         for line in (*(said for _, said in findings.real.occluded), findings.real.why_guided):
             print(f"{'':<28} {line}")
     print(f"{'whole run':<28} {time.perf_counter() - began:.0f} s")
+    write_numbers(args, seed=args.seed, facts=findings.facts, history=findings.history)
     print(f"\nThe page: {page.resolve()}")
     weights = args.out / "zfnet.pt"
     print(f"Next:     zfkernels explore FOLDER --weights {weights}, your pictures live in the browser")

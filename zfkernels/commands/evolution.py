@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     name, file = files.popitem()
     load = partial(network_of, args)
     last = opened(load(file))
-    layer = last.layers([args.layer] if args.layer is not None else None)[-1]
+    layer = last.layer(args.layer) if args.layer is not None else last.layers()[-1]
     paths = find(args, args.folder).paths
     pixels, images = last.read(paths)
     maps = args.maps

@@ -9,7 +9,7 @@ from .. import progress
 from ..files import check_pages, check_writable
 from .options import (
     NETWORK,
-    Opened,
+    SIZE,
     add_network,
     add_quiet,
     add_skip,
@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.export, "--export", folder=True)
         check_pages(args.export, "index.html", option="--export")
         check_apart("--export", args.export, args.folder)
+    elif args.maps is not None:
+        raise ValueError("--maps is of --export; a live page shows every map")
     checkpoints = _checkpoints(args)
     network = network_of(args, args.weights, or_random=True)
     shown = opened(network)
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     layers = shown.layers(args.layers) if args.layers else [*shown.layers(), *shown.deconv.vector_layers[-1:]]
     found = find(args, args.folder)
     socket = None if args.export is not None else server.bound(args.host, args.port)
-    state = explored(network, shown.deconv, found, layers, called(args, network), _setup(args, shown))
+    state = explored(network, shown.deconv, found, layers, called(args, network), _setup(args))
     if socket is None:
         return _export(args, state)
     it = server.explorer(state, Live(checkpoints))
@@ -119,12 +121,13 @@ def _checkpoints(args: argparse.Namespace) -> tuple[tuple[str, Callable[[], Netw
     return tuple((name, partial(network_of, args, file)) for name, file in files.items())
 
 
-def _setup(args: argparse.Namespace, shown: Opened) -> tuple[str, ...]:
+def _setup(args: argparse.Namespace) -> tuple[str, ...]:
     """The lines of Python that make `network`."""
     if args.weights is None and args.model is None:
         return ("from zfkernels.models import checkpoint", "network = checkpoint.untrained()")
     weights = None if args.weights is None else f"Path({str(args.weights)!r})"
-    lines = ["from zfkernels.models import load", f"network = load.network({weights}, {args.model!r}, {args.size})"]
+    size = args.size or SIZE
+    lines = ["from zfkernels.models import load", f"network = load.network({weights}, {args.model!r}, {size})"]
     if args.mean or args.std:
         lines.append(f"network = load.adjusted(network, {args.mean}, {args.std}, None)")
     return (*(["from pathlib import Path"] if weights else []), *lines)

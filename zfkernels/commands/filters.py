@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
             warn_random(args)
         elif note := noise_note(network.model):
             notes.append(f"{note} ({file})" if args.against else note)
-        results[str(file.parent / file.stem if file else args.model)] = filters(first_filters(network.model).cpu())
+        name = str(file.parent / file.stem if file else args.model)
+        results[str(file) if name in results else name] = filters(first_filters(network.model).cpu())
     if any(result.weight.shape[1] not in (1, 3) for result in results.values()):
         raise ValueError("the first layer must have 3 channels, or 1 if pictures are grey, to be drawn")
     legend = (

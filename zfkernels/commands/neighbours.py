@@ -28,6 +28,9 @@ EXAMPLES = f"""examples:
 {NETWORK}"""
 
 
+MOST = 100  # neighbours
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("picture", type=Path, metavar="PICTURE", help="the query")
@@ -47,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
     check_out(args)
     at_least(args, 1, "top")
+    if args.top > MOST:
+        raise ValueError(f"--top must be at most {MOST}, which the picture can still show, got {args.top}")
     opened = open_network(args)
     maps = opened.layers()
     layers = opened.layers(args.layers or [maps[0], maps[-1], *opened.hidden[-1:]])

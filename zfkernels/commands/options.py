@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from .. import progress
 from ..drawing.style import Figure, check_format, save
 from ..files import as_json, check_writable, write_json, write_text
 from ..graph.methods import METHODS
+from ..limits import check_memory, most_processes
 from ..words import listed, nearest
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
+SIZE = 224  # of pictures that --model takes, if nothing else is said
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
 16-bit, 32-bit and floating-point greys brought to 8 bits. It is resized, proportions kept, until
@@ -60,7 +63,7 @@ def add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
     else:
         add("--weights", type=Path, metavar="FILE", help="the network's weights (see below)")
     add("--model", metavar="MODULE:CALLABLE", help="a network of yours (see below)")
-    add("--size", type=int, default=224, help="side of the pictures --model takes (%(default)s)")
+    add("--size", type=int, help=f"side of the pictures --model takes ({SIZE}, or as it says itself)")
     text = "of pixels in 0..1, one number or one a channel (default: the network's own)"
     add("--mean", type=float, nargs="+", metavar="LEVEL", help=text)
     add("--std", type=float, nargs="+", metavar="LEVEL", help="likewise, what pixels less their mean are divided by")
@@ -197,7 +200,6 @@ class Opened:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """The pictures as uint8 (N, 3, H, W), and as the network takes them."""
-        import os
         from concurrent.futures import ThreadPoolExecutor
 
         import torch
@@ -217,17 +219,6 @@ class Opened:
         return Stream(paths, self.network, *more)
 
 
-def check_memory(need: int, what: str) -> None:
-    """ValueError, before the work, if `what` needs more memory than there is."""
-    try:
-        with open("/proc/meminfo") as file:
-            there = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return  # no Linux: nothing is known
-    if need > there:
-        raise ValueError(f"{what} need {need / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; take fewer")
-
-
 def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     """The network that the options of `add_network` name.
 
@@ -245,13 +236,16 @@ def network_of(args: argparse.Namespace, weights: Path | None, or_random: bool =
     from ..models import checkpoint, load
     from ..training.processes import chosen_device
 
-    if args.size < 1:
-        raise ValueError(f"--size must be at least 1, got {args.size}")
+    at_least(args, 1, "size")
     device = chosen_device(args.device)
     if or_random and args.model is None and weights is None:
         network = checkpoint.untrained()
     else:
-        network = load.network(weights, args.model, args.size)
+        network = load.network(weights, args.model, args.size or SIZE)
+    if args.size is not None and network.image_size != (args.size, args.size):
+        height, width = network.image_size
+        takes = f"{args.model or weights or 'the network'} takes pictures of {height} x {width}, which it says itself"
+        raise ValueError(f"--size {args.size}: {takes}; leave --size out")
     network.model.to(device)
     return load.adjusted(network, args.mean, args.std, args.classes)
 
@@ -293,11 +287,14 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
 
 def check_workers(args: argparse.Namespace) -> None:
     """ValueError for a number of --workers that no machine of these cores has a use for: each is a process."""
-    import os
+    if not 0 <= args.workers <= most_processes():
+        raise ValueError(f"--workers must be at least 0 and at most {most_processes()}, got {args.workers}")
 
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if not 0 <= args.workers <= most:
-        raise ValueError(f"--workers must be at least 0 and at most {most}, got {args.workers}")
+
+def check_batch(args: argparse.Namespace, pictures: int, size: tuple[int, int]) -> None:
+    """ValueError for a --batch of pictures that memory cannot hold: as bytes, as floats, and the first layer's maps."""
+    count = min(args.batch, pictures)
+    check_memory(count * 3 * size[0] * size[1] * 4 * 4, f"--batch {args.batch}: {count} pictures at a time")
 
 
 def is_page(path: Path) -> bool:
@@ -324,8 +321,12 @@ def check_json(args: argparse.Namespace) -> None:
     for name, path in outputs.items():
         if name != "out":
             check_writable(path, f"--{name}")
-        if path.is_file() and (any(same(path, read) for read in _paths(args)) or _is_searched(args, path)):
+        searched = _is_searched(args, path)
+        if path.is_file() and (searched or any(same(path, read) for read in _paths(args))):
             raise ValueError(f"--{name} {path} would overwrite a file that is read; choose another name")
+        if searched:
+            text = "lies in a folder that is searched for pictures, where the next search would find it"
+            raise ValueError(f"--{name} {path} {text}; choose another place")
     for first, second in combinations(outputs, 2):
         if same(outputs[first], outputs[second]):
             raise ValueError(f"--{second} {outputs[second]} would overwrite what --{first} writes; choose another name")
@@ -333,7 +334,7 @@ def check_json(args: argparse.Namespace) -> None:
 
 def check_apart(option: str, out: Path, folder: Path) -> None:
     """ValueError for an output folder of pictures in the folder that is searched: they would be found the next time."""
-    if out.resolve().is_relative_to(folder.resolve()):
+    if lies_in(out, folder):
         raise ValueError(f"{option} {out} must lie outside of {folder}, where it would be searched for pictures itself")
 
 
@@ -341,7 +342,17 @@ def same(path: Path, other: Path) -> bool:
     """Whether two names are of one regular file, there or to be."""
     if path.exists() and other.exists():
         return path.is_file() and path.samefile(other)
-    return path.resolve() == other.resolve()
+    return same_place(path, other)
+
+
+def same_place(path: Path, other: Path) -> bool:
+    """Whether links lead both to the same place, whatever is there."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether links lead both to the same place, or `path` to one below."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _is_searched(args: argparse.Namespace, path: Path) -> bool:
@@ -350,8 +361,7 @@ def _is_searched(args: argparse.Namespace, path: Path) -> bool:
 
     named = [getattr(args, name, None) for name in ("folder", "images", "validation")]
     folders = [folder for folder in (*named, *getattr(args, "pictures", ())) if folder is not None and folder.is_dir()]
-    inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
-    return inside and path.suffix.lower() in endings()
+    return any(lies_in(path, folder) for folder in folders) and path.suffix.lower() in endings()
 
 
 def write_numbers(args: argparse.Namespace, **numbers: object) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import progress
+from ..limits import check_memory
 from ..progress import Shown
 from ..training.recipe import EVALUATED, PAPER_EPOCHS, Plan, resized_side
-from .options import add_skip, check_out, check_workers, find, write_found
+from .options import add_skip, check_apart, check_out, check_workers, find, same_place, write_found
 
 if TYPE_CHECKING:
     import torch
@@ -202,10 +203,19 @@ def chance_note(validation: Labelled, error: float, classes: int) -> str | None:
 
 def check_training(args: argparse.Namespace) -> None:
     """ValueError for options that would fail only when the pictures have been read."""
-    from ..models.zfnet import ZFNet
     from ..training.processes import chosen_device
 
     check_out(args, folder=True)
+    check_apart("--out", args.out, args.folder)
+    if args.validation is not None:
+        check_apart("--out", args.out, args.validation)
+        if same_place(args.folder, args.validation):
+            raise ValueError(
+                f"--validation {args.validation} is FOLDER itself: a network that has seen the pictures would be "
+                "measured by them; without --validation, --held-out keeps some of each class apart"
+            )
+    if any(epoch < 1 for epoch in getattr(args, "keep", ())):
+        raise ValueError(f"--keep must be epochs from 1, got {' '.join(map(str, args.keep))}")
     if not 0 < args.scale < math.inf:
         raise ValueError(f"--scale must be above 0 and finite, got {args.scale}")
     if args.validation is None and not 0 < args.held_out < 1:
@@ -213,10 +223,27 @@ def check_training(args: argparse.Namespace) -> None:
     if not all(0 < fraction < 1 for fraction in getattr(args, "falls_at", ())):
         raise ValueError(f"--falls-at must lie between 0 and 1, got {' '.join(f'{f:g}' for f in args.falls_at)}")
     check_workers(args)
-    chosen_device(args.device)
-    ZFNet(**zfnet_arguments(args, 2), device="meta")
+    check_memory_of(args, chosen_device(args.device))
     if getattr(args, "plot", False):
         import matplotlib  # noqa: F401
+
+
+def check_memory_of(
+    args: argparse.Namespace, device: torch.device, batch: int = 1, classes: int = 2, channels: int = 3
+) -> None:
+    """ValueError for a network that cannot be, or whose training memory cannot hold: weights, gradients and momentum,
+    and of each picture of a step every map and its gradient."""
+    from ..models.zfnet import ZFNet
+
+    try:
+        table = ZFNet(**zfnet_arguments(args, classes, channels), device="meta").table
+    except RuntimeError as error:  # more bytes than torch can count
+        raise ValueError("--side, --channels and --fc make a network that no memory holds; smaller ones do") from error
+    numbers = sum(row.parameters for row in table)
+    maps = batch * (channels * args.side**2 + sum(row.channels * row.size[0] * row.size[1] for row in table))
+    need = 4 * (3 * numbers + 2 * maps) if device.type == "cpu" else 4 * numbers
+    what = f"{numbers:,} parameters and the maps of {batch} picture{'s' * (batch > 1)} of {args.side} x {args.side}"
+    check_memory(need, what, "a smaller --side, --batch, --fc or --channels takes less")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -249,6 +276,7 @@ def run(args: argparse.Namespace) -> None:
         sets = picture_sets(args, say)
         count, classes = len(sets.training), sets.classes
         plan = replace(plan, batch_size=batch_of(args.batch, count))
+        check_memory_of(args, device, -(-plan.batch_size // world), len(classes), sets.training.channels)
         arguments = zfnet_arguments(args, len(classes), sets.training.channels)
         model = ZFNet(**arguments).to(device)
         run = chosen_run(args, plan, (sets.training, sets.validation), device, progress.wanted(args.quiet))

@@ -31,16 +31,6 @@ class Pictures:
         return Pictures(tuple(self.paths[i] for i in numbers), tuple(self.labels[i] for i in numbers), self.classes)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Every picture file under `folder`, as `scan.scan` finds them, sorted by path.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a folder without pictures.
-    """
-    return list(scan(folder).paths)
-
-
 def class_folders(folder: Path | Scan, classes: tuple[str, ...] | None = None) -> Pictures:
     """The pictures of a folder of class folders; a picture's class is the first folder below `folder`.
 
@@ -94,7 +84,10 @@ def drawn(labels: Sequence[int], classes: Sequence[str], fraction: float, seed: 
     for label, name in enumerate(classes):
         members = random.permutation(np.flatnonzero(of == label))
         if len(members) == 1:
-            raise ValueError(f"class {name!r} has one picture, which cannot be both trained on and held out")
+            raise ValueError(
+                f"class {name!r} has one picture, which cannot be both trained on and held out; add others, or give a "
+                "folder to validate on (--validation)"
+            )
         out += members[: min(max(1, round(fraction * len(members))), max(len(members) - 1, 0))].tolist()
     chosen = set(out)
     return [i for i in range(len(labels)) if i not in chosen], sorted(chosen)

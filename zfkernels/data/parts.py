@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..files import check_regular, reason
 from .pictures import decoded, unreadable
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; half-open
@@ -28,6 +29,7 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    check_regular(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
         paths = [path.parent / entry["image"] for entry in entries]
@@ -39,10 +41,16 @@ def read_parts(path: Path, size: tuple[int, int]) -> tuple[list[Path], dict[str,
             raise ValueError("no part may be named 'random', which the random boxes are")
         if any(len(box) != 4 for row in boxes for box in row):
             raise ValueError("a box must be [top, left, bottom, right]")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError) as error:
+        if any(
+            tuple(entry["parts"][name]) != box
+            for entry, row in zip(entries, boxes, strict=True)
+            for name, box in zip(names, row, strict=True)
+        ):
+            raise ValueError("a box must be of whole numbers, the pixels of its picture")
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{path} must hold [{{"image": FILE, "parts": {{NAME: [top, left, bottom, right]}}}}, ...], with the same '
-            f"parts for each image ({error!r})"
+            f"parts for each image ({type(error).__name__}: {reason(error)})"
         ) from error
     parts: dict[str, list[Box]] = {name: [] for name in names}
     if bad := unreadable(paths):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ..drawing.tiles import GREY
-from ..files import check_regular
+from ..files import beginning, check_regular, kind_of, reason
 from ..progress import Shown, bar
 
 if TYPE_CHECKING:
@@ -81,8 +81,11 @@ def decoded(
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        reason = str(error).replace(repr(str(path)), "it").splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is not a picture that Pillow can read ({reason[0]})") from error
+        said = reason(error).replace(repr(str(path)), "it").splitlines()[0]
+        kind = ""
+        if isinstance(path, (str, Path)) and getattr(error, "errno", None) is None:  # it could be opened
+            kind = kind_of(beginning(Path(path)))
+        raise ValueError(f"{path} is not a picture that Pillow can read ({kind or said})") from error
 
 
 def unreadable(paths: Sequence[Path], progress: Shown = False) -> list[tuple[Path, str]]:

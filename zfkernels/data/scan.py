@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+MOST_TIMES = 16  # that links lead to one folder: a few that link to each other would have no end of ways
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -63,7 +65,7 @@ def scan(folder: Path) -> Scan:
         raise FileNotFoundError(f"{folder} is {what}" if folder.exists() else f"{what} {folder}")
     paths: list[Path] = []
     left_out: list[tuple[Path, str]] = []
-    for path, why in _walk(folder, (_identity(folder),)):
+    for path, why in _walk(folder):
         if why:
             left_out.append((path, why))
         else:
@@ -75,35 +77,44 @@ def scan(folder: Path) -> Scan:
     return result
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str]]:
-    """(file, "") for each picture, (file or folder, why) for what is none; `above`: the folders that this lies in."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield folder, f"folders that cannot be opened ({error.strerror})"
-        return
-    for name in names:
-        path = folder / name
-        if name.startswith("."):
-            yield path, "hidden"
-            continue
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(file, "") for each picture, (file or folder, why) for what is none; a folder's own files before its folders'."""
+    rest: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, (_identity(folder),))]  # with those they lie in
+    times: Counter[tuple[int, int]] = Counter()
+    while rest:
+        place, above = rest.pop()
         try:
-            mode = path.stat().st_mode
-        except OSError:
-            yield path, "links to nothing" if path.is_symlink() else "that cannot be looked at"
+            names = sorted(os.listdir(place))
+        except OSError as error:
+            yield place, f"folders that cannot be opened ({error.strerror})"
             continue
-        if stat.S_ISDIR(mode):
-            identity = _identity(path)
-            if identity in above:
-                yield path, "links to a folder that they lie in"
+        folders: list[tuple[Path, tuple[tuple[int, int], ...]]] = []
+        for name in names:
+            path = place / name
+            if name.startswith("."):
+                yield path, "hidden"
+                continue
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                yield path, "links to nothing" if path.is_symlink() else "that cannot be looked at"
+                continue
+            if stat.S_ISDIR(mode):
+                identity = _identity(path)
+                if identity in above:
+                    yield path, "links to a folder that they lie in"
+                elif path.is_symlink() and times[identity] >= MOST_TIMES:
+                    yield path, f"links to a folder that was searched {MOST_TIMES} times"
+                else:
+                    times[identity] += 1
+                    folders.append((path, (*above, identity)))
+            elif not stat.S_ISREG(mode):
+                yield path, "no regular files"
+            elif path.suffix.lower() not in endings():
+                yield path, f"no pictures ({path.suffix.lower() or 'without an ending'})"
             else:
-                yield from _walk(path, (*above, identity))
-        elif not stat.S_ISREG(mode):
-            yield path, "no regular files"
-        elif path.suffix.lower() not in endings():
-            yield path, f"no pictures ({path.suffix.lower() or 'without an ending'})"
-        else:
-            yield path, ""
+                yield path, ""
+        rest += reversed(folders)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from ..analyses.choices import method_for
 from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import Crops, Photographs
 from ..deconvnet.deconvnet import Deconvnet
+from ..limits import check_memory
 from ..models import checkpoint
 from ..models.pretrained import EFFICIENTNET_LITE0
 from ..models.zfnet import ZFNet
@@ -58,6 +59,8 @@ def run(
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     photographs = Photographs(SIDE)
+    count = crops * len(photographs.classes)
+    check_memory(count * 3 * SIDE * SIDE * 5, f"crops: {count} pictures")  # as bytes, and for their mean as floats
     random = np.random.default_rng(seed)
     held_out = photographs.held_out_crops(50, random)
     training = photographs.training_crops(crops, random)

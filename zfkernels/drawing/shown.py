@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .style import ACCENT, SOFT, Figure, new_figure, outline, plain_axes
+from .style import ACCENT, SOFT, Figure, literally, new_figure, outline, plain_axes
 from .style import save as save_figure
 from .tiles import cut, frame, full_scale, plain_picture, signed_picture
 
@@ -36,6 +36,7 @@ def repr_html(self: Plotted) -> str | None:
     except ModuleNotFoundError:
         return None
     to = io.BytesIO()
+    literally(figure)
     figure.savefig(to, format="png")
     source = f"data:image/png;base64,{base64.b64encode(to.getvalue()).decode()}"
     return render("shown.html", source=source, said=repr(self))

@@ -65,8 +65,19 @@ def save(figure: Figure, path: Path) -> None:
         ValueError: an ending that is no format; the formats are named.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    literally(figure)
     kind = path.suffix[1:].lower() or "png"
     write_whole(path, lambda beside: figure.savefig(beside, format=kind))
+
+
+def literally(figure: Figure) -> None:
+    """Every text of the figure as it stands: names of files may have dollars, and bytes that are no text."""
+    from matplotlib.text import Text
+
+    texts: list[Any] = figure.findobj(Text)
+    for text in texts:
+        text.set_parse_math(False)
+        text.set_text(text.get_text().encode("utf-8", "backslashreplace").decode())
 
 
 def darken(figure: Figure) -> None:

@@ -14,6 +14,7 @@ from .zfnet import ZFNet
 FORMAT = "zfkernels.zfnet.1"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in 0..1, as torchvision's
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
+OWN = "; of another network give --model MODULE:CALLABLE, too, say torchvision.models:resnet18"
 # The arguments of ZFNet that a file may give
 ARGUMENTS = {"num_classes", "in_channels", "image_size", "channels", "fc", "without", "dropout", "center", "weight_std"}
 
@@ -89,6 +90,8 @@ def from_content(path: Path, content: object) -> Network:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict or a zfkernels checkpoint")
     made = content.get("format")
+    if isinstance(made, str) and made != FORMAT and made.startswith(FORMAT.rstrip("0123456789")):
+        raise ValueError(f"{path} is of the format {made}, which a later zfkernels wrote; a newer zfkernels reads it")
     if isinstance(made, str) and made.startswith("zfkernels.") and made != FORMAT:
         raise ValueError(f"{path} is no network but a {made}, which continues a run or a search; give its zfnet.pt")
     classes: list[str] | None
@@ -102,7 +105,7 @@ def from_content(path: Path, content: object) -> Network:
     classes = numbered(arguments["num_classes"]) if classes is None else classes
     problem = states.misfit(state, ZFNet(**arguments, device="meta"))
     if problem is not None:
-        raise ValueError(f"{path} does not fit a ZFNet: {problem}")
+        raise ValueError(f"{path} does not fit a ZFNet: {problem}{'' if made == FORMAT else OWN}")
     model = ZFNet(**arguments)
     model.load_state_dict(state)
     return Network(model.eval(), classes, mean, scale, model.image_size, model.in_channels)
@@ -114,14 +117,12 @@ def preprocessing(content: object, channels: int) -> tuple[list[str], Tensor, Te
         return None
     classes: Any = content.get("classes")
     mean, scale = content.get("mean"), content.get("scale")
-    if (
-        not isinstance(mean, Tensor)
-        or not isinstance(scale, Tensor)
-        or mean.ndim != 3
-        or len(mean) not in (1, channels)
-    ):
+    if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or not isinstance(classes, (list, tuple)):
         return None
-    return classes, mean, scale
+    if any(states.unusable(value, True, True) for value in (mean, scale)) or not scale.all():
+        return None
+    fits = mean.ndim == 3 and len(mean) in (1, channels) and _are_names(classes, len(classes))
+    return (list(classes), mean, scale) if fits else None
 
 
 def run_of(path: Path) -> tuple[str | None, int | None]:
@@ -142,8 +143,11 @@ def _own(path: Path, content: dict[Any, Any]) -> tuple[dict[str, Any], dict[str,
         if unknown := set(arguments) - ARGUMENTS:
             raise ValueError(f"no argument of ZFNet: {min(map(str, unknown))}")
         model = ZFNet(**arguments, device="meta")
-        if len(classes) != model.num_classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f"classes must be {model.num_classes} names, got {len(classes)}")
+        if not _are_names(classes, model.num_classes):
+            raise ValueError(f"classes must be {model.num_classes} names, got {str(classes)[:80]}")
+        for name, value in (("mean", mean), ("scale", scale)):
+            if problem := states.unusable(value, True, True):
+                raise ValueError(f"{name} {problem}")
         images = torch.Size((model.in_channels, *model.image_size))
         if torch.broadcast_shapes(mean.shape, scale.shape, images) != images or mean.ndim != 3 or not scale.all():
             raise ValueError(
@@ -174,8 +178,15 @@ def _plain(path: Path, content: dict[Any, Any]) -> tuple[dict[str, Any], dict[st
         raise ValueError(f"{path} {error}") from error
     last = state.get("fc8.weight")
     if not isinstance(last, Tensor) or last.dim() != 2:
-        raise ValueError(f"{path} holds no ZFNet (no fc8.weight); it holds: {', '.join(list(state)[:4]) or 'nothing'}")
+        raise ValueError(
+            f"{path} holds no ZFNet (no fc8.weight); it holds: {', '.join(list(state)[:4]) or 'nothing'}{OWN}"
+        )
     return {"num_classes": len(last)}, state, None, *imagenet()
+
+
+def _are_names(classes: object, count: int) -> bool:
+    named = isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)
+    return named and len(classes) == count  # type: ignore[arg-type]  # a list or tuple, as was asked
 
 
 def numbered(count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import load_tensors
+from ..files import check_regular, load_tensors, reason
+from ..limits import check_memory, is_memory
+from ..words import nearest
 from . import checkpoint, states
 from .checkpoint import Network
 
@@ -65,7 +68,7 @@ def _of_callable(weights: Path | None, name: str, size: int) -> Network:
     built = build(name)
     if isinstance(built, Network):
         if weights is not None:
-            raise ValueError(f"--weights {weights}: {name} comes with weights of its own")
+            raise ValueError(f"--weights {weights}: {name} comes with weights of its own; leave --weights out")
         return built
     module = built.eval()
     content = None if weights is None else load_tensors(weights)
@@ -74,10 +77,14 @@ def _of_callable(weights: Path | None, name: str, size: int) -> Network:
     channels, image_size = _channels(module), _image_size(module, size)
     if channels not in (1, 3):
         raise ValueError(f"{name} takes {channels} channels; pictures have 3, or 1 if they are grey")
+    need = channels * math.prod(image_size) * 4 * 4  # a picture, as bytes and floats, and some maps
+    check_memory(need, f"--size {size}: the pictures of {name}", "a smaller --size takes less")
     try:
         with torch.no_grad():
             output = module(torch.zeros(1, channels, *image_size))
     except Exception as error:
+        if is_memory(error):
+            raise
         shown = " x ".join(map(str, image_size))
         raise ValueError(f"{name} cannot take pictures of {shown} (--size): {_first_line(error)}") from error
     key = _key_of_logits(output, name)
@@ -119,12 +126,22 @@ def build(name: str) -> nn.Module | Network:
         raise ValueError(f"--model must be MODULE:CALLABLE, such as torchvision.models:alexnet, got {name!r}")
     sys.path.insert(0, "")
     try:
-        result = getattr(importlib.import_module(module), attribute)()
+        found = importlib.import_module(module)
+        result = getattr(found, attribute)() if hasattr(found, attribute) else None
+    except ModuleNotFoundError as error:
+        where = "it is looked for in the current folder and among the packages that are installed"
+        raise ValueError(f"--model {name}: {_first_line(error)}; {where}") from error
+    except TypeError as error:
+        hint = "it is called without arguments: name a function of yours that builds the network"
+        raise ValueError(f"--model {name}: TypeError: {_first_line(error)}; {hint}") from error
     except (Exception, SystemExit) as error:  # a script that ends itself when it is imported
         said = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise ValueError(f"--model {name}: {said}{_first_line(error)}") from error
     finally:
         sys.path.remove("")
+    if not hasattr(found, attribute):
+        near = nearest(attribute, dir(found))
+        raise ValueError(f"--model {name}: module {module!r} has no attribute {attribute!r}{near}")
     if not isinstance(result, (nn.Module, Network)):
         raise ValueError(f"--model {name} must give a torch.nn.Module, got {type(result).__name__}")
     return result
@@ -199,11 +216,16 @@ def read_classes(path: Path, count: int) -> list[str]:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("{"):
+            raise ValueError("it holds a JSON object")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list ({reason(error)})") from error
+    if any(isinstance(name, (list, dict)) for name in names):
+        raise ValueError(f"{path} must hold the classes' names, one a line or a JSON list, and holds a list of lists")
     names = [str(name).strip() for name in names if str(name).strip()]
     if len(names) != count:
         raise ValueError(f"--classes must name the network's {count} classes, and {path} holds {len(names)} names")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 WRAPPERS = (
@@ -62,7 +63,7 @@ def unwrapped(content: object) -> dict[str, Any]:
 
 def misfit(state: Mapping[str, Any], module: nn.Module) -> str | None:
     """The first missing key, unexpected key and other shape of a state dict; None if it fits."""
-    expected = module.state_dict()
+    expected, learned = module.state_dict(), {name for name, _ in module.named_parameters()}
     missing = [name for name in expected if name not in state and not _may_lack(name)]
     unexpected = [name for name in state if name not in expected]
     words = []
@@ -78,7 +79,21 @@ def misfit(state: Mapping[str, Any], module: nn.Module) -> str | None:
             return f"{name!r} is a {type(value).__name__}, not a tensor"
         if value.shape != wanted.shape:
             return f"{name!r} has shape {tuple(value.shape)}, and {tuple(wanted.shape)} in the network"
+        if problem := unusable(value, wanted.is_floating_point(), name in learned):
+            return f"{name!r} {problem}"
     return "; ".join(words) or None
+
+
+def unusable(value: Tensor, floating: bool, finite: bool) -> str | None:
+    """Why no network can have these numbers, if so; they must be floating-point, or finite, if that is said."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+        return f"is a {kind} tensor; save ordinary ones"
+    if floating and not value.is_floating_point():
+        return f"holds numbers of {value.dtype}, and the network's are floating-point"
+    if floating and finite and not torch.isfinite(value).all():
+        return "holds NaN or infinite numbers, as after a training that diverged; take an earlier checkpoint"
+    return None
 
 
 def _may_lack(name: str) -> bool:

@@ -24,6 +24,7 @@ from .compare import BOUNDS, TF32_BOUND, is_float, tuple_of
 from .memory import placed, poisoned_memory
 
 # The bound of each column of the table, by the name of its dtype.
+MOST_CASES = 1_000_000  # an op: they are drawn before they run
 COLUMNS = {str(dtype).removeprefix("torch."): bound for dtype, bound in BOUNDS.items()} | {"tf32": TF32_BOUND}
 
 
@@ -72,8 +73,8 @@ def modules_of(backend: str | None, cases: int, ops: Iterable[str] | None) -> di
     """The backends that `run` checks; it raises what `run` raises."""
     if unknown := set(ops or ()) - set(OPS):
         raise ValueError(f"ops: {no_such('op', min(unknown), tuple(OPS))}")
-    if cases < 0:
-        raise ValueError(f"cases must be at least 0, got {cases}")
+    if not 0 <= cases <= MOST_CASES:
+        raise ValueError(f"cases must be at least 0 and at most {MOST_CASES}, got {cases}")
     chosen = (backend,) if backend is not None else backends.available_backends()
     return {name: backends.module(name) for name in chosen}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..files import half_of, hold, load_tensors, save_tensors, write_text, write_whole
 from ..models import checkpoint
-from ..models.states import misfit
+from ..models.states import misfit, unusable
 from .crops import crop
 from .processes import processes
 from .recipe import CENTRE, Plan
@@ -148,7 +148,7 @@ def _read_state(path: Path, plan: Plan) -> dict[str, Any]:
         raise FileNotFoundError(f"there is nothing to resume: no {path}")
     state = load_tensors(path)
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise ValueError(f"{path} is no training state")
+        raise ValueError(f"{path} is no training state; --overwrite trains anew")
     try:
         before = Plan(**state["plan"])
         epochs = [Epoch(**line).epoch for line in state["history"]]
@@ -182,8 +182,26 @@ def _other(
         for name, given in (("side", tuple(run.side)), ("scale", float(run.scale))):
             if name in state and state[name] != given:
                 yield f"it was trained with {name} {state[name]}, got {given}"
+        images = (run.training.channels, *run.training.size)
+        if tuple(state["mean"].shape) != images or unusable(state["mean"], True, True):
+            yield f"its mean picture is damaged, or of others than those of {images} here; --overwrite trains anew"
     if model is not None and (problem := misfit(state["model"], model)):
         yield f"it is of another network: {problem}"
+    if model is not None and not _continues(state["optimiser"], model):
+        yield "its momentum is damaged, or of another network; --overwrite trains anew"
+
+
+def _continues(optimiser: Any, model: nn.Module) -> bool:
+    """Whether the state of an optimiser is one of the model's parameters."""
+    shapes = [parameter.shape for parameter in model.parameters()]
+    try:
+        (group,) = optimiser["param_groups"]
+        buffers = [(shapes[number], kept.get("momentum_buffer")) for number, kept in optimiser["state"].items()]
+        of_all = list(group["params"]) == list(range(len(shapes)))
+        kept = [(shape, buffer) for shape, buffer in buffers if buffer is not None]  # there is none of momentum 0
+        return of_all and all(buffer.shape == shape and not unusable(buffer, True, True) for shape, buffer in kept)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return False
 
 
 def _write_networks(
