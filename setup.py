@@ -7,6 +7,8 @@ Environment variables:
     ZFKERNELS_CUDA=0|1      0 leaves csrc/cuda out, 1 makes a missing nvcc an error. Unset: built when nvcc is found.
     ZFKERNELS_CUDA_ARCHITECTURES=90a,100  the GPUs that csrc/cuda is compiled for, instead of CUDA_ARCHITECTURES.
     ZFKERNELS_CUDA_RESOURCES=1  print what each CUDA kernel takes of a multiprocessor; spilled registers are an error.
+    ZFKERNELS_OBJECTS=folder  where objects are kept from build to build, also of wheels and editable installs, which
+                            setuptools builds in a folder that it removes.
     ZFKERNELS_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer; Python then needs LD_PRELOAD=libasan.so.
     CUDA_HOME, CC, CXX      as usual.
 
@@ -181,6 +183,7 @@ class BuildKernels(build_ext):
     """build_ext that compiles a source several times with different flags, in parallel, and keeps fresh objects."""
 
     def build_extension(self, ext: Extension) -> None:
+        self.build_temp = os.environ.get("ZFKERNELS_OBJECTS") or self.build_temp
         msvc = self.compiler.compiler_type == "msvc"
         sanitize = bool(wanted("ZFKERNELS_SANITIZE"))
         nvcc = find_nvcc()

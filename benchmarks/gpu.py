@@ -14,7 +14,7 @@ Parts, in order:
     machine         what there is: the GPU, the backends that run, what verify has to check of each
     compile-triton  beside all others: ZFNet's kernels into Triton's cache, on all cores but one
     verify-cuda     `zfkernels verify`, every op and dtype
-    memcheck        compute-sanitizer over verify's fixed cases, where the tool is installed and takes the device
+    memcheck        compute-sanitizer over verify's fixed cases, where the tool takes the device
     racecheck
     ceilings        a large copy and large matrix products: the rates that the floors are computed with
     bf16-128        rows: every case at N = 128 in bfloat16, error against float64 first, then time
@@ -22,7 +22,7 @@ Parts, in order:
     tune            every case of the Triton backend once with ZFKERNELS_TUNE=1: what follows runs what was measured
     verify-triton   as verify-cuda, with two random cases an op
     determinism     every case three times, the same bits
-    verify-cpu      the cpu backend on this host, with ZFKERNELS_ISA=avx512 (or as the variable says)
+    verify-cpu      the cpu backend on this host, where it has AVX-512 with ZFKERNELS_ISA=avx512
     bench-cpu       the same backend's times at 2, 8 and 16 threads
     tf32-128 tf32-1 bf16-16    more rows; "tf32" is float32 tensors with TF32 products
     torch-compile   whole paths and layers by torch.compile(mode="max-autotune-no-cudagraphs")
@@ -126,18 +126,24 @@ def main(argv: list[str] | None = None) -> int:
     if problem := refused(args):
         print(problem, file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / settings.MACHINE).unlink(missing_ok=True)  # what another run found
+    except OSError as error:
+        print(f"--out: {error}", file=sys.stderr)
+        return 2
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    until_stopped()
     parts, ended = chosen_parts(args), {}
     until, beside = time.monotonic() + 60 * args.minutes, None
     try:
         for name in parts:
             if name == BESIDE:
-                beside = begin(args, argv, name)
+                beside = begun(args, argv, name, ended)
                 continue
-            kept = (beside[0],) if beside else ()
-            ended[name] = run_part(args, argv, name, limit_of(args, name, parts, until - time.monotonic()), kept)
+            ended[name] = reports.Ended(name, "stopped", 0.0, "the run was stopped")
+            limit = limit_of(args, name, parts, until - time.monotonic())
+            ended[name] = run_part(args, argv, name, limit, (beside[0],) if beside else ())
             if ended[name].code == 2 and name in ("build", "machine"):  # a wrong call, or nothing to run on
                 print(ended[name].log, file=sys.stderr)
                 return 2
@@ -148,12 +154,32 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if beside:
             ended[BESIDE] = finish(args, BESIDE, *beside, 0)
+        processes.sweep()  # where a signal came while a part was being started
         code = reports.conclude(args.out, parts, ended, relied_on(args, parts, ended))
     return code
 
 
+def until_stopped() -> None:
+    """Ctrl-C and other requests to stop end the run as a whole, once: another would end the ending."""
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    asking = [each for each in known if signal.getsignal(each) != signal.SIG_IGN]  # nohup's is ignored
+
+    def stop(number: int, _: object) -> None:
+        for each in asking:
+            signal.signal(each, signal.SIG_IGN)
+        print(f"stopped by {signal.Signals(number).name}", flush=True)
+        sys.exit(1)
+
+    for each in asking:
+        signal.signal(each, stop)
+
+
 def refused(args: argparse.Namespace) -> str:
     """What is wrong with the call, without importing anything of the package."""
+    if not 0 < args.minutes < float("inf"):
+        return f"--minutes: expected a number over 0, got {args.minutes:g}"
+    if args.rounds < 2:
+        return f"--rounds: expected at least 2, which quartiles need, got {args.rounds}"
     for name in filter(None, args.part.split(",")):
         if name not in PARTS:
             return f"--part: no part {name!r}; the parts are {', '.join(PARTS)}"
@@ -194,24 +220,36 @@ def limit_of(args: argparse.Namespace, name: str, parts: list[str], left: float)
     return min(left, max(PARTS[name].share, left - after))
 
 
-def begin(args: argparse.Namespace, argv: list[str], name: str) -> tuple[subprocess.Popen, float]:
-    """Starts the part's process: (it, when)."""
+def begun(args: argparse.Namespace, argv: list[str], name: str, ended: dict) -> tuple[subprocess.Popen, float] | None:
+    """Starts the part's process: (it, when). None where it cannot be started, which then stands in `ended`."""
     command = [sys.executable, str(HERE / "gpu.py"), *argv, "--inside", name]
-    variables = {key: os.environ.get(key, value) for key, value in PARTS[name].environment}
-    return processes.start(command, args.out / f"{name}.log", variables), time.monotonic()
+    try:
+        return processes.start(command, args.out / f"{name}.log", variables_of(args.out, name)), time.monotonic()
+    except OSError as error:  # its log cannot be written
+        ended[name] = reports.said(reports.Ended(name, "FAILED", 0.0, str(error)))
+        return None
+
+
+def variables_of(out: Path, name: str) -> dict[str, str]:
+    """The part's own variables, as they are set already or, of an instruction set, where this host has it."""
+    isas = (settings.whole(out / settings.MACHINE) or {}).get("isas", ())
+    wanted = {key: value for key, value in PARTS[name].environment if key != "ZFKERNELS_ISA" or value in isas}
+    return wanted | {key: os.environ[key] for key, _ in PARTS[name].environment if key in os.environ}
 
 
 def run_part(args: argparse.Namespace, argv: list[str], name: str, limit: float, kept: tuple) -> reports.Ended:
     if limit < 5:
         return reports.said(reports.Ended(name, "stopped", 0.0, "no time was left"))
-    return finish(args, name, *begin(args, argv, name), limit, kept)
+    ended: dict[str, reports.Ended] = {}
+    started = begun(args, argv, name, ended)
+    return finish(args, name, *started, limit, kept) if started else ended[name]
 
 
 def finish(
     args: argparse.Namespace, name: str, process: subprocess.Popen, since: float, limit: float, kept: tuple = ()
 ) -> reports.Ended:
     """Waits for the part at most `limit` seconds, ends all that it started, and says how it ended."""
-    log = args.out / f"{name}.log"
+    log, began = args.out / f"{name}.log", time.time() - (time.monotonic() - since)
     try:
         code, why = processes.wait(process, limit, log)
     finally:
@@ -219,6 +257,8 @@ def finish(
     ended = reports.how(name, code, time.monotonic() - since, log, why)
     if left:
         ended = ended._replace(how="FAILED", why=f"{ended.why}; processes {left} could not be ended")
+    if halves := reports.cut_off(args.out, began):
+        ended = ended._replace(how="FAILED", why=f"{ended.why}; it left {', '.join(halves)} cut off".strip("; "))
     return reports.said(ended)
 
 
@@ -230,7 +270,8 @@ def relied_on(args: argparse.Namespace, parts: list[str], ended: dict) -> list[s
 
 
 def inside(args: argparse.Namespace, argv: list[str]) -> int:
-    """The part itself, in its own process."""
+    """The part itself, in its own process: DONE in place of 0; or what the sanitizer runs."""
+    processes.end_with_parent()
     name, (kind, planted) = args.inside, fault_of(args)
     tool = name.removesuffix("-op")
     run = Run(
@@ -250,10 +291,10 @@ def inside(args: argparse.Namespace, argv: list[str]) -> int:
     if run.fault:
         rehearsal.plant(kind, tool)
     if name.endswith("-op"):
-        return importlib.import_module("on_gpu.checking").sanitized_op(run)
+        return importlib.import_module("on_gpu.checking").sanitized_op(run)  # compute-sanitizer minds what is not 0
     part = PARTS[name]
     given = [run.batch if value == BATCH else value for value in part.arguments]
-    return getattr(importlib.import_module(f"on_gpu.{part.module}"), part.function)(run, *given)
+    return getattr(importlib.import_module(f"on_gpu.{part.module}"), part.function)(run, *given) or settings.DONE
 
 
 if __name__ == "__main__":

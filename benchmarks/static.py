@@ -1,11 +1,15 @@
-"""What the compiler makes of csrc/cuda, without a GPU: registers, spills, and the instructions of each kernel's loops.
+"""What the compiler makes of csrc/cuda, without a GPU: registers, spills, shared memory, and the instructions of each
+kernel's loops.
 
     python benchmarks/static.py                                    # writes results/static/sm_90a.json and .md
     python benchmarks/static.py --against results/static/before.json    # the table with both
+    python benchmarks/static.py --check --objects build            # are the files those of what was built there?
 
-Compiles every source by nvcc for one architecture and reads the machine code by cuobjdump (that of an installed triton,
-PATH's or the toolkit's). A loop is what a branch goes back over. Listed are the innermost loops with matrix products,
-then the largest loop without any that reads memory. These are counts, not times: how often a loop runs is not in them.
+Compiles every source by nvcc for one architecture, or takes what setup.py has built, and reads the machine code by
+cuobjdump (that of an installed triton, PATH's or the toolkit's). A loop is what a branch goes back over. Listed are the
+innermost loops with matrix products, then the largest loop without any that reads memory. These are counts, not times:
+how often a loop runs is not in them. Shared memory is asked for at the launch: it is that of ZFNet's layers, where they
+launch the kernel (tests/emulator/launches.py).
 """
 
 import argparse
@@ -73,17 +77,27 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/static", help="folder")
     parser.add_argument("--name", help="of the files (default: sm_<architecture>)")
     parser.add_argument("--against", type=Path, help="an earlier JSON, to stand in the table beside this")
+    parser.add_argument("--objects", type=Path, help="take what setup.py has built below this folder")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where the JSON there is of other code")
     args = parser.parse_args()
     nvcc = build_script.find_nvcc()
     if nvcc is None:
         raise SystemExit("nvcc not found: install the CUDA toolkit")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda s: kernels(nvcc, s, args.architecture), sorted(ROOT.glob("csrc/cuda/*.cu"))))
-    rows = sorted((row for part in parts for row in part), key=lambda row: (row["source"], row["kernel"]))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.objects is None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(lambda s: compiled(nvcc, s, args.architecture, Path(folder)), sources()))
+        rows = [row for source in sources() for row in kernels(args.objects or Path(folder), source, args.architecture)]
+    rows.sort(key=lambda row: (row["source"], row["kernel"]))
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     head = {"architecture": f"sm_{args.architecture}", "nvcc": re.findall(r"release ([\d.]+)", version)[-1]}
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"{args.name or head['architecture']}.json"
+    if args.check:
+        return check(file, head, rows)
+    launched = launches()
+    for row in rows:
+        row["threads"], row["shared"] = launched.get(short(row["kernel"]), (None, None))
     file.write_text(json.dumps(head | {"kernels": rows}, indent=1) + "\n")
     before = json.loads(args.against.read_text())["kernels"] if args.against else None
     text = table(rows, before)
@@ -92,19 +106,34 @@ def main() -> int:
     return 0
 
 
-def kernels(nvcc: str, source: Path, architecture: str) -> list[dict]:
-    """A row for each kernel of the source."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "code.cubin")
-        code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        command = [nvcc, *build_script.NVCC_FLAGS, code, "-I", str(ROOT / "csrc"), "-Xptxas", "-v", "-cubin"]
-        done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(done.stdout + done.stderr)
-        resources = {r.kernel: r for r in build_script.ptxas_resources(done.stderr)}
-        if not resources:
-            return []
-        text = subprocess.run([cuobjdump(), "--dump-sass", str(cubin)], capture_output=True, text=True, check=True)
+def sources() -> list[Path]:
+    return sorted(ROOT.glob("csrc/cuda/*.cu"))
+
+
+def compiled(nvcc: str, source: Path, architecture: str, folder: Path) -> None:
+    """The source's machine code, and what ptxas says of it, named as setup.py names them."""
+    target = folder / f"{source.stem}.o"
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [nvcc, *build_script.NVCC_FLAGS, code, "-I", str(ROOT / "csrc"), "-Xptxas", "-v", "-c"]
+    done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(done.stdout + done.stderr)
+    target.with_suffix(".ptxas").write_text(done.stderr)
+
+
+def kernels(folder: Path, source: Path, architecture: str) -> list[dict]:
+    """A row for each kernel of the source, whose object lies somewhere below the folder."""
+    native = f"sm_{architecture}"
+    objects = sorted(folder.rglob(f"{source.stem}.ptxas"), key=lambda path: path.stat().st_mtime)
+    resources = {}
+    for log in objects:
+        resources |= {r.kernel: r for r in build_script.ptxas_resources(log.read_text()) if r.architecture == native}
+    if not objects or ("__global__" in source.read_text() and not resources):
+        raise SystemExit(f"{folder} has nothing of {source.name} that setup.py has built for {native}")
+    if not resources:
+        return []
+    command = [cuobjdump(), "--dump-sass", "--gpu-architecture", native, str(objects[-1].with_suffix(".o"))]
+    text = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = []
     for part in text.stdout.split("Function : ")[1:]:
         kernel = build_script.readable(part.split(maxsplit=1)[0])
@@ -114,6 +143,31 @@ def kernels(nvcc: str, source: Path, architecture: str) -> list[dict]:
         row |= {"spilled": found.spilled, "instructions": len(instructions)}
         rows.append(row | {"loops": [counted(instructions, loop) for loop in main_loops(instructions)]})
     return rows
+
+
+def check(file: Path, head: dict, rows: list[dict]) -> int:
+    """Whether the rows are those of the file, by the same nvcc; 1 where they are not."""
+    known = json.loads(file.read_text())
+    if known["nvcc"] != head["nvcc"]:
+        print(f"{file.name} is of nvcc {known['nvcc']}, which this {head['nvcc']} is not: not compared")
+        return 0
+    before = {row["kernel"]: {key: row.get(key) for key in rows[0]} for row in known["kernels"]}
+    now = {row["kernel"]: row for row in rows}
+    other = [short(kernel) for kernel in before | now if before.get(kernel) != now.get(kernel)]
+    print(f"{len(rows)} kernels, {len(other)} of them not as in {file.name}: {', '.join(other) or 'none'}")
+    if other:
+        print("python benchmarks/static.py --against benchmarks/results/static/before.json writes it anew")
+    return 1 if other else 0
+
+
+def launches() -> dict[str, list[int]]:
+    """The threads and the bytes of shared memory that the kernels are launched with, by their short names."""
+    folder = ROOT / "tests/emulator"
+    built = subprocess.run([sys.executable, str(folder / "build.py")], capture_output=True, text=True, check=True)
+    module = built.stdout.splitlines()[-1]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(folder / "launches.py"), module]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
 
 
 def cuobjdump() -> str:
@@ -157,10 +211,13 @@ def kind_of(name: str) -> str:
 def table(rows: list[dict], before: list[dict] | None) -> str:
     """A line a kernel that has a loop; what has changed since as `before > now`."""
     old = {row["kernel"]: row for row in before or ()}
-    lines = ["| kernel | registers | spilled | instructions | loop | of which |", "|---|---|---|---|---|---|"]
+    heads = ("kernel", "registers", "spilled", "threads", "shared", "instructions", "loop", "of which")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         was = old.get(row["kernel"]) or next((r for r in old.values() if similar(r["kernel"], row["kernel"])), {})
-        cells = [changed(was.get(name), row[name]) for name in ("registers", "spilled", "instructions")]
+        cells = [changed(was.get(name), row[name]) for name in ("registers", "spilled")]
+        cells += ["-" if row.get(name) is None else str(row[name]) for name in ("threads", "shared")]
+        cells.append(changed(was.get("instructions"), row["instructions"]))
         for i, loop in enumerate(row["loops"] or [{}]):
             earlier = was["loops"][i] if len(was.get("loops", ())) > i else {}
             kinds = [kind for kind in (*KINDS, OTHER) if kind in loop or kind in earlier]

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
+from .settings import DONE
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+EARLY = 254  # for the exit code 0 of a process that did not come to its end
 LARGEST_LOG = 64 << 20  # bytes; a part that prints more is killed before it has filled the disk
 GONE = 15.0  # seconds within which a killed process is gone, unless it waits for a device that does not answer
 
@@ -18,6 +21,12 @@ def adopt_orphans() -> None:
     """From now on a descendant whose parent ended becomes this process's child, so that `end` finds it."""
     with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere a group's own members are found
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed where its parent is, who then cannot end anything."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def start(command: list[str], log: Path, environment: dict[str, str], inherited: bool = True) -> subprocess.Popen:
@@ -36,10 +45,17 @@ def wait(process: subprocess.Popen, seconds: float, log: Path) -> tuple[int | No
         try:
             return process.wait(max(0.0, min(0.2, until - time.monotonic()))), ""
         except subprocess.TimeoutExpired:
-            if log.stat().st_size > LARGEST_LOG:
+            if size_of(log) > LARGEST_LOG:
                 return None, f"it printed more than {LARGEST_LOG >> 20} MiB"
             if time.monotonic() >= until:
                 return None, "its time was over"
+
+
+def size_of(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:  # somebody has removed it
+        return 0
 
 
 def end(process: subprocess.Popen, kept: tuple[subprocess.Popen, ...] = ()) -> list[int]:
@@ -49,16 +65,22 @@ def end(process: subprocess.Popen, kept: tuple[subprocess.Popen, ...] = ()) -> l
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    return sweep(process, kept)
+
+
+def sweep(process: subprocess.Popen | None = None, kept: tuple[subprocess.Popen, ...] = ()) -> list[int]:
+    """Kills all descendants of this process but those below `kept`, until there are none; who is left."""
     until = time.monotonic() + GONE
     while True:
-        process.poll()
+        if process:
+            process.poll()
         left = below(os.getpid(), {p.pid for p in kept})
         if not left or time.monotonic() > until:
             return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-            if pid != process.pid:  # an orphan that has become a child of this process
+            if process is None or pid != process.pid:  # an orphan that has become a child of this process
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
         time.sleep(0.05)
@@ -83,7 +105,8 @@ def below(root: int, kept: set[int]) -> list[int]:
 
 
 def each_in_a_fork(tasks: dict[str, Callable[[], int]], workers: int) -> dict[str, int]:
-    """Runs each task in a fork of this process, `workers` at a time; its exit code, negative where a signal ended it.
+    """Runs each task in a fork of this process, `workers` at a time; what it returned, or how it was ended: negative
+    by a signal, EARLY by an exit code of 0.
 
     This process must not have used a GPU: a fork could then not.
     """
@@ -100,12 +123,18 @@ def each_in_a_fork(tasks: dict[str, Callable[[], int]], workers: int) -> dict[st
         for sentinel in multiprocessing.connection.wait(list(running)):
             name, child = running.pop(sentinel)
             child.join()
-            codes[name] = child.exitcode
+            codes[name] = returned(child.exitcode)
     return codes
 
 
 def exit_with(task: Callable[[], int]) -> None:
-    raise SystemExit(task())
+    end_with_parent()
+    raise SystemExit(task() or DONE)
+
+
+def returned(code: int) -> int:
+    """What a process's task returned, by its exit code."""
+    return {DONE: 0, 0: EARLY}.get(code, code)
 
 
 def cores() -> int:

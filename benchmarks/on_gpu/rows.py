@@ -5,12 +5,18 @@ kills its process (an illegal access ends all further work on the GPU) or takes 
 fork goes on behind it.
 """
 
+import contextlib
+import json
+import math
+import multiprocessing
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -19,10 +25,12 @@ from zfkernels.bench.measure import OURS
 from zfkernels.bench.peers import Case, Setting
 from zfkernels.bench.run import select
 from zfkernels.bench.shapes import CONVS
+from zfkernels.files import write_json
 from zfkernels.testing import compare
 
 from .clock import times
-from .settings import Run, append, skip, whole, write
+from .processes import end_with_parent
+from .settings import Run, content_of, skip, whole, write
 
 PATHS = ("forward", "descent")
 CASES = [name for name, job in jobs.JOBS.items() if job.group == "op" or name in PATHS]
@@ -57,6 +65,9 @@ def ceilings(run: Run) -> int:
     for dtype in TYPES:
         a = torch.randn(size, size, device=run.device, dtype=TYPES[dtype])
         row[dtype] = 2 * size**3 / seconds(lambda a=a: a @ a)
+    if not finite(row):
+        print(f"no rates: {row}")
+        return 1
     write(run, "ceilings", [row])
     return 0
 
@@ -72,58 +83,100 @@ def timed_row(run: Run, dtype: str, n: int, name: str) -> dict:
 
 
 def each_row(run: Run, file: str, names: list[str], make: Callable[[str], dict]) -> int:
-    """Writes make(name) for each name; 1 when a result of ours is wrong or a row failed."""
-    import multiprocessing
-
+    """Writes make(name) for each name; 1 when a result of ours is wrong, a row failed or the file cannot be written."""
     if not run.backends():
         return skip("no backend of ours runs here")
-    context = multiprocessing.get_context("fork")
-    path = run.out / f"{file}.json"
+    path, content = run.out / f"{file}.json", {"part": run.part, "rows": []}
     path.unlink(missing_ok=True)
-    while left := names[len(read_rows(path)) :]:
-        child = context.Process(target=rows_of, args=(run, file, left, make))
-        before = done = len(read_rows(path))
-        child.start()
-        since, slow = time.monotonic(), False
-        while child.is_alive():
-            child.join(0.2)
-            if len(read_rows(path)) > done:
-                done, since = len(read_rows(path)), time.monotonic()
-            elif time.monotonic() - since > run.row_seconds:
-                slow = True
-                child.kill()
-        rows = read_rows(path)
-        said = child.exitcode == RAISED and len(rows) > before
-        if child.exitcode != 0 and not said and len(rows) < len(names) and names[len(rows)] in left:
-            name = names[len(rows)]
-            why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
-            print(f"{name}: {why}", flush=True)
-            append(run, file, {"case": name, "failures": {"row": why}, "us": {}})
-    rows = read_rows(path)
+    while len(content["rows"]) < len(names):
+        content = rows_of_a_fork(run, path, content, names, make)
+    rows = content["rows"]
     wrong = [f"{row['case']}: {who}: {why}" for row in rows for who, why in row["failures"].items() if ours(run, who)]
-    print("\n".join(wrong) or f"{len(rows)} rows")
+    wrong += [] if whole(path) == content else [f"{path} could not be written"]
+    say("\n".join(wrong) or f"{len(rows)} rows")
     return 1 if wrong else 0
+
+
+def rows_of_a_fork(run: Run, path: Path, content: dict, names: list[str], make: Callable[[str], dict]) -> dict:
+    """The file's content with the rows that a fork has made behind those of `content`; the one at which it ended, where
+    it says nothing of it itself, as failed. The fork writes the file; whatever it leaves there, it is written again."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    before = len(content["rows"])
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=rows_of, args=(run, path, sender, content["rows"], names, make))
+    child.start()
+    sender.close()
+    since, slow, running = time.monotonic(), False, True
+    while running and not slow:
+        running = child.is_alive()
+        try:
+            if receiver.poll(0.2):
+                content, since, running = json.loads(receiver.recv_bytes()), time.monotonic(), True
+        except (EOFError, OSError, ValueError):  # it has ended, or is about to
+            child.join(1.0)
+            running = child.is_alive()
+        slow = running and time.monotonic() - since > run.row_seconds
+    child.kill()
+    child.join()
+    rows = content["rows"]
+    if len(rows) < len(names) and not (child.exitcode == RAISED and len(rows) > before):
+        why = f"took over {run.row_seconds:.0f} s" if slow else f"exit code {child.exitcode}"
+        say(f"{names[len(rows)]}: {why}")
+        content = content | {"rows": [*rows, failed(names[len(rows)], why)]}
+    if whole(path) != content:
+        written(path, content)
+    return content
+
+
+def written(path: Path, content: dict) -> None:
+    try:
+        write_json(path, content)
+    except OSError as error:  # a full disk, say: what comes later may find room
+        say(str(error))
+
+
+def say(text: str) -> None:
+    """Prints; where the log cannot be written either, what is known counts more than what is said."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
+def failed(name: str, why: str) -> dict:
+    return {"case": name, "failures": {"row": why}, "us": {}}
 
 
 def ours(run: Run, who: str) -> bool:
     return who == "row" or who in run.wanted
 
 
-def rows_of(run: Run, file: str, names: list[str], make: Callable[[str], dict]) -> None:
-    """In a fork: the rows in turn, until one raises."""
+def rows_of(run: Run, path: Path, sender: Connection, rows: list[dict], names: list[str], make: Callable) -> None:
+    """In a fork: the rows behind those that there are, in turn, until one raises; all are sent as each is done."""
+    end_with_parent()
     allow_tf32()
-    path = run.out / f"{file}.json"
-    for name in names:
+    for name in names[len(rows) :]:
+        raised = False
         try:
             row = make(name)
+            if not isinstance(row, dict) or not finite(row):
+                raise ValueError(f"a row that is not of numbers: {row}")
         except Exception as error:
-            traceback.print_exc()
-            words = f"{type(error).__name__}: {str(error)[:300]}"
-            write(run, file, [*read_rows(path), {"case": name, "failures": {"row": words}, "us": {}}])
+            say(traceback.format_exc())
+            row, raised = failed(name, f"{type(error).__name__}: {str(error)[:300]}"), True
+        rows = [*rows, row]
+        content = content_of(run, rows)
+        sender.send_bytes(json.dumps(content).encode())
+        written(path, content)
+        if raised or (run.device == "cuda" and not works()):
             sys.exit(RAISED)
-        write(run, file, [*read_rows(path), row])
-        if run.device == "cuda" and not works():
-            sys.exit(RAISED)
+
+
+def finite(value: object) -> bool:
+    """Whether no number within is NaN or infinite."""
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def works() -> bool:
@@ -135,10 +188,6 @@ def works() -> bool:
         traceback.print_exc()
         return False
     return True
-
-
-def read_rows(path) -> list[dict]:
-    return (whole(path) or {}).get("rows", [])
 
 
 def tune(run: Run) -> int:

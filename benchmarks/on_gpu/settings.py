@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = 77  # the exit code of a part that cannot run here; its last line says why
+DONE = 76  # the exit code of a process that came to its end; 0 is also that of one that something ended on the way
+SKIPPED = 77  # that of a part that cannot run here; its last line says why
 MACHINE = "machine.json"
 
 
@@ -56,11 +57,12 @@ class Run:
 
 
 def whole(file: Path) -> dict | None:
-    """A JSON file's content; None where there is none, or one that is cut off."""
+    """A JSON file's content; None where there is none, or one that is cut off or no object."""
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def skip(why: str) -> int:
@@ -73,22 +75,18 @@ _head: dict = {}
 
 
 def write(run: Run, name: str, rows: list[dict], **more: object) -> None:
-    """Writes <name>.json, never half of it: the rows, and the device, versions, commit, digests and date."""
+    """Writes <name>.json, never half of it."""
     from zfkernels.files import write_json
 
+    write_json(run.out / f"{name}.json", content_of(run, rows, **more))
+
+
+def content_of(run: Run, rows: list[dict], **more: object) -> dict:
+    """What a file holds: the rows, and the device, versions, commit, digests and date."""
     if not _head:
         _head.update(head(run))
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(run.out / f"{name}.json", {"date": date, "part": run.part} | _head | more | {"rows": rows})
-
-
-def append(run: Run, name: str, row: dict) -> None:
-    """Adds a row to <name>.json and asks no device anything: of a process that forks, and so must not have used one."""
-    from zfkernels.files import write_json
-
-    file = run.out / f"{name}.json"
-    content = json.loads(file.read_text()) if file.exists() else {"part": run.part, "rows": []}
-    write_json(file, content | {"rows": [*content["rows"], row]})
+    return {"date": date, "part": run.part} | _head | more | {"rows": rows}
 
 
 def head(run: Run) -> dict:

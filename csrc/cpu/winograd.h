@@ -11,12 +11,14 @@
 //   and for each block and kDepth channels G g G^T          [36][kDepth][kWidth]    288 KiB at AVX2, L2
 //   and 36 products of matrices, by tile.h                  [36][tiles][kWidth]
 //   and the transform back, which hands each output pixel to the caller.
+// Of very few tiles few_tiles.h makes the products, and no transformed filter is written to memory.
 // A NaN or an infinity spreads over its tile, and products below the smallest normal number lose digits that the sums
 // need: products() says when its results are not sound, and the caller starts over with the direct kernel.
 #pragma once
 #include <limits>
 
 #include "conv_block.h"
+#include "few_tiles.h"
 
 namespace zf {
 namespace {
@@ -52,43 +54,6 @@ inline Grid transposed_grid(const Conv& s) {
     const int64_t top = floor_div(s.PH, s.SH), left = floor_div(s.PW, s.SW), before = ceil_div(s.KH, s.SH) - 1;
     const int64_t rows = floor_div(s.H - 1 + s.PH, s.SH) + 1 - top, cols = floor_div(s.W - 1 + s.PW, s.SW) + 1 - left;
     return {before + 1, 1, 1, s.K, top - before, left - before, rows, cols, s.SH * s.SW * s.C, s.dilated()};
-}
-
-// B^T of six values.
-template <typename V>
-ZF_INLINE void to_points(V& a, V& b, V& c, V& d, V& e, V& f) {
-    const V p = e - 4 * c, q = d - 4 * b, s = e - c, t = 2 * (d - b);
-    a = 4 * a - 5 * c + e, f = 4 * b - 5 * d + f;
-    b = p + q, c = p - q, d = s + t, e = s - t;
-}
-
-// G of kTapsOf values, `step` apart.
-template <int kTapsOf, typename V>
-ZF_INLINE void filter_to_points(const V* g, int step, V* z, int z_step) {
-    using S = decltype(g[0][0] + 0);
-    V even = g[0], even_2 = g[0] * S(1.0 / 24), odd = g[step], odd_2 = g[step] * S(1.0 / 12);
-    if constexpr (kTapsOf > 2) even += g[2 * step], even_2 += g[2 * step] * S(1.0 / 6);
-    if constexpr (kTapsOf > 3) odd += g[3 * step], odd_2 += g[3 * step] * S(1.0 / 3);
-    if constexpr (kTapsOf > 4) even += g[4 * step], even_2 += g[4 * step] * S(2.0 / 3);
-    even *= S(-1.0 / 6), odd *= S(-1.0 / 6);
-    z[0] = g[0] * S(0.25);
-    z[z_step] = even + odd, z[2 * z_step] = even - odd;
-    z[3 * z_step] = even_2 + odd_2, z[4 * z_step] = even_2 - odd_2;
-    z[5 * z_step] = g[(kTapsOf - 1) * step];
-}
-
-// A^T of six values, `step` apart, to 7 - kTapsOf.
-template <int kTapsOf, typename V>
-ZF_INLINE void from_points(const V* z, int step, V* y, int y_step) {
-    const V p = z[step] + z[2 * step], q = z[step] - z[2 * step];
-    const V r = z[3 * step] + z[4 * step], s = z[3 * step] - z[4 * step], last = z[5 * step];
-    y[0] = z[0] + p + r;
-    if constexpr (kTapsOf == 5) y[y_step] = q + 2 * s + last;
-    if constexpr (kTapsOf < 5) y[y_step] = q + 2 * s;
-    if constexpr (kTapsOf == 4) y[2 * y_step] = p + 4 * r + last;
-    if constexpr (kTapsOf < 4) y[2 * y_step] = p + 4 * r;
-    if constexpr (kTapsOf == 3) y[3 * y_step] = q + 8 * s + last;
-    if constexpr (kTapsOf < 3) y[3 * y_step] = q + 8 * s, y[4 * y_step] = p + 16 * r + last;
 }
 
 // What results must be: finite, and not all below kLeast yet not 0. What is a million times the smallest number that a
@@ -248,6 +213,7 @@ struct Winograd {
         rows_ = rows;
         for (int64_t row = rows.begin; row < rows.end; ++row)
             inputs_.take_row(band_, row, (row - rows.begin) * tile_cols_, fill_row);
+        if (few()) gather_points(filters_);
     }
 
     // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
@@ -259,6 +225,11 @@ struct Winograd {
         with_taps(g_.taps, [&](auto taps) {
             for (int64_t begin = 0; begin < depth; begin += inputs_.chunk) {
                 const int64_t end = smaller(begin + inputs_.chunk, depth);
+                if (few()) {
+                    add_few_tiles<taps.at>(FewTiles<T>{filters, filters_, depth, tiles, sums_, sum_plane_}, begin, end);
+                    if (end == depth) sound &= transform_outputs<taps.at>(0, tiles, bias, pixel);
+                    continue;
+                }
                 transform_filters<taps.at>(filters, begin, end);
                 for (int64_t t = 0; t < tiles; t += batch_) {
                     const int64_t t_end = smaller(t + batch_, tiles);
@@ -271,6 +242,23 @@ struct Winograd {
     }
 
    private:
+    // Whether few_tiles.h makes the products: then the memory of transformed filters has the points of the inputs.
+    bool few() const { return rows_.size() * tile_cols_ <= kFewTiles && kFewTiles * g_.depth() <= filter_plane_; }
+    // The inputs' points in the order that few_tiles.h reads them in.
+    void gather_points(T* to) const {
+        constexpr int64_t kStep = 6 * kFewTiles;
+        const int64_t depth = g_.depth(), tiles = rows_.size() * tile_cols_;
+        if (tiles < kFewTiles) zero(to, kTaps * kFewTiles * depth);
+        for (int64_t z = 0; z < kTaps; ++z)
+            for (int64_t t = 0; t < tiles; ++t)
+                for (int64_t begin = 0; begin < depth; begin += inputs_.chunk) {
+                    const T* const from = inputs_.at(z, t, begin);
+                    T* const own = to + (z / 6 * depth + begin) * kStep + z % 6 * kFewTiles + t;
+                    const int64_t channels = smaller(inputs_.chunk, depth - begin);
+                    for (int64_t c = 0; c < channels; ++c) own[c * kStep] = from[c];
+                }
+    }
+
     static int64_t filter_plane(const Grid& grid, const InputTiles<T>& inputs) {
         return odd_lines<T>(smaller(inputs.chunk, grid.depth()) * kWidth<T>);
     }
@@ -332,7 +320,7 @@ struct Winograd {
                     V y[kSide];
                     from_points<kTapsOf>(rows + j.at, kSide, y, 1);
                     repeat<kSide>([&](auto i) {
-                        const V v = y[i.at] + b;
+                        const V v = y[i.at] * T(1.0 / 36) + b;
                         seen.add(v);
                         store(values + (i.at * kSide + j.at) * kWidth<T> + o, v);
                     });

@@ -2,7 +2,7 @@
 //
 //   y[ow .. ow + m) = A^T [ sum over tap rows i and channels c of (G w_ic) * (B^T x_ic) ]      x_ic: 6 inputs of a row
 //
-// with winograd.h's A, B and G. A stride along the row is folded into channels first: KW taps and stride SW are
+// with winograd_points.h's A, B and G. A stride along the row is folded into channels first: KW taps and stride SW are
 // ceil(KW/SW) taps and stride 1 over positions of SW * C elements. Tap rows are summed as they are, so KH and SH are
 // free. It is for few channels, where winograd.h's products are too short to be worth their transforms.
 //
@@ -138,7 +138,7 @@ struct WinogradRows {
                     repeat<kPoints>([&](auto j) { z[j.at] = load<V>(from + j.at * kEvenTile * kWidth<T>); });
                     from_points<kTapsOf>(z, 1, y, 1);
                     repeat<kSide>([&](auto j) {
-                        const V v = y[j.at] + b;
+                        const V v = y[j.at] * T(1.0 / 6) + b;
                         seen.add(v);
                         T* const to = pixels + j.at * step + o;
                         if (j.at >= width) return;

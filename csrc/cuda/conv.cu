@@ -209,11 +209,20 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) correlation_kernel(Pa
         }
     } else {
         // A quad's (TF32) or 8 lanes' (Ieee) stores make a whole sector of 32 bytes as they are.
-        sums.each([&](int row, int col, float v) {
-            if (result_at[row] < 0 || n0 + col >= p.K) return;
-            if (o.bias != nullptr) v += o.bias[n0 + col];
-            o.result[result_at[row] + n0 + col] = o.relu ? rectified(v) : v;
-        });
+        const auto to_of = [&](int row) { return result_at[row] < 0 ? nullptr : o.result + result_at[row] + n0; };
+        const auto bias_of = [&](int col) { return o.bias != nullptr && n0 + col < p.K ? o.bias[n0 + col] : 0.0f; };
+        const auto finished = [&](float v) { return o.relu ? rectified(v) : v; };
+        if constexpr (M::kTensorCores) {
+            sums.each_in_rows(to_of, bias_of, [&](int col, float low, float high, float* to, float2 bias) {
+                if (to == nullptr) return;
+                if (n0 + col < p.K) to[col] = finished(low + bias.x);
+                if (n0 + col + 1 < p.K) to[col + 1] = finished(high + bias.y);
+            });
+        } else {
+            sums.each_in_rows(to_of, bias_of, [&](int col, float v, float* to, float bias) {
+                if (to != nullptr && n0 + col < p.K) to[col] = finished(v + bias);
+            });
+        }
     }
 }
 

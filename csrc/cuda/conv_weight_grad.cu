@@ -14,7 +14,9 @@
 //            (tile.cuh). 4 stages of cp.async, as in conv.cu: 64 KiB, two blocks an SM.
 //   Loader   a thread always copies the same chunk of columns, for pixels p, p + R, p + 2R, ...: its tap and channel
 //            are computed once, and the pixel is advanced by additions.
-//   Copies   16 bytes where C and K are multiples of a chunk and both maps lie on 16 bytes, else element by element.
+//   Copies   16 bytes, or of x in half precision, where C is another multiple of 4, two of 8. A source whose channels
+//            are no multiple of 4, or a gradient whose are none of a chunk, is first copied into the workspace with
+//            zeros behind them; the zeros' columns are dropped at the end.
 //   Ranges   as many as fill two waves of two blocks an SM, of at least 8 stages each.
 //
 // first_layer_kernel, for few channels in half precision (runs of 176 columns at most): a block walks convolution rows,
@@ -48,8 +50,10 @@ template <class T>
 struct WeightGrad {
     int64_t N;
     int H, W, C, K, OH, OW, KH, KW, SH, SW, PH, PW;
+    int channels;  // those of C that are not zeros behind them
+    int filters;   // elements from a pixel of g to the next: K, and zeros
     const T* x;
-    const T* g;               // (N, OH, OW, K), or the pooled gradient
+    const T* g;               // (N, OH, OW, filters), or the pooled gradient
     const uint8_t* switches;  // null: g is not pooled
     Window pool;
     float* sums;    // [range][K][KH][run], then the bias's [range][K]
@@ -57,7 +61,7 @@ struct WeightGrad {
     int tiles_n;
     int64_t range;  // pixels (first_layer_kernel: rows) of a block
     bool copy_g;    // first_layer_kernel: g allows 16-byte copies
-    bool copy_x;    // first_layer_kernel: the rows of x allow copies of words
+    bool copy_x;    // first_layer_kernel: the rows of x are whole words
     int pitch_g;    // first_layer_kernel: pixels of a row in shared memory
 };
 
@@ -82,8 +86,8 @@ struct Pixel {
     }
 };
 
-// kCopies: g and x serve 16-byte copies.
-template <class M, int BM, int BN, bool kCopies>
+// kCopy: the bytes that x is copied by, 16 or 8.
+template <class M, int BM, int BN, int kCopy>
 __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(WeightGrad<typename M::T> p) {
     using T = typename M::T;
     constexpr int kSum = kRowChunks * kChunk<M>;  // pixels a stage
@@ -98,11 +102,11 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
     int left = static_cast<int>(smaller(p.range, pixels - begin)) - t / kTileChunks;  // after the thread's next pixel
 
     const bool loads_a = chunk < BM / kChunk<M> && m < p.K;
-    const int kh = n / p.run, e = n % p.run, row_elements = p.W * p.C, run_elements = p.KW * p.C;
+    const int kh = n / p.run, e = n % p.run, row_elements = p.W * p.C;
     const bool loads_b = chunk < BN / kChunk<M> && kh < p.KH;
     Pixel at(first, p.OH, p.OW);
     const Pixel step(kLoadRows, p.OH, p.OW);
-    const T* g = p.g + first * p.K + m;
+    const T* g = p.g + first * p.filters + m;
 
     // Part `part` of what the thread copies into the stage that begins at `stage`. Past the range's end these are
     // zeros.
@@ -113,28 +117,23 @@ __global__ void __launch_bounds__(kThreads<M>, kBlocks<M>) weight_grad_kernel(We
         const int h = at.i * p.SH + kh - p.PH, from_e = (at.j * p.SW - p.PW) * p.C + e;
         const bool inside_h = left > 0 && loads_b && static_cast<unsigned>(h) < static_cast<unsigned>(p.H);
         const T* from = p.x + (at.image * p.H + h) * row_elements + from_e;
-        if constexpr (kCopies) {
-            const bool whole = inside_h && static_cast<unsigned>(from_e) < static_cast<unsigned>(row_elements);
-            ptx::cp_async<16>(to, g, inside ? 16 : 0);
-            ptx::cp_async<16>(to + kTileBytes, from, whole ? 16 : 0);
-        } else {
-            *reinterpret_cast<uint4*>(to) = chunk_of<T>([&](int i) { return inside && m + i < p.K ? g[i] : T{}; });
-            *reinterpret_cast<uint4*>(to + kTileBytes) = chunk_of<T>([&](int i) {
-                const bool there = inside_h && e + i < run_elements &&
-                                   static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
-                return there ? from[i] : T{};
-            });
+        ptx::cp_async<16>(to, g, inside ? 16 : 0);
+        constexpr int kElements = kCopy / static_cast<int>(sizeof(T));
+#pragma unroll
+        for (int i = 0; i < kChunk<M>; i += kElements) {
+            // What lies behind the run's last tap is another pixel's, and sums of a column that is dropped.
+            const bool there = inside_h && static_cast<unsigned>(from_e + i) < static_cast<unsigned>(row_elements);
+            ptx::cp_async<kCopy>(to + kTileBytes + i * sizeof(T), from + i, there ? kCopy : 0);
         }
-        g += static_cast<int64_t>(kLoadRows) * p.K;
+        g += static_cast<int64_t>(kLoadRows) * p.filters;
         left -= kLoadRows;
         at.advance(step, p.OH, p.OW);
     };
 
     Accumulators<M, BM, BN, true> sums;
     static_assert(kLoads <= decltype(sums)::kBetween);
-    // Neither single elements nor, among TF32's products, whose operands are rounded besides, the copies' addresses fit
-    // into registers beside the sums.
-    constexpr bool kAmong = kCopies && (sizeof(T) == 2 || !M::kTensorCores);
+    // Among TF32's products, whose operands are rounded besides, the copies' addresses do not fit into registers.
+    constexpr bool kAmong = sizeof(T) == 2 || !M::kTensorCores;
     sums.clear();
     const int steps = static_cast<int>(ceil_div(smaller(p.range, pixels - begin), kSum));
 #pragma unroll 1  // unrolling would only make three copies of the loader
@@ -377,7 +376,7 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
     if (at < count) {
         const int e = static_cast<int>(at % p.run) - p.lead, kh = static_cast<int>(at / p.run % p.KH);
         const int64_t k = at / p.run / p.KH;
-        if (e < 0 || e >= p.KW * p.C) return;
+        if (e < 0 || e >= p.KW * p.C || e % p.C >= p.channels) return;
 #pragma unroll 16
         for (int64_t r = 0; r < ranges; ++r) sum += p.sums[r * count + at];
         gw[k * wk + e % p.C * wc + kh * wi + e / p.C * wj] = rounded<T>(sum);
@@ -393,7 +392,8 @@ __global__ void __launch_bounds__(256) finish_kernel(WeightGrad<T> p, int64_t ra
 
 // The tiling of one problem, and the memory that it needs.
 struct Plan {
-    bool first_layer;  // first_layer_kernel serves it
+    bool first_layer;    // first_layer_kernel serves it
+    int64_t C, filters;  // of x and g as the kernel reads them, with zeros behind them
     int run, lead, pitch_g;
     int64_t tiles_m, tiles_n, range, ranges, sums;  // sums: their number
     std::size_t shared;
@@ -403,6 +403,7 @@ template <class M>
 Plan plan_of(const Call& call, const Conv& p) {
     const int64_t slots = int64_t{multiprocessors(call.device)} * kBlocks<M>;
     Plan plan{};
+    plan.C = p.C, plan.filters = p.K;
     if constexpr (sizeof(typename M::T) == 2) {
         const bool words = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0;
         plan.lead = words ? static_cast<int>(p.PW * p.C % 2) : 0;
@@ -419,8 +420,9 @@ Plan plan_of(const Call& call, const Conv& p) {
     }
     if (!plan.first_layer) {
         constexpr int kSum = kRowChunks * kChunk<M>;
+        plan.C = round_up(p.C, 4), plan.filters = round_up(p.K, kChunk<M>);
         plan.lead = 0;
-        plan.run = static_cast<int>(round_up(p.KW * p.C, kChunk<M>));
+        plan.run = static_cast<int>(round_up(p.KW * plan.C, kChunk<M>));
         plan.shared = kStages * 2 * kSum * kColumns * sizeof(typename M::T);
         plan.tiles_m = ceil_div(p.K, kColumns);
         plan.tiles_n = ceil_div(p.KH * plan.run, kColumns);
@@ -436,19 +438,53 @@ Plan plan_of(const Call& call, const Conv& p) {
     return plan;
 }
 
-int64_t workspace_of(const Plan& plan, const Conv& p) {
-    return (plan.sums + kBiasRanges * p.K) * static_cast<int64_t>(sizeof(float));
+// The workspace: the sums, and of what is padded a copy of x and of g.
+int64_t sums_bytes(const Plan& plan, const Conv& p) {
+    return round_up((plan.sums + kBiasRanges * p.K) * static_cast<int64_t>(sizeof(float)), 256);
+}
+int64_t padded_x_bytes(const Call& call, const Plan& plan, const Conv& p) {
+    return plan.C == p.C ? 0 : round_up(p.N * p.H * p.W * plan.C * (call.dtype == kFloat32 ? 4 : 2), 256);
+}
+int64_t workspace_of(const Call& call, const Plan& plan, const Conv& p) {
+    const int64_t g = plan.filters == p.K ? 0 : p.N * p.OH * p.OW * plan.filters * (call.dtype == kFloat32 ? 4 : 2);
+    return sums_bytes(plan, p) + padded_x_bytes(call, plan, p) + g;
+}
+
+// `o` with copies of its maps in the workspace where the plan has zeros behind their channels.
+template <class T>
+WeightGrad<T> padded_maps(const Call& call, const Plan& plan, const Conv& p, WeightGrad<T> o, void* workspace) {
+    char* const x = static_cast<char*>(workspace) + sums_bytes(plan, p);
+    char* const g = x + padded_x_bytes(call, plan, p);
+    if (plan.C != p.C) {
+        pad_runs(call, p, o.x, p.N * p.H * p.W, o.channels, o.C, x);
+        o.x = reinterpret_cast<const T*>(x);
+    }
+    if (plan.filters != p.K) {
+        pad_runs(call, p, o.g, p.N * p.OH * p.OW, o.K, o.filters, g);
+        o.g = reinterpret_cast<const T*>(g);
+    }
+    return o;
+}
+
+template <class M>
+auto weight_grad_kernel_of(const Plan& plan) {
+    if constexpr (sizeof(typename M::T) == 2) {
+        if (plan.C % kChunk<M> != 0) return weight_grad_kernel<M, kColumns, kColumns, 8>;
+    }
+    return weight_grad_kernel<M, kColumns, kColumns, 16>;
 }
 
 template <class M>
 void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const char* name, const void* x, const void* g,
                     const uint8_t* switches, void* gw, void* gb, void* workspace) {
     using T = typename M::T;
+    check_start(name, p, x);
     const Plan plan = plan_of<M>(call, p);
     const Correlation sizes = forward_of(p);
     WeightGrad<T> o{};
     o.N = p.N, o.H = sizes.H, o.W = sizes.W, o.C = sizes.C, o.K = sizes.K, o.OH = sizes.OH, o.OW = sizes.OW;
     o.KH = sizes.KH, o.KW = sizes.KW, o.SH = sizes.SH, o.SW = sizes.SW, o.PH = sizes.PH, o.PW = sizes.PW;
+    o.channels = o.C, o.C = static_cast<int>(plan.C), o.filters = static_cast<int>(plan.filters);
     o.x = static_cast<const T*>(x), o.g = static_cast<const T*>(g), o.switches = switches;
     if (pool != nullptr) o.pool = window_of(*pool);
     o.sums = static_cast<float*>(workspace), o.run = plan.run, o.lead = plan.lead, o.pitch_g = plan.pitch_g;
@@ -458,7 +494,7 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
     if (plan.ranges > 0) {
         if constexpr (sizeof(T) == 2) {
             if (plan.first_layer) {
-                o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0 && aligned(4, x);
+                o.copy_x = p.SW * p.C % 2 == 0 && p.W * p.C % 2 == 0;
                 const dim3 blocks(static_cast<unsigned>(plan.ranges), static_cast<unsigned>(plan.tiles_m));
                 const bool pairs = pool != nullptr && pairs_fit(*pool, o.copy_g);
                 launch(call, p, {name, blocks, kFirstThreads, plan.shared},
@@ -466,12 +502,9 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
             }
         }
         if (!plan.first_layer) {
-            const bool copies = o.copy_g && p.C % kChunk<M> == 0 && aligned(kChunkBytes, x);
             const dim3 blocks(static_cast<unsigned>(plan.tiles_m * plan.tiles_n), static_cast<unsigned>(plan.ranges));
-            launch(call, p, {name, blocks, kThreads<M>, plan.shared},
-                   copies ? weight_grad_kernel<M, kColumns, kColumns, true>
-                          : weight_grad_kernel<M, kColumns, kColumns, false>,
-                   o);
+            launch(call, p, {name, blocks, kThreads<M>, plan.shared}, weight_grad_kernel_of<M>(plan),
+                   padded_maps(call, plan, p, o, workspace));
         }
         if (gb != nullptr) {
             const dim3 ranges(static_cast<unsigned>(ceil_div(p.K, kBiasChannels)), kBiasRanges);
@@ -489,12 +522,13 @@ void weight_grad_in(const Call& call, const Conv& p, const Pool* pool, const cha
 void conv2d_weight_grad(const Call& call, const Conv& p, const void* x, const void* g, void* gw, void* gb,
                         void* workspace) {
     with_math(call, [&](auto math) {
+        check_start("conv2d_weight_grad", p, g);
         weight_grad_in<decltype(math)>(call, p, nullptr, "conv2d_weight_grad", x, g, nullptr, gw, gb, workspace);
     });
 }
 
 int64_t conv2d_weight_grad_workspace(const Call& call, const Conv& p) {
-    return with_math(call, [&](auto math) { return workspace_of(plan_of<decltype(math)>(call, p), p); });
+    return with_math(call, [&](auto math) { return workspace_of(call, plan_of<decltype(math)>(call, p), p); });
 }
 
 void conv2d_relu_max_pool2d_weight_grad(const Call& call, const Conv& p, const Pool& pool, const void* x, const void* g,
@@ -515,7 +549,7 @@ void conv2d_relu_max_pool2d_weight_grad(const Call& call, const Conv& p, const P
 int64_t conv2d_relu_max_pool2d_weight_grad_workspace(const Call& call, const Conv& p, const Pool&) {
     return with_math(call, [&](auto math) {
         const Plan plan = plan_of<decltype(math)>(call, p);
-        return (plan.first_layer ? 0 : map_bytes(call, p)) + workspace_of(plan, p);
+        return (plan.first_layer ? 0 : map_bytes(call, p)) + workspace_of(call, plan, p);
     });
 }
 

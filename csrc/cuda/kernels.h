@@ -4,7 +4,8 @@
 // contiguous, of the type `Call::dtype`. Weights and their gradients are read and written through strides (Conv::wk
 // ...), so that both of torch's memory formats serve without a copy. Elements are void* because the type is chosen at
 // run time. Maps may start at any multiple of their element's size; 16-byte alignment is used where it is found. Only
-// what conv2d, conv2d_relu_max_pool2d (x) and conv_transpose2d (y) filter must begin at a multiple of 16 bytes.
+// what conv2d and conv2d_relu_max_pool2d (x), conv_transpose2d (y), conv2d_weight_grad (x, g) and that of the pooled
+// map (x) filter must begin at a multiple of 16 bytes.
 //
 // A function X with a workspace takes at least X_workspace(...) bytes of device memory, aligned to 256, whose content
 // is undefined afterwards; where that is 0 bytes, the pointer may be null. Everything is queued on `Call::stream` and

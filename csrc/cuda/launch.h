@@ -35,10 +35,10 @@ inline std::string describe(const Norm& s) {
     return std::to_string(s.P) + " pixels of " + std::to_string(s.C) + " maps, size " + std::to_string(s.size);
 }
 
-// A map that is filtered must begin at a multiple of 16 bytes.
+// A map that is copied 16 bytes at a time must begin at a multiple of them.
 inline void check_start(const char* name, const Conv& sizes, const void* map) {
     if (reinterpret_cast<std::uintptr_t>(map) % 16 == 0) return;
-    throw std::runtime_error(std::string(name) + " filters a map that begins at a multiple of 16 bytes; " +
+    throw std::runtime_error(std::string(name) + " takes a map that begins at a multiple of 16 bytes; " +
                              describe(sizes));
 }
 

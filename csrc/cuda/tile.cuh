@@ -162,6 +162,27 @@ struct Accumulators {
         }
     }
 
+    // Calls visit(row of B, the values there and in the next, of_row(row of A), of_column of both); of_row is called
+    // once a row, of_column once a column.
+    template <class R, class C, class F>
+    __device__ __forceinline__ void each_in_rows(R of_row, C of_column, F visit) const {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int first = warp / 2 * (BM / 2) + lane / 4, col = warp % 2 * (BN / 2) + lane % 4 * 2;
+        float2 columns[kTilesN];
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) columns[j] = {of_column(col + j * 8), of_column(col + j * 8 + 1)};
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+            for (int e = 0; e < 4; e += 2) {
+                const auto row = of_row(first + i * 16 + e / 2 * 8);
+#pragma unroll
+                for (int j = 0; j < kTilesN; ++j) {
+                    visit(col + j * 8, value[i][j][e], value[i][j][e + 1], row, columns[j]);
+                }
+            }
+    }
+
     // Calls visit(row of A, row of B, value).
     template <class F>
     __device__ __forceinline__ void each(F visit) const {
@@ -300,6 +321,20 @@ struct Accumulators<Ieee, BM, BN, kByColumns> {
         for (int i = 0; i < kRows; ++i)
 #pragma unroll
             for (int j = 0; j < kCols; ++j) visit(row_of(i), col_of(j), value[i][j]);
+    }
+
+    // Calls visit(row of B, value, of_row(row of A), of_column(row of B)); each of the two once a row.
+    template <class R, class C, class F>
+    __device__ __forceinline__ void each_in_rows(R of_row, C of_column, F visit) const {
+        float columns[kCols];
+#pragma unroll
+        for (int j = 0; j < kCols; ++j) columns[j] = of_column(col_of(j));
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+            const auto row = of_row(row_of(i));
+#pragma unroll
+            for (int j = 0; j < kCols; ++j) visit(col_of(j), value[i][j], row, columns[j]);
+        }
     }
 
     __device__ __forceinline__ void clear() {

@@ -2,6 +2,7 @@
 contiguous, channels-last and permuted tensors, into poisoned memory (conftest.py).
 """
 
+import math
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import error
 
 import zfkernels as zf
 from zfkernels import backends
+from zfkernels.backends import reference
 from zfkernels.testing.compare import BOUNDS, TF32_BOUND
 from zfkernels.window import pool_map
 
@@ -100,8 +102,8 @@ def large_calls() -> list[Call]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_on_every_run_and_for_any_number_of_threads(backend, call, dtype):
     skip_unless_served(backend, dtype, call)
-    if backend in INTERPRETED:
-        pytest.skip("the interpreter runs programs in one order whatever the number of threads")
+    if backend in (*INTERPRETED, "emulated"):
+        pytest.skip(f"{backend} runs programs in one order whatever the number of threads")
     results = []
     for threads in (1, 2, 2, 3):
         torch.set_num_threads(threads)
@@ -292,6 +294,66 @@ def test_maps_on_a_gpu_may_begin_at_any_element(backend, dtype, which, least, mo
             assert (one != other).float().mean() <= 0.01  # of a sum in another order, another may be the largest
         else:
             assert error(one, other.double()) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_tf32_operands_go_to_the_nearest_number_and_ties_away_from_zero(backend, channels):
+    """The matrix units alone would cut off what is beyond 10 bits."""
+    ours, place = backends.module(backend), device[backend]
+    exact = [1 + 2.0**-11, 1 + 3 * 2.0**-12, 1 + 2.0**-12, -1 - 2.0**-11, 1 + 3 * 2.0**-11]
+    right = [1 + 2.0**-10, 1 + 2.0**-10, 1.0, -1 - 2.0**-10, 1 + 2.0**-9]
+    one, unit = torch.ones(1, channels, 1, 1, device=place), ((1, 1), (0, 0))
+    found: list[list[float]] = []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        for value in exact:
+            other = torch.zeros_like(one)
+            other[:, 0] = value
+            found.append([
+                ours.conv2d(other, one, None, *unit, False).item(),
+                ours.conv2d(one, other, None, *unit, False).item(),
+                ours.conv_transpose2d(one[:, :1], other, *unit, (1, 1), False)[0, 0].item(),
+                ours.conv_transpose2d(other[:, :1], one, *unit, (1, 1), False)[0, 0].item(),
+                ours.conv2d_weight_grad(other, one[:, :1], (1, 1), *unit, False)[0][0, 0].item(),
+                ours.conv2d_weight_grad(one, other[:, :1], (1, 1), *unit, False)[0][0, 0].item(),
+            ])  # fmt: skip
+    assert found == [[value] * 6 for value in right]
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("cuda", "emulated")])
+def test_maps_on_a_gpu_may_have_more_elements_than_32_bits_count(backend, tmp_path):
+    """Each image has: windows of 3x3 far apart in it, and what they see beside each other in a small map."""
+    ours, far, channels = backends.module(backend), 8192, 8
+    shape = (2, 2 * far + 3, 2 * far, channels)
+    if backend == "emulated":  # a file without blocks but for what is written
+        memory = torch.from_file(str(tmp_path / "map"), shared=True, size=math.prod(shape), dtype=torch.bfloat16)
+    else:
+        memory = torch.zeros(math.prod(shape), dtype=torch.bfloat16, device=device[backend])
+    large, generator = memory.view(shape).permute(0, 3, 1, 2), torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(torch.bfloat16)
+
+    small, weight, g = drawn(2, channels, 9, 6), drawn(5, channels, 3, 3), drawn(2, 5, 3, 2)
+    rows, columns = (torch.cat([torch.arange(3) + far * i for i in range(count)]) for count in (3, 2))
+    large[:, :, rows[:, None].to(large.device), columns.to(large.device)] = small.to(large.device)
+    switches = reference.max_pool2d(small, (3, 3), (3, 3), (0, 0), (3, 2))[1]
+
+    def results(module, x: torch.Tensor, step: int) -> list[torch.Tensor]:
+        w, gradient, places = (value.to(x.device) for value in (weight, g, switches))
+        layer, pool, norm = ((step, step), (0, 0)), ((3, 3), (step, step), (0, 0)), (5, 0.1, 0.75, 2.0, False)
+        found = [
+            (module.conv2d(x, w, None, *layer, False),),
+            module.conv2d_weight_grad(x, gradient, (3, 3), *layer, True),
+            module.max_pool2d(x, *pool, (3, 2)),
+            (module.max_unpool2d_backward(x, places, *pool),),
+            module.max_pool2d_contrast_norm(x, *pool, (3, 2), *norm),
+        ]
+        return [value.cpu() for values in found for value in values]
+
+    expected = results(reference, small.double(), 3)
+    for one, other in zip(results(ours, large, far), expected, strict=True):
+        assert error(one, other) <= (0 if one.dtype == torch.uint8 else BOUNDS[torch.bfloat16])
 
 
 @pytest.mark.parametrize("maps", [1, 40])

@@ -61,7 +61,7 @@ def test_every_part_is_rehearsed(tmp_path):
     assert run.code == 0, run.text
     assert set(run.how().values()) <= {"passed", "skipped"}
     skipped = {name for name, how in run.how().items() if how == "skipped"}
-    assert skipped <= {"verify-cpu", "bench-cpu", "compile-triton"}  # no AVX-512, no triton
+    assert skipped <= {"compile-triton"}  # no triton
     assert len(run.how()) == 18
     for name in ("bf16-128", "bf16-1", "tf32-128", "tf32-1", "bf16-16"):
         rows = run.rows(name)
@@ -152,14 +152,19 @@ def test_wrong_results_show_in_the_other_parts(tmp_path, part):
 
 
 def test_stopping_the_script_ends_everything(tmp_path):
+    """Ctrl-C, and another before it has ended."""
     run = Rehearsal(tmp_path, "--rehearse", "hang", "--part", "verify-cuda")
     until = time.monotonic() + 120
     while not (tmp_path / "verify-cuda/max_pool2d.json").exists() and time.monotonic() < until:
         time.sleep(0.2)
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
     run.process.send_signal(signal.SIGTERM)
     run.done()
     assert run.code == 1
-    assert "NOT PASSED: verify-cuda" in run.text
+    assert "stopped by SIGINT" in run.text
+    assert "NOT PASSED: verify-cuda: stopped" in run.text
+    assert "Traceback" not in run.text
 
 
 @pytest.mark.parametrize(
@@ -171,6 +176,9 @@ def test_stopping_the_script_ends_everything(tmp_path):
         ["--backends", "fortran"],
         ["--rehearse", "wrong:build"],
         ["--rehearse", "sleep"],
+        ["--minutes", "0"],
+        ["--minutes", "nan"],
+        ["--rounds", "1"],
     ],
 )
 def test_what_there_is_not_is_refused(tmp_path, arguments):
@@ -179,6 +187,7 @@ def test_what_there_is_not_is_refused(tmp_path, arguments):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert arguments[1] in done.stderr
+    assert arguments[0] in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -187,10 +196,15 @@ def on_gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
+def script():
     spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
+    return gpu
+
+
+def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
+    gpu = script()
     parts = list(gpu.PARTS)
     shares = {name: part.share for name, part in gpu.PARTS.items() if name != gpu.BESIDE}
     assert sum(shares.values()) <= 9 * 60
@@ -200,6 +214,19 @@ def test_time_left_over_goes_to_the_next_part(on_gpu, monkeypatch):
     assert gpu.limit_of(args, "verify-cuda", parts, sum(shares.values())) > shares["verify-cuda"]
     assert gpu.limit_of(args, "torch-compile", parts, 3.0) == 3.0
     assert gpu.limit_of(args, "build", parts, 540.0) > 2 * shares["build"]  # without it, nothing else runs
+
+
+def test_the_host_is_checked_whatever_it_has(on_gpu, monkeypatch, tmp_path):
+    gpu = script()
+    monkeypatch.delenv("ZFKERNELS_ISA", raising=False)
+    found = []
+    for isas in (["baseline", "avx2", "avx512"], ["baseline", "avx2"]):
+        (tmp_path / "machine.json").write_text(json.dumps({"isas": isas}))
+        found.append(gpu.variables_of(tmp_path, "verify-cpu"))
+    assert found == [{"ZFKERNELS_ISA": "avx512"}, {}]
+    monkeypatch.setenv("ZFKERNELS_ISA", "baseline")
+    assert gpu.variables_of(tmp_path, "bench-cpu") == {"ZFKERNELS_ISA": "baseline"}
+    assert gpu.variables_of(tmp_path, "tune") == {"ZFKERNELS_TUNE": "1"}
 
 
 def test_the_spin_outlasts_the_host(on_gpu, monkeypatch):
@@ -252,14 +279,186 @@ def test_what_forks_uses_no_device(on_gpu, monkeypatch, tmp_path):
     assert asked == []
 
 
-def test_a_row_that_raises_costs_that_row_alone(on_gpu, monkeypatch, tmp_path):
-    """Also one after which the GPU serves its process no longer: the next begins in another."""
+def rows_run(monkeypatch, out: Path):
+    """A run of rows whose device answers, and cuda runs."""
     import torch
-    from on_gpu import rows, settings
+    from on_gpu import settings
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    (tmp_path / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
-    run = settings.Run(tmp_path, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
+    (out / "machine.json").write_text(json.dumps({"backends": {"cuda": {"reason": None}}}))
+    return settings.Run(out, "bf16-1", ("cuda",), "", (), 2, (), rehearsed=True)
+
+
+def good_row(case: str) -> dict:
+    return {"case": case, "failures": {}, "us": {"cuda": 1.5}}
+
+
+def half_a_file(out: Path) -> None:
+    (out / "bf16-1.json").write_text('{"rows": [{"ca')
+    os._exit(0)
+
+
+def no_file(out: Path) -> None:
+    (out / "bf16-1.json").unlink()
+    os._exit(0)
+
+
+def deaf(out: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+ENDINGS = {
+    "exits": (lambda out: os._exit(0), "exit code 0"),
+    "leaves": (lambda out: sys.exit(0), "exit code 0"),
+    "returns NaN": (lambda out: good_row("second") | {"us": {"cuda": float("nan")}}, "not of numbers"),
+    "returns nothing": (lambda out: None, "not of numbers"),
+    "writes half a file": (half_a_file, "exit code 0"),
+    "removes the file": (no_file, "exit code 0"),
+    "is deaf and hangs": (deaf, "took over 1 s"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_whatever_a_row_does_costs_that_row_alone(on_gpu, monkeypatch, tmp_path, ending):
+    """It ends, what was on disk before stays, and the rows behind it are made."""
+    from on_gpu import rows, settings
+
+    run, (end, why) = rows_run(monkeypatch, tmp_path), ENDINGS[ending]
+    monkeypatch.setattr(settings.Run, "row_seconds", 1.0)
+
+    def make(case: str) -> dict:
+        return end(tmp_path) if case == "second" else good_row(case)
+
+    assert rows.each_row(run, "bf16-1", ["first", "second", "third"], make) == 1
+    first, second, third = json.loads((tmp_path / "bf16-1.json").read_text())["rows"]
+    assert why in second["failures"]["row"]
+    assert [first, third] == [good_row("first"), good_row("third")]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_rows_outlast_a_full_disk(on_gpu, monkeypatch, tmp_path, capfd, room):
+    """What could not be written is, when there is room again; where there never is, the part fails."""
+    from on_gpu import rows
+
+    run, write = rows_run(monkeypatch, tmp_path), rows.write_json
+    (full := tmp_path / "full").touch()
+
+    def make(case: str) -> dict:
+        if case == "third" and room:
+            full.unlink()
+        return good_row(case)
+
+    def written(path: Path, content: dict) -> None:
+        if full.exists():
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(rows, "write_json", written)
+    names = ["first", "second", "third"]
+    assert rows.each_row(run, "bf16-1", names, make) == (0 if room else 1)
+    assert "No space left on device" in (said := capfd.readouterr().out)
+    assert room or "bf16-1.json could not be written" in said
+    assert not room or json.loads((tmp_path / "bf16-1.json").read_text())["rows"] == [good_row(name) for name in names]
+
+
+def test_an_end_on_the_way_is_none(on_gpu, tmp_path):
+    """Of a part and of a fork that somebody ended with the exit code 0: only its own end is one."""
+    from on_gpu import processes, reports, settings
+
+    tasks = {"whole": lambda: 0, "wrong": lambda: 1, "ended": lambda: os._exit(0)}
+    assert processes.each_in_a_fork(tasks, 1) == {"whole": 0, "wrong": 1, "ended": processes.EARLY}
+    found = {}
+    for code in (0, settings.DONE, settings.SKIPPED, 1, -9, None):
+        (log := tmp_path / "log").write_text("words\nthe last\n")
+        found[code] = reports.how("tune", code, 1.0, log, "").how
+    assert found == {0: "FAILED", 76: "passed", 77: "skipped", 1: "FAILED", -9: "FAILED", None: "stopped"}
+    assert reports.how("tune", 1, 1.0, tmp_path / "no log", "").how == "FAILED"
+    assert reports.how("tune", settings.DONE, 1.0, tmp_path / "no log", "").how == "passed"
+
+
+def test_what_a_part_leaves_cut_off_is_named(on_gpu, tmp_path):
+    from on_gpu import reports
+
+    (tmp_path / "verify-cuda").mkdir()
+    (tmp_path / "before.json").write_text('{"rows": [')
+    os.utime(tmp_path / "before.json", (1.0, 1.0))
+    since = time.time() - 1
+    (tmp_path / "verify-cuda/contrast_norm.json").write_text('{"rows": [{"op": "contr')
+    (tmp_path / "ceilings.json").write_text('{"rows": []}')
+    assert reports.cut_off(tmp_path, since) == ["verify-cuda/contrast_norm.json"]
+    machine = {
+        "backends": {"cuda": {"reason": None, "checks": [["conv2d", "float32"]]}},
+        "csrc_sha256": "",
+        "triton_sha256": "",
+    }
+    for rows in ('["conv2d"]', '[{"op": "conv2d"}]', "3"):
+        file = tmp_path / "verify-cuda/conv2d.json"
+        file.write_text(f'{{"csrc_sha256": "", "triton_sha256": "", "rows": {rows}}}')
+        assert reports.not_verified(tmp_path, machine, ["cuda"]) == ["cuda: conv2d (float32)"]
+
+
+def test_a_folder_that_is_taken_away_costs_the_part(on_gpu, tmp_path, capsys):
+    gpu, out = script(), tmp_path / "out"
+    args = gpu.arguments(["--out", str(out)])
+    assert gpu.run_part(args, [], "ceilings", 60.0, ()).how == "FAILED"
+    assert "No such file" in capsys.readouterr().out
+
+
+def test_a_script_that_is_killed_leaves_nothing(on_gpu, tmp_path):
+    """Who starts a part, and is killed, can end nothing: the part ends itself."""
+    ends = "import time; from on_gpu import processes; processes.end_with_parent(); print('runs', flush=True)"
+    part = [sys.executable, "-c", f"{ends}; time.sleep(600)"]
+    starts = f"import subprocess; part = subprocess.Popen({part!r}); print(part.pid, flush=True); part.wait()"
+    variables = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
+    process = subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE, text=True, env=variables)
+    child, until = int(process.stdout.readline()), time.monotonic() + 20
+    assert process.stdout.readline() == "runs\n"
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{child}/stat").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
+        assert time.monotonic() < until, "the part runs on"
+        time.sleep(0.05)
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(("leaves", "code"), [(True, 0), (False, 1)])
+def test_what_the_sanitizer_runs_says_that_it_is_done(on_gpu, monkeypatch, tmp_path, leaves, code):
+    """By its file: the sanitizer takes an exit code that is not 0 for an error."""
+    from on_gpu import checking, settings
+
+    machine = {"backends": {"cuda": {"reason": None, "checks": [["conv2d", "float32"]]}}}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        if leaves:
+            (tmp_path / "memcheck").mkdir()
+            (tmp_path / "memcheck/conv2d.json").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(checking.subprocess, "run", run)
+    monkeypatch.setattr(checking, "write", lambda *_: None)
+    part = settings.Run(tmp_path, "memcheck", ("cuda",), "", (), 2, (), rehearsed=True)
+    assert checking.sanitizer(part, "memcheck") == code
+
+
+def test_without_the_sanitizer_its_part_fails(on_gpu, monkeypatch, tmp_path, capsys):
+    from on_gpu import checking, settings
+
+    machine = {"backends": {"cuda": {"reason": None, "checks": [["conv2d", "float32"]]}}}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    monkeypatch.setattr(checking.shutil, "which", lambda name: None)
+    monkeypatch.setattr(checking.os, "access", lambda *_: False)
+    run = settings.Run(tmp_path, "memcheck", ("cuda",), "", (), 2, ())
+    assert checking.sanitizer(run, "memcheck") == 1
+    assert "compute-sanitizer is not installed" in capsys.readouterr().out
+
+
+def test_a_row_that_raises_costs_that_row_alone(on_gpu, monkeypatch, tmp_path):
+    """Also one after which the GPU serves its process no longer: the next begins in another."""
+    from on_gpu import rows
+
+    run = rows_run(monkeypatch, tmp_path)
 
     def make(case: str) -> dict:
         if case == "second":

@@ -28,7 +28,7 @@ def outputs(model, inputs, plain, monkeypatch):
     with torch.no_grad():
         results = [call(*inputs) for _ in range(3)]
     monkeypatch.undo()
-    return results, [plan for one in watched.programs for plan in one.plans.values()]
+    return results, [plan for one in watched.programs for plan in one.made.plans.values()]
 
 
 def flat(values):
@@ -110,6 +110,6 @@ def test_what_others_read_is_no_chain(every_chain):
     call, watched = compiled(randomised(Through(forward, **layers), x), **FIXED)
     with torch.no_grad():
         call(x)
-    (plan,) = watched.programs[0].plans.values()
+    (plan,) = watched.programs[0].made.plans.values()
     members = [one for run, _ in plan.calls for one in getattr(run, "members", [run])]
     assert not [one for one in members if hasattr(one, "members")]

@@ -8,6 +8,7 @@ import torch
 from compiled import check, compiled, images, made, residual
 from torch import nn
 
+from zfkernels.ops.sources import Sources
 from zfkernels.testing.weights import randomised
 
 
@@ -177,6 +178,18 @@ def test_two_models_of_one_class():
     for model in (one, two, one):
         call, _ = compiled(model)
         check(model, call, images())
+
+
+def test_one_that_changes_in_the_middle_of_a_call(monkeypatch):
+    """As another thread may change it: no error, and the next call sees it."""
+    model = made("residual")
+    call, _ = compiled(model, dynamic=True)
+    check(model, call, images(2))
+    same = Sources.same
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(Sources, "same", lambda self, tensors: (same(self, tensors), in_place(model))[0])
+        call(images(3))
+    check(model, call, images(3))
 
 
 def test_several_threads():

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from forked import forked
+from setuptools import Distribution
 
 import zfkernels
 from zfkernels import _C, backends
@@ -25,11 +28,6 @@ from zfkernels.testing import verify
 rows = verify.run("cpu", cases=1)
 print(compiled()["isa"], len(rows), [row for row in rows if row.failure])
 """
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
 
 
 def test_version_is_the_metadatas():
@@ -72,19 +70,15 @@ def test_usable_instruction_sets_are_known_and_the_best_is_chosen():
     assert compiled()["isa"] == os.environ.get("ZFKERNELS_ISA", _C.isas()[-1])
 
 
-@pytest.mark.parametrize("name", KNOWN_SETS)
-def test_each_instruction_set_can_be_forced_and_is_right(name):
-    if name not in _C.isas():
-        pytest.skip(f"this CPU has no {name}, or it is not compiled in")
-    done = python(SMOKE, ZFKERNELS_ISA=name)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split(maxsplit=2) == [name, "60", "[]\n"]
+def test_each_instruction_set_can_be_forced_and_is_right():
+    for name, done in zip(_C.isas(), forked("ZFKERNELS_ISA", _C.isas(), SMOKE), strict=True):
+        assert (done.code, done.text) == (0, f"{name} 60 []")
 
 
 def test_unknown_instruction_set_is_refused_by_name():
-    done = python("from zfkernels.backends import cpu", ZFKERNELS_ISA="sse9")
-    assert done.returncode != 0
-    assert re.search(r"ValueError: ZFKERNELS_ISA: .*'sse9'.*baseline", done.stderr)
+    (done,) = forked("ZFKERNELS_ISA", ["sse9"], "from zfkernels.backends import cpu")
+    assert done.code != 0
+    assert re.search(r"ValueError: ZFKERNELS_ISA: .*'sse9'.*baseline", done.text)
 
 
 def test_cuda_backend_says_why_it_cannot_run():
@@ -161,6 +155,23 @@ def test_objects_are_reused_only_while_newer(tmp_path, monkeypatch):
     os.utime(header, (1e9, 1e9))
     assert not setup.is_fresh(target, str(source))
     assert not setup.is_fresh(tmp_path / "missing.o", str(source))
+
+
+def test_objects_are_kept_where_the_variable_says(tmp_path, monkeypatch):
+    """Whatever folder the build itself has, which goes with a wheel's or an editable install's."""
+    setup, seen = build_script(), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZFKERNELS_CUDA", "0")
+    monkeypatch.setenv("ZFKERNELS_OBJECTS", str(tmp_path / "kept"))
+    extension = setup.Extension("zfkernels._C", ["a.cpp"])
+    command = setup.BuildKernels(Distribution({"ext_modules": [extension]}))
+    command.finalize_options()
+    command.build_temp = str(tmp_path / "goes")
+    command.compiler = SimpleNamespace(compiler_type="unix", link_shared_object=lambda *_, **__: None)
+    monkeypatch.setattr(command, "_compile", lambda _, variant, *__: seen.append(command._object_folder(variant, [])))
+    command.build_extension(extension)
+    assert len(seen) > len(setup.KERNEL_SOURCES)
+    assert {Path(folder).parent for folder in seen} == {tmp_path / "kept"}
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z4goodi' for 'sm_80'

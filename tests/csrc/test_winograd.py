@@ -1,10 +1,7 @@
-"""Winograd's filtering on the CPU, along two axes (csrc/cpu/winograd.h) and along one (winograd_rows.h): every number
-of taps and stride that it serves, whatever their size, against float64; the direct kernel when something is not finite;
-the exact mode; and no memory of old weights."""
+"""Winograd's filtering on the CPU, along two axes (csrc/cpu/winograd.h, few_tiles.h) and along one (winograd_rows.h):
+every number of taps and stride that it serves, whatever their size, against float64; the direct kernel when something
+is not finite; the exact mode; and no memory of old weights."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +10,7 @@ import torch.nn.functional as F
 from against_reference import check
 from calls import CALLS
 from conftest import error
+from forked import forked
 
 import zfkernels as zf
 from zfkernels import _C
@@ -30,6 +28,10 @@ SHAPES = [
     (1, 3, 16, (31, 29), 11, 4, 2),  # 16 phases
     (9, 8, 16, (5, 6), 2, 1, 0),  # 2 taps; images that share a unit of work
     (2, 24, 20, (27, 27), 5, 1, 2),  # 5 taps
+    (3, 160, 70, (7, 7), 3, 1, 1),  # two chunks; four tiles an image: few_tiles.h
+    (4, 20, 33, (3, 5), 4, 1, 2),  # the same of 4 taps
+    (5, 40, 36, (2, 5), 5, 1, 2),  # of 5, three tiles
+    (7, 21, 40, (6, 4), 3, 2, 1),  # of 2, one tile of four phases
     (1, 7, 5, (16, 15), (4, 3), (1, 1), (3, 0)),  # more taps on one axis: not along two
     (2, 5, 6, (13, 14), (6, 3), (2, 1), (2, 1)),  # another stride on each axis
     (1, 6, 33, (17, 18), (3, 7), (1, 1), (0, 3)),  # too many taps in a row: the direct kernel
@@ -119,7 +121,7 @@ def test_fused_layers_equal_their_parts_bit_for_bit(shape):
     assert torch.equal(back, zf.relu_conv_transpose2d(unpooled, weight, stride, padding, **size, backend="cpu"))
 
 
-@pytest.mark.parametrize("shape", SHAPES[:8], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:12], ids=str)
 def test_neither_threads_nor_the_batch_change_a_bit(shape):
     x, weight, bias, stride, padding = problem(*shape)
     results = []
@@ -206,14 +208,9 @@ def test_exact_mode_is_a_setter_a_context_and_a_variable():
         zf.use_exact(1)
 
     program = "from zfkernels.backends import cpu; print(cpu._C.winograd())"
-    for value, expected in (("1", "0\n"), ("0", "1\n"), ("", "1\n")):
-        environment = os.environ | {"ZFKERNELS_EXACT": value}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-        assert done.stdout == expected, done.stderr
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"ZFKERNELS_EXACT": "yes"}, capture_output=True, text=True
-    )
-    assert "ZFKERNELS_EXACT must be 0 or 1, got 'yes'" in done.stderr
+    *good, bad = forked("ZFKERNELS_EXACT", ["1", "0", "", "yes"], program)
+    assert [done.text for done in good] == ["0", "1", "1"]
+    assert "ZFKERNELS_EXACT must be 0 or 1, got 'yes'" in bad.text
 
 
 def test_small_maps_stay_with_the_direct_kernel():

@@ -18,6 +18,7 @@ def test_the_gallery_draws_each_section_with_its_caption(capsys, tmp_path, monke
     pytest.importorskip("sklearn")
     monkeypatch.setattr(gallery, "EPOCHS", (1,))
     monkeypatch.setattr(small, "CROPS", 2)
+    monkeypatch.setattr(small, "CHANNELS", (8,) * 5)
     monkeypatch.setattr(gallery, "PLAN", Plan(epochs=1, batch_size=10))
     names = ("training", "atlas", "evolution", "invariance", "occlusion", "neighbours", "probes")
     monkeypatch.setattr(gallery, "SECTIONS", tuple(section for section in gallery.SECTIONS if section[0] in names))

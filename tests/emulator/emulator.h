@@ -319,6 +319,21 @@ inline void choose_order() {
     if (m.order == Machine::kRandom) m.random = std::stoull(name) * 2654435761u + 1;
 }
 
+// While it is on, launches are noted and nothing runs.
+struct Launch {
+    const void* kernel;
+    int threads;
+    std::size_t shared;
+};
+struct Record {
+    bool on = false;
+    std::vector<Launch> launches;
+};
+inline Record& record() {
+    static Record r;
+    return r;
+}
+
 // Runs kernel(arguments...) on the grid, here and now. `name` is for messages.
 template <typename... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
@@ -337,6 +352,10 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         refuse(triple("grid", grid.x, grid.y, grid.z));
     launched().insert(reinterpret_cast<const void*>(kernel));
+    if (record().on) {
+        record().launches.push_back({reinterpret_cast<const void*>(kernel), static_cast<int>(threads), shared});
+        return;
+    }
     while (m.threads.size() < threads) m.threads.push_back(std::make_unique<Thread>());
 
     struct Work {

@@ -9,14 +9,28 @@ void bind_cuda(pybind11::module_& m);
 
 namespace {
 
-// Where the kernels that were launched lie in this module: the addresses of their symbols in its file.
-pybind11::list launched() {
+// The address of a kernel's symbol in this module's file.
+std::ptrdiff_t place_of(const void* kernel) {
     Dl_info info;
+    if (dladdr(reinterpret_cast<const void*>(&bind_cuda), &info) == 0) throw std::runtime_error("dladdr");
+    return static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase);
+}
+
+pybind11::list launched() {
     pybind11::list addresses;
-    if (dladdr(reinterpret_cast<const void*>(&bind_cuda), &info) == 0) return addresses;
-    for (const void* kernel : zf::emulator::launched())
-        addresses.append(static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase));
+    for (const void* kernel : zf::emulator::launched()) addresses.append(place_of(kernel));
     return addresses;
+}
+
+// Begins to note launches instead of running them.
+void record() { zf::emulator::record() = {true, {}}; }
+
+// The launches noted: (kernel, threads a block, bytes of shared memory).
+pybind11::list recorded() {
+    pybind11::list found;
+    for (const auto& one : zf::emulator::record().launches)
+        found.append(pybind11::make_tuple(place_of(one.kernel), one.threads, one.shared));
+    return found;
 }
 
 }  // namespace
@@ -24,6 +38,8 @@ pybind11::list launched() {
 PYBIND11_MODULE(zf_emulated, m) {
     bind_cuda(m);
     m.def("launched", &launched);
+    m.def("record", &record);
+    m.def("recorded", &recorded);
 }
 
 // csrc/cuda/device.h for the one emulated device.

@@ -16,6 +16,7 @@ from asked import CLASSES, command, environment, explorer, make_world
 from browsing import CHROMIUM, SIZES, launched, serious, shot
 from PIL import Image
 
+from zfkernels import cli
 from zfkernels.explorer import server
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -46,8 +47,8 @@ def address(world):
 @pytest.fixture(scope="module")
 def exported(world):
     site = world / "site"
-    arguments = [world / "photos", "--weights", world / "zfnet.pt", "--export", site, "--quiet"]
-    subprocess.run(command(*arguments), check=True, env=environment(), capture_output=True)
+    arguments = ["explore", world / "photos", "--weights", world / "zfnet.pt", "--export", site, "--quiet"]
+    assert cli.main([*map(str, arguments)]) == 0
     return site
 
 
@@ -105,9 +106,11 @@ def open_unit(page, layer="conv3"):
     page.wait_for_selector(".pairs")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-@pytest.mark.parametrize("kind", ["live", "exported"])
+WALKS = (("live", "desktop", "light"), ("live", "phone", "dark"))
+WALKS += (("exported", "desktop", "dark"), ("exported", "phone", "light"))
+
+
+@pytest.mark.parametrize(("kind", "size", "scheme"), WALKS)
 def test_the_walk_through_layers_wall_and_unit(chromium, address, exported, kind, size, scheme):
     url = address if kind == "live" else (exported / "index.html").as_uri()
     with opened(chromium, url, size, scheme) as page:
@@ -375,43 +378,47 @@ def test_a_picture_is_dropped_anywhere(chromium, address):
 
 
 @pytest.fixture
-def slow(world, monkeypatch):
-    """The address of a server in this process, whose pictures are read slowly."""
-    it, made, told = explorer(world), [], []
+def gated(world, monkeypatch):
+    """The address of a server in this process, and the gate that all batches of its pictures but the first wait at."""
+    it, made, told, gate = explorer(world), [], [], threading.Semaphore(1)
     batches = it.search.batches
-    it.search.batches = lambda first: (time.sleep(2) or batch for batch in batches(first))
+    it.search.batches = lambda first: (batch for batch in batches(first) if gate.acquire())
     server_of = server.uvicorn.Server
     monkeypatch.setattr(server.uvicorn, "Server", lambda config: made.append(server_of(config)) or made[0])
     thread = threading.Thread(target=server.serve, args=(it, server.bound("127.0.0.1", 0), told.append), daemon=True)
     thread.start()
     while not told:
         time.sleep(0.02)
-    yield told[0]
+    yield told[0], gate
+    gate.release(99)
     made[0].should_exit = True
     thread.join(20)
 
 
-def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, slow):
+def test_what_the_search_finds_takes_nothing_from_the_keyboard(chromium, gated):
     """A unit is closed while the page draws again: its tile has the focus, and keeps it when it draws once more."""
-    focus, held = "document.activeElement.dataset.unit === '{}'", []
-    with opened(chromium, slow, is_searched=False) as page:
+    focus, held, (address, gate) = "document.activeElement.dataset.unit === '{}'", [], gated
+    with opened(chromium, address, is_searched=False) as page:
         until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
         open_unit(page)
         unit = page.url.partition("#conv3/")[2]
         page.route("**/data/network.json*", lambda asked: held.append(asked))
+        gate.release()
         until_true(page, lambda: held)
         page.keyboard.press("Escape")
         until(page, "location.hash === '#conv3'")
         held[0].continue_()
         page.unroute("**/data/network.json*")
         until(page, focus.format(unit))
+        gate.release(99)
         until(page, "document.getElementById('count').innerText.endsWith('over 18 pictures')")
         until(page, focus.format(unit))
 
 
-def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):
-    with opened(chromium, slow, is_searched=False) as page:
+def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, gated):
+    address, gate = gated
+    with opened(chromium, address, is_searched=False) as page:
         until(page, "document.getElementById('searched').innerText === '1 of 18 pictures searched'")
         page.wait_for_selector(".tiles .tile[data-map]")
         assert page.locator("#search progress").evaluate("bar => bar.value") == pytest.approx(1 / 18)
@@ -419,7 +426,8 @@ def test_the_search_shows_what_it_has_and_can_be_stopped(chromium, slow):
         page.click("#steer")
         until(page, "document.getElementById('steer').innerText === 'Continue'")
         stopped = page.inner_text("#searched")
-        page.wait_for_timeout(2500)
+        gate.release(99)
+        page.wait_for_timeout(1000)
         assert page.inner_text("#searched") == stopped != "18 of 18 pictures searched"
         page.click("#steer")
         until(page, "document.getElementById('searched').innerText === '18 of 18 pictures searched'")

@@ -136,10 +136,9 @@ def paths(*names):
     return [Path(name) for name in names]
 
 
-@pytest.mark.parametrize("way", ["as it is", "DataParallel", "torch.compile", "state_dict", "model"])
-def test_they_do_of_a_zfnet_too(tmp_path, way):
+def test_they_do_of_a_zfnet_too(tmp_path):
     model = ZFNet(2)
-    torch.save(WAYS[way](model.state_dict()), tmp_path / "w.pt")
+    torch.save(WAYS["prefixed in a wrapper"](model.state_dict()), tmp_path / "w.pt")
     assert torch.equal(checkpoint.load(tmp_path / "w.pt").model.conv1.weight, model.conv1.weight)
 
 

@@ -3,8 +3,8 @@
     python tests/ptx/run.py [--mutations COUNT]
 
 1. `zfkernels verify`'s cases, and wider ones (96, 128 and 200 filters, 16 and 24 channels), in every dtype.
-2. Maps that begin at any element, and switches that point nowhere (tests/backends/test_backends.py). device.cu: a call
-   sets the device only where it is another, and then sets it back.
+2. Maps that begin at any element or have more than 2^31, and switches that point nowhere
+   (tests/backends/test_backends.py). device.cu: a call sets the device only where it is another, and then sets it back.
 3. Every source with one fault: an op must fail.
 
 Where the emulator (tests/emulator) compiles the sources by g++, this runs what nvcc made of them, so what nvcc's own
@@ -74,6 +74,28 @@ MUTATIONS = [
         "error",
     ),
     ("max_pool.cu", "if (switches[i] == static_cast<uint32_t>(tap)) ", "", "max_unpool2d", "error"),
+    ("conv_weight_grad.cu", "% 2, top = i * p.SH;", "% 2, top = i;", "conv2d_weight_grad", "error"),
+    (
+        "conv_weight_grad.cu",
+        "for (int i = 1; i < kWarps; ++i)",
+        "for (int i = 2; i < kWarps; ++i)",
+        "conv2d_weight_grad",
+        "error",
+    ),
+    (
+        "max_pool.cu",
+        "h = top + tap / 3, w = left + tap % 3",
+        "h = top + tap % 3, w = left + tap / 3",
+        "max_unpool2d_backward",
+        "error",
+    ),
+    (
+        "contrast_norm.cu",
+        "value.store(shown + local * s.C + c);",
+        "value.store(shown + c);",
+        "max_pool2d_contrast_norm",
+        "error",
+    ),
     # What a device refuses, or answers with an error of its own.
     ("conv.cu", "if (p.C % kChunk<M> != 0) {", "if (false) {", "conv2d", "misaligned access to global memory"),
     ("conv.cu", " && c < p.channels", "", "conv2d", "error"),
@@ -164,10 +186,11 @@ def python(words: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def on_the_edge(module: Path) -> subprocess.CompletedProcess:
-    """The tests of maps that begin anywhere and switches that point nowhere: a device refuses what a CPU does not."""
+    """The tests of maps that begin anywhere and switches that point nowhere: a device refuses what a CPU does not. And
+    of offsets that nvcc might count in 32 bits."""
     paths = os.pathsep.join([str(build.ROOT), os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"PYTHONPATH": paths, "ZFKERNELS_EMULATED": str(module), "OMP_NUM_THREADS": "1"}
-    which = "emulated and (any_element or bad_switches)"
+    which = "emulated and (any_element or bad_switches or more_elements or tf32_operands)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backends/test_backends.py", "-k"]
     return subprocess.run([*command, which], cwd=build.ROOT, env=variables, capture_output=True, text=True)
 

@@ -1,6 +1,6 @@
 // Runs every kernel of every instruction set that this CPU has, on awkward and on random shapes, in a program built
 // with the sanitizers (run.py builds it). It also checks that each output is written in full, that no input changes,
-// and that a wrong switch is found and not followed.
+// and that a wrong switch is found and not followed, and that the shapes made every kernel of choose.h run.
 //
 //     driver SEED CASES      the checks; exit code 0 when all hold
 //     driver inject FAULT    commits the fault, which must end the program: read, read-guard, write, scratch, overflow,
@@ -24,7 +24,9 @@
 #include <mutex>
 #include <new>
 #include <random>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/calls.h"
@@ -250,6 +252,7 @@ class Checks {
         back.expect_written();
         now += " with packed filters";
         const int64_t most = s.OH * s.OW * s.K / s.G;
+        note(s, most, rectify);
         Array<T> kept(k_.pack_transposed(s, w.data(), most, rectify, nullptr, team).elements, place());
         kept.unwritten(), again_back.unwritten();  // what a panel has no filters for stays so, and is not read
         k_.pack_transposed(s, w.data(), most, rectify, kept.data(), team);
@@ -404,7 +407,34 @@ class Checks {
         switches.expect_unchanged();
     }
 
+    // Every kernel, whatever the random cases are.
+    void each_kernel() {
+        for (int64_t taps = 2; taps <= 5; ++taps) conv(conv_of(1, 5, 9, 8, 40, taps, taps, 1, 1, 1, 1, taps % 2));
+        conv(conv_of(1, 96, 5, 6, 150, 3, 3, 1, 1, 1, 1, false));
+        for (int64_t size : {4, 5})
+            for (double beta : {0.75, 0.5, 1.0, 1.3}) norm({7, 37, size, 0.1, beta, 2.0, size == 4});
+    }
+
+    void expect_all_ran() const {
+        using zf::Kernel;
+        std::vector<std::vector<Kernel>> plain = {
+            {Kernel::kDirect, Kernel::kDepthwise},
+            {Kernel::kDirect, Kernel::kDepthwise, Kernel::kScatter, Kernel::kNonzeros, Kernel::kNonzerosPlain},
+            {Kernel::kDirect, Kernel::kDepthwise}};
+        std::vector<std::tuple<size_t, Kernel, int64_t>> all;
+        for (size_t way = 0; way < plain.size(); ++way) {
+            for (const Kernel kernel : plain[way]) all.push_back({way, kernel, 0});
+            for (int64_t taps = 2; taps <= 5 && sizeof(T) == 4; ++taps) all.push_back({way, Kernel::kTiles, taps});
+        }
+        for (int64_t taps = 2; taps <= 5 && sizeof(T) == 4; ++taps) all.push_back({0, Kernel::kRows, taps});
+        for (const auto& [way, kernel, taps] : all)
+            if (!ran_.count({way, kernel, taps}))
+                fail("no case of " + name_ + " ran kernel " + std::to_string(static_cast<int>(kernel)) + " of " +
+                     std::to_string(taps) + " taps (" + std::to_string(way) + ")");
+    }
+
     void fixed() {
+        each_kernel();
         conv(conv_of(1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, false));
         conv(conv_of(2, 3, 17, 15, 96, 7, 7, 2, 2, 1, 1, false));
         conv(conv_of(1, 7, 13, 11, 5, 3, 3, 1, 1, 1, 1, true));
@@ -482,6 +512,19 @@ class Checks {
         y.expect_unchanged(), switches.expect_unchanged();
     }
 
+    // What computes a convolution, its transpose and its weight gradient, and with how many of Winograd's taps.
+    void note(const zf::Conv& s, int64_t most, bool rectify) {
+        if (!s.N) return;
+        const zf::Choice chosen = k_.choose(s, most, rectify, zf::mode());
+        const int64_t across = zf::ceil_div(s.KW, s.SW), down = zf::ceil_div(s.KH, s.SH);
+        size_t way = 0;
+        for (const zf::Kernel kernel : {chosen.forward, chosen.transposed, chosen.weight_grad}) {
+            const int64_t most_taps = kernel == zf::Kernel::kTiles ? std::max(across, down) : across;
+            const bool winograd = kernel == zf::Kernel::kTiles || kernel == zf::Kernel::kRows;
+            ran_.insert({way++, kernel, winograd ? most_taps : 0});
+        }
+    }
+
     void begin(const char* op, const std::string& shape) { now = name_ + " " + op + ", " + shape; }
     bool coin() { return among(random_, 0, 1) == 1; }
     int threads() { return static_cast<int>(among(random_, 1, 3)); }
@@ -491,6 +534,7 @@ class Checks {
     std::string name_;
     Random& random_;
     int64_t turn_ = 0;
+    std::set<std::tuple<size_t, zf::Kernel, int64_t>> ran_;  // way (forward, transposed, gradient), kernel, taps
 };
 
 int run(uint64_t seed, int64_t cases) {
@@ -506,6 +550,7 @@ int run(uint64_t seed, int64_t cases) {
             f64.fixed();
             for (int64_t i = 0; i < cases / 2; ++i) f64.random_case();
         }
+        f32.expect_all_ran(), f64.expect_all_ran();
         const auto done = static_cast<long long>(cases / 2 * 6);
         std::printf("%s: %lld random cases and the fixed ones, clean\n", (*k)->name, done);
     }

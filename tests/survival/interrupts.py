@@ -73,14 +73,14 @@ def world(folder: Path) -> Path:
 
 
 def shorten() -> None:
-    """The networks of demo and gallery learn from fewer crops, and an atlas writes its state more often. What commands
-    import is imported once, before any process is forked."""
+    """The networks of demo and gallery are narrow and learn from fewer crops, and an atlas writes its state more often.
+    What commands import is imported once, before any process is forked."""
     from zfkernels.analyses import activations
     from zfkernels.demo import demo, gallery, network  # noqa: F401
     from zfkernels.testing import verify  # noqa: F401
 
     activations.SAVE_EVERY = 2
-    network.CROPS = 6
+    network.CROPS, network.CHANNELS = 6, (8,) * 5
     gallery.PLAN = replace(network.PLAN, epochs=2)
 
 

@@ -17,8 +17,8 @@ from zfkernels import cli
 pytest.importorskip("PIL.Image")
 pytest.importorskip("skimage")
 TESTS = Path(__file__).resolve().parent.parent
-# Of the commands that begin anew, what one process each stops a few; the others with --long.
-SHORT = [*RESULTS, "occlude,neighbours"]
+# Those that are continued and, of those that begin anew, a few, two of a process; the others with --long.
+SHORT = ["train,ablate", "atlas,gallery", "occlude,neighbours"]
 
 
 def environment() -> dict[str, str]:

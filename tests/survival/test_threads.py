@@ -150,22 +150,23 @@ from test_threads import large, same
 test_threads.X = test_threads.X.contiguous(memory_format=torch.channels_last)
 torch.set_num_threads(2)
 expected = large()
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    for _ in range(3):
-        torch.set_num_threads(THREADS)
-        found = large()
-        torch.set_num_threads(1)  # torch's own ops would wait for the threads of the parent's OpenMP
-        if not same(found, expected):
-            os._exit(1)
-    os._exit(0)
-print(os.waitpid(child, 0)[1])
-assert same(large(), expected)
+for threads in THREADS:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        for _ in range(3):
+            torch.set_num_threads(threads)
+            found = large()
+            torch.set_num_threads(1)  # torch's own ops would wait for the threads of the parent's OpenMP
+            if not same(found, expected):
+                os._exit(1)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+    assert same(large(), expected)
 """
 
 
-@pytest.mark.parametrize(("pool", "threads"), [("own", 1), ("own", 2), ("own", 4), ("", 1), ("", 2)])
+@pytest.mark.parametrize(("pool", "threads"), [("own", (1, 2, 4)), ("", (1, 2))], ids=["own", "openmp"])
 def test_a_forked_process_after_the_threads_were_used(pool, threads):
     """As many threads as before the fork, more and fewer."""
     here = os.path.dirname(__file__)
@@ -174,7 +175,7 @@ def test_a_forked_process_after_the_threads_were_used(pool, threads):
     code = FORKED.replace("THREADS", str(threads))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "0\n", "it hangs" if done.stdout == "14\n" else done.stdout
+    assert done.stdout == "0\n" * len(threads), "it hangs" if "14\n" in done.stdout else done.stdout
 
 
 def _in_a_pool(number: int) -> bool:

@@ -164,7 +164,7 @@ def test_a_planted_fault_is_found_shrunk_and_reproduced(monkeypatch, capsys, fun
     assert capsys.readouterr().out == f"passed: {case.text()}\n"
 
 
-@pytest.mark.parametrize("row", FAULTS[:4], ids=[row[0] for row in FAULTS[:4]])
+@pytest.mark.parametrize("row", FAULTS[:2], ids=[row[0] for row in FAULTS[:2]])
 def test_the_command_reports_a_planted_fault(monkeypatch, capsys, tmp_path, row):
     _, function, wrong, op, seen, _ = row
     monkeypatch.setattr(cpu, function, wrong)

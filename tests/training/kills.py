@@ -23,7 +23,7 @@ ARGUMENTS |= {"without": ("pool5",)}
 PLAN = Plan(epochs=2, batch_size=4, learning_rate=0.02)
 KEEP = (1, 2)
 EXPECTED = {"state.pt", "zfnet.pt", "best.pt", "epoch_001.pt", "epoch_002.pt", "log.jsonl"}
-SOME = 40  # of torch's many small writes to a file, how many lie between two kills
+SOME = 80  # of torch's many small writes to a file, how many lie between two kills
 
 
 def pictures(count: int, seed: int) -> Memory:

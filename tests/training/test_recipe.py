@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zfkernels import ZFNet, cli, progress
-from zfkernels.data.folders import Memory, PictureSet, class_folders, find_pictures, hold_out
+from zfkernels.data.folders import Memory, PictureSet, class_folders, hold_out
 from zfkernels.models import checkpoint
 from zfkernels.models.zfnet import clamp_filters_
 from zfkernels.training import history as histories
@@ -426,9 +426,9 @@ def test_class_folders_and_what_is_held_out(folder):
 
 def test_folders_that_do_not_fit_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        find_pictures(tmp_path / "none")
+        class_folders(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no pictures"):
-        find_pictures(tmp_path)
+        class_folders(tmp_path)
     with pytest.raises(ValueError, match="lies in none"):
         class_folders(folder / "red")
     with pytest.raises(ValueError, match="has a class 'blue' that the training folder lacks"):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..deconvnet.deconvnet import Deconvnet, Projection
+from ..deconvnet.deconvnet import Deconvnet
+from ..deconvnet.results import Projection
 from ..drawing.style import INK, SOFT, Figure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from .activations import top_activations

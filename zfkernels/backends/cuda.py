@@ -152,7 +152,7 @@ def conv2d_weight_grad(
     refuse_windows("cuda", dilation, groups)
     gw, gb = _weight_grads(x, g, kernel_size, with_bias)
     sizes = conv_sizes(x.shape, gw, g.shape[2:], stride, padding)
-    _queue_with_workspace("conv2d_weight_grad", x, (sizes,), (dense(x), dense(g), gw, gb))
+    _queue_with_workspace("conv2d_weight_grad", x, (sizes,), (_aligned(x), _aligned(g), gw, gb))
     return gw, gb
 
 
@@ -224,7 +224,7 @@ def conv2d_relu_max_pool2d_weight_grad(x: Tensor, g: Tensor, switches: Tensor, *
     conv_size = window.conv_map(x.shape[2:], kernel_size, stride, padding)
     conv = conv_sizes(x.shape, gw, conv_size, stride, padding)
     sizes = conv, pool_sizes((*g.shape[:2], *conv_size), g.shape[2:], *pool)
-    tensors = *map(dense, (x, g, switches)), gw, gb
+    tensors = _aligned(x), dense(g), dense(switches), gw, gb
     _queue_with_workspace("conv2d_relu_max_pool2d_weight_grad", x, sizes, tensors)
     return gw, gb
 

@@ -10,7 +10,6 @@ from ..files import check_pages, check_writable
 from .options import (
     NETWORK,
     SIZE,
-    Opened,
     add_network,
     add_quiet,
     add_skip,
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     layers = shown.layers(args.layers) if args.layers else [*shown.layers(), *shown.deconv.vector_layers[-1:]]
     found = find(args, args.folder)
     socket = None if args.export is not None else server.bound(args.host, args.port)
-    state = explored(network, shown.deconv, found, layers, called(args, network), _setup(args, shown))
+    state = explored(network, shown.deconv, found, layers, called(args, network), _setup(args))
     if socket is None:
         return _export(args, state)
     it = server.explorer(state, Live(checkpoints))
@@ -122,7 +121,7 @@ def _checkpoints(args: argparse.Namespace) -> tuple[tuple[str, Callable[[], Netw
     return tuple((name, partial(network_of, args, file)) for name, file in files.items())
 
 
-def _setup(args: argparse.Namespace, shown: Opened) -> tuple[str, ...]:
+def _setup(args: argparse.Namespace) -> tuple[str, ...]:
     """The lines of Python that make `network`."""
     if args.weights is None and args.model is None:
         return ("from zfkernels.models import checkpoint", "network = checkpoint.untrained()")

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run nothing: compile the Triton kernels of every layer for sm_80, sm_90, sm_100 and gfx942, for which no "
         "GPU is needed, and fail on spills, too much shared memory, or matrix units left unused",
     )
-    add("--quick", action="store_true", help="with --compile-only: bfloat16 on sm_90 alone")
+    add("--quick", action="store_true", help="with --compile-only: bfloat16 on sm_90, of layers alike one")
 
 
 def run(args: argparse.Namespace) -> int:

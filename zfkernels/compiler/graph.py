@@ -44,17 +44,8 @@ WITH_INPLACE += (F.mish, F.threshold)
 FRESH: set[object] = {
     *(torch.conv2d, F.conv2d, torch.conv1d, torch.conv3d, torch.conv_transpose2d, F.batch_norm, F.group_norm),
     *(F.layer_norm, F.linear, torch.cat, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d),
-    *(torch.relu, torch.add, torch.mul, torch.clamp, torch.sigmoid, torch.tanh, operator.add, operator.mul),
-    *(
-        operator.sub,
-        operator.truediv,
-        torch.mean,
-        F.softmax,
-        torch.matmul,
-        F.interpolate,
-        F.gelu,
-        F.local_response_norm,
-    ),
+    *(torch.relu, torch.add, torch.mul, torch.clamp, torch.sigmoid, torch.tanh, torch.mean, torch.matmul),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, F.softmax, F.interpolate, F.gelu),
     *(F.local_response_norm, torch._C._nn.linear, torch._C._nn.avg_pool2d, torch._C._nn.gelu, *WITH_INPLACE),
 }
 READERS = {"size", "mean", "sum", "dim", "sigmoid", "softmax", "amax"}  # methods whose results share no memory either

@@ -43,6 +43,12 @@ class Places:
 @torch.no_grad()
 def prepared(step: Conv, at: Places, r: Registers) -> PreparedFilters:
     """The step's filters with its batch norm folded into them."""
+    filters = folded(step, at, r)
+    filters.sources = {}  # the program looks at them; to change them in the middle of a call is no error
+    return filters
+
+
+def folded(step: Conv, at: Places, r: Registers) -> PreparedFilters:
     weight: Any = plain(r, at.weight)
     bias = plain(r, at.bias)
     if step.norm is None:

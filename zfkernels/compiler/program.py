@@ -1,6 +1,6 @@
 """A graph as a flat list of calls, made anew for each set of input shapes, and again when a weight has changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -15,7 +15,7 @@ from .joins import Joins, Whole
 from .kernels import Places, Registers, Run
 from .match import Conv, steps_of
 from .memory import Block, Layout, Lifetimes
-from .segments import segmented
+from .segments import Call, segmented
 from .torch_calls import attribute, described, nodes_in, of_node, result_of
 
 MOST_PLANS = 16  # sets of input shapes whose calls are kept
@@ -44,6 +44,17 @@ class Plan:
         blocks.append(block)
 
 
+@dataclass
+class Made:
+    """What was made of the weights as `sources` noted them. A call keeps to one of these: when weights change under it,
+    another thread's call has the next."""
+
+    sources: Sources
+    filters: dict[int, PreparedFilters] = field(default_factory=dict)
+    plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+
+
 class Program:
     """What torch calls in the place of the graph. It may be called from several threads."""
 
@@ -65,11 +76,8 @@ class Program:
         wholes = [-1 if isinstance(step, Conv) else self.joins.last_cat.get(step, -1) for step in self.steps]
         self.dead = [(*own, *([whole] if whole >= 0 else [])) for own, whole in zip(dead, wholes, strict=True)]
         self.result = result_of(nodes[-1], self.place)
-        self.sources = Sources(watch_values)
         self.choice = Choice(tune)
-        self.filters: dict[int, PreparedFilters] = {}
-        self.plans: dict[tuple[object, ...], Plan] = {}
-        self.blocks: list[Block] = []
+        self.made = Made(Sources(watch_values))
 
     def __call__(self, *args: object) -> object:
         if torch._C._len_torch_dispatch_stack():  # a mode must see every op
@@ -77,27 +85,29 @@ class Program:
         r: Registers = [*args, *self.empty]
         for place, name in self.constants:
             r[place] = attribute(self.gm, name)
-        sources = [r[i] for i in self.watched]
-        if not self.sources.same(sources):
-            self.sources.note(sources)
-            self.filters, self.plans, self.blocks = {}, {}, []
+        sources, made = [r[i] for i in self.watched], self.made
+        if not made.sources.same(sources):
+            made = Made(Sources(made.sources.watch_values))
+            made.sources.note(sources)
+            self.made = made
         threads = torch.get_num_threads()
         key = threads, _C.isa(), _C.winograd(), *[described(r, i) for i in self.data]
-        plan = self.plans.get(key)
+        plan = made.plans.get(key)
         if plan is None:
-            self.record(key, r, threads)
+            self.record(made, key, r, threads)
         else:
-            plan.run(r, self.blocks)
+            plan.run(r, made.blocks)
         return self.result(r)
 
-    def record(self, key: tuple[object, ...], r: Registers, threads: int) -> None:
+    def record(self, made: Made, key: tuple[object, ...], r: Registers, threads: int) -> None:
         """Runs the graph for the first time with inputs like these, and keeps its calls."""
-        filters, calls, lifetimes = self.filters, [], Lifetimes()
+        calls: list[Call] = []
+        lifetimes = Lifetimes()
         wholes: dict[int, Whole] = {}
         known: set[int] = set()
         for number, (step, dead) in enumerate(zip(self.steps, self.dead, strict=True)):
             if isinstance(step, Conv):
-                run = self.conv(step, r, filters, threads, wholes)
+                run = self.conv(step, r, made.filters, threads, wholes)
             else:
                 run = self.joins.run(step, wholes, self.place, r) or of_node(step, self.place, r, threads)
             run(r)
@@ -111,14 +121,13 @@ class Program:
                 r[i] = None
             lifetimes.freed(number, dead)
             calls.append((run, dead))
-        if filters is self.filters:
-            if len(self.plans) >= MOST_PLANS:
-                self.plans, self.blocks = {}, []
-            chains = chains_of(calls)
-            for chain in chains:
-                lifetimes.together(chain[0], chain[-1])
-            layout = lifetimes.layout(len(r))
-            self.plans[key] = Plan(segmented(merged(calls, chains), layout, len(r), threads), layout)
+        if len(made.plans) >= MOST_PLANS:
+            made.plans, made.blocks = {}, []
+        chains = chains_of(calls)
+        for chain in chains:
+            lifetimes.together(chain[0], chain[-1])
+        layout = lifetimes.layout(len(r))
+        made.plans[key] = Plan(segmented(merged(calls, chains), layout, len(r), threads), layout)
 
     def conv(
         self, step: Conv, r: Registers, filters: dict[int, PreparedFilters], threads: int, wholes: dict[int, Whole]
@@ -127,13 +136,12 @@ class Program:
         if not kernels.possible(step, at, r):
             return kernels.torch_run(step, at)
         plain = step.pool is None and step.add is None
-        if at.out not in filters:
-            filters[at.out] = kernels.prepared(step, at, r)
+        own = filters.get(at.out) or filters.setdefault(at.out, kernels.prepared(step, at, r))
         part = self.joins.slice(step.node, wholes, result_shape(step, at, r), r[at.x].dtype) if plain else None
-        ours = kernels.conv_run(step, at, r, filters[at.out], threads, part)
-        run = self.choice.of(step, at, r, filters[at.out], ours)
+        ours = kernels.conv_run(step, at, r, own, threads, part)
+        run = self.choice.of(step, at, r, own, ours)
         if run is not ours:  # oneDNN's filters are its own; calls of ours for other shapes keep theirs
-            del filters[at.out]
+            filters.pop(at.out, None)
         return run
 
 

@@ -31,16 +31,6 @@ class Pictures:
         return Pictures(tuple(self.paths[i] for i in numbers), tuple(self.labels[i] for i in numbers), self.classes)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Every picture file under `folder`, as `scan.scan` finds them, sorted by path.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a folder without pictures.
-    """
-    return list(scan(folder).paths)
-
-
 def class_folders(folder: Path | Scan, classes: tuple[str, ...] | None = None) -> Pictures:
     """The pictures of a folder of class folders; a picture's class is the first folder below `folder`.
 

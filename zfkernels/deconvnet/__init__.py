@@ -1,5 +1,6 @@
 """Activations projected back to pixels."""
 
-from .deconvnet import Deconvnet, Joint, Projection
+from .deconvnet import Deconvnet
+from .results import Joint, Projection
 
 __all__ = ["Deconvnet", "Joint", "Projection"]

@@ -13,7 +13,8 @@ from ..analyses import occlusion
 from ..analyses.occlusion import Occluded, occlusion_map
 from ..data.photographs import data_file
 from ..data.pictures import read_picture
-from ..deconvnet.deconvnet import Deconvnet, Projection
+from ..deconvnet.deconvnet import Deconvnet
+from ..deconvnet.results import Projection
 from ..drawing.style import LIGHT, NIGHT, Inks, dark, font, save_twins
 from ..drawing.tiles import plain_picture, size_picture
 from ..files import write_whole

@@ -82,10 +82,6 @@ def _makes_alone(planned: Planned | None) -> bool:
     return isinstance(step, MAKES_NEW) and not (isinstance(step, Layer) and step.rectify)
 
 
-def _zeros(step: Step | Layer) -> Pad | None:
-    return step if isinstance(step, Pad) and step.margin == 0 else None
-
-
 def _padded(conv: Conv, pad: Pad) -> Conv:
     """The convolution with the zeros that stand before it as its own."""
     before, after = (

@@ -296,10 +296,3 @@ Step = (
     | Flatten
     | Linear
 )
-
-
-def parameters_of(step: Step) -> list[Tensor]:
-    """The model's parameters that a step reads."""
-    if isinstance(step, Affine):
-        return list(step.batch_norm.parameters())
-    return [step.weight(), *([] if step.bias is None else [step.bias()])] if isinstance(step, (Conv, Linear)) else []

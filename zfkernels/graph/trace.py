@@ -10,10 +10,7 @@ and the ReLU that alone follow it, whose names, and those of dropouts, are alias
 anything but a conv or a Linear is a layer of its own, and so is a ReLU whose argument others read too.
 """
 
-import inspect
-import math
 import operator
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +25,7 @@ from .makers import NO_REVERSE, Part, with_number
 from .marks import hooked
 from .rules import Function, Irreversible, Shapes, irreversible
 from .steps import Add, Concat, Flatten, Opaque
+from .tracer import Tracer, traced
 from .translate import ARITHMETIC
 
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -42,7 +40,7 @@ def trace(model: nn.Module, reshapes: bool = False) -> Graph:
     shows to be right or wrong. NotImplementedError where torch.fx cannot trace it, or where a view is changed in place.
     """
     model = unwrapped(model)
-    return _Walk(model, *_traced(model), opaque_reshapes=reshapes).walked()
+    return _Walk(model, *traced(model), opaque_reshapes=reshapes).walked()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -55,92 +53,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model if translate.kind_of(model) is None else nn.Sequential(model)
 
 
-# torch.fx
-
-
-class _Proxy(fx.Proxy):
-    """torch.fx takes `x += y` for `x = x + y`, which leaves other names of x as they were."""
-
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
-
-    def _in_place(self, function: Function, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    """A tracer that also keeps what each submodule gave first and last, and that runs no hooks."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.first: dict[str, fx.Node] = {}
-        self.last: dict[str, fx.Node] = {}
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return translate.is_leaf(module)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def call_module(
-        self, module: nn.Module, forward: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> object:
-        result = super().call_module(module, module.forward, args, kwargs)
-        first = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(first, fx.Proxy):
-            path = self.path_of_module(module)
-            self.last[path] = first.node
-            if path not in self.first or not translate.is_leaf(module):
-                self.first[path] = first.node
-        return result
-
-
-def _traced(model: nn.Module) -> tuple[fx.Graph, _Tracer, dict[str, Tensor]]:
-    """torch.fx's graph of the model, its tracer, and the constants that the graph names.
-
-    The constants would stay behind on the model, as attributes.
-    """
-    if "forward" in vars(model) or type(model).__call__ is not nn.Module.__call__:
-        raise NotImplementedError(f"the forward of {type(model).__name__} is not its class's own")
-    package = sys.modules[__package__.partition(".")[0]]
-    # torch.fx leaves whole what a forward calls of these, by name or as zfkernels.NAME; getattr puts them there.
-    ops = [getattr(package, name) for name, module in package.MODULES.items() if module.startswith("ops.")]
-    before = set(vars(model))
-    try:
-        _, *others = inspect.signature(model.forward).parameters.values()
-        defaults = {other.name: other.default for other in others if other.default is not other.empty}
-        tracer = _Tracer(autowrap_modules=(math, package), autowrap_functions=tuple(ops))
-        graph = tracer.trace(model, defaults)
-        return graph, tracer, {name: vars(model)[name] for name in set(vars(model)) - before}
-    except Exception as error:
-        raise NotImplementedError(
-            f"cannot trace {type(model).__name__}, for torch.fx says: {error} ({type(error).__name__}). The forward "
-            "must take images alone, and no `if`, `assert` or loop in it may look at their values or shape"
-        ) from error
-    finally:
-        for name in set(vars(model)) - before:
-            delattr(model, name)
-
-
-# From torch.fx's graph to ours
-
-
 @dataclass
 class _Walk:
     """The images followed through torch.fx's graph."""
 
     model: nn.Module
     source: fx.Graph
-    tracer: _Tracer
+    tracer: Tracer
     constants: dict[str, Tensor]
     opaque_reshapes: bool
     hooked: set[str] = field(default_factory=set)  # modules with hooks; "": the model itself, or all modules

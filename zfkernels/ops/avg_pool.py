@@ -16,70 +16,41 @@ from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, pooled_size
 
 
-class _AvgPool2d:
-    """Each window's mean."""
+def _defined(name: str, adjoint: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """The op of this name, onto maps of `output_size`; its derivative is `adjoint`'s."""
 
-    @staticmethod
-    def fake(
-        x: Tensor,
-        kernel_size: Sides,
-        stride: Sides,
-        padding: Sides,
-        output_size: Sides,
-        count_include_pad: bool,
-        backend: str,
-    ) -> Tensor:
-        return empty(x, *x.shape[:2], *output_size)
+    class Pooling:
+        @staticmethod
+        def fake(
+            x: Tensor,
+            kernel_size: Sides,
+            stride: Sides,
+            padding: Sides,
+            output_size: Sides,
+            count_include_pad: bool,
+            backend: str,
+        ) -> Tensor:
+            return empty(x, *x.shape[:2], *output_size)
 
-    @staticmethod
-    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
-        x, *ctx.settings = inputs
-        ctx.input_shape = x.shape
+        @staticmethod
+        def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
+            x, *ctx.settings = inputs
+            ctx.input_shape = x.shape
 
-    @staticmethod
-    def backward(ctx: Context, g: Tensor) -> Gradients:
-        *pool, _, count_include_pad, backend = ctx.settings
-        return (avg_pool2d_backward(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+        @staticmethod
+        def backward(ctx: Context, g: Tensor) -> Gradients:
+            *pool, _, count_include_pad, backend = ctx.settings
+            return (adjoint()(g, *pool, ctx.input_shape[2:], count_include_pad, backend),)
 
-
-avg_pool2d_op: Callable[..., Tensor] = define(
-    "avg_pool2d(Tensor x, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
-    "bool count_include_pad, str backend) -> Tensor",
-    _AvgPool2d,
-)
-
-
-class _AvgPool2dBackward:
-    """Its adjoint, onto a map of `output_size`."""
-
-    @staticmethod
-    def fake(
-        g: Tensor,
-        kernel_size: Sides,
-        stride: Sides,
-        padding: Sides,
-        output_size: Sides,
-        count_include_pad: bool,
-        backend: str,
-    ) -> Tensor:
-        return empty(g, *g.shape[:2], *output_size)
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: Inputs, output: Any) -> None:
-        g, *ctx.settings = inputs
-        ctx.input_shape = g.shape
-
-    @staticmethod
-    def backward(ctx: Context, gg: Tensor) -> Gradients:
-        *pool, _, count_include_pad, backend = ctx.settings
-        return (avg_pool2d_op(gg, *pool, ctx.input_shape[2:], count_include_pad, backend),)
+    return define(
+        f"{name}(Tensor x, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
+        "bool count_include_pad, str backend) -> Tensor",
+        Pooling,
+    )
 
 
-avg_pool2d_backward: Callable[..., Tensor] = define(
-    "avg_pool2d_backward(Tensor g, SymInt[2] kernel_size, SymInt[2] stride, int[2] padding, SymInt[2] output_size, "
-    "bool count_include_pad, str backend) -> Tensor",
-    _AvgPool2dBackward,
-)
+avg_pool2d_op: Callable[..., Tensor] = _defined("avg_pool2d", lambda: avg_pool2d_backward)
+avg_pool2d_backward: Callable[..., Tensor] = _defined("avg_pool2d_backward", lambda: avg_pool2d_op)
 
 
 def avg_pool2d(

@@ -55,9 +55,10 @@ def kept(
         return None
     entry: Entry | None = KEPT.get(weight)
     if entry is None or entry.kind != kind or not entry.sources.same(sources):
+        noted = Sources(watch_values=True)
+        noted.note(sources)  # before: what changes while filters are made is seen at the next call
         with torch.inference_mode(False), torch.no_grad():
-            entry = KEPT[weight] = Entry(kind, Sources(watch_values=True), make())
-        entry.sources.note(sources)
+            entry = KEPT[weight] = Entry(kind, noted, make())
     return entry.filters
 
 

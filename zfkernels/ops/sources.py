@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .. import _C
 
-WORD = 8  # bytes
 PARTS = 128
 VERSION: Callable[[Tensor], int] = torch.Tensor._version.__get__  # type: ignore[attr-defined]
 

@@ -273,6 +273,8 @@ def gpu_templates() -> Iterator[str]:
     layers = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_weight_grad", "max_unpool2d_relu_conv_transpose2d"
     for op in layers:  # rows longer than a block's, of whole 16 bytes
         yield f"{op} c=3 k=16 n=1 flag=1 size=9x136 kernel=7x7 stride=2x2 padding=1x1 {POOL}"
+    # infinity in a pixel beside the one whose filter begins at half a word
+    yield f"conv2d_relu_max_pool2d c=3 k=16 n=1 flag=1 x=inf size=23x19 kernel=7x7 stride=2x2 padding=1x1 {POOL}"
     for op, pool, c in product(POOLS, (POOL, "pool=2x3 pool_stride=1x2"), (7, 16)):
         yield f"{op} n=1 c={c} size=9x8 {pool}"
     for op, c, center in product(("contrast_norm", "contrast_norm_backward"), (7, 16), (0, 1)):

@@ -92,7 +92,10 @@ ARCHITECTURES = {
 QUICK: dict[str, Any] = {
     "architectures": ("sm_90",),
     "dtypes": (torch.bfloat16,),
+    "alike": True,
 }  # what every run of the tests can afford
+# Constants that follow from a layer's numbers of channels.
+CHANNELS = ("C", "CW", "C_IN", "C_OUT", "PITCH", "FILTER", "TAP", "CHANNEL", "TAPS", "BLOCKS")
 
 
 @dataclass
@@ -141,20 +144,27 @@ def main(quick: bool, file: Path | None) -> int:
 
 
 def build_all(
-    architectures: Iterable[str] = tuple(ARCHITECTURES), dtypes: Iterable[torch.dtype] = DTYPES
+    architectures: Iterable[str] = tuple(ARCHITECTURES), dtypes: Iterable[torch.dtype] = DTYPES, alike: bool = False
 ) -> Iterator[Built]:
-    """Compiles every launch once, however many layers it serves."""
+    """Compiles every launch once, however many layers it serves; with `alike`, also of those that differ in their
+    numbers of channels alone one."""
     seen = set()
     for architecture in architectures:
         for dtype in dtypes:
             target = ARCHITECTURES[architecture].target
             persistent = (one for one in tried(dtype, target) if one.arguments.get("PERSISTENT"))
             for compilation in chain(launches(dtype, target), persistent):
-                source = signature(compilation)
+                source = tile(compilation) if alike else signature(compilation)
                 key = repr((architecture, compilation.kernel.__name__, source, sorted(compilation.options.items())))
                 if key not in seen:
                     seen.add(key)
                     yield build(compilation, architecture, dtype)
+
+
+def tile(compilation: Compilation) -> list[tuple[str, Any]]:
+    """The constants that the kernel is compiled for, without the numbers of channels and what follows from them."""
+    names = [p.name for p in compilation.kernel.params if p.is_constexpr and p.name not in CHANNELS]
+    return [(name, compilation.arguments[name]) for name in names]
 
 
 def zfnet() -> list[tuple[Any, Pair]]:
