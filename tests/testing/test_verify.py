@@ -163,7 +163,7 @@ def test_command_line_passes(capsys):
         (("--ops", "conv3d"), "--ops: no op 'conv3d', did you mean 'conv2d'?; the ops are conv2d,"),
         (("--backend", "triton"), "--backend 'triton' cannot run here: "),
         (("--backend", "opencl"), "--backend must be one of "),
-        (("--cases", "-1"), "--cases must be at least 0, got -1"),
+        (("--cases", "-1"), "--cases must be at least 0 and at most 1000000, got -1"),
         (("--case", "conv2d backend=triton"), "--case: backend 'triton' cannot run here: "),
     ],
 )
