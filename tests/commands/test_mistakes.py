@@ -481,8 +481,12 @@ def test_a_command_that_is_stopped_ends_with_130_and_says_how_to_go_on(world, tm
 def test_a_pipe_is_not_waited_on(capsys, world, tmp_path, command):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    # Who waits, in whatever thread, is given an empty file, and says something else
-    signal.signal(signal.SIGALRM, lambda *_: os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK)))
+    # Who waits, in whatever thread, is given an empty file, and says something else: a writer comes, and goes
+    writers = []
+    signal.signal(
+        signal.SIGALRM,
+        lambda *_: os.close(writers.pop()) if writers else writers.append(os.open(pipe, os.O_RDWR | os.O_NONBLOCK)),
+    )
     signal.setitimer(signal.ITIMER_REAL, 5, 1)
     try:
         code, _, errors = call(capsys, command.format(w=world, p=pipe, o=tmp_path / "o.png"))
