@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from zfkernels import ZFNet, cli
+from zfkernels import ZFNet, cli, files
 from zfkernels.commands import options
 from zfkernels.models import checkpoint, load, states
 from zfkernels.models.load import network
@@ -213,6 +213,13 @@ def test_files_of_something_else_are_named_in_one_line(models, capsys, data, wor
     (tmp_path / "w.pt").write_bytes(data)
     refused(capsys, words)
     assert not (tmp_path / "HARM").exists()
+
+
+def test_a_length_that_reads_like_markup_is_not_something_else():
+    """safetensors begin with the length of their header, whose first byte may be a "<"."""
+    header = (60 + 256).to_bytes(8, "little") + b'{"conv1.weight":'
+    assert header.startswith(b"<")
+    assert files.kind_of(header) == ""
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])

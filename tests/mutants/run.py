@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 from mutant import Mutant
 from mutants import MUTANTS
-from of_untried import UNTRIED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", ".clang-format")
@@ -175,11 +174,11 @@ def prepared(mutants: list[Mutant], folder: Path) -> Path:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Mutant]:
-    named = {mutant.name: mutant for mutant in [*MUTANTS, *UNTRIED]}
+    named = {mutant.name: mutant for mutant in MUTANTS}
     unknown = [name for name in arguments.names if name not in named]
     if unknown:
         raise SystemExit(f"there is no mutant {', '.join(unknown)}; --list names all")
-    mutants = [named[name] for name in arguments.names] or (UNTRIED if arguments.untried else MUTANTS)
+    mutants = [named[name] for name in arguments.names] or MUTANTS
     if arguments.sample:
         mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
     return mutants
@@ -192,7 +191,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("-n", type=int, default=1, metavar="WORKERS", help="mutants at a time (%(default)s)")
     parser.add_argument("--twice", action="store_true", help="the test that fails must pass without the mutant")
-    parser.add_argument("--untried", action="store_true", help="those of of_untried.py instead")
     parser.add_argument("--list", action="store_true", help="print the names and what each changes")
     arguments = parser.parse_args()
     mutants = chosen(arguments)
