@@ -111,7 +111,8 @@ BACKENDS = [
         "csrc/cuda/contrast_norm.cu",
         "const int c = static_cast<int>(place % per_stack) * V;\n    const int64_t index = first + threadIdx.x;\n"
         "    if (index >= vectors) return;\n    const T* const stack = x + index * V - c;",
-        "const int c = static_cast<int>((place * 0 + threadIdx.x) % per_stack) * V;\n    const int64_t index = first + threadIdx.x;\n"
+        "const int c = static_cast<int>((place * 0 + threadIdx.x) % per_stack) * V;\n"
+        "    const int64_t index = first + threadIdx.x;\n"
         "    if (index >= vectors) return;\n    const T* const stack = x + index * V - c;",
         f"{EMULATED} contrast_norm'",
     ),

@@ -186,7 +186,7 @@ def tensors(draw: Callable) -> torch.Tensor:
         return value.to_sparse()
     if kind == "transposed":
         return value.T if value.dim() == 2 else value.transpose(0, -1) if value.dim() else value
-    if kind == "expanded" and value.dim():
+    if kind == "expanded" and value.dim() and shape[0]:
         return value[:1].expand(3, *shape[1:])
     if kind == "parameter" and value.is_floating_point() and value.element_size() > 1:
         return torch.nn.Parameter(value)
