@@ -6,6 +6,8 @@ from .. import window
 from ..window import Sides
 from . import checks
 
+MOST_PADDING = 2**50  # pixels, of both axes: more are a map whose bytes no number of torch can hold
+
 
 def grouping(
     dilation: int | Sides, groups: int, channels: int, filters: int, names: tuple[str, str]
@@ -48,6 +50,8 @@ def check_conv(
         if bias.shape[0] != filters:
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
+    if (padding[0] + 1) * (padding[1] + 1) > MOST_PADDING:
+        raise ValueError(f"padding must be zeros that some memory can hold, got {padding}")
     size = window.conv_map(input_size, kernel_size, stride, padding, dilation)
     if size[0] < 1 or size[1] < 1:
         apart = "" if dilation == (1, 1) else f" of dilation {dilation}"
