@@ -26,7 +26,6 @@ namespace {
 // float64 is for checking: direct sums only.
 template <typename T>
 constexpr bool kWinograd = sizeof(T) == sizeof(float);
-constexpr int64_t kTaps = 36;
 constexpr int64_t kDepth = 128;
 
 // A correlation of stride 1 with taps x taps taps over positions of `depth` elements, to `outputs` elements a position.

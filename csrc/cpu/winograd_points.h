@@ -5,6 +5,8 @@
 namespace zf {
 namespace {
 
+constexpr int64_t kTaps = 36;  // points of a tile, along both axes
+
 // B^T of six values.
 template <typename V>
 ZF_INLINE void to_points(V& a, V& b, V& c, V& d, V& e, V& f) {

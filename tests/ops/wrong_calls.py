@@ -272,6 +272,13 @@ WRONG = [
     ("four paddings", deconv, {"padding": (0, 1, 0, 1)}, ValueError, "padding must be an int or a pair of ints"),
     ("huge padding", layer, {"padding": 2**31}, ValueError, "padding must be at most 2147483647"),
     (
+        "padding that no memory holds",
+        conv,
+        {"padding": 2**31 - 1},
+        ValueError,
+        "padding must leave a map that some memory can hold, got (2147483647, 2147483647)",
+    ),
+    (
         "kernel beyond the map",
         conv,
         {"x": X[..., :2]},

@@ -51,7 +51,7 @@ def check_conv(
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     if (padding[0] + 1) * (padding[1] + 1) > MOST_PADDING:
-        raise ValueError(f"padding must be zeros that some memory can hold, got {padding}")
+        raise ValueError(f"padding must leave a map that some memory can hold, got {padding}")
     size = window.conv_map(input_size, kernel_size, stride, padding, dilation)
     if size[0] < 1 or size[1] < 1:
         apart = "" if dilation == (1, 1) else f" of dilation {dilation}"
