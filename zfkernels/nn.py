@@ -16,7 +16,7 @@ from .ops.fused import conv2d_relu_max_pool2d
 from .ops.kept import of_module
 from .ops.linear import linear
 from .ops.max_pool import max_pool2d_with_switches
-from .window import count, pair
+from .window import check_holdable, count, pair
 
 Size = int | tuple[int, int]
 
@@ -52,9 +52,8 @@ class ConvReLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        count("in_channels", in_channels)
-        count("out_channels", out_channels)
-        count("groups", groups)
+        in_channels, out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
+        groups = count("groups", groups)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
@@ -65,9 +64,9 @@ class ConvReLU(nn.Module):
         self.dilation = pair("dilation", dilation, 1)
         self.groups = groups
         self.backend = backend
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
-        )
+        shape = out_channels, in_channels // groups, *self.kernel_size
+        check_holdable("kernel_size", "a weight", shape, self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -124,7 +123,9 @@ class MaxPoolSwitches(nn.Module):
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else pair("stride", stride, 1)
         self.padding = pair("padding", padding, 0)
+        flag("ceil_mode", ceil_mode)
         self.ceil_mode = ceil_mode
+        flag("return_switches", return_switches)
         self.return_switches = return_switches
         self.backend = backend
 
@@ -171,7 +172,9 @@ class ConvReLUMaxPool(ConvReLU):
         self.pool_kernel = pair("pool_kernel", pool_kernel, 1)
         self.pool_stride = self.pool_kernel if pool_stride is None else pair("pool_stride", pool_stride, 1)
         self.pool_padding = pair("pool_padding", pool_padding, 0)
+        flag("ceil_mode", ceil_mode)
         self.ceil_mode = ceil_mode
+        flag("return_switches", return_switches)
         self.return_switches = return_switches
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]  # the switches beside y

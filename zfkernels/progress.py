@@ -30,6 +30,8 @@ def bar(
         leave: whether the bar stays when it is full.
         sizes: how many units each item is, if not 1.
     """
+    if not (isinstance(shown, (bool, str)) and shown in (True, False, "lines")):
+        raise ValueError(f'progress must be True, False or "lines", got {shown!r}')
     if not shown:
         return items
     if shown == "lines":

@@ -4,13 +4,15 @@ Every function here works on one axis unless it says otherwise, and every part o
 this file.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 LARGEST = 2**31 - 1
+MOST_ELEMENTS = 2**59  # of a tensor: the bytes of more, in float64, are more than torch can count
 Pair = tuple[int, int]
 Sides = Sequence[int]  # likewise two numbers, such as the end of a tensor's shape
 
@@ -20,13 +22,19 @@ def whole(value: object) -> bool:
     return type(value) is int or (isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool))
 
 
-def count(name: str, value: object) -> int:
-    """`value`, a number of channels or the like; TypeError or ValueError naming `name` unless it is an int >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def count(name: str, value: Any) -> int:
+    """`value`, a number of channels or the like; TypeError or ValueError naming `name` unless it is an integer >= 1."""
+    if not whole(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if not 1 <= value <= LARGEST:
         raise ValueError(f"{name} must be at {'least 1' if value < 1 else f'most {LARGEST}'}, got {value!r}")
-    return value
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def check_holdable(name: str, what: str, shape: Sequence[int], value: object) -> None:
+    """ValueError if `what` has this shape, for the `value` of argument `name`, and torch cannot count its bytes."""
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"{name} must leave {what} that some memory can hold, got {value}: {tuple(shape)}")
 
 
 def pair(name: str, value: object, least: int) -> Pair:

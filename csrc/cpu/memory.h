@@ -9,8 +9,8 @@ namespace zf {
 // Measured: the first touch of 37 MB in pages of 4 KiB takes 31 ms, 8 times as long as unpooling into it.
 void prefer_huge_pages(void* memory, std::size_t bytes);
 
-// Scratch memory of one call, aligned to 64 bytes; throws std::bad_alloc. Each thread keeps up to two blocks of 8 to 64
-// MiB for its next calls.
+// Scratch memory of one call, aligned to 64 bytes; throws std::runtime_error where there is none. Each thread keeps up
+// to two blocks of 8 to 64 MiB for its next calls.
 class Scratch {
    public:
     explicit Scratch(std::size_t bytes);

@@ -137,6 +137,16 @@ def test_hundreds_of_equal_activations_rank_in_the_loaders_order():
         ({"loader": [images(0)]}, ValueError, "loader must give at least one image"),
         ({"loader": [{"images": 1}]}, TypeError, "loader must give tensors or tuples that begin with one, got dict"),
         ({"loader": [()]}, TypeError, "loader must give tensors"),
+        (
+            {"loader": images(2)},
+            TypeError,
+            r"loader must give batches of images, got a tensor of shape .*\[images\]",
+        ),
+        ({"loader": torch.tensor(0)}, TypeError, "loader must give batches of images, got a tensor"),
+        ({"loader": [torch.tensor(0.0)]}, ValueError, "loader must .* in batch 0 images must have 4 dimensions"),
+        ({"loader": [images(1), images(1)[0]]}, ValueError, "loader must .* in batch 1 images must have 4 dimensions"),
+        ({"loader": [images(1).int()]}, TypeError, "loader must .* in batch 0 images must have dtype float32"),
+        ({"numbered": torch.tensor([0, 1])}, TypeError, "numbered must be True or False, got tensor"),
         ({"loader": [images(2)[:, :2]]}, ValueError, "images"),
     ],
 )

@@ -32,6 +32,23 @@ def test_neighbours_against_a_naive_search(metric):
         neighbours.neighbours(model, x, [x], "conv4", metric="other")
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"k": 2.0}, TypeError, "k must be an int, got 2.0"),
+        ({"loader": torch.zeros(2, 3, 48, 48)}, TypeError, "loader must give batches of images, got a tensor of shape"),
+        ({"loader": [torch.zeros(3, 48, 48)]}, ValueError, "in batch 0 images must have 4 dimensions"),
+        ({"loader": []}, ValueError, "loader must give at least one image, got none"),
+        ({"loader": [torch.zeros(0, 3, 48, 48)]}, ValueError, "loader must give at least one image, got none"),
+    ],
+)
+def test_wrong_calls_name_the_argument(change, error, words):
+    call = {"model": network(), "queries": torch.zeros(1, 3, 48, 48), "loader": [torch.zeros(2, 3, 48, 48)]}
+    with pytest.raises(error, match=words):
+        neighbours.neighbours(**call | {"layer": "conv1"} | change)
+
+
 def test_the_table_and_the_figure_name_each_neighbour():
     model, pixels = network(), photographs(5)
     x = inputs(pixels)

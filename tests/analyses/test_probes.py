@@ -44,6 +44,20 @@ def test_a_linear_probe_reads_digits_and_not_noise():
         probes.probes(known, labels, [4], classifiers=["tree"])
 
 
+@pytest.mark.parametrize(
+    ("loader", "error", "words"),
+    [
+        (torch.zeros(2, 3, 24, 24), TypeError, "loader must give batches of images, got a tensor of shape"),
+        ([torch.zeros(3, 24, 24)], ValueError, "in batch 0 images must have 4 dimensions"),
+        ([["a.png"]], TypeError, "loader must give tensors or tuples that begin with one, got str"),
+        ([], ValueError, "loader must give at least one image, got none"),
+    ],
+)
+def test_what_is_no_loader_is_named(loader, error, words):
+    with pytest.raises(error, match=words):
+        probes.features(nn.Sequential(nn.Conv2d(3, 2, 5), nn.ReLU()), loader, ["0"])
+
+
 def test_draws_follow_from_the_seed():
     values, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     pytest.importorskip("sklearn")

@@ -141,7 +141,10 @@ def test_stages_without_a_picture_are_counted():
     ("change", "error", "words"),
     [
         ({"layer": "conv9"}, ValueError, "layer must be one of"),
-        ({"repeats": 0}, ValueError, "repeats must be a positive int, got 0"),
+        ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
+        ({"repeats": 2**31 - 1}, ValueError, "repeats=2147483647 pictures for each of 2 modules need .* GB of memory"),
+        ({"repeats": 2**63}, ValueError, "repeats must be at most 2147483647"),
+        ({"progress": "line"}, ValueError, "progress must be True, False or \"lines\", got 'line'"),
         ({"method": "lime"}, ValueError, "method must be one of deconvnet, gradient, guided, got 'lime'"),
         ({"channel": 99}, ValueError, "channel must be from 0 to"),
         ({"image": torch.zeros(2, 3, 64, 64, dtype=torch.float64)}, ValueError, r"one image, .*got shape"),

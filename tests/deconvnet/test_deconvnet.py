@@ -727,6 +727,16 @@ WRONG = {
     "fractional channel": ({"channel": 1.5}, TypeError, "channel must be an int or a sequence or tensor of ints, got"),
     "channel True": ({"channel": True}, TypeError, "channel must be an int"),
     "channel None": ({"channel": None}, TypeError, "channel must be an int"),
+    "channel without values": (
+        {"channel": torch.zeros(1, dtype=torch.int64, device="meta")},
+        TypeError,
+        "channel must be a dense tensor that holds values, got a tensor on meta",
+    ),
+    "sparse position": (
+        {"position": torch.zeros(1, 2, dtype=torch.int64).to_sparse()},
+        TypeError,
+        "position must be a dense tensor that holds values, got a torch.sparse_coo tensor on cpu",
+    ),
     "channel text": ({"channel": "3"}, TypeError, "channel must be an int"),
     "channel table": ({"channel": [[1, 2]]}, ValueError, "channel must have at most 1 dimension"),
     "three channels, two images": (

@@ -159,6 +159,13 @@ def test_variants():
             ValueError,
             "table must have its fc layers last, got conv1 above",
         ),
+        (
+            {"channels": (2**31 - 1,) * 5},
+            ValueError,
+            "in_channels, image_size, channels, fc and num_classes must leave conv2 a weight and a map that",
+        ),
+        ({"fc": (2**31 - 1, 2**31 - 1)}, ValueError, "fc and num_classes must leave fc7 a weight"),
+        ({"image_size": 2**31 - 1}, ValueError, "image_size, .* must leave conv1 a weight and a map"),
         ({"table": TABLE[:-3]}, ValueError, "table must end with an fc layer, got"),
     ],
 )
@@ -353,6 +360,18 @@ def test_modules_show_their_arguments():
         (lambda: zf.nn.ConvReLU(3, 5, 0), ValueError, "kernel_size must be at least 1, got 0"),
         (lambda: zf.nn.ConvReLU(3, 5, 3, stride=0), ValueError, "stride must be at least 1, got 0"),
         (lambda: zf.nn.ConvReLU(3, 5, 3, padding=-1), ValueError, "padding must be at least 0, got -1"),
+        (
+            lambda: zf.nn.ConvReLU(3, 5, 2**31 - 1),
+            ValueError,
+            r"kernel_size must leave a weight that some memory can hold, got \(2147483647, 2147483647\)",
+        ),
+        (lambda: zf.nn.MaxPoolSwitches(2, return_switches=1), TypeError, "return_switches must be True or False, got"),
+        (lambda: zf.nn.MaxPoolSwitches(2, ceil_mode=0), TypeError, "ceil_mode must be True or False, got 0"),
+        (
+            lambda: zf.nn.ConvReLUMaxPool(3, 5, 3, pool_kernel=2, return_switches=None),
+            TypeError,
+            "return_switches must be True or False, got None",
+        ),
         (lambda: zf.nn.MaxPoolSwitches((2, 2, 2)), ValueError, "kernel_size must be an int or a pair"),
         (
             lambda: zf.nn.MaxPoolSwitches(20)(torch.zeros(1, 1, 40, 40)),

@@ -64,6 +64,22 @@ def test_backend_that_does_not_serve_a_device_or_dtype(nothing_runs, monkeypatch
         conv()
 
 
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("cpu", r"can't allocate memory: a kernel tried to allocate \d{15,} bytes .* padding or dilation take less"),
+        ("reference", r"can't allocate memory for conv2d on backend 'reference': Unable to allocate .* PiB"),
+    ],
+)
+def test_memory_that_nobody_has_is_said_in_words(backend, words):
+    """The result is small; what a kernel works in is larger than any address."""
+    if backend not in zf.available_backends():
+        pytest.skip(f"{backend} cannot run here")
+    far = (1, 2**31 - 1)
+    with pytest.raises(RuntimeError, match=words):
+        conv(torch.ones(1, 4096, 8, 8), torch.ones(1, 4096, 3, 3), None, padding=far, dilation=far, backend=backend)
+
+
 def test_device_that_no_backend_serves():
     with pytest.raises(RuntimeError, match="no backend can run on device 'mps'"):
         backends.choose(None, "mps")

@@ -73,6 +73,9 @@ FUNCTIONS = {
     "max_unpool2d_with_switches": Function(
         zf.max_unpool2d_with_switches, {"y": P, "switches": S, **POOL, "output_size": 8, "backend": None}
     ),
+    "avg_pool2d": Function(
+        zf.avg_pool2d, {"x": X, **POOL, "ceil_mode": False, "count_include_pad": True, "backend": None}
+    ),
     "contrast_norm": Function(zf.contrast_norm, {"x": X, **NORM, "backend": None}),
     "max_pool2d_contrast_norm": Function(
         zf.max_pool2d_contrast_norm, {"x": X, **POOL, "ceil_mode": False, **NORM, "backend": None}
@@ -91,6 +94,7 @@ FUNCTIONS = {
         },
     ),
     "prepare": Function(zf.prepare, {"weight": W, "bias": B, "scale": None}),
+    "Deconvnet": Function(zf.Deconvnet, {"model": MODEL, "forward": None, "rules": None}),
     "use_backend": Function(within(zf.use_backend), {"name": None}, ("backend",)),
     "use_exact": Function(within(zf.use_exact), {"exact": True}),
     "project": Function(
@@ -98,6 +102,13 @@ FUNCTIONS = {
         {
             **{"images": IMAGES, "layer": "conv2", "channel": 1, "position": None, "norm": "identity"},
             **{"image_index": None, "method": "deconvnet", "strength": None, "values": None},
+        },
+    ),
+    "image_dependence": Function(
+        method("image_dependence"),
+        {
+            **{"images": IMAGES[:1], "layer": "conv2", "channel": 1, "position": None, "norm": "identity"},
+            **{"image_index": None, "method": "deconvnet"},
         },
     ),
     "activations": Function(method("activations"), {"images": IMAGES, "layer": "conv2"}),
@@ -118,18 +129,19 @@ FUNCTIONS = {
         zf.occlusion_map,
         {
             **{"model": MODEL, "image": IMAGES[0], "target": 1, "patch": 24, "stride": 24, "fill": None},
-            **{"layer": "conv2", "channel": None, "batch_size": 8},
+            **{"layer": "conv2", "channel": None, "batch_size": 8, "forward": None, "progress": False},
         },
     ),
     "top_activations": Function(
         zf.top_activations,
-        {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False},
+        {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False, "progress": False},
     ),
     "sanity_check": Function(
         zf.sanity_check,
         {
             **{"model": MODEL, "image": IMAGES[0], "layer": "conv1", "channel": 0, "position": None},
             **{"norm": "identity", "method": "deconvnet", "repeats": 1, "seed": 0},
+            **{"progress": False},
         },
         ("images",),
     ),

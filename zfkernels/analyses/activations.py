@@ -13,7 +13,9 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..drawing import shown
 from ..drawing.style import Figure
 from ..files import load_tensors, save_tensors
+from ..ops.checks import flag, tensor
 from ..progress import Shown, bar
+from ..window import count
 
 FORMAT = "zfkernels.top_activations.1"
 SAVE_EVERY = 50  # batches
@@ -113,16 +115,13 @@ def top_activations(
             another search (other weights, layers or k).
         TypeError: a batch that holds no tensor.
     """
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {k!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = count("k", k)
+    flag("numbered", numbered)
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     layers = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
     if not all(isinstance(name, str) for name in layers):
         raise TypeError(f"layer must be a layer's name, or several, got {layer!r}")
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"loader must give batches of images, got {type(loader).__name__}")
+    check_loader(loader)
     if state is not None and not isinstance(state, (str, Path)):
         raise TypeError(f"state must be a file's path or None, got {state!r}")
     if state is not None and Path(state).is_dir():
@@ -137,25 +136,46 @@ def _search(
 ) -> dict[str, TopActivations]:
     search = {} if file is None else {"format": FORMAT, "weights": _digest(deconv.model), "layers": layers, "k": k}
     done, seen, best = _resume(file, search)
-    for count, batch in enumerate(loader):
-        if count < done:
+    for number, batch in enumerate(loader):
+        if number < done:
             continue
-        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(images, Tensor):
-            raise TypeError(f"loader must give tensors or tuples that begin with one, got {type(images).__name__}")
+        images = images_of(batch, number)
         numbers = _numbers(batch, images) if numbered else torch.arange(seen, seen + len(images))
         seen += len(images)
         for name, maps in deconv.strengths(images, layers).items() if len(images) else ():
             top = _of_batch(maps, numbers)
             best[name] = merge([best[name], top] if name in best else [top], k)
-        if file is not None and (count + 1) % SAVE_EVERY == 0:
-            _save(file, search, count + 1, seen, best)
-            done = count + 1
+        if file is not None and (number + 1) % SAVE_EVERY == 0:
+            _save(file, search, number + 1, seen, best)
+            done = number + 1
     if not best:
         raise ValueError("loader must give at least one image, got none")
     if file is not None:
-        _save(file, search, max(done, count + 1), seen, best)
+        _save(file, search, max(done, number + 1), seen, best)
     return best
+
+
+def check_loader(loader: object) -> None:
+    """TypeError for what gives no batches; a tensor's items are its images, and no batches of them."""
+    if isinstance(loader, Tensor) and loader.ndim < 5:
+        got = f"a tensor of shape {tuple(loader.shape)}; a list of it, [images], is one batch"
+        raise TypeError(f"loader must give batches of images, got {got}")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader must give batches of images, got {type(loader).__name__}")
+
+
+def images_of(batch: object, number: int) -> Tensor:
+    """The images of a loader's batch, which are alone or first of several things; this is its batch `number`."""
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(f"loader must give tensors or tuples that begin with one, got {type(images).__name__}")
+    if images.ndim and not len(images):
+        return images
+    try:
+        tensor("images", images, ("N", "C", "H", "W"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"loader must give batches that the model takes; in batch {number} {error}") from error
+    return images
 
 
 def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.style import ACCENT, SOFT, Figure, new_figure
 from ..drawing.tiles import plain_picture
-from .activations import Batches
+from ..window import count
+from .activations import Batches, check_loader, images_of
 
 METRICS = ("euclidean", "cosine")
 
@@ -47,8 +48,8 @@ def neighbours(
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an int of at least 1, got {k!r}")
+    k = count("k", k)
+    check_loader(loader)
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
 
     def features(images: Tensor) -> Tensor:
@@ -59,8 +60,10 @@ def neighbours(
 
     wanted, seen = features(queries), 0
     distances, numbers = torch.empty(len(wanted), 0, dtype=wanted.dtype), torch.empty(len(wanted), 0, dtype=torch.int64)
-    for batch in loader:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for number, batch in enumerate(loader):
+        images = images_of(batch, number)
+        if not len(images):
+            continue
         distances = torch.cat([distances, _distances(wanted, features(images), metric).cpu()], 1)
         numbers = torch.cat([numbers, torch.arange(seen, seen + len(images)).expand(len(wanted), -1)], 1)
         seen += len(images)

@@ -17,7 +17,7 @@ from ..drawing.style import SOFT, Axes, Figure, SubFigure, new_figure, outline
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
 from ..progress import Shown, bar
-from ..window import Pair, pair
+from ..window import Pair, count, pair
 from .choices import method_for
 from .covering import check_layer, covering, last_call
 
@@ -115,8 +115,7 @@ def occlusion_map(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     image = _check_image(image)
     patch, stride = _check_windows(patch, stride, (image.shape[1], image.shape[2]))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    batch_size = count("batch_size", batch_size)
     if layer is None and channel is not None:
         raise ValueError(f"channel {channel} needs a layer: pass layer= too")
     cover = _check_fill(fill, image, patch)

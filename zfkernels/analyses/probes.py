@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..deconvnet.deconvnet import Deconvnet
 from ..progress import Shown, bar
-from .activations import Batches
+from .activations import Batches, check_loader, images_of
 
 CLASSIFIERS = ("svm", "softmax")
 
@@ -38,12 +38,15 @@ def features(model: nn.Module | Deconvnet, loader: Batches, layers: Sequence[str
     """
     deconv = model if isinstance(model, Deconvnet) else Deconvnet(model)
     kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for batch in loader:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    check_loader(loader)
+    for number, batch in enumerate(loader):
+        images = images_of(batch, number)
         for layer, maps in deconv.activations(images, layers).items():
             if maps.ndim == 4 and grid and max(maps.shape[2:]) > grid:
                 maps = F.adaptive_max_pool2d(maps, [min(grid, side) for side in maps.shape[2:]])
             kept[layer].append(maps.flatten(1).float().cpu())
+    if layers and not kept[layers[0]]:
+        raise ValueError("loader must give at least one image, got none")
     return {layer: torch.cat(batches) for layer, batches in kept.items()}
 
 

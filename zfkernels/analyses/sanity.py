@@ -17,7 +17,11 @@ from ..deconvnet.deconvnet import Deconvnet
 from ..deconvnet.units import one_image
 from ..drawing.style import Figure, new_figure
 from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
+from ..limits import check_memory
 from ..progress import Shown, bar
+from ..window import count
+
+OF_A_PICTURE = 1000  # bytes that each takes beside its pixels
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,7 @@ def sanity_check(
     Source: Adebayo et al., "Sanity Checks for Saliency Maps", 2018, section 3.1; Mahendran & Vedaldi, "Salient
     deconvolutional networks", 2016.
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a positive int, got {repeats!r}")
+    repeats = count("repeats", repeats)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     images = one_image(image)
@@ -106,6 +109,8 @@ def sanity_check(
     names = trained.modules_below(layer)[::-1]
     if not names:
         raise ValueError(f"no module below layer {layer!r} has weights to randomise")
+    need = repeats * len(names) * (picture.nbytes + OF_A_PICTURE)
+    check_memory(need, f"repeats={repeats} pictures for each of {len(names)} modules")
     pictures = []
     rounds = [(repeat, name) for repeat in range(repeats) for name in names]
     for repeat, name in bar(rounds, f"randomising below {layer}", "layer", progress):

@@ -78,11 +78,19 @@ def integers(name: str, value: object, axes: int) -> np.ndarray:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be an int or a sequence or tensor of ints, got {value!r}") from error
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        raise TypeError(f"{name} must be a dense tensor that holds values, got {described(tensor)}")
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
         raise TypeError(f"{name} must be an int or a sequence or tensor of ints, got {value!r}")
     if tensor.ndim > axes:
         raise ValueError(f"{name} must have at most {axes} dimension(s), got shape {tuple(tensor.shape)}")
     return tensor.to("cpu", torch.int64).numpy()
+
+
+def described(tensor: Tensor) -> str:
+    """What kind of tensor it is that has no values to read."""
+    kind = "a nested" if tensor.is_nested else f"a {tensor.layout}" if tensor.layout is not torch.strided else "a"
+    return f"{kind} tensor on {tensor.device}"
 
 
 def _check_range(name: str, values: np.ndarray, count: int, text: str) -> None:

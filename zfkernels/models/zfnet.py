@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from ..nn import ContrastNorm, ConvReLU, Linear, MaxPoolSwitches
 from ..ops.checks import number
 from ..ops.fused import conv2d_relu_max_pool2d
-from ..window import Field, conv_size, count, pair, pool_size, receptive_field
+from ..window import MOST_ELEMENTS, Field, conv_size, count, pair, pool_size, receptive_field
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> t
         before = channels
         if layer.kind == "fc":
             before, channels, size = channels * size[0] * size[1], layer.channels, (1, 1)
-            rows.append(Row(layer, before, channels, size, None, before * channels + channels))
+            rows.append(_row(layer, before, channels, size, None, before * channels + channels))
             continue
         if rows and rows[-1].field is None:
             raise ValueError(f"table must have its fc layers last, got {layer.name} above {rows[-1].layer.name}")
@@ -249,8 +249,17 @@ def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> t
                 f"got {image_size}"
             )
         windows.append((layer.kernel, layer.stride, layer.padding))
-        rows.append(Row(layer, before, channels, size, receptive_field(windows), parameters))
+        rows.append(_row(layer, before, channels, size, receptive_field(windows), parameters))
     return tuple(rows)
+
+
+def _row(layer: Layer, before: int, channels: int, size: tuple[int, int], field: Field | None, parameters: int) -> Row:
+    if max(parameters, channels * size[0] * size[1]) > MOST_ELEMENTS:
+        raise ValueError(
+            f"in_channels, image_size, channels, fc and num_classes must leave {layer.name} a weight and a map that "
+            f"some memory can hold, got {parameters} parameters and a map of {(channels, *size)}"
+        )
+    return Row(layer, before, channels, size, field, parameters)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from .. import window
 from ..window import Sides
 from . import checks
 
-MOST_PADDING = 2**50  # pixels, of both axes: more are a map whose bytes no number of torch can hold
+# Up to here no map that is there makes one of more bytes than torch can count.
+PLAIN_PADDING, PLAIN_STRIDE = 2**15, 2**8
 
 
 def grouping(
@@ -50,8 +51,9 @@ def check_conv(
         if bias.shape[0] != filters:
             raise ValueError(f"bias must have shape ({filters},), one value a filter, got {tuple(bias.shape)}")
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
-    if (padding[0] + 1) * (padding[1] + 1) > MOST_PADDING:
-        raise ValueError(f"padding must leave a map that some memory can hold, got {padding}")
+    if max(padding) > PLAIN_PADDING:
+        padded = tuple(side + 2 * more for side, more in zip(input_size, padding, strict=True))
+        window.check_holdable("padding", "a map", (x.shape[0], max(channels, filters), *padded), padding)
     size = window.conv_map(input_size, kernel_size, stride, padding, dilation)
     if size[0] < 1 or size[1] < 1:
         apart = "" if dilation == (1, 1) else f" of dilation {dilation}"
@@ -83,8 +85,15 @@ def check_transposed(
     dilation, _ = grouping(dilation, groups, y.shape[1], weight.shape[0], ("y", "weight"))
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     output_size = window.pair("output_size", output_size, 1)
+    if max(*stride, *dilation) > PLAIN_STRIDE:
+        check_output_size(y, max(weight.shape[0], weight.shape[1] * groups), output_size)
     size = window.conv_map(output_size, weight.shape[2:], stride, padding, dilation)
     return stride, padding, output_size, size, dilation
+
+
+def check_output_size(y: Tensor, channels: int, output_size: window.Pair) -> None:
+    """ValueError where torch cannot count the bytes of a map of that size for each image of y."""
+    window.check_holdable("output_size", "a map", (y.shape[0], channels, *output_size), output_size)
 
 
 def check_addend(add: Tensor | None, cap: float | None, shape: tuple[int, ...], x: Tensor) -> float | None:

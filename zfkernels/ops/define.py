@@ -93,7 +93,11 @@ def _forward(name: str) -> Function:
     """The op on plain values; what the backend leaves out is an empty tensor, since an op cannot give None."""
 
     def forward(*arguments: Any) -> Any:
-        result = getattr(backends.module(arguments[-1]), name)(*arguments[:-1])
+        compute = getattr(backends.module(arguments[-1]), name)
+        try:
+            result = compute(*arguments[:-1])
+        except MemoryError as error:
+            raise RuntimeError(f"can't allocate memory for {name} on backend {arguments[-1]!r}: {error}") from error
         if type(result) is tuple and result[-1] is None:
             return (*result[:-1], arguments[0].new_empty(0))
         return result

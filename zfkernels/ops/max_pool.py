@@ -15,6 +15,7 @@ from .. import window
 from ..backends.memory import Pooled, empty, pooled
 from ..window import Sides
 from . import checks
+from .conv_checks import PLAIN_STRIDE, check_output_size
 from .define import Context, Gradients, Inputs, define
 
 
@@ -118,7 +119,7 @@ def pooled_size(
     pooled = window.pool_map(size, kernel, stride, padding, ceil_mode)
     if pooled[0] < 1 or pooled[1] < 1:
         raise ValueError(
-            f"{window_name} {kernel} must fit into {name} {tuple(size)} with padding {padding}; no window does"
+            f"{window_name} must fit into {name}, {tuple(size)}, with padding {padding}: no window does; got {kernel}"
         )
     return pooled
 
@@ -211,5 +212,7 @@ def max_unpool2d_with_switches(
     checks.switches(switches, y)
     pool = checks.pool_window(kernel_size, stride, padding, POOL)
     output_size = window.pair("output_size", output_size, 1)
+    if max(pool[1]) > PLAIN_STRIDE:
+        check_output_size(y, y.shape[1], output_size)
     check_unpooled(y, output_size, *pool, output_size)
     return max_unpool2d(y, switches, *pool, output_size, checks.backend(backend, y))
