@@ -43,6 +43,7 @@ COMMANDS = {  # name -> what it does
     "completion": "print a script that completes commands and options in your shell",
 }
 CODES = "0 done; 1 a check failed (verify, bench); 2 a mistake in the call or its files; 130 stopped (Ctrl-C)"
+STOPPED = 130
 TRACEBACK = "ZFKERNELS_TRACEBACK"
 AGAIN = {  # what is said when a command is stopped
     "train": "; --resume continues the run after its last whole epoch",
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             command = next((argument for argument in arguments if argument in COMMANDS), "")
             print(f"{f'zfkernels {command}'.strip()}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
-            return 130
+            return STOPPED
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def count(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if not 1 <= value <= LARGEST:
         raise ValueError(f"{name} must be at {'least 1' if value < 1 else f'most {LARGEST}'}, got {value!r}")
-    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+    given: int = value
+    return given if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
 def check_holdable(name: str, what: str, shape: Sequence[int], value: object) -> None:

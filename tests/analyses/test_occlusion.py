@@ -364,6 +364,8 @@ def test_the_minimum_is_on_the_object():
         ({"layer": "3"}, ValueError, "layer '3' must give maps"),
         ({"layer": "1", "channel": 6}, ValueError, r"channel must be a map of 1 in 0..5, got 6"),
         ({"channel": 1}, ValueError, "channel 1 needs a layer"),
+        ({"forward": 1j}, TypeError, "forward must be a function of the model and images, got 1j"),
+        ({"target": torch.zeros(1, dtype=torch.int64, device="meta")}, ValueError, "target must be a class in 0"),
         ({"batch_size": 2**63}, ValueError, "batch_size must be at most 2147483647, got 9223372036854775808"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"model": nn.Conv2d(3, 2, 3)}, ValueError, "model must give logits"),

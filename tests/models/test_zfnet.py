@@ -151,7 +151,7 @@ def test_variants():
         ({"fc": (4096,)}, ValueError, "fc must have 2 numbers, for fc6, fc7, got"),
         ({"without": ("conv6",)}, ValueError, r"without must name layers of conv1, .*fc7, got \['conv6'\]"),
         ({"without": ("fc8",)}, ValueError, "without must name layers of"),
-        ({"dropout": 1.5}, ValueError, "dropout probability"),
+        ({"dropout": 1.5}, ValueError, "dropout must be from 0 to 1, got 1.5"),
         ({"table": [Layer("a", "blur"), TABLE[-1]]}, ValueError, "table must have layers of kind conv, pool"),
         ({"table": [TABLE[0], *TABLE]}, ValueError, "table must have a name of its own for each layer, got .*conv1"),
         (

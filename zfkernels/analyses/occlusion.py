@@ -113,6 +113,8 @@ def occlusion_map(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if forward is not None and not callable(forward):
+        raise TypeError(f"forward must be a function of the model and images, got {forward!r}")
     image = _check_image(image)
     patch, stride = _check_windows(patch, stride, (image.shape[1], image.shape[2]))
     batch_size = count("batch_size", batch_size)
@@ -185,7 +187,7 @@ def _one_of(name: str, wanted: int | None, strengths: torch.Tensor, kind: str) -
         return int(strengths.argmax())
     try:
         number = -1 if isinstance(wanted, bool) else operator.index(wanted)
-    except TypeError:
+    except (TypeError, RuntimeError):  # a tensor may hold no value
         number = -1
     if not 0 <= number < len(strengths):
         raise ValueError(f"{name} must be {kind} in 0..{len(strengths) - 1}, got {wanted!r}")

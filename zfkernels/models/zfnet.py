@@ -106,6 +106,8 @@ class ZFNet(nn.Module):
         if weight_std is not None and weight_std < 0:
             raise ValueError(f"weight_std must not be negative, got {weight_std!r}")
         dropout = number("dropout", dropout)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be from 0 to 1, got {dropout!r}")
         layers = _vary(table, self.num_classes, channels, fc, without)
         self.table = _measure(layers, self.in_channels, self.image_size)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
