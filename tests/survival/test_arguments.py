@@ -131,10 +131,12 @@ FUNCTIONS = {
             **{"model": MODEL, "image": IMAGES[0], "target": 1, "patch": 24, "stride": 24, "fill": None},
             **{"layer": "conv2", "channel": None, "batch_size": 8, "forward": None, "progress": False},
         },
+        ("object",),  # which is called as a forward, and says so itself
     ),
     "top_activations": Function(
         zf.top_activations,
         {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False, "progress": False},
+        ("images",),
     ),
     "sanity_check": Function(
         zf.sanity_check,

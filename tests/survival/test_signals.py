@@ -60,6 +60,30 @@ def test_ctrl_c_reaches_the_processes_that_read_pictures_too(tmp_path):
     assert errors == "zfkernels train: stopped; --resume continues the run after its last whole epoch\n"
 
 
+def test_ctrl_c_in_the_text_of_a_function_ends_with_130_too(tmp_path):
+    """As where Python makes a dataclass: with -m it would end itself by a signal then, once all was done."""
+    (tmp_path / "begins.py").write_text(BEGINS)
+    paths = environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    done = subprocess.run([sys.executable, "-m", "begins"], capture_output=True, text=True, env=paths)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "at the end\n", "")
+
+
+BEGINS = """
+import atexit
+from zfkernels import cli
+
+def main():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return 130
+
+cli.main = main
+atexit.register(print, "at the end")
+import zfkernels.__main__
+"""
+
+
 class HalfMade:
     """Stopped while it is made, and unable to end then, as torch's iterators with processes are."""
 
