@@ -5,6 +5,8 @@ run(): the module and its options import no torch, so that help, completion and 
 """
 
 import argparse
+import contextlib
+import errno
 import importlib
 import io
 import os
@@ -13,7 +15,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -59,6 +60,7 @@ OTHERWISE = {  # functions' arguments that an option of another name sets
 }
 UNKNOWN = "unrecognized arguments: "
 LARGEST_SEED = 2**63 - 1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 SENT_AGAIN = 0.05  # seconds after which Ctrl-C that Python dropped comes again
 NEED_NO_BACKEND = ("verify", "bench", "info", "completion")
 # Package -> its name for pip, and the extra that brings it.
@@ -124,18 +126,51 @@ def of_command(top: argparse.ArgumentParser, name: str) -> argparse.ArgumentPars
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code, one of CODES. Every error is one line, or with TRACEBACK a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that are no text
+    command = next((argument for argument in arguments if argument in COMMANDS), "")
+    program = f"zfkernels {command}".strip()
     with interrupts() as seen:
         try:
-            return _run(arguments, seen)
+            try:
+                return _run(arguments, seen)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # `zfkernels ... | head`: nobody reads on
+            drop_output()
+            return 141
+        except OSError as error:
+            if not is_of_output(error):
+                raise
+            drop_output()
+            return mistake(program, f"what is printed cannot be written: {error.strerror or error}")
         except KeyboardInterrupt:
-            command = next((argument for argument in arguments if argument in COMMANDS), "")
-            print(f"{f'zfkernels {command}'.strip()}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
+            print(f"{program}: stopped{AGAIN.get(command, '')}", file=sys.stderr)
             return STOPPED
 
 
-@contextmanager
+def open_closed_streams() -> None:
+    """What the shell closed (2>&-) is /dev/null: Python has None there, and the next file would get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (until the end)
+
+
+def is_of_output(error: Exception) -> bool:
+    """Whether there was no room for what is printed: errors of files name them."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM
+
+
+def drop_output() -> None:
+    """What is still to be printed goes nowhere, or Python would fail once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
 def interrupts() -> Iterator[list[int]]:
     """Within the block Ctrl-C is remembered in the list: torch puts an error of its own in its place; what fails after
     it was stopped by it. Where Python drops it, in a destructor or at a fork, it is sent again. Of errors in
@@ -213,12 +248,13 @@ def _run(arguments: list[str], seen: list[int]) -> int:
         extra = "bench" if command == "bench" else extra
         text = f"this needs {name}, which is not installed: pip install 'zfkernels[{extra}]'"
         return mistake(f"zfkernels {command}", text)
-    except BrokenPipeError:  # `zfkernels ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if seen:
             raise KeyboardInterrupt from error
+        if is_of_output(error):
+            raise
         if os.environ.get(TRACEBACK):
             raise
         return mistake(f"zfkernels {command}", as_typed(in_one_line(error), args.typed))
@@ -258,7 +294,8 @@ def as_typed(text: str, options: dict[str, str]) -> str:
 
 def mistake(program: str, text: str) -> int:
     """Says what was wrong with the call; 2."""
-    print(f"{program}: error: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # there may be no room for that either
+        print(f"{program}: error: {text}", file=sys.stderr)
     return 2
 
 

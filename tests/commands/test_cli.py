@@ -1,6 +1,9 @@
 """The command line as a user meets it: what it prints and writes, and what it says to each mistake."""
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -434,3 +437,35 @@ def test_a_backend_that_cannot_run_is_a_mistake_of_the_call(
     assert code == 2
     assert "backend 'triton' cannot run here" in errors
     assert "ZFKERNELS_BACKEND" in errors
+
+
+FULL = "/dev/full"
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [("info", ""), ("info --json", "1"), ("--help", ""), ("demo --help", "")]
+)
+def test_output_that_nobody_can_store_is_one_line(arguments, unbuffered):
+    with open(FULL, "w") as full:
+        command = [sys.executable, "-m", "zfkernels", *arguments.split()]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    name = "" if arguments == "--help" else f" {arguments.split()[0]}"
+    line = f"zfkernels{name}: error: what is printed cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_closed_are_done_without(tmp_path, weights, photo, closed):
+    """A figure, after a bar or lines on stderr; no file gets the number of a closed stream."""
+    options = (
+        f"{shlex.quote(str(photo))} --patch 40 --weights {weights} --out {tmp_path}/o.png --json {tmp_path}/o.json"
+    )
+    done = subprocess.run(
+        f"{sys.executable} -m zfkernels occlude {options} {closed}", shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Image.open(tmp_path / "o.png").size > (0, 0)
+    assert json.loads((tmp_path / "o.json").read_text())["command"] == "occlude"
+    assert done.stdout == "" or closed == "2>&-"
