@@ -155,6 +155,27 @@ def test_wrong_calls_name_the_argument(change, error, words):
         top_activations(**{"model": net(), "loader": [images(2)], "layer": "0"} | change)
 
 
+def part(maps):
+    none = torch.zeros(maps, 1, 2, dtype=torch.int64)
+    return TopActivations(torch.ones(maps, 1), none[..., 0], none)
+
+
+@pytest.mark.parametrize(
+    ("parts", "k", "error", "words"),
+    [
+        ([], 2, ValueError, "parts must be one or more, for one layer's maps"),
+        (None, 2, TypeError, "parts must be a list of TopActivations, got NoneType"),
+        (["0"], 2, TypeError, "parts must be a list of TopActivations, got str"),
+        (part(4), 2, TypeError, "parts must be a list of TopActivations, got Tensor"),
+        ([part(4), part(6)], 2, ValueError, r"parts must be one or more, for one layer's maps, got maps \[4, 6\]"),
+        ([part(4)], 0, ValueError, "k must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_merged_is_named(parts, k, error, words):
+    with pytest.raises(error, match=words):
+        merge(parts, k)
+
+
 # Several layers, numbered parts, states
 
 

@@ -732,6 +732,21 @@ WRONG = {
         TypeError,
         "channel must be a dense tensor that holds values, got a tensor on meta",
     ),
+    "strength": (
+        {"strength": 1e308},
+        ValueError,
+        r"strength must be from -3.40282e\+38 to 3.40282e\+38, for images of",
+    ),
+    "sparse values": (
+        {"position": (0, 0), "values": torch.ones(2).to_sparse()},
+        TypeError,
+        "values must be a dense tensor of real numbers, got torch.float32, a torch.sparse_coo tensor on cpu",
+    ),
+    "complex values": (
+        {"position": (0, 0), "values": torch.ones(2, dtype=torch.complex64)},
+        TypeError,
+        "values must be a dense tensor of real numbers, got torch.complex64",
+    ),
     "sparse position": (
         {"position": torch.zeros(1, 2, dtype=torch.int64).to_sparse()},
         TypeError,

@@ -181,6 +181,14 @@ def test_wrong_images():
             model(images)
     with pytest.raises(TypeError, match="dtype"):
         model(torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got list"):
+        model([torch.zeros(3, 64, 64)])
+
+
+@pytest.mark.parametrize("layer", [["conv1"], None, "fc6"])
+def test_what_has_no_receptive_field_is_named(layer):
+    with pytest.raises(ValueError, match=r"layer must be one of conv1, .*, got"):
+        small().receptive_field(layer)
 
 
 def test_start():
@@ -308,6 +316,10 @@ def test_clamp_filters():
     assert torch.allclose(plain[0].weight, torch.tensor(-0.5))
     with pytest.raises(ValueError, match="rms must be above 0, got 0"):
         clamp_filters_(model, rms=0)
+    with pytest.raises(TypeError, match="rms must be a number, got '1'"):
+        clamp_filters_(model, rms="1")
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got NoneType"):
+        clamp_filters_(None)
 
 
 # zfkernels.nn

@@ -15,6 +15,8 @@ from ops.wrong_calls import LP, LS, B, P, S, W, X, Y
 from small import network
 
 import zfkernels as zf
+from zfkernels.analyses.activations import TopActivations, merge
+from zfkernels.models.zfnet import clamp_filters_
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -26,6 +28,7 @@ WINDOW = {"stride": 1, "padding": 0}
 NORM = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "center": False}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 48 * 48).reshape(2, 3, 48, 48)
 MODEL = network()
+TOP = TopActivations(torch.ones(3, 2), torch.tensor([[0, 1]] * 3), torch.zeros(3, 2, 2, dtype=torch.int64))
 
 
 class Function(NamedTuple):
@@ -111,6 +114,10 @@ FUNCTIONS = {
             **{"image_index": None, "method": "deconvnet"},
         },
     ),
+    "project with values": Function(
+        method("project"),
+        {"images": IMAGES, "layer": "conv2", "channel": 1, "position": [(0, 0), (1, 1)], "values": [1.0, 2.0]},
+    ),
     "activations": Function(method("activations"), {"images": IMAGES, "layer": "conv2"}),
     "boxes": Function(method("boxes"), {"layer": "conv2", "positions": [(0, 0)], "image_size": (48, 48)}),
     "strengths": Function(method("strengths"), {"images": IMAGES, "layer": ["conv2"]}),
@@ -138,6 +145,10 @@ FUNCTIONS = {
         {"model": MODEL, "loader": [IMAGES], "layer": "conv2", "k": 2, "numbered": False, "progress": False},
         ("images",),
     ),
+    "merge": Function(merge, {"parts": [TOP, TOP], "k": 2}),
+    "ZFNet.receptive_field": Function(MODEL.receptive_field, {"layer": "conv2"}),
+    "ZFNet.forward": Function(MODEL.forward, {"images": IMAGES}),
+    "clamp_filters_": Function(clamp_filters_, {"model": network(), "rms": 10.0}),
     "sanity_check": Function(
         zf.sanity_check,
         {

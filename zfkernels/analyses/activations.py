@@ -182,7 +182,16 @@ def merge(parts: Sequence[TopActivations], k: int) -> TopActivations:
     """The `k` strongest of several searches over parts of one numbered set, exactly as one search would find them.
 
     Each part must hold its own `k` strongest, or all it has. An image that two parts hold counts once.
+
+    Raises:
+        TypeError, ValueError: no parts, what is no result of a search, results for other numbers of maps, `k` below 1.
     """
+    k = count("k", k)
+    for part in parts if isinstance(parts, Sequence) else [parts]:
+        if not isinstance(part, TopActivations):
+            raise TypeError(f"parts must be a list of TopActivations, got {type(part).__name__} in it")
+    if len({len(part.values) for part in parts}) != 1:
+        raise ValueError(f"parts must be one or more, for one layer's maps, got maps {[len(p.values) for p in parts]}")
     if len(parts) == 2 and parts[0].values.shape[1] == k and parts[1].values.shape[1]:
         return _joined_by(parts[0], parts[1])
     if len(parts) == 1 and parts[0].values.shape[1] == 1:

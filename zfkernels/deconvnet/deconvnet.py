@@ -32,6 +32,7 @@ from .units import (
     Units,
     at,
     check_finite,
+    check_fits,
     integers,
     known_values,
     named_layers,
@@ -254,6 +255,7 @@ class Deconvnet:
             plan, rules = self._planner.plan(images, [layer], again), self._rules(images, method, norm)
             units, look = named_units(plan.shape, layer, len(images), image_index, channel, position)
             known = None if values is None else known_values(values, units, look, images)
+            check_fits("strength", strength, images)
             try:
                 with torch.autocast(images.device.type, enabled=False):
                     return self._projected(images, layer, plan, units, look, rules, strength, known)

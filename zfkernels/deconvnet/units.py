@@ -131,6 +131,8 @@ def known_values(values: object, units: Units, look: bool, like: Tensor) -> Tens
     """The units' values as they were given; ValueError or TypeError where they do not fit."""
     if look:
         raise ValueError("position must be given with values, which are of the units there")
+    if isinstance(values, Tensor) and (values.layout is not torch.strided or values.is_nested or values.is_complex()):
+        raise TypeError(f"values must be a dense tensor of real numbers, got {values.dtype}, {described(values)}")
     try:
         known = torch.as_tensor(values, dtype=like.dtype, device=like.device).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -138,6 +140,13 @@ def known_values(values: object, units: Units, look: bool, like: Tensor) -> Tens
     if known.shape != (len(units.images),):
         raise ValueError(f"values must have shape ({len(units.images)},), one a unit, got {tuple(known.shape)}")
     return known
+
+
+def check_fits(name: str, number: float | None, like: Tensor) -> None:
+    """ValueError for a number that is beyond the dtype of `like`, the images."""
+    most = torch.finfo(like.dtype).max
+    if number is not None and not -most <= number <= most:
+        raise ValueError(f"{name} must be from {-most:g} to {most:g}, for images of {like.dtype}, got {number!r}")
 
 
 def check_finite(values: Tensor, layer: str, units: Units) -> None:

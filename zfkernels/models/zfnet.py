@@ -136,7 +136,7 @@ class ZFNet(nn.Module):
     def receptive_field(self, layer: str) -> Field:
         """Unit i of a conv, pool or norm layer sees pixels start + i*stride ... start + i*stride + size - 1."""
         fields = {row.layer.name: row.field for row in self.table if row.field is not None}
-        if layer not in fields:
+        if not isinstance(layer, str) or layer not in fields:
             raise ValueError(f"layer must be one of {', '.join(fields)}, got {layer!r}")
         return fields[layer]
 
@@ -163,6 +163,8 @@ class ZFNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.in_channels, *self.image_size)
         traced = isinstance(images, fx.Proxy)
+        if not traced and not isinstance(images, Tensor):
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
         if not traced and (images.ndim != 4 or tuple(images.shape[1:]) != expected):
             raise ValueError(f"images must have shape (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
         x = self.features(images).flatten(1)
@@ -270,7 +272,9 @@ def clamp_filters_(model: nn.Module, rms: float = 0.1) -> None:
 
     A filter is weight[o], over all its input channels; the filters of every Conv2d, ConvReLU or the like in `model`.
     """
-    if not rms > 0:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if number("rms", rms) <= 0:
         raise ValueError(f"rms must be above 0, got {rms!r}")
     for module in model.modules():
         if isinstance(module, (ConvReLU, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
