@@ -732,11 +732,6 @@ WRONG = {
         TypeError,
         "channel must be a dense tensor that holds values, got a tensor on meta",
     ),
-    "strength": (
-        {"strength": 1e308},
-        ValueError,
-        r"strength must be from -3.40282e\+38 to 3.40282e\+38, for images of",
-    ),
     "sparse values": (
         {"position": (0, 0), "values": torch.ones(2).to_sparse()},
         TypeError,
@@ -786,6 +781,12 @@ WRONG = {
     ),
     "infinity": ({"images": nets.images(1, 80, 120) / 0}, ValueError, "images or weights hold values .*not finite"),
 }
+
+
+def test_a_strength_beyond_the_images_dtype_is_named():
+    deconv = zf.Deconvnet(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU()))
+    with pytest.raises(ValueError, match=r"strength must be from -3.4.* to 3.4.*, for images of torch.float32, got"):
+        deconv.project(torch.ones(1, 3, 8, 8), "0", 0, strength=1e308)
 
 
 @pytest.mark.parametrize("name", WRONG)
