@@ -233,11 +233,11 @@ def check_memory_of(
 ) -> None:
     """ValueError for a network that cannot be, or whose training memory cannot hold: weights, gradients and momentum,
     and of each picture of a step every map and its gradient."""
-    from ..models.zfnet import ZFNet
+    from ..models.zfnet import TooLarge, ZFNet
 
     try:
         table = ZFNet(**zfnet_arguments(args, classes, channels), device="meta").table
-    except RuntimeError as error:  # more bytes than torch can count
+    except TooLarge as error:
         raise ValueError("--side, --channels and --fc make a network that no memory holds; smaller ones do") from error
     numbers = sum(row.parameters for row in table)
     maps = batch * (channels * args.side**2 + sum(row.channels * row.size[0] * row.size[1] for row in table))

@@ -43,6 +43,10 @@ TABLE = (
 )
 
 
+class TooLarge(ValueError):
+    """A network whose weights or maps no memory can hold."""
+
+
 class Row(NamedTuple):
     """A layer inside a network: what comes in, what goes out, what one of its units sees."""
 
@@ -259,7 +263,7 @@ def _measure(layers: Sequence[Layer], channels: int, size: tuple[int, int]) -> t
 
 def _row(layer: Layer, before: int, channels: int, size: tuple[int, int], field: Field | None, parameters: int) -> Row:
     if max(parameters, channels * size[0] * size[1]) > MOST_ELEMENTS:
-        raise ValueError(
+        raise TooLarge(
             f"in_channels, image_size, channels, fc and num_classes must leave {layer.name} a weight and a map that "
             f"some memory can hold, got {parameters} parameters and a map of {(channels, *size)}"
         )
