@@ -1,6 +1,6 @@
 // A picture under the network: click a pixel for the units that see it, or drag a square that covers it.
 import { barRow, byId, make, number, percent, placeBox } from "./dom.js";
-import { dataUrl, isLive, liveAnswer, livePost, needsServer } from "./source.js";
+import { dataOf, dataUrl, isLive, liveAnswer, livePost, needsServer } from "./source.js";
 import { newest } from "./tries.js";
 import { wallDrawn } from "./wall.js";
 
@@ -34,11 +34,22 @@ export function showPicture(shownNetwork, name, layerIndex) {
     return title;
   }
   const hint = make("p", { class: "soft", id: "hint" });
-  byId("side").replaceChildren(head, choosing(), modes(), stage(), hint, make("div", { id: "found" }));
+  const called = make("p", { class: "soft", id: "called" });
+  byId("side").replaceChildren(head, called, choosing(), modes(), stage(), hint, make("div", { id: "found" }));
+  if (view.picture >= 0) sayName(called, view.picture);
   drawMode();
   if (name === null) actLater(byId("found"));
   else act();
   return title;
+}
+
+async function sayName(called, picture) {
+  try {
+    const words = await dataOf(`picture/${picture}`);
+    called.textContent = `${words.name}${words.class ? ` (${words.class})` : ""}`;
+  } catch (error) {
+    called.textContent = error.message;
+  }
 }
 
 // What nobody has asked for is computed when nothing else is.
