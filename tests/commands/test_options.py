@@ -38,7 +38,7 @@ def test_layers_are_those_named_or_every_convolution(opened):
 
 
 def test_of_several_names_of_one_value_one_is_shown(opened):
-    """A block, its last part and the sum in it are one layer, by the name of a module; a sum of no module by its own."""
+    """A block, its last part and the sum in it are one layer, by the name of a module; a lone sum is one by its own."""
 
     class Block(nn.Module):
         def __init__(self, channels):
