@@ -222,11 +222,12 @@ def test_hostile_names_are_shown_as_text(chromium, address):
         assert "<script>alert(1)<" in names
 
 
-def test_a_hover_shows_the_whole_picture_with_what_the_unit_sees(chromium, address):
+@pytest.mark.parametrize("over", ["button.view", "td:nth-child(3) .view"])  # a picture, and a projection in it
+def test_a_hover_shows_the_whole_picture_with_what_the_unit_sees(chromium, address, over):
     with opened(chromium, f"{address}#conv1/0") as page:
         page.wait_for_selector(".pairs, #side p")
         open_unit(page, "conv1")
-        page.hover(".pairs tbody tr:nth-child(2) button.view")
+        page.hover(f".pairs tbody tr:nth-child(2) {over}")
         until(page, "document.querySelector('#whole img').complete")
         whole, frame = (page.locator(f"#whole {part}").bounding_box() for part in ("img", ".frame"))
         assert frame["width"] / whole["width"] == pytest.approx(7 / 48, rel=0.15)
