@@ -338,7 +338,7 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     return drawn
 
 
-def _fit(name: str, most: int = 32) -> str:
+def _fit(name: str, most: int = 26) -> str:
     """A name that is no wider than a panel, for panels stand close."""
     return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
