@@ -60,8 +60,7 @@ class DirectRows {
         fresh_ = false;
         convolve_block(block_, filters, bias, in_place ? out : acc_, target.outputs, in_place, next,
                        [&](int64_t begin, int64_t end, const T* sums) {
-                           for (int64_t p = begin; p < end; ++p, sums += kWidth<T>)
-                               finish.pixel(out + p * target.step, sums, target.outputs);
+                           finish.pixels(out + begin * target.step, target.step, sums, end - begin, target.outputs);
                        });
         return true;
     }
@@ -105,9 +104,10 @@ class WinogradTiles {
 
     void take(const T* x, Range lines) { winograd_.take(lines, input_rows(s_, x)); }
     bool make(const T* filters, const T* bias, const Finish<T>& finish, const Target<T>& target) {
-        return winograd_.products(filters, bias, [&](int64_t n, int64_t row, int64_t col, const T* values) {
-            finish.pixel(target.row(n, row) + col * target.step, values, target.outputs);
-        });
+        return winograd_.products(
+            filters, bias, [&](int64_t n, int64_t row, int64_t col, int64_t cols, const T* values) {
+                finish.pixels(target.row(n, row) + col * target.step, target.step, values, cols, target.outputs);
+            });
     }
 
    private:

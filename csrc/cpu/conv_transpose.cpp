@@ -234,17 +234,19 @@ bool transpose_tiles(const Conv& s, const T* w, const T* packed, T* x, int threa
         [&](Winograd<T>& winograd, int64_t, Range lines) { winograd.take(lines, fill_row); },
         [&](Winograd<T>& winograd, int64_t k, const T* filters) {
             const int64_t first = k * kWidth<T>, last = smaller(grid.outputs, first + kWidth<T>);
-            return winograd.products(filters, no_bias, [&](int64_t n, int64_t row, int64_t col, const T* values) {
-                for (int64_t o = first, next; o < last; o = next) {  // outputs [o, next) are of one row of x
-                    next = smaller(last, (o / run + 1) * run);
-                    const int64_t h = (q_top + row) * s.SH + o / run - s.PH;
-                    const int64_t at = ((q_left + col) * s.SW - s.PW) * s.C + o % run;
-                    const int64_t from = larger(0, -at), to = smaller(next - o, s.W * s.C - at);
-                    if (h < 0 || h >= s.H || from >= to) continue;
-                    T* const out = x + (n * s.H + h) * s.W * s.C + at;
-                    copy_pixels(out + from, 0, values + o - first + from, 1, to - from);
-                }
-            });
+            return winograd.products(
+                filters, no_bias, [&](int64_t n, int64_t row, int64_t col, int64_t cols, const T* values) {
+                    for (const int64_t end = col + cols; col < end; ++col, values += kWidth<T>)
+                        for (int64_t o = first, next; o < last; o = next) {  // outputs [o, next) are of one row of x
+                            next = smaller(last, (o / run + 1) * run);
+                            const int64_t h = (q_top + row) * s.SH + o / run - s.PH;
+                            const int64_t at = ((q_left + col) * s.SW - s.PW) * s.C + o % run;
+                            const int64_t from = larger(0, -at), to = smaller(next - o, s.W * s.C - at);
+                            if (h < 0 || h >= s.H || from >= to) continue;
+                            T* const out = x + (n * s.H + h) * s.W * s.C + at;
+                            copy_pixels(out + from, 0, values + o - first + from, 1, to - from);
+                        }
+                });
         });
 }
 

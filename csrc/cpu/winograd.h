@@ -10,7 +10,7 @@
 //   B^T d B of its tiles, for all channels                  [36][tiles][pitch]      about 2 MiB, L3
 //   and for each block and kDepth channels G g G^T          [36][kDepth][kWidth]    288 KiB at AVX2, L2
 //   and 36 products of matrices, by tile.h                  [36][tiles][kWidth]
-//   and the transform back, which hands each output pixel to the caller.
+//   and the transform back, which hands runs of output pixels to the caller.
 // Of very few tiles few_tiles.h makes the products, and no transformed filter is written to memory.
 // A NaN or an infinity spreads over its tile, and products below the smallest normal number lose digits that the sums
 // need: products() says when its results are not sound, and the caller starts over with the direct kernel.
@@ -215,10 +215,10 @@ struct Winograd {
         if (few()) gather_points(filters_);
     }
 
-    // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls pixel(n, row, col, values) for each output
-    // position, its kWidth values plus bias. False if they are not sound.
-    template <typename Pixel>
-    bool products(const T* filters, const T* bias, const Pixel& pixel) {
+    // One block of outputs: `filters` is [taps][taps][depth][kWidth]. Calls put(n, row, col, cols, values) for each run
+    // of `cols` output positions of a row, kWidth values each, bias added. False if they are not sound.
+    template <typename Put>
+    bool products(const T* filters, const T* bias, const Put& put) {
         const int64_t tiles = rows_.size() * tile_cols_, depth = g_.depth();
         bool sound = true;
         with_taps(g_.taps, [&](auto taps) {
@@ -226,14 +226,14 @@ struct Winograd {
                 const int64_t end = smaller(begin + inputs_.chunk, depth);
                 if (few()) {
                     add_few_tiles<taps.at>(FewTiles<T>{filters, filters_, depth, tiles, sums_, sum_plane_}, begin, end);
-                    if (end == depth) sound &= transform_outputs<taps.at>(0, tiles, bias, pixel);
+                    if (end == depth) sound &= transform_outputs<taps.at>(0, tiles, bias, put);
                     continue;
                 }
                 transform_filters<taps.at>(filters, begin, end);
                 for (int64_t t = 0; t < tiles; t += batch_) {
                     const int64_t t_end = smaller(t + batch_, tiles);
                     multiply(t, t_end, begin, end);
-                    if (end == depth) sound &= transform_outputs<taps.at>(t, t_end, bias, pixel);
+                    if (end == depth) sound &= transform_outputs<taps.at>(t, t_end, bias, put);
                 }
             }
         });
@@ -300,8 +300,8 @@ struct Winograd {
         }
     }
 
-    template <int kTapsOf, typename Pixel>
-    bool transform_outputs(int64_t first, int64_t last, const T* bias, const Pixel& pixel) {
+    template <int kTapsOf, typename Put>
+    bool transform_outputs(int64_t first, int64_t last, const T* bias, const Put& put) {
         constexpr int kSide = 7 - kTapsOf;
         alignas(64) T values[kSide * kSide * kWidth<T>];
         Seen<T> seen;
@@ -328,8 +328,7 @@ struct Winograd {
             const int64_t row = rows_.begin + t / tile_cols_, n = row / g_.tile_rows();
             const int64_t top = row % g_.tile_rows() * kSide, left = t % tile_cols_ * kSide;
             const int64_t height = smaller(kSide, g_.rows - top), width = smaller(kSide, g_.cols - left);
-            for (int64_t i = 0; i < height; ++i)
-                for (int64_t j = 0; j < width; ++j) pixel(n, top + i, left + j, values + (i * kSide + j) * kWidth<T>);
+            for (int64_t i = 0; i < height; ++i) put(n, top + i, left, width, values + i * kSide * kWidth<T>);
         }
         return seen.sound();
     }

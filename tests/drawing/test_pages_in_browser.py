@@ -33,7 +33,7 @@ def opened(chromium, url, size="desktop", scheme="light"):
     """A page that must say nothing on its console, miss no file and ask for nothing of elsewhere."""
     context = chromium.new_context(viewport=SIZES[size], color_scheme=scheme)
     page, said = context.new_page(), []
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
     page.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))

@@ -38,14 +38,14 @@ def started(world, *options):
 def test_the_address_stands_alone_answers_and_ctrl_c_ends_with_130(world):
     server, address = started(world)
     assert address.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(address + "data/network.json", timeout=20) as answer:
+    with urllib.request.urlopen(address + "data/network.json", timeout=60) as answer:
         assert json.load(answer)["pictures"] == 18
-    watching = urllib.request.urlopen(address + "live/search", timeout=20)  # a page is open
+    watching = urllib.request.urlopen(address + "live/search", timeout=60)  # a page is open
     other = urllib.request.Request(address, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(other, timeout=20)
+        urllib.request.urlopen(other, timeout=60)
     server.send_signal(signal.SIGINT)
-    _, errors = server.communicate(timeout=20)
+    _, errors = server.communicate(timeout=60)
     watching.close()
     assert (server.returncode, errors) == (130, "zfkernels explore: stopped\n")
 
@@ -53,7 +53,7 @@ def test_the_address_stands_alone_answers_and_ctrl_c_ends_with_130(world):
 def test_another_address_is_served_after_a_warning(world):
     server, address = started(world, "--host", "0.0.0.0")
     server.send_signal(signal.SIGINT)
-    _, errors = server.communicate(timeout=20)
+    _, errors = server.communicate(timeout=60)
     assert address.startswith("http://0.0.0.0:")
     assert "zfkernels: warning: --host 0.0.0.0: whoever reaches this machine sees these pictures" in errors
 

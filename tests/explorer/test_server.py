@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from asked import CLASSES, HOST, HOSTILE, LAYERS, PORT, ask, explorer, make_world, searched, small, told
+from clock import Clock, go_on_until
 from PIL import Image
 from small import SMALL
 
 import zfkernels as zf
 from zfkernels.analyses.activations import top_activations
 from zfkernels.data.scan import scan
-from zfkernels.explorer import live, pictures, server, state, uploads
+from zfkernels.explorer import jobs, live, pictures, server, state, uploads
 from zfkernels.models import checkpoint
 
 
@@ -241,26 +242,30 @@ def test_what_somebody_waits_for_comes_before_the_search():
     worker.stop()
 
 
-def test_the_search_steps_back_while_somebody_asks_for_one_thing_after_the_other():
+def test_the_search_steps_back_while_somebody_asks_for_one_thing_after_the_other(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(jobs, "time", clock)
     worker, order = server.Worker(), []
-    worker.submit(lambda: order.append("page")).result(10)
+    worker.submit(lambda: order.append("page")).result()
     search = worker.submit(lambda: order.append("search"), 2)
     for name in ("unit", "strip", "tile"):
-        time.sleep(0.1)
-        worker.submit(lambda name=name: order.append(name), 1).result(10)
-    search.result(10)
+        clock.sleep(0.1)
+        time.sleep(0.1)  # in which a search that did not wait long enough would begin
+        go_on_until(clock, worker.submit(lambda name=name: order.append(name), 1))
+    go_on_until(clock, search)
     assert order == ["page", "unit", "strip", "tile", "search"]
     worker.stop()
 
 
-@pytest.mark.parametrize(("pace", "most"), [(0.2, 1), (0.045, 2), (0.0, 8)])
+@pytest.mark.parametrize(("pace", "most"), [(0.2, 1), (0.045, 2), (0.001, 8)])
 def test_a_pass_of_the_search_is_as_short_as_somebody_would_wait(world, monkeypatch, pace, most):
     """The first are of one picture; how long those took says how many are taken at once."""
-    it, sizes, find = explorer(world), [], state.top_activations
+    it, sizes, find, clock = explorer(world), [], state.top_activations, Clock()
+    monkeypatch.setattr(state, "time", clock)
 
     def slow(deconv, batches, names, k, **more):
         sizes.append(k)
-        time.sleep(pace * k)
+        clock.sleep(pace * k)
         return find(deconv, batches, names, k, **more)
 
     monkeypatch.setattr(state, "top_activations", slow)
@@ -472,33 +477,40 @@ def test_a_long_upload_is_not_read_to_its_end(app, monkeypatch):
     assert (status, json.loads(body)["error"]) == (413, "the picture must have at most 1 MB")
 
 
-def test_no_more_uploads_are_taken_than_memory_is_meant_for(it, monkeypatch):
-    """Those that are on their way may be slow; one that is refused leaves its place, and so does one that ends."""
-    monkeypatch.setattr(uploads, "SECONDS", 0.3)
-    app = server.checked(server.application(it), "127.0.0.1", PORT)
-    slow = [asking(app, stays=True) for _ in range(uploads.AT_ONCE)]
+def test_no_more_uploads_are_taken_than_memory_is_meant_for(app):
+    """One that comes while others are on their way is refused; when they are here, there is room again."""
 
     async def all_of_them():
-        waiting = [asyncio.ensure_future(one) for one in slow]
-        await asyncio.sleep(0.05)
-        full = await asking(app)
-        late = [await one for one in waiting]
-        return full, late, await asking(app)
+        here = asyncio.Event()
+        waiting = [asyncio.ensure_future(sending(app, here.wait)) for _ in range(uploads.AT_ONCE)]
+        for _ in range(3):
+            await asyncio.sleep(0)  # each has begun
+        full = await sending(app)
+        here.set()
+        return full, [await one for one in waiting], await sending(app)
 
-    full, late, after = asyncio.run(all_of_them())
-    assert full == 503
-    assert late == [408] * uploads.AT_ONCE
-    assert after == 200
+    assert asyncio.run(all_of_them()) == (503, [200] * uploads.AT_ONCE, 200)
 
 
-async def asking(app, stays=False):
-    """The status of an upload, of which nothing comes if `stays`."""
+def test_an_upload_that_never_comes_is_given_up_and_leaves_its_place(app, monkeypatch):
+    monkeypatch.setattr(uploads, "SECONDS", 0.01)
+
+    async def all_of_them():
+        never = asyncio.Event()
+        return [await sending(app, never.wait) for _ in range(uploads.AT_ONCE + 1)]
+
+    assert asyncio.run(all_of_them()) == [408] * (uploads.AT_ONCE + 1)
+
+
+async def sending(app, until=None):
+    """The status of an upload, whose body comes when `until` has."""
     headers = [(b"host", HOST.encode()), (b"origin", f"http://{HOST}".encode())]
     scope = {"type": "http", "method": "POST", "path": "/live/upload", "query_string": b"", "headers": headers}
     statuses = []
 
     async def receive():
-        await asyncio.sleep(60 if stays else 0)
+        if until is not None:
+            await until()
         return {"type": "http.request", "body": picture_file(), "more_body": False}
 
     async def send(message):
@@ -662,7 +674,7 @@ def test_the_first_answer_of_a_unit_takes_less_than_150_ms(world):
     guarded = server.checked(server.application(it), "127.0.0.1", PORT)
     live_maps = [i for i, value in enumerate(it.state.tops["conv3"].values[:, 0].tolist()) if value > 0]
     seconds = []
-    for channel in live_maps[:4]:
+    for channel in live_maps[:12]:
         began = time.perf_counter()
         told(guarded, f"/data/unit/0/{channel}.json")
         assert ask(guarded, f"/data/unit/0/{channel}/deconvnet.webp")[0] == 200

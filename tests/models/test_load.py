@@ -205,7 +205,7 @@ def refused(capsys, words):
         ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is no checkpoint but a pointer of Git LFS"),
         (b"\n<!DOCTYPE html><html>Not found", "is no checkpoint but a web page"),
-        (gzip.compress(b"weights"), "is no checkpoint but compressed: `gunzip` it first"),
+        (gzip.compress(b"weights", mtime=0), "is no checkpoint but compressed: `gunzip` it first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "is no checkpoint but an HDF5 file"),
     ],
 )

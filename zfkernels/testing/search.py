@@ -203,9 +203,9 @@ def filled(choice: random.Random, spec: Spec, spoils: bool) -> Spec:
 # Shrinking
 
 
-def shrunk(spec: Spec, seconds: float = SHRINKING) -> Spec:
+def shrunk(spec: Spec) -> Spec:
     """A smaller and simpler case that fails the same check: greedily, the first simplification that still fails."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SHRINKING
     simplest = False
     while not simplest:
         simplest = True
