@@ -235,6 +235,20 @@ def test_a_hover_shows_the_whole_picture_with_what_the_unit_sees(chromium, addre
         assert page.locator("#whole").is_hidden()
 
 
+def test_maps_that_are_classes_and_pictures_have_names(chromium, address):
+    with opened(chromium, f"{address}#fc8") as page:
+        page.select_option("#order", "number")
+        said = [text.partition(" ")[2] for text in page.locator(".tiles b").all_inner_texts()]
+        assert said == CLASSES
+        page.fill("#find", CLASSES[2])
+        assert page.locator(".tiles li").count() >= 1
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#unit-title")
+        assert page.inner_text("#unit-title").startswith("fc8/")
+        page.goto(f"{address}#/picture/3")
+        until(page, "document.getElementById('called')?.textContent.includes('.png')")
+
+
 def test_the_wall_is_sorted_and_searched(chromium, address):
     with opened(chromium, f"{address}#conv5") as page:
         count = page.locator(".tiles li").count()
