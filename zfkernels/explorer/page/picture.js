@@ -211,8 +211,9 @@ const act = newest(async () => {
 function showSeen(units, layer) {
   const found = byId("found");
   if (!found || view.mode !== "look") return;
-  const name = network.layers[layer].name;
-  const items = units.map((unit) => make("li", {}, seenUnit(name, unit)));
+  const { name, answers } = network.layers[layer];
+  const called = (map) => (answers ? `map ${map}, ${network.classes[map]}` : `map ${map}`);
+  const items = units.map((unit) => make("li", {}, seenUnit(name, unit, called(unit.map))));
   found.replaceChildren(
     make("h3", {}, `What sees row ${view.row}, column ${view.column}`),
     items.length ? make("ul", { class: "seen" }, ...items) : make("p", {}, "No unit of this layer here responds."),
@@ -220,16 +221,16 @@ function showSeen(units, layer) {
 }
 
 // A unit that sees the pixel, as a link to its page; under the pointer, what it sees is framed.
-function seenUnit(name, unit) {
+function seenUnit(name, unit, called) {
   const share = unit.share === null ? "" : `, ${percent(unit.share)} of its strongest`;
-  const alt = `projection of ${name} map ${unit.map} in this picture`;
+  const alt = `projection of ${name} ${called} in this picture`;
   const point = () => placeBox(byId("mark"), unit.box, network.size);
   const back = () => byId("mark") && mark();
   const href = `#${encodeURIComponent(name)}/${unit.map}`;
   return make(
     "a", { href, onmouseenter: point, onfocus: point, onmouseleave: back, onblur: back },
     make("img", { class: "view pixels", src: unit.picture, alt }),
-    make("span", { class: "caption" }, `map ${unit.map}`),
+    make("span", { class: "caption" }, called),
     make("span", { class: "caption soft" }, `${number(unit.value)}${share}`),
   );
 }
