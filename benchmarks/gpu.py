@@ -93,7 +93,7 @@ PARTS = {
 BESIDE = "compile-triton"  # runs in the background
 REHEARSED = {"jobs": "pool5,norm1", "ops": "max_pool2d,contrast_norm", "rounds": 2}
 BUILD_SECONDS = 150.0  # the most
-HANG_SECONDS = 8.0  # of the part in which a rehearsal hangs, before it is killed
+HANG_SECONDS = 5.0  # that a rehearsal's part hangs before it is killed
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -215,8 +215,6 @@ def limit_of(args: argparse.Namespace, name: str, parts: list[str], left: float)
     if name == "build":
         return min(left, BUILD_SECONDS)
     after = sum(PARTS[other].share for other in parts[parts.index(name) + 1 :] if other != BESIDE)
-    if fault_of(args) == ("hang", name) and not name[-1].isdigit():
-        return HANG_SECONDS
     return min(left, max(PARTS[name].share, left - after))
 
 
@@ -251,6 +249,9 @@ def finish(
     """Waits for the part at most `limit` seconds, ends all that it started, and says how it ended."""
     log, began = args.out / f"{name}.log", time.time() - (time.monotonic() - since)
     try:
+        if fault_of(args) == ("hang", name) and not name[-1].isdigit():
+            processes.wait_for(process, rehearsal.HANGS, limit, log)
+            limit = HANG_SECONDS
         code, why = processes.wait(process, limit, log)
     finally:
         left = processes.end(process, kept)

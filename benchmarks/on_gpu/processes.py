@@ -51,6 +51,13 @@ def wait(process: subprocess.Popen, seconds: float, log: Path) -> tuple[int | No
                 return None, "its time was over"
 
 
+def wait_for(process: subprocess.Popen, text: str, seconds: float, log: Path) -> None:
+    """Until the log holds the text, the process has ended, or so many seconds have passed."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until and text not in log.read_text(errors="replace"):
+        time.sleep(0.1)
+
+
 def size_of(log: Path) -> int:
     try:
         return log.stat().st_size

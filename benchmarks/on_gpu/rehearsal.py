@@ -13,6 +13,7 @@ import sys
 import time
 from types import ModuleType, SimpleNamespace
 
+HANGS = "rehearsal: hangs"
 FAULTS = ("hang", "crash", "flood", "wrong")
 WITHOUT_RESULTS = ("machine", "build", "compile-triton", "ceilings")  # parts in which nothing can be wrong
 
@@ -101,4 +102,5 @@ def hang() -> None:
     """Never comes back, deaf to SIGTERM, and leaves such a process in a session of its own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print(HANGS, flush=True)
     time.sleep(600)

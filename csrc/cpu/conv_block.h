@@ -247,15 +247,14 @@ struct Finish {
     }
     // The same for `count` pixels, kWidth sums each, to pixels `step` elements apart.
     ZF_INLINE void pixels(T* to, int64_t step, const T* sums, int64_t count, int64_t outputs) const {
-        const Finish own = *this;  // which no store can change
         if (outputs < kWidth<T>) {
-            for (int64_t p = 0; p < count; ++p) own.pixel(to + p * step, sums + p * kWidth<T>, outputs);
+            for (int64_t p = 0; p < count; ++p) pixel(to + p * step, sums + p * kWidth<T>, outputs);
             return;
         }
         for (int64_t p = 0; p < count; ++p, to += step, sums += kWidth<T>)
             repeat<2>([&](auto v) {
                 T* const at = to + v.at * Lanes<T>::count;
-                store(at, own.vector(load<Vec<T>>(sums + v.at * Lanes<T>::count), at));
+                store(at, vector(load<Vec<T>>(sums + v.at * Lanes<T>::count), at));
             });
     }
 };
