@@ -62,8 +62,11 @@ function pairTable(network, index, map, words, began) {
   const rows = words.pairs.map((pair, rank) => {
     const [top, left, bottom, right] = pair.frame;
     const about = `patch of ${pair.name}, rows ${top} to ${bottom - 1}, columns ${left} to ${right - 1}`;
+    // Anywhere in the row; where little room is left beside the table, only on the picture itself.
+    const pointed = { onmouseenter: () => showWhole(network, pair), onmouseleave: hideWhole };
+    const isWide = innerWidth >= 1000;
     const patch = make("button", {
-      type: "button", class: "view",
+      type: "button", class: "view", ...(isWide ? {} : pointed),
       "aria-label": `${about}, activation ${number(pair.value)}; shows the whole picture`,
       onfocus: () => showWhole(network, pair), onblur: hideWhole,
       onclick: () => isLive && (location.hash = `/picture/${pair.picture}`),
@@ -78,8 +81,7 @@ function pairTable(network, index, map, words, began) {
       return make("td", {}, view);
     });
     const caption = make("span", { class: "caption soft" }, `${number(pair.value)} ${pair.class}`);
-    const pointed = { onmouseenter: () => showWhole(network, pair), onmouseleave: hideWhole };
-    return make("tr", pointed, make("td", {}, patch, caption), ...views);
+    return make("tr", isWide ? pointed : {}, make("td", {}, patch, caption), ...views);
   });
   const drawn = drawColumns(`unit/${index}/${map}`, columns, began);
   const head = make("thead", {}, make("tr", {}, ...heads));
