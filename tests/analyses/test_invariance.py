@@ -80,6 +80,9 @@ def test_by_default_the_transforms_are_the_papers_and_the_table_names_the_extrem
     assert [line.split()[0] for line in lines] == list(invariance.TRANSFORMS)
     farthest = float((result.curves[2].distances["conv1"] / result.norms["conv1"][:, None]).max())
     assert f"conv1: distance up to {farthest:.2f} of the norm  P(true class) from" in lines[2]
+    assert "P(class answered) from" in invariance.table(result, "class answered").splitlines()[2]
+    last = invariance.figure(result, ["a", "b"], of="class answered").axes[-1]
+    assert last.get_title() == "P(class answered)"
     unlabelled = invariance.invariance(model, x, ["conv1"], {"scale": [2]})
     assert "P(true class)" not in invariance.table(unlabelled)
     assert len(invariance.figure(unlabelled, ["a", "b"]).axes) == 1

@@ -60,4 +60,4 @@ def test_the_table_and_the_figure_name_each_neighbour():
     pictures = {i: pixels[i] for result in results for i in result.images[0].tolist()}  # only those that are shown
     drawn = neighbours.figure(results, pixels[:1], pictures, "vwxyz")
     titles = [axes.get_title() for axes in drawn.axes[4:]]
-    assert [title.split()[-1] for title in titles] == ["query", *("vwxyz"[number] for number in numbers)]
+    assert [title.split()[-1] for title in titles] == ["\u2192", *("vwxyz"[number] for number in numbers)]

@@ -1,11 +1,15 @@
 """Occlusion maps against a naive loop, closed forms and hand-worked grids."""
 
+import itertools
+from dataclasses import replace
+
 import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import error
+from matplotlib.axes import Axes
 from torch import nn
 
 import zfkernels as zf
@@ -408,13 +412,36 @@ def test_the_table_and_the_figure_show_the_worst_window():
     drawn = occlusion.figure(occlusion.Occluded("scene", picture, result), classes)
     titles = [axes.get_title() for axes in drawn.axes]
     assert [title[:3] for title in titles if title] == ["(a)", "(b)", "(c)", "(d)"]
-    assert f"P(b), {result.clear_probability:.2f} when clear" in titles[2]
+    told = next(title for title in titles if title.startswith("(c)"))
+    assert f"P(b),\n{result.clear_probability:.2f} when clear" in told
     worst = [patch.get_bbox().bounds for patch in drawn.axes[0].patches]
     assert worst == [(left, top, right - left, bottom - top)] * 2
     projected = occlusion.project_map(model, image, "1", result.channel)
     drawn = occlusion.figure(occlusion.Occluded("scene", picture, result, projected), classes)
-    titles = [*(axes.get_title() for axes in drawn.axes), *(part.get_suptitle() for part in drawn.subfigs)]
+    titles = [axes.get_title(side) for axes in drawn.axes for side in ("center", "left")]
     assert sorted(title[:3] for title in titles if title.startswith("(")) == ["(a)", "(b)", "(c)", "(d)", "(e)"]
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_no_title_of_the_figure_lies_on_another_or_on_a_colour_bar(others):
+    """With names that are long, as those of ImageNet's classes and of other packages' layers are."""
+    model, image = small_net().float(), torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(1))
+    result = replace(occlusion_map(model, image, 1, patch=8, stride=4, layer="1"), layer="features.denseblock4.conv2")
+    name = "a name that goes on and on and on and on"
+    images = torch.randn(others, 3, 24, 24) if others else None
+    projected = occlusion.project_map(model, image, "1", result.channel, images, [name] * others)
+    picture = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    drawn = occlusion.figure(occlusion.Occluded(name, picture, result, projected), [name] * 4)
+    drawn.canvas.draw()
+    axes = [each for each in drawn.findobj(Axes) if each.axison]
+    texts = [text for each in axes for text in (each.title, each._left_title) if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    bars = [each.get_window_extent() for each in axes if not each.get_title() and not each.get_title("left")]
+    assert len(boxes) == 5 + others
+    assert len(bars) == 2
+    pairs = [*itertools.combinations(boxes, 2), *itertools.product(boxes, bars)]
+    assert [pair for pair in pairs if pair[0].overlaps(pair[1])] == []
+    assert all(box.x0 >= 0 and box.x1 <= drawn.bbox.width for box in boxes)
 
 
 def covered_by_hand(forward, image, result, fill):

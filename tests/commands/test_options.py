@@ -1,13 +1,17 @@
 """What the commands share: a network opened once, and a report of a figure."""
 
 import argparse
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from small import SMALL, network, photographs
+from torch import nn
 
+from zfkernels import Deconvnet
 from zfkernels.commands import options
 from zfkernels.models import checkpoint
 from zfkernels.models.checkpoint import Network
@@ -31,6 +35,41 @@ def test_layers_are_those_named_or_every_convolution(opened):
     assert opened.deconv is opened.deconv
     with pytest.raises(ValueError, match="--layers must be of conv1, pool1"):
         opened.layers(["conv9"])
+
+
+def test_of_several_names_of_one_value_one_is_shown(opened):
+    """A block, its last part and the sum in it are one layer, by the name of a module; a lone sum is one by its own."""
+
+    class Block(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 1)
+
+        def forward(self, x):
+            return torch.relu(x + self.second(torch.relu(self.first(x))))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.stage = nn.Sequential(Block(4), Block(4))
+            self.pool, self.say = nn.MaxPool2d(2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.stage(self.stem(x))
+            return self.say(self.pool(x + x.sigmoid()).mean((2, 3)))
+
+    model = Net().eval()
+    found = options.Opened(replace(opened.network, model=model)).layers()
+    assert found == [
+        "stem.0",
+        *(f"stage.{block}{part}" for block in (0, 1) for part in (".first", ".second", "")),
+        "sigmoid",
+        "add_2",
+    ]
+    values = Deconvnet(model).activations(torch.randn(1, 3, 12, 12), found)
+    for one, other in itertools.combinations(values.values(), 2):
+        assert one.shape != other.shape or not torch.equal(one, other)
 
 
 def test_pictures_are_read_as_pixels_and_as_the_network_takes_them(opened, tmp_path):

@@ -65,7 +65,7 @@ def test_pictures_stand_below_their_projections(results):
     drawn = results["Projection"].plot(photographs(6, 48))
     axes = [a for a in drawn.axes if a.images]
     assert len(axes) == 12
-    assert [a.get_title() for a in axes[:6]] == [f"{v:.4g}" for v in results["Projection"].values.tolist()]
+    assert [a.get_title() for a in axes[:6]] == [f"activation {v:.4g}" for v in results["Projection"].values.tolist()]
     assert (axes[7].images[0].get_array() == photographs(6, 48)[1].permute(1, 2, 0).numpy()).all()
 
 

@@ -7,6 +7,14 @@ from zfkernels.drawing import style
 colors = pytest.importorskip("matplotlib.colors")
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    figure = style.new_figure(2, 1)
+    figure.suptitle("\u65e5\u672c\u8a9e")
+    style.save(figure, tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size > 0
+
+
 def test_the_numbers_between_powers_of_ten_look_like_all_others():
     figure = style.new_figure(3, 2)
     axes = figure.subplots()

@@ -222,16 +222,31 @@ def test_hostile_names_are_shown_as_text(chromium, address):
         assert "<script>alert(1)<" in names
 
 
-def test_a_hover_shows_the_whole_picture_with_what_the_unit_sees(chromium, address):
+@pytest.mark.parametrize("over", ["button.view", "td:nth-child(3) .view"])  # a picture, and a projection in it
+def test_a_hover_shows_the_whole_picture_with_what_the_unit_sees(chromium, address, over):
     with opened(chromium, f"{address}#conv1/0") as page:
         page.wait_for_selector(".pairs, #side p")
         open_unit(page, "conv1")
-        page.hover(".pairs tbody tr:nth-child(2) button.view")
+        page.hover(f".pairs tbody tr:nth-child(2) {over}")
         until(page, "document.querySelector('#whole img').complete")
         whole, frame = (page.locator(f"#whole {part}").bounding_box() for part in ("img", ".frame"))
         assert frame["width"] / whole["width"] == pytest.approx(7 / 48, rel=0.15)
         page.mouse.move(5, 5)
         assert page.locator("#whole").is_hidden()
+
+
+def test_maps_that_are_classes_and_pictures_have_names(chromium, address):
+    with opened(chromium, f"{address}#fc8") as page:
+        page.select_option("#order", "number")
+        said = [text.partition(" ")[2] for text in page.locator(".tiles b").all_inner_texts()]
+        assert said == CLASSES
+        page.fill("#find", CLASSES[2])
+        assert page.locator(".tiles li").count() >= 1
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#unit-title")
+        assert page.inner_text("#unit-title").startswith("fc8/")
+        page.goto(f"{address}#/picture/3")
+        until(page, "document.getElementById('called')?.textContent.includes('.png')")
 
 
 def test_the_wall_is_sorted_and_searched(chromium, address):

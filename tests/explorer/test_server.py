@@ -1,5 +1,7 @@
 """The explorer's answers, without a browser: what they say, whom they are given to, what they refuse."""
 
+import asyncio
+import dataclasses
 import gc
 import io
 import json
@@ -20,7 +22,7 @@ from small import SMALL
 import zfkernels as zf
 from zfkernels.analyses.activations import top_activations
 from zfkernels.data.scan import scan
-from zfkernels.explorer import jobs, live, pictures, server, state
+from zfkernels.explorer import jobs, live, pictures, server, state, uploads
 from zfkernels.models import checkpoint
 
 
@@ -400,6 +402,29 @@ def test_the_layer_below_is_the_one_whose_maps_a_unit_reads(world):
     assert found == [None, "conv1", "conv2", "conv3"]
 
 
+def test_the_classes_below_are_the_means_of_the_last_maps(world):
+    """As in most networks of others: a global average pool between the last maps and the classes."""
+
+    class Averaged(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.see, self.say = torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.say(torch.relu(self.see(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    of = dataclasses.replace(small(), model=Averaged().eval())
+    made = state.explored(of, zf.Deconvnet(of.model), scan(world / "photos"), ["see", "say"], "t")
+    for batch in made.batches(0):
+        made.take(*batch)
+    channel = int(made.tops["say"].values[:, 0].argmax())
+    answer = live.below(made, made.layers[1], channel)
+    assert answer["layer"] == "see"
+    bias = float(of.model.say.bias[channel].detach())
+    assert answer["total"] + bias == pytest.approx(float(made.tops["say"].values[channel, 0]), rel=5e-3)
+
+
 # Uploads
 
 
@@ -450,6 +475,69 @@ def test_a_long_upload_is_not_read_to_its_end(app, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_BYTES", 2**20)
     status, _, body = ask(app, "/live/upload", method="POST", body=b"x" * (2**20 + 1))
     assert (status, json.loads(body)["error"]) == (413, "the picture must have at most 1 MB")
+
+
+def test_no_more_uploads_are_taken_than_memory_is_meant_for(app):
+    """One that comes while others are on their way is refused; when they are here, there is room again."""
+
+    async def all_of_them():
+        here = asyncio.Event()
+        waiting = [asyncio.ensure_future(sending(app, here.wait)) for _ in range(uploads.AT_ONCE)]
+        for _ in range(3):
+            await asyncio.sleep(0)  # each has begun
+        full = await sending(app)
+        here.set()
+        return full, [await one for one in waiting], await sending(app)
+
+    assert asyncio.run(all_of_them()) == (503, [200] * uploads.AT_ONCE, 200)
+
+
+def test_an_upload_that_never_comes_is_given_up_and_leaves_its_place(app, monkeypatch):
+    monkeypatch.setattr(uploads, "SECONDS", 0.01)
+
+    async def all_of_them():
+        never = asyncio.Event()
+        return [await sending(app, never.wait) for _ in range(uploads.AT_ONCE + 1)]
+
+    assert asyncio.run(all_of_them()) == [408] * (uploads.AT_ONCE + 1)
+
+
+async def sending(app, until=None):
+    """The status of an upload, whose body comes when `until` has."""
+    headers = [(b"host", HOST.encode()), (b"origin", f"http://{HOST}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/live/upload", "query_string": b"", "headers": headers}
+    statuses = []
+
+    async def receive():
+        if until is not None:
+            await until()
+        return {"type": "http.request", "body": picture_file(), "more_body": False}
+
+    async def send(message):
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+def test_a_picture_is_called_by_its_file_and_its_class(app, it):
+    words = told(app, "/data/picture/0.json")
+    assert words == {"name": it.state.name(0), "class": it.state.label(0)}
+    assert ask(app, "/data/picture/18.json")[0] == 404
+
+
+def test_maps_that_are_classes_are_said_to_be(app):
+    layers = told(app, "/data/network.json")["layers"]
+    assert [layer["answers"] for layer in layers] == [False] * (len(layers) - 1) + [True]
+
+
+def test_without_checkpoints_it_is_said_that_there_is_no_epoch(world):
+    made = searched(world)
+    made.live.checkpoints = ()
+    app = server.checked(server.application(made), "127.0.0.1", PORT)
+    status, _, body = ask(app, "/live/epoch/0/0/0.webp")
+    made.worker.stop()
+    assert (status, json.loads(body)["error"]) == (404, "there is no epoch")
 
 
 def test_only_the_last_uploads_are_held(app, it):

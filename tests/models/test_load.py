@@ -275,7 +275,8 @@ def test_networks_of_every_kind(capsys, models, command, model):
     size = "" if model.startswith("sized") else "--size 40"
     code, _, errors = call(capsys, f"{command} --model user_models:{model} {size} --out o.png")
     assert code == 0
-    assert errors == "zfkernels: warning: random weights, because no --weights were given; what follows means nothing\n"
+    own = f"user_models:{model} gives its own; if they are random, what follows means nothing"
+    assert errors == f"zfkernels: warning: no --weights were given: {own}\n"
 
 
 def test_a_model_that_gives_a_dict_is_that_of_its_logits(models):

@@ -129,8 +129,8 @@ def invariance(
     return Invariance({layer: features.flatten(1).norm(dim=1).cpu() for layer, features in clear.items()}, curves)
 
 
-def table(result: Invariance) -> str:
-    """A line a transform: how far each layer's features move at most, and the range of P(true class)."""
+def table(result: Invariance, of: str = "true class") -> str:
+    """A line a transform: how far each layer's features move at most, and the range of P(`of`)."""
     lines = []
     for curve in result.curves:
         cells = [
@@ -139,18 +139,21 @@ def table(result: Invariance) -> str:
         ]
         if curve.probability is not None:
             low, high = float(curve.probability.min()), float(curve.probability.max())
-            cells.append(f"P(true class) from {low:.2f} to {high:.2f}")
+            cells.append(f"P({of}) from {low:.2f} to {high:.2f}")
         lines.append(f"{curve.transform:<12}" + "  ".join(cells))
     return "\n".join(lines)
 
 
-def figure(result: Invariance, names: Sequence[str], classes: Sequence[str] | None = None) -> Figure:
-    """A row a transform: for each layer the distance over the features' own norm, and P(true class).
+def figure(
+    result: Invariance, names: Sequence[str], classes: Sequence[str] | None = None, of: str = "true class"
+) -> Figure:
+    """A row a transform: for each layer the distance over the features' own norm, and P(`of`).
 
     A line an image; of more than 12 images the median of each class, and as a band the middle half of it.
 
     Args:
         names, classes: of the images; without classes they are all of one.
+        of: what the labels are.
     """
     groups = list(classes or ["all"] * len(names)) if len(names) > MOST_LINES else None
     first, rows = result.curves[0], len(result.curves)
@@ -163,7 +166,7 @@ def figure(result: Invariance, names: Sequence[str], classes: Sequence[str] | No
             _lines(axes, curve, relative, names, groups, f"{layer}: distance / norm")
             axes.set_ylim(0, None)
         if curve.probability is not None:
-            _lines(row[-1], curve, curve.probability, names, groups, "P(true class)")
+            _lines(row[-1], curve, curve.probability, names, groups, f"P({of})")
             row[-1].set_ylim(-0.02, 1.02)
     if groups is None or len(set(groups)) <= MOST_LINES:
         grid[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -109,11 +109,11 @@ def figure(
     for row, (result, q) in zip(grid, rows, strict=True):
         row[0].imshow(plain_picture(queries[q]), interpolation="nearest")
         row[0].set_ylabel(result.layer, fontsize=8)
-        row[0].set_title("query", fontsize=8, color=ACCENT)
+        row[0].set_title("query\ndistance \u2192", fontsize=8, color=ACCENT)
         pairs = zip(result.distances[q].tolist(), result.images[q].tolist(), strict=True)
         for axes, (distance, image) in zip(row[1:], pairs, strict=False):
             axes.imshow(plain_picture(pictures[image]), interpolation="nearest")
-            axes.set_title(f"{distance:.3g}" + (f" {names[image]}" if names else ""), fontsize=7, color=SOFT)
+            axes.set_title(f"{distance:.4g}" + (f" {names[image]}" if names else ""), fontsize=7, color=SOFT)
     return drawn
 
 

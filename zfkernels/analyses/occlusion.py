@@ -318,17 +318,17 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), result.probability.shape[1])
     outline(picture, result.boxes[worst].tolist())
-    picture.set_title(f"(a) {occluded.name}", fontsize=9)
+    picture.set_title(f"(a) {_fit(occluded.name)}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
     if result.activity is None or result.clear_activity is None:
         activity.set_axis_off()
     else:
         _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
-        activity.set_title(f"(b) {result.layer}, map {result.channel}: sum of activity", fontsize=9)
+        activity.set_title(f"(b) sum of activity of\n{_fit(f'{result.layer}, map {result.channel}')}", fontsize=9)
 
     _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
-    title = f"(c) P({classes[result.target]}), {result.clear_probability:.3g} when clear (line)"
+    title = f"(c) P({_fit(classes[result.target])}),\n{result.clear_probability:.3g} when clear (line)"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
     label.set_title("(d) most probable class", fontsize=9)
@@ -337,6 +337,11 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
         axes.tick_params(colors=SOFT, labelsize=7)
         axes.set_facecolor("#e8e8e8")
     return drawn
+
+
+def _fit(name: str, most: int = 26) -> str:
+    """A name that is no wider than a panel, for panels stand close."""
+    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
 def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
@@ -357,7 +362,7 @@ def _cells(axes: Axes, occluded: Occluded, values: np.ndarray, colours: str, cle
     """Draws a number a cell, with a bar of its colours from the least to the largest, and on it a line at `clear`."""
     low, high = min(float(values.min()), clear), max(float(values.max()), clear)
     drawn = axes.imshow(values, cmap=colours, extent=_extent(occluded), vmin=low, vmax=high, interpolation="nearest")
-    scale = axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
+    scale = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.05, 0, 0.06, 1)))  # as high as the cells
     scale.ax.tick_params(colors=SOFT, labelsize=7)
     scale.outline.set_visible(False)
     scale.set_ticks([low, (low + high) / 2, high])
@@ -376,7 +381,7 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
     if len(classes) > 20:  # of so many, those that are seen must differ
         colours[frequent] = [palette(rank % 20)[:3] for rank in range(len(frequent))]
     axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
-    handles = [Patch(color=colours[c], label=classes[c]) for c in frequent[:6]]
+    handles = [Patch(color=colours[c], label=_fit(classes[c], 24)) for c in frequent[:6]]
     axes.legend(
         handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1
     )
@@ -385,14 +390,20 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
 def _projected_row(canvas: Figure | SubFigure, occluded: Occluded) -> None:
     """Panel (e), the paper's (c): the map's strongest activation projected, in this image and in others."""
     of = f"{occluded.result.layer}, map {occluded.result.channel}"
-    canvas.suptitle(f"(e) {of}: its strongest activation, projected, in", fontsize=9)
     columns, projected = canvas.subplots(1, max(4, len(occluded.projected))), occluded.projected
+    heading, lone = f"(e) {of}: its strongest activation, projected", len(projected) == 1
+    if not lone:
+        canvas.suptitle(f"{heading}, in", fontsize=9)
     for axes, (title, pixels, box) in zip(columns, projected, strict=False):
         top, left, bottom, right = box
         part = cut(pixels, box)
         limit = full_scale([part])
         axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
-        axes.set_title(f"{title}, full colour \u00b1{limit:.2g}", fontsize=8)
+        told = f"{_fit(title, 18)}, full colour \u00b1{limit:.2g}"
+        if lone:
+            axes.set_title(f"{heading},\nin {told}", fontsize=9, loc="left")
+        else:
+            axes.set_title(told, fontsize=8)
         axes.tick_params(colors=SOFT, labelsize=7)
     for axes in columns[len(projected) :]:
         axes.set_axis_off()

@@ -11,6 +11,7 @@ from .. import progress
 from ..files import check_pages
 from ..graph.methods import NORMS
 from .options import (
+    LAYERS,
     NETWORK,
     Opened,
     add_json,
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="pictures, subfolders included")
     add_network(parser)
-    add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution)")
+    add("--layers", nargs="+", metavar="LAYER", help=f"(default: {LAYERS})")
     add("--maps", type=int, metavar="COUNT", help="only the first COUNT maps of each layer")
     add("--top", type=int, default=9, metavar="K", help="activations a map (%(default)s)")
     add("--norm", choices=NORMS, default="identity", help="(%(default)s)")

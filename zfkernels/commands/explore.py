@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .. import progress
 from ..files import check_pages, check_writable
 from .options import (
+    LAYERS,
     NETWORK,
     SIZE,
     add_network,
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     text = "epoch_*.pt of the network's training, in order: the page steps through them"
     add("--checkpoints", type=Path, nargs="+", metavar="FILE", help=text)
-    add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution, and the classes)")
+    add("--layers", nargs="+", metavar="LAYER", help=f"(default: {LAYERS}, and the classes)")
     add("--port", type=int, default=PORT, help="0 takes any that is free (%(default)s)")
     add("--host", default="127.0.0.1", help="another than this machine's own lets others in (%(default)s)")
     add("--no-browser", action="store_true", help="print the address, open nothing")

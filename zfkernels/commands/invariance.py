@@ -64,6 +64,11 @@ def run(args: argparse.Namespace) -> None:
     _, images = opened.read(paths)
     labels = true_classes(opened.network, paths, images, args.label)
     result = invariance(deconv, images, layers, labels=labels, progress=progress.wanted(args.quiet))
-    names = [opened.network.classes[label] for label in labels.tolist()]
-    report(figure(result, [path.stem for path in paths], names), args.out, table(result), *opened.notes)
+    classes = opened.network.classes
+    names = [classes[label] for label in labels.tolist()]
+    answered = 0 if args.label else sum(path.parent.name not in classes for path in paths)
+    of = "true class" if answered == 0 else "class answered" if answered == len(paths) else "true or answered class"
+    why = f"of {answered} of {len(paths)} pictures what the network answers, for their folders are none (--class)"
+    notes = [*([f"classes     {why}"] if answered else []), *opened.notes]
+    report(figure(result, [path.stem for path in paths], names, of), args.out, table(result, of), *notes)
     write_numbers(args, pictures=paths, classes=names, **vars(result))

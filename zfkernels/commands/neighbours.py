@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..analyses.activations import Batches
 
 METRICS = ("euclidean", "cosine")  # those of analyses.neighbours
+LONGEST = 18  # letters of a name above a picture
 EXAMPLES = f"""examples:
   zfkernels neighbours cat.jpg photos --weights run/zfnet.pt --layers conv1 fc7
 {NETWORK}"""
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     numbers = sorted({image for result in results for image in result.images[0].tolist()})
     pictures, _ = opened.read([paths[image] for image in numbers])
-    names = ["\n" + f"{path.parent.name}/{path.stem}"[-18:] for path in paths]
+    names = ["\n" + _end(f"{path.parent.name}/{path.stem}") for path in paths]
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)), names)
     report(drawn, args.out, table(results, paths), *opened.notes)
     found = {
@@ -76,3 +77,8 @@ def run(args: argparse.Namespace) -> None:
         for result in results
     }
     write_numbers(args, picture=args.picture, metric=args.metric, layers=found)
+
+
+def _end(name: str) -> str:
+    """The end of a name that is too long for a picture's title."""
+    return name if len(name) <= LONGEST else f"\u2026{name[1 - LONGEST :]}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..deconvnet.deconvnet import Deconvnet
     from ..models.checkpoint import Network
 
+LAYERS = "every layer that makes maps, pools and norms apart"  # what Opened.layers gives if none is named
 SIZE = 224  # of pictures that --model takes, if nothing else is said
 PICTURE = """
 PICTURE is any file Pillow reads: the camera's rotation is undone, transparency laid over grey,
@@ -164,12 +165,12 @@ class Opened:
         return tuple(self.deconv.vector_layers[:-1])
 
     def layers(self, names: Sequence[str] | None = None) -> list[str]:
-        """The layers named, which must exist; otherwise every layer with maps that is no pool and no norm."""
+        """The layers named, which must exist; otherwise each that makes maps once, pools and norms apart (LAYERS)."""
         for name in names or ():
             self.layer(name, "--layers")
         kinds = {name: type(module).__name__ for name, module in self.network.model.named_modules()}
-        maps = [name for name in self.deconv.layers if not re.search("pool|norm", kinds.get(name, name).lower())]
-        return list(names or maps)
+        once = self.deconv.distinct_layers
+        return list(names or [name for name in once if not re.search("pool|norm", kinds.get(name, name).lower())])
 
     def layer(self, name: str, option: str = "--layer") -> str:
         """The layer of this name; ValueError, with what there is, if there is none."""
@@ -225,10 +226,9 @@ def open_network(args: argparse.Namespace, or_random: bool = False) -> Opened:
     `or_random`: without --weights and --model it is the full ZFNet with random weights, after a warning.
     """
     network = network_of(args, args.weights, or_random)
-    if args.weights is not None or network.source:
-        return opened(network)
-    warn_random(args)
-    return Opened(network)
+    if args.weights is None and not network.source:
+        warn_random(args)
+    return opened(network)
 
 
 def network_of(args: argparse.Namespace, weights: Path | None, or_random: bool = False) -> Network:
@@ -251,9 +251,11 @@ def network_of(args: argparse.Namespace, weights: Path | None, or_random: bool =
 
 
 def warn_random(args: argparse.Namespace) -> None:
-    """Says on stderr that the network's weights are random."""
-    hint = "" if args.model else ". `zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt"
-    text = f"random weights, because no --weights were given; what follows means nothing{hint}"
+    """Says on stderr that the network's weights are random, or may be."""
+    hint = "`zfkernels demo` trains a network and writes zfkernels-demo/zfnet.pt"
+    text = f"random weights, because no --weights were given; what follows means nothing. {hint}"
+    if args.model:
+        text = f"no --weights were given: {args.model} gives its own; if they are random, what follows means nothing"
     print(f"zfkernels: warning: {text}", file=sys.stderr)
 
 

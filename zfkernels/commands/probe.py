@@ -3,6 +3,7 @@ from pathlib import Path
 
 from .. import progress
 from .options import (
+    LAYERS,
     NETWORK,
     add_json,
     add_network,
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds a folder of pictures for each class")
     add_network(parser)
-    add("--layers", nargs="+", metavar="LAYER", help="(default: every convolution and hidden layer)")
+    add("--layers", nargs="+", metavar="LAYER", help=f"(default: {LAYERS}, and hidden layers)")
     text = "training pictures of each class (%(default)s)"
     add("--per-class", type=int, nargs="+", default=[15, 30], metavar="COUNT", help=text)
     add("--draws", type=int, default=5, help="random choices of them (%(default)s)")

@@ -69,6 +69,7 @@ class Deconvnet:
             concatenations and other functions (the names that torch.fx gives them). A conv layer's name is its
             module's; its value is that after the batch norm and the ReLU that follow it (whose names are accepted for
             it, too), if nothing else reads it.
+        distinct_layers: `layers`, but of several names of one value (a block's, its last part's, a sum's) only one.
         vector_layers: likewise those that make vectors.
 
     Raises:
@@ -94,6 +95,10 @@ class Deconvnet:
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(self._planner.names().layers)
+
+    @property
+    def distinct_layers(self) -> tuple[str, ...]:
+        return self._planner.distinct()
 
     @property
     def vector_layers(self) -> tuple[str, ...]:

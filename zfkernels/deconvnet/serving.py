@@ -100,6 +100,16 @@ class Planner:
         # No size that was tried suits it: the modules' names, until images come.
         return self.graph or Graph(layers={name: 0 for name, _ in self.model.named_modules() if name})
 
+    def distinct(self) -> tuple[str, ...]:
+        """The layers that make maps, of several names of one value the first module's, or the first."""
+        modules = {name for name, _ in self.model.named_modules()}
+        chosen: dict[object, str] = {}
+        for name, value in self.names().layers.items():
+            key = value or name  # 0: of a model that was not traced nothing is known but names
+            if chosen.setdefault(key, name) not in modules and name in modules:
+                chosen[key] = name
+        return tuple(chosen.values())
+
     def _example(self) -> Graph | None:
         """The graph of a pass of black images of a size that the model takes."""
         first = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)

@@ -54,10 +54,10 @@ class Real:
         """Why plain deconvnet projections show nothing here, with the numbers."""
         plain, guided = max(unit.deconvnet for unit in self.units), [unit.guided for unit in self.units]
         return (
-            "Plain deconvnet projections show nothing of the photograph here, but a grid that is the same for each: "
-            "the network has no max-pooling, hence no switches, which are all that they have of an image. Of those of "
-            f"these {len(self.units)} units at most {plain:.2%} depends on the photograph (image_dependence), of the "
-            f"guided ones {min(guided):.0%} to {max(guided):.0%}."
+            "Plain deconvnet projections show nothing of the photograph here, only a grid that is the same for all "
+            "three. They know an image by the switches of max-pooling alone, and this network has none. The part that "
+            f"depends on the photograph (image_dependence), in these {len(self.units)} units: at most {plain:.2%} of a "
+            f"plain projection, {min(guided):.0%} to {max(guided):.0%} of a guided one."
         )
 
 

@@ -73,7 +73,7 @@ def projections(pixels: Tensor, values: Tensor, boxes: Tensor, pictures: Tensor 
         shown, axes = frame(box, side, shape), grid[i // columns * each, i % columns]
         part = cut(pixels[i], shown)
         axes.imshow(signed_picture(part, full_scale([part])), interpolation="nearest")
-        axes.set_title(f"{float(values[i]):.4g}", fontsize=8, color=SOFT)
+        axes.set_title(f"activation {float(values[i]):.4g}", fontsize=8, color=SOFT)
         if pictures is not None:
             below = grid[i // columns * each + 1, i % columns]
             below.imshow(plain_picture(pictures[i]), interpolation="nearest")

@@ -1,5 +1,6 @@
 """The ink, axes and fonts of every figure."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +68,9 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     literally(figure)
     kind = path.suffix[1:].lower() or "png"
-    write_whole(path, lambda beside: figure.savefig(beside, format=kind))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of files in letters that the font lacks: boxes say so
+        write_whole(path, lambda beside: figure.savefig(beside, format=kind))
 
 
 def literally(figure: Figure) -> None:

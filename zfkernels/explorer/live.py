@@ -263,15 +263,16 @@ def _window(x: Tensor, module: Any, place: Sequence[int]) -> Tensor:
 
 
 def _source(state: Explored, layer: Layer, inputs: Tensor, x: Tensor) -> Layer | None:
-    """The layer shown whose maps a convolution is given, (C, H, W), as they are or through pools and norms."""
+    """The layer shown whose maps are given, (C, H, W), as they are or through pools and norms; (C,) are their means."""
     of_its_shape = [
         other
         for other in reversed(state.layers[: layer.number])
-        if other.maps == len(x) and x.ndim == 3 and all(a >= b for a, b in zip(other.size, x.shape[1:], strict=True))
+        if other.maps == len(x) and all(a >= b for a, b in zip(other.size, x.shape[1:], strict=False))
     ]
     values = state.deconv.activations(inputs, [other.name for other in of_its_shape])
     for other in of_its_shape:
         value = values[other.name][0]
+        value = value.mean((1, 2)) if x.ndim < value.ndim else value
         if value.shape != x.shape or torch.allclose(value, x, rtol=1e-3, atol=1e-4 * float(x.abs().max())):
             return other
     return None

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..drawing.page import STYLE
 from ..graph.methods import METHODS
 from . import live as of_live
-from . import pictures, state
+from . import pictures, state, uploads
 from .jobs import SOON, URGENT, Search, Worker
 from .live import Live
 from .state import Explored, Layer
@@ -84,6 +84,8 @@ def application(it: Explorer) -> Starlette:
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in KINDS}
     files |= {"index.html": shell(None).encode(), STYLE.name: STYLE.read_bytes()}
 
+    coming: set[Request] = set()
+
     async def page(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
         if name not in files:
@@ -101,7 +103,7 @@ def application(it: Explorer) -> Starlette:
         return StreamingResponse(_events(it), media_type="text/event-stream", headers=headers)
 
     async def upload(request: Request) -> Response:
-        return await _upload(it, request)
+        return await uploads.answered(request, coming, it.worker, lambda data: of_live.upload(it.state, it.live, data))
 
     async def steer(request: Request) -> Response:
         verbs = {"stop": it.search.stop, "start": it.search.start}
@@ -128,6 +130,7 @@ def application(it: Explorer) -> Starlette:
             route("/data/network.json", lambda r: words(it)),
             route("/data/layer/{layer:int}.json", lambda r: _layer_words(it, r)),
             route("/data/tile/{layer:int}/{map:int}.webp", lambda r: _tile(it, r), SOON),
+            route("/data/picture/{number:int}.json", lambda r: state.picture_words(it.state, r.path_params["number"])),
             route("/data/picture/{number:int}.webp", lambda r: _picture(it, r.path_params["number"])),
             route(unit + ".json", lambda r: state.unit_words(it.state, *_unit(it, r.path_params))),
             route(unit + "/patches.webp", lambda r: state.patches(it.state, *_unit(it, r.path_params))),
@@ -199,6 +202,8 @@ def _number(parameters: Any, name: str, low: float, high: float) -> float:
         value = float(parameters[name])
     except (KeyError, ValueError):
         raise Missing(f"{name} must be a number") from None
+    if high < low:
+        raise Missing(f"there is no {name}")
     if not low <= value <= high:
         raise Missing(f"{name} must be from {low:g} to {high:g}")
     return value
@@ -279,24 +284,6 @@ def _epoch(it: Explorer, request: Request) -> bytes | None:
     return it.state.once(key, lambda: of_live.epoch(it.state, it.live, layer, channel, number))
 
 
-async def _upload(it: Explorer, request: Request) -> Response:
-    """A picture as the request's body, no longer than pictures.MOST_BYTES, counted as it comes."""
-    data = bytearray()
-    try:
-        async for part in request.stream():
-            data += part
-            if len(data) > pictures.MOST_BYTES:
-                text = f"the picture must have at most {pictures.MOST_BYTES // 2**20} MB"
-                return JSONResponse({"error": text}, status_code=413)
-    except ClientDisconnect:
-        return Response(status_code=400)
-    try:
-        call = lambda: of_live.upload(it.state, it.live, bytes(data))  # noqa: E731
-        return JSONResponse({"picture": await asyncio.wrap_future(it.worker.submit(call))})
-    except ValueError as error:
-        return JSONResponse({"error": str(error)}, status_code=415)
-
-
 async def _events(it: Explorer) -> AsyncIterator[str]:
     """The search as server-sent events, one whenever something has changed, until it ends."""
     said = None
@@ -373,7 +360,7 @@ def serve(it: Explorer, opened: socket.socket, ready: Callable[[str], None]) -> 
     guarded = checked(application(it), host, port)
     config = uvicorn.Config(
         guarded,
-        log_level="warning",
+        log_level="error",
         lifespan="off",
         ws="none",
         access_log=False,

@@ -25,7 +25,7 @@ from ..data.scan import Scan
 from ..deconvnet.deconvnet import Deconvnet
 from ..drawing.tiles import cut, frame, plain_picture
 from ..graph.methods import METHODS
-from ..models.checkpoint import Network
+from ..models.checkpoint import Network, numbered
 from . import pictures
 
 T = TypeVar("T")
@@ -195,10 +195,23 @@ def network_words(state: Explored) -> Words:
                 "method": layer.method,
                 "note": layer.note,
                 "dead": dead(state, layer),
+                "answers": answers(state, layer),
             }
             for layer in state.layers
         ],
     }
+
+
+def answers(state: Explored, layer: Layer) -> bool:
+    """Whether the layer's maps are the network's classes, which have names."""
+    names, last = state.network.classes, layer.number == len(state.layers) - 1
+    return last and layer.size == (1, 1) and layer.maps == len(names) and names != numbered(len(names))
+
+
+def picture_words(state: Explored, number: int) -> Words | None:
+    """What a picture is called; None if there is none of this number."""
+    known = 0 <= number < len(state.paths)
+    return {"name": state.name(number), "class": state.label(number)} if known else None
 
 
 def dead(state: Explored, layer: Layer) -> int | None:

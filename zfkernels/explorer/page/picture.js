@@ -1,6 +1,6 @@
 // A picture under the network: click a pixel for the units that see it, or drag a square that covers it.
 import { barRow, byId, make, number, percent, placeBox } from "./dom.js";
-import { dataUrl, isLive, liveAnswer, livePost, needsServer } from "./source.js";
+import { dataOf, dataUrl, isLive, liveAnswer, livePost, needsServer } from "./source.js";
 import { newest } from "./tries.js";
 import { wallDrawn } from "./wall.js";
 
@@ -34,11 +34,22 @@ export function showPicture(shownNetwork, name, layerIndex) {
     return title;
   }
   const hint = make("p", { class: "soft", id: "hint" });
-  byId("side").replaceChildren(head, choosing(), modes(), stage(), hint, make("div", { id: "found" }));
+  const called = make("p", { class: "soft", id: "called" });
+  byId("side").replaceChildren(head, called, choosing(), modes(), stage(), hint, make("div", { id: "found" }));
+  if (view.picture >= 0) sayName(called, view.picture);
   drawMode();
   if (name === null) actLater(byId("found"));
   else act();
   return title;
+}
+
+async function sayName(called, picture) {
+  try {
+    const words = await dataOf(`picture/${picture}`);
+    called.textContent = `${words.name}${words.class ? ` (${words.class})` : ""}`;
+  } catch (error) {
+    called.textContent = error.message;
+  }
 }
 
 // What nobody has asked for is computed when nothing else is.
@@ -200,8 +211,9 @@ const act = newest(async () => {
 function showSeen(units, layer) {
   const found = byId("found");
   if (!found || view.mode !== "look") return;
-  const name = network.layers[layer].name;
-  const items = units.map((unit) => make("li", {}, seenUnit(name, unit)));
+  const { name, answers } = network.layers[layer];
+  const called = (map) => (answers ? `map ${map}, ${network.classes[map]}` : `map ${map}`);
+  const items = units.map((unit) => make("li", {}, seenUnit(name, unit, called(unit.map))));
   found.replaceChildren(
     make("h3", {}, `What sees row ${view.row}, column ${view.column}`),
     items.length ? make("ul", { class: "seen" }, ...items) : make("p", {}, "No unit of this layer here responds."),
@@ -209,16 +221,16 @@ function showSeen(units, layer) {
 }
 
 // A unit that sees the pixel, as a link to its page; under the pointer, what it sees is framed.
-function seenUnit(name, unit) {
+function seenUnit(name, unit, called) {
   const share = unit.share === null ? "" : `, ${percent(unit.share)} of its strongest`;
-  const alt = `projection of ${name} map ${unit.map} in this picture`;
+  const alt = `projection of ${name} ${called} in this picture`;
   const point = () => placeBox(byId("mark"), unit.box, network.size);
   const back = () => byId("mark") && mark();
   const href = `#${encodeURIComponent(name)}/${unit.map}`;
   return make(
     "a", { href, onmouseenter: point, onfocus: point, onmouseleave: back, onblur: back },
     make("img", { class: "view pixels", src: unit.picture, alt }),
-    make("span", { class: "caption" }, `map ${unit.map}`),
+    make("span", { class: "caption" }, called),
     make("span", { class: "caption soft" }, `${number(unit.value)}${share}`),
   );
 }

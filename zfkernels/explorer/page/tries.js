@@ -124,7 +124,7 @@ async function fill(section, list, network, answer) {
 
 function input(answer, map, sum, index, words) {
   const text = `${answer.layer ? `${answer.layer}/` : "input "}${map}  ${sum > 0 ? "+" : ""}${number(sum)}`;
-  if (index < 0) return make("li", {}, text);
+  if (index < 0) return make("li", { class: "caption" }, text);
   const link = make("a", { href: `#${encodeURIComponent(answer.layer)}/${map}` });
   if (words.strength[map] > 0) {
     const tile = make("span", { class: "tile", "aria-hidden": "true" });

@@ -14,7 +14,8 @@ export async function showUnit(network, index, map) {
   const began = performance.now();
   const layer = network.layers[index];
   const words = await dataOf(`unit/${index}/${map}`);
-  const title = make("h2", { tabIndex: -1, id: "unit-title" }, `${layer.name}/${map}`);
+  const answer = layer.answers ? make("span", { class: "soft" }, ` ${network.classes[map]}`) : null;
+  const title = make("h2", { tabIndex: -1, id: "unit-title" }, `${layer.name}/${map}`, answer);
   const turns = [turnTo(layer, map, -1), turnTo(layer, map, 1), closing(layer)];
   const parts = [make("div", { class: "unit-head" }, title, ...turns)];
   if (!words.pairs.length) {
@@ -49,7 +50,7 @@ function summary(words) {
   const { total, silent } = words.histogram;
   const driven = total ? `Driven by ${percent((total - silent) / total)} of ${total} pictures. ` : "";
   const [name, count] = words.classes[0] || [];
-  const pure = name ? `${count} of its ${words.pairs.length} strongest are ${name}. ` : "";
+  const pure = name ? `${count} of its ${words.pairs.length} strongest are of class “${name}”. ` : "";
   return make("p", {}, `Strongest ${number(words.pairs[0].value)}. ${driven}${pure}`);
 }
 
@@ -61,10 +62,12 @@ function pairTable(network, index, map, words, began) {
   const rows = words.pairs.map((pair, rank) => {
     const [top, left, bottom, right] = pair.frame;
     const about = `patch of ${pair.name}, rows ${top} to ${bottom - 1}, columns ${left} to ${right - 1}`;
+    // Anywhere in the row; where little room is left beside the table, only on the picture itself.
+    const pointed = { onmouseenter: () => showWhole(network, pair), onmouseleave: hideWhole };
+    const isWide = innerWidth >= 1000;
     const patch = make("button", {
-      type: "button", class: "view",
+      type: "button", class: "view", ...(isWide ? {} : pointed),
       "aria-label": `${about}, activation ${number(pair.value)}; shows the whole picture`,
-      onmouseenter: () => showWhole(network, pair), onmouseleave: hideWhole,
       onfocus: () => showWhole(network, pair), onblur: hideWhole,
       onclick: () => isLive && (location.hash = `/picture/${pair.picture}`),
     });
@@ -78,7 +81,7 @@ function pairTable(network, index, map, words, began) {
       return make("td", {}, view);
     });
     const caption = make("span", { class: "caption soft" }, `${number(pair.value)} ${pair.class}`);
-    return make("tr", {}, make("td", {}, patch, caption), ...views);
+    return make("tr", isWide ? pointed : {}, make("td", {}, patch, caption), ...views);
   });
   const drawn = drawColumns(`unit/${index}/${map}`, columns, began);
   const head = make("thead", {}, make("tr", {}, ...heads));
@@ -138,9 +141,9 @@ function histogramOf(words) {
     const height = (56 * count) / most;
     chart.append(drawn("rect", { x: i * 10 + 1, y: 60 - height, width: 8, height }));
   });
-  const ends = [number(low), `${total - silent} pictures; ${silent} more silent`, number(high)];
+  const ends = [number(low), `${total - silent} pictures, at most ${most} a bar; ${silent} more silent`, number(high)];
   const below = make("p", { class: "ends soft" }, ...ends.map((text) => make("span", {}, text)));
-  return make("section", {}, make("h3", {}, "Histogram"), chart, below);
+  return make("section", {}, make("h3", {}, "How strongly each picture drives it"), chart, below);
 }
 
 function classesOf(words) {

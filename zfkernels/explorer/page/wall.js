@@ -9,7 +9,7 @@ const ORDERS = {
   random: "little change by random weights",
   number: "number",
 };
-let wall = null; // what is shown: {index, layer, words, order, query, shown}
+let wall = null; // what is shown: {index, layer, words, query, shown, names}
 let chosenOrder = "strength";
 
 const observer = new IntersectionObserver(
@@ -66,7 +66,7 @@ export async function showWall(network, index) {
   const words = await dataOf(`layer/${index}`);
   sayTime(`the layer in ${Math.round(performance.now() - began)} ms`);
   const query = wall && wall.index === index ? wall.query : "";
-  wall = { index, layer, words, query, shown: [] };
+  wall = { index, layer, words, query, shown: [], names: layer.answers ? network.classes : [] };
   const orders = Object.entries(ORDERS).map(([value, text]) =>
     make("option", { value, selected: value === chosenOrder }, text),
   );
@@ -86,10 +86,12 @@ export async function showWall(network, index) {
     make("span", { class: "soft", id: "count", role: "status" }),
   );
   const heading = make("h2", {}, layer.name, " ", make("span", { class: "soft" }, `${layer.maps} maps`));
+  const classed = network.folders.length ? ", and which part of its nine strongest pictures is of one class" : "";
   const explained = make(
     "p",
     { class: "soft" },
-    `Left: the strongest activation projected to pixels (${layer.method}). Right: what it saw.`,
+    `Left: the strongest activation projected to pixels (${layer.method}). Right: what it saw. Below: the map's number, ` +
+      `its strongest activation${classed}.`,
   );
   const note = layer.note ? make("p", { class: "note" }, layer.note) : "";
   byId("wall").replaceChildren(heading, explained, note, tools, make("ul", { class: "tiles", onkeydown: moveFocus }));
@@ -154,7 +156,7 @@ function isWanted(map) {
   const query = wall.query.trim().toLowerCase();
   if (!query) return true;
   if (/^\d+$/.test(query)) return String(map) === query;
-  return (wall.words.classes[map] || "").toLowerCase().includes(query);
+  return [wall.words.classes[map], wall.names[map]].some((name) => (name || "").toLowerCase().includes(query));
 }
 
 function drawTiles() {
@@ -182,14 +184,15 @@ function tileOf(map, isFirst, isKnown) {
     ? make("span", { class: "tile", "data-map": map, "aria-hidden": "true" })
     : make("span", { class: "tile silent", "aria-hidden": "true" }, words.searched ? "silent" : "…");
   const value = make("span", { class: "soft" }, isKnown ? number(strength) : "");
+  const mapName = wall.names[map] ? `${map} ${wall.names[map]}` : `${map}`;
   const link = make(
     "a",
     {
       href: `#${unitAddress(map)}`, tabIndex: isFirst ? 0 : -1, "data-unit": map,
-      "aria-label": `${layer.name} map ${map}, ${said}${pure}: its projection beside the patch that caused it`,
+      "aria-label": `${layer.name} map ${mapName}, ${said}${pure}: its projection beside the patch that caused it`,
     },
     picture,
-    make("span", { class: "caption" }, make("b", {}, String(map)), " ", value),
+    make("span", { class: "caption" }, make("b", {}, mapName), " ", value),
     make("span", { class: "caption soft" }, alike === null ? under : `correlation ${alike.toFixed(2)}`),
   );
   return make("li", {}, link);
