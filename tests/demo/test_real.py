@@ -44,8 +44,8 @@ def test_the_second_part_says_what_it_shows(tmp_path, monkeypatch):
     assert [unit.photograph for unit in found.units] == 2 * list(real.PHOTOGRAPHS)
     assert max(unit.deconvnet for unit in found.units) < 0.01
     assert max(unit.guided for unit in found.units) > 0.2
-    assert "no max-pooling, hence no switches" in found.why_guided
-    assert re.search(r"at most 0\.\d\d% depends .* guided ones \d+% to \d+%", found.why_guided)
+    assert "by the switches of max-pooling alone, and this network has none" in found.why_guided
+    assert re.search(r"at most 0\.\d\d% of a plain projection, \d+% to \d+% of a guided one", found.why_guided)
     assert len(found.occluded) == 3
     for (file, sentence), name in zip(found.occluded, real.PHOTOGRAPHS, strict=True):
         assert re.match(rf"{name}: P\(thing \d+\) falls from 0\.\d\d to 0\.\d\d at the worst place", sentence)

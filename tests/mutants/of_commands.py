@@ -13,8 +13,8 @@ COMMANDS = [
     Mutant(
         "stopped-is-an-error-like-others",
         "zfkernels/cli.py",
-        "        return 130\n",
-        "        return 2\n",
+        "            return STOPPED\n",
+        "            return 2\n",
         "tests/survival/test_signals.py -k 'continued and occlude'",
     ),
     Mutant(

@@ -213,7 +213,7 @@ OPS_AND_GRAPHS = [
     Mutant(
         "a-continued-search-looks-again",
         "zfkernels/analyses/activations.py",
-        "        if count < done:\n            continue\n",
+        "        if number < done:\n            continue\n",
         "",
         "tests/analyses/test_activations.py",
     ),
