@@ -78,10 +78,12 @@ void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size
 Scratch::Scratch(std::size_t bytes) : memory_(nullptr), bytes_(bytes ? bytes : 1) {
     if (kKeep && bytes_ >= kLeastKept) memory_ = kept().take(bytes_);
     if (memory_) return;
-    memory_ = ::operator new(bytes_, std::align_val_t{64}, std::nothrow);
-    if (!memory_)
+    try {
+        memory_ = ::operator new(bytes_, std::align_val_t{64});
+    } catch (const std::bad_alloc&) {
         throw std::runtime_error("can't allocate memory: a kernel tried to allocate " + std::to_string(bytes_) +
                                  " bytes to work in, beside its result; smaller maps, padding or dilation take less");
+    }
     prefer_huge_pages(memory_, bytes_);
 }
 
