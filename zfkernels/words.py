@@ -1,4 +1,4 @@
-"""Words for a name that does not exist: what it may have been meant to be, and what there is."""
+"""Names in words: one that does not exist, what it may have been meant to be, what there is, and one too long."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,3 +19,10 @@ def no_such(kind: str, name: str, known: Sequence[str]) -> str:
 def listed(known: Sequence[str], most: int = 40) -> str:
     """The names by commas, of many the first."""
     return ", ".join(known[:most]) + (", ..." if len(known) > most else "")
+
+
+def shortened(name: str, most: int, keep_end: bool = False) -> str:
+    """The name in at most so many letters: of a longer one the beginning, or the end, with a mark."""
+    if len(name) <= most:
+        return name
+    return f"\u2026{name[1 - most :]}" if keep_end else f"{name[: most - 1]}\u2026"

@@ -17,6 +17,7 @@ S = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 LP = torch.ones(2, 4, 3, 3)  # conv2d_relu_max_pool2d(X, W, B, 1, 0, 2, 2, 0, False)
 LS = torch.zeros(2, 4, 3, 3, dtype=torch.uint8)
 META = torch.device("meta")
+UNHOLDABLE = "output_size must leave a map that some memory can hold"
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # both are deprecated or prototypes, and still tensors that a user may hold
     QUANTIZED = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
@@ -477,33 +478,21 @@ WRONG = [
     ("layer below the kernel", reverse, {"output_size": (8, 2)}, ValueError, "output_size must be at least"),
     # one that no memory holds, of a stride or a dilation from which it may be
     (
-        "transposed at a stride that no memory holds",
+        "transposed beyond memory",
         deconv,
         {"stride": 2**28, "output_size": 5 * 2**28 + 3},
         ValueError,
-        "output_size must leave a map that some memory can hold, got (1342177283, 1342177283)",
+        f"{UNHOLDABLE}, got (1342177283, 1342177283)",
     ),
     (
-        "transposed at a dilation that no memory holds",
+        "transposed, dilated beyond memory",
         deconv,
         {"dilation": 2**29, "output_size": 2**30 + 6},
         ValueError,
-        "output_size must leave a map that some memory can hold",
+        UNHOLDABLE,
     ),
-    (
-        "unpool at a stride that no memory holds",
-        unpool,
-        {"stride": 2**28, "output_size": 3 * 2**28 + 2},
-        ValueError,
-        "output_size must leave a map that some memory can hold",
-    ),
-    (
-        "layer unpooled at a stride that no memory holds",
-        reverse,
-        {"pool_stride": 2**28, "output_size": 2**29 + 4},
-        ValueError,
-        "output_size must leave a map that some memory can hold",
-    ),
+    ("unpooled beyond memory", unpool, {"stride": 2**28, "output_size": 3 * 2**28 + 2}, ValueError, UNHOLDABLE),
+    ("layer unpooled beyond memory", reverse, {"pool_stride": 2**28, "output_size": 2**29 + 4}, ValueError, UNHOLDABLE),
     ("rectify is a number", deconv, {"rectify": 1}, TypeError, "rectify must be True or False, got 1"),
     ("rectify is a string", reverse, {"rectify": "no"}, TypeError, "rectify must be True or False, got 'no'"),
     # the norm's numbers

@@ -18,8 +18,11 @@ from ..drawing.tiles import cut, full_scale, plain_picture, signed_picture
 from ..models.modes import evaluation
 from ..progress import Shown, bar
 from ..window import Pair, count, pair
+from ..words import shortened
 from .choices import method_for
 from .covering import check_layer, covering, last_call
+
+WIDEST = 26  # letters of a name above a panel, for panels stand close
 
 
 @dataclass(frozen=True)
@@ -318,17 +321,19 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
     picture.imshow(plain_picture(occluded.image), extent=(0, width, height, 0), interpolation="nearest")
     worst = divmod(int(result.probability.argmin()), result.probability.shape[1])
     outline(picture, result.boxes[worst].tolist())
-    picture.set_title(f"(a) {_fit(occluded.name)}", fontsize=9)
+    picture.set_title(f"(a) {shortened(occluded.name, WIDEST)}", fontsize=9)
     picture.set_xlabel("pixels of the network's input", fontsize=8, color=SOFT)
 
     if result.activity is None or result.clear_activity is None:
         activity.set_axis_off()
     else:
         _cells(activity, occluded, result.activity.numpy(), "viridis", result.clear_activity)
-        activity.set_title(f"(b) sum of activity of\n{_fit(f'{result.layer}, map {result.channel}')}", fontsize=9)
+        activity.set_title(
+            f"(b) sum of activity of\n{shortened(f'{result.layer}, map {result.channel}', WIDEST)}", fontsize=9
+        )
 
     _cells(probability, occluded, result.probability.numpy(), "magma", result.clear_probability)
-    title = f"(c) P({_fit(classes[result.target])}),\n{result.clear_probability:.3g} when clear (line)"
+    title = f"(c) P({shortened(classes[result.target], WIDEST)}),\n{result.clear_probability:.3g} when clear (line)"
     probability.set_title(title, fontsize=9)
     _most_probable(label, occluded, classes)
     label.set_title("(d) most probable class", fontsize=9)
@@ -337,11 +342,6 @@ def figure(occluded: Occluded, classes: Sequence[str]) -> Figure:
         axes.tick_params(colors=SOFT, labelsize=7)
         axes.set_facecolor("#e8e8e8")
     return drawn
-
-
-def _fit(name: str, most: int = 26) -> str:
-    """A name that is no wider than a panel, for panels stand close."""
-    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
 def _extent(occluded: Occluded) -> tuple[float, float, float, float]:
@@ -381,7 +381,7 @@ def _most_probable(axes: Axes, occluded: Occluded, classes: Sequence[str]) -> No
     if len(classes) > 20:  # of so many, those that are seen must differ
         colours[frequent] = [palette(rank % 20)[:3] for rank in range(len(frequent))]
     axes.imshow(colours[label.numpy()], extent=_extent(occluded), interpolation="nearest")
-    handles = [Patch(color=colours[c], label=_fit(classes[c], 24)) for c in frequent[:6]]
+    handles = [Patch(color=colours[c], label=shortened(classes[c], 24)) for c in frequent[:6]]
     axes.legend(
         handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=1
     )
@@ -399,7 +399,7 @@ def _projected_row(canvas: Figure | SubFigure, occluded: Occluded) -> None:
         part = cut(pixels, box)
         limit = full_scale([part])
         axes.imshow(signed_picture(part, limit), extent=(left, right, bottom, top), interpolation="nearest")
-        told = f"{_fit(title, 18)}, full colour \u00b1{limit:.2g}"
+        told = f"{shortened(title, 18)}, full colour \u00b1{limit:.2g}"
         if lone:
             axes.set_title(f"{heading},\nin {told}", fontsize=9, loc="left")
         else:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import progress
+from ..words import shortened
 from .options import (
     NETWORK,
     add_json,
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     numbers = sorted({image for result in results for image in result.images[0].tolist()})
     pictures, _ = opened.read([paths[image] for image in numbers])
-    names = ["\n" + _end(f"{path.parent.name}/{path.stem}") for path in paths]
+    names = ["\n" + shortened(f"{path.parent.name}/{path.stem}", LONGEST, keep_end=True) for path in paths]
     drawn = figure(results, query, dict(zip(numbers, pictures, strict=True)), names)
     report(drawn, args.out, table(results, paths), *opened.notes)
     found = {
@@ -77,8 +78,3 @@ def run(args: argparse.Namespace) -> None:
         for result in results
     }
     write_numbers(args, picture=args.picture, metric=args.metric, layers=found)
-
-
-def _end(name: str) -> str:
-    """The end of a name that is too long for a picture's title."""
-    return name if len(name) <= LONGEST else f"\u2026{name[1 - LONGEST :]}"

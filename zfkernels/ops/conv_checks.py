@@ -85,15 +85,16 @@ def check_transposed(
     dilation, _ = grouping(dilation, groups, y.shape[1], weight.shape[0], ("y", "weight"))
     stride, padding = window.pair("stride", stride, 1), window.pair("padding", padding, 0)
     output_size = window.pair("output_size", output_size, 1)
-    if max(*stride, *dilation) > PLAIN_STRIDE:
-        check_output_size(y, max(weight.shape[0], weight.shape[1] * groups), output_size)
+    check_output_size(y, max(weight.shape[0], weight.shape[1] * groups), output_size, *stride, *dilation)
     size = window.conv_map(output_size, weight.shape[2:], stride, padding, dilation)
     return stride, padding, output_size, size, dilation
 
 
-def check_output_size(y: Tensor, channels: int, output_size: window.Pair) -> None:
-    """ValueError where torch cannot count the bytes of a map of that size for each image of y."""
-    window.check_holdable("output_size", "a map", (y.shape[0], channels, *output_size), output_size)
+def check_output_size(y: Tensor, channels: int, output_size: window.Pair, *steps: int) -> None:
+    """ValueError where torch cannot count the bytes of a map of that size for each image of y; `steps`: the strides and
+    dilations, without large ones of which no such size belongs to y."""
+    if max(steps) > PLAIN_STRIDE:
+        window.check_holdable("output_size", "a map", (y.shape[0], channels, *output_size), output_size)
 
 
 def check_addend(add: Tensor | None, cap: float | None, shape: tuple[int, ...], x: Tensor) -> float | None:

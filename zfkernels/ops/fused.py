@@ -19,7 +19,7 @@ from ..window import Sides
 from . import checks
 from .contrast_norm import check_norm, contrast_norm_backward
 from .conv import conv2d, conv2d_grads, conv2d_weight_grad, rectifier_grad
-from .conv_checks import PLAIN_STRIDE, check_conv, check_output_size, check_transposed
+from .conv_checks import check_conv, check_output_size, check_transposed
 from .define import Context, Gradients, Inputs, define
 from .max_pool import POOL, check_unpooled, mark_switches, max_unpool2d, max_unpool2d_backward, pooled_size
 from .prepared import opened
@@ -262,8 +262,7 @@ def max_unpool2d_relu_conv_transpose2d(
     checks.flag("rectify", rectify)
     stride, padding, output_size, conv_size, _ = check_transposed(y, weight, stride, padding, output_size)
     pool = checks.pool_window(pool_kernel, pool_stride, pool_padding, LAYER_POOL)
-    if max(pool[1]) > PLAIN_STRIDE:
-        check_output_size(y, max(weight.shape[:2]), output_size)
+    check_output_size(y, max(weight.shape[:2]), output_size, *pool[1])
     if conv_size[0] < 1 or conv_size[1] < 1:
         raise ValueError(
             f"output_size must be at least weight's window {tuple(weight.shape[2:])} less twice padding {padding}, "

@@ -15,7 +15,7 @@ from .. import window
 from ..backends.memory import Pooled, empty, pooled
 from ..window import Sides
 from . import checks
-from .conv_checks import PLAIN_STRIDE, check_output_size
+from .conv_checks import check_output_size
 from .define import Context, Gradients, Inputs, define
 
 
@@ -212,7 +212,6 @@ def max_unpool2d_with_switches(
     checks.switches(switches, y)
     pool = checks.pool_window(kernel_size, stride, padding, POOL)
     output_size = window.pair("output_size", output_size, 1)
-    if max(pool[1]) > PLAIN_STRIDE:
-        check_output_size(y, y.shape[1], output_size)
+    check_output_size(y, y.shape[1], output_size, *pool[1])
     check_unpooled(y, output_size, *pool, output_size)
     return max_unpool2d(y, switches, *pool, output_size, checks.backend(backend, y))
